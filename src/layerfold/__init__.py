@@ -1,0 +1,65 @@
+"""Make GPT-2-style language models smaller by working on their layers, and measure what that cost."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerfold.api import compress, evaluate
+    from layerfold.decoder import Decoder
+    from layerfold.errors import LayerfoldError
+    from layerfold.evaluate import Generation, Latency, Perplexity, Score, Size
+    from layerfold.hub import Model, load
+    from layerfold.methods import Collapse, Merge
+    from layerfold.recipe import Recipe, default_recipe, read_recipe
+    from layerfold.study import Study
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Collapse": "methods",
+    "Decoder": "decoder",
+    "Generation": "evaluate",
+    "Latency": "evaluate",
+    "LayerfoldError": "errors",
+    "Merge": "methods",
+    "Model": "hub",
+    "Perplexity": "evaluate",
+    "Recipe": "recipe",
+    "Score": "evaluate",
+    "Size": "evaluate",
+    "Study": "study",
+    "compress": "api",
+    "default_recipe": "recipe",
+    "evaluate": "api",
+    "load": "hub",
+    "read_recipe": "recipe",
+}
+
+__all__ = [
+    "Collapse",
+    "Decoder",
+    "Generation",
+    "Latency",
+    "LayerfoldError",
+    "Merge",
+    "Model",
+    "Perplexity",
+    "Recipe",
+    "Score",
+    "Size",
+    "Study",
+    "compress",
+    "default_recipe",
+    "evaluate",
+    "load",
+    "read_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: torch takes seconds, and `layerfold --help` needs none of it.
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"layerfold.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'layerfold' has no attribute {name!r}")

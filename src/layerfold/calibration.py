@@ -1,0 +1,110 @@
+"""What methods need to know of a model's activations, collected in one pass over calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from layerfold.decoder import FFN, Decoder
+from layerfold.errors import InputError
+from layerfold.linalg import Match, match_neurons
+from layerfold.progress import SILENT, Progress
+from layerfold.statistics import CrossMoments
+from layerfold.stepping import Stepper
+from layerfold.windows import Windows
+
+_BATCH_TOKENS = 2048
+
+Pair = tuple[int, int]
+"""(anchor, other): indices of two blocks, anchor first."""
+
+
+class Calibration:
+    """Statistics of one decoder's activations over one set of windows, computed when asked for and remembered.
+
+    The pass goes block by block: each block runs once over all windows, so that moments of the blocks before it need
+    not be held. What is held is the residual stream, 4 * d_model bytes a token, once for the block at hand and once
+    for each open anchor, and one (d_ffn, d_ffn) product for each pair that ends at that block; never the activations
+    of more than one batch.
+
+    Args:
+        decoder: the model as it is now; statistics asked for after an edit of it would be of another model.
+        windows: calibration text; positions past a window's length are excluded.
+    """
+
+    def __init__(self, decoder: Decoder, windows: Windows, progress: Progress = SILENT) -> None:
+        self.decoder = decoder
+        self.windows = windows
+        self.progress = progress
+        self._matches: dict[Pair, Match] = {}
+
+    def matches(self, pairs: Iterable[Pair]) -> dict[Pair, Match]:
+        """Match the neurons of each pair of blocks by the correlation of their activations."""
+        wanted = list(pairs)
+        missing = [pair for pair in wanted if pair not in self._matches]
+        for pair, correlation in self._correlations(missing):
+            self._matches[pair] = match_neurons(correlation)
+        return {pair: self._matches[pair] for pair in wanted}
+
+    def correlations(self, pairs: Iterable[Pair]) -> dict[Pair, Tensor]:
+        """Return the (d_ffn, d_ffn) neuron correlations of each pair."""
+        return dict(self._correlations(list(pairs)))
+
+    @torch.no_grad()
+    def _correlations(self, pairs: list[Pair]) -> Iterator[tuple[Pair, Tensor]]:
+        if not pairs:
+            return
+        ffns = [block.ffn for block in self.decoder.blocks]
+        for one, two in pairs:
+            if ffns[one].d_ffn != ffns[two].d_ffn:
+                raise InputError(f"blocks {one} and {two} have {ffns[one].d_ffn} and {ffns[two].d_ffn} neurons; accepted: as many")
+        # Each pair is met at the later of its two blocks, with the earlier one's FFN inputs at hand.
+        last = max(map(max, pairs))
+        last_use = {early: max(max(p) for p in pairs if min(p) == early) for early in set(map(min, pairs))}
+        inputs: dict[int, list[Tensor]] = {}
+        stepper = Stepper(self.decoder)
+        batches = self.windows.batches(_BATCH_TOKENS)
+        hidden = [stepper.embed(self.windows.input_ids[batch]) for batch in batches]
+        real = [self._real(batch) for batch in batches]
+        for index in self.progress.track(range(last + 1), "calibrating, block", last + 1):
+            here = [pair for pair in pairs if max(pair) == index]
+            moments = {pair: CrossMoments() for pair in here}
+            kept: list[Tensor] = []
+            for i, mask in enumerate(real):
+                with _watching(ffns[index]) as seen:
+                    hidden[i] = stepper.step(index, hidden[i])
+                ffn_inputs, neurons = seen[0][mask], seen[1][mask]
+                if index in last_use:
+                    kept.append(ffn_inputs)
+                for pair in here:
+                    anchor_neurons = ffns[min(pair)].neurons(inputs[min(pair)][i])
+                    moments[pair].update(anchor_neurons, neurons)
+            if kept:
+                inputs[index] = kept
+            inputs = {anchor: states for anchor, states in inputs.items() if last_use[anchor] > index}
+            for pair in here:
+                correlation = moments.pop(pair).correlation()
+                yield pair, correlation if pair[0] <= pair[1] else correlation.T
+
+    def _real(self, batch: slice) -> Tensor:
+        """(windows, tokens) bool: which positions hold text."""
+        return torch.arange(self.windows.context) < self.windows.lengths[batch, None]
+
+
+@contextmanager
+def _watching(ffn: FFN) -> Iterator[list[Tensor]]:
+    """Yield a list that a forward pass fills with the FFN's inputs and its neurons' activations."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append(arguments[0])
+
+    handles = [matrix.module.register_forward_pre_hook(keep) for matrix in (ffn.up, ffn.down)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

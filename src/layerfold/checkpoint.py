@@ -1,0 +1,259 @@
+"""Folders that a model is saved to and reloaded from exactly.
+
+Two forms, and no third by tying keys:
+
+- *dense*: what transformers writes, ties between FFNs materialised; loads with plain transformers.
+- *compact*: each distinct tensor once, with the names that share it in ``layerfold.json``; layerfold rebuilds it
+  exactly. Its weights are not called ``model.safetensors``, so that a plain load fails instead of filling what is
+  missing with random values.
+
+Both hold the tokenizer and ``layerfold.json``, which says where the model comes from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError, ModelError, OutputError, one_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Format = Literal["dense", "compact"]
+FORMATS: tuple[Format, ...] = ("dense", "compact")
+MANIFEST = "layerfold.json"
+COMPACT_WEIGHTS = "layerfold.safetensors"
+FORMAT_VERSION = 1
+
+
+def save(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase | None,
+    directory: Path,
+    provenance: Mapping[str, Any],
+    *,
+    format: Format = "dense",
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint; the folder appears whole or not at all.
+
+    Args:
+        provenance: JSON that `read_manifest` gives back under ``provenance``.
+        overwrite: replace a folder that holds something, and everything in it.
+
+    Raises:
+        OutputError: the folder holds something and `overwrite` is off, or it cannot be written.
+    """
+    check_format(format)
+    with quiet(), writing_folder(directory, overwrite=overwrite) as folder:
+        manifest: dict[str, Any] = {"format": format, "format_version": FORMAT_VERSION, "provenance": dict(provenance)}
+        if format == "compact":
+            manifest |= _write_compact(decoder.model, folder)
+        else:
+            write_dense(decoder.model, folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def check_format(format: str) -> None:
+    """Raise InputError for a format that does not exist."""
+    if format not in FORMATS:
+        raise InputError(f"unknown format {one_of(format, FORMATS)}")
+
+
+def write_dense(model: PreTrainedModel, folder: Path) -> None:
+    """Write what plain transformers loads: tensors tied beyond what the architecture declares are copied."""
+    state = dict(model.state_dict())
+    declared = {alias for alias in _aliases(model) if alias in model.all_tied_weights_keys}
+    for alias in _aliases(model):
+        if alias not in declared:
+            state[alias] = state[alias].clone()
+    model.save_pretrained(folder, state_dict=state)
+
+
+def _write_compact(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    aliases = _aliases(model)
+    stored = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in aliases}
+    save_file(stored, folder / COMPACT_WEIGHTS, metadata={"format": "pt"})
+    return {"aliases": aliases, "sha256": _hash_file(folder / COMPACT_WEIGHTS)}
+
+
+def _aliases(model: PreTrainedModel) -> dict[str, str]:
+    """For each parameter name that shares its tensor with an earlier one: that earlier name."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        if known != name:
+            aliases[name] = known
+    return aliases
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """Return what ``layerfold.json`` says, or None where there is none.
+
+    Raises:
+        ModelError: it is not what layerfold writes.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        format_, format_version, provenance = (manifest[k] for k in ("format", "format_version", "provenance"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{str(path)!r} is damaged: {error!r}") from error
+    if format_ not in FORMATS or format_version != FORMAT_VERSION or not isinstance(provenance, dict):
+        raise ModelError(
+            f"{str(path)!r} is of format {format_!r} version {format_version!r}; accepted: version {FORMAT_VERSION}"
+        )
+    return dict(manifest)
+
+
+def load_compact(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
+    """Rebuild a model from its compact form, with what was tied tied.
+
+    Raises:
+        ModelError: missing or damaged weights, or a structure that does not fit them.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    weights = directory / COMPACT_WEIGHTS
+    aliases = manifest.get("aliases")
+    if not weights.is_file() or not isinstance(aliases, dict):
+        raise ModelError(f"the compact checkpoint {str(directory)!r} lacks its weights or its structure")
+    found = _hash_file(weights)
+    if found != manifest.get("sha256"):
+        raise ModelError(
+            f"{str(weights)!r} is damaged: SHA-256 {found[:12]}..., recorded {str(manifest.get('sha256'))[:12]}..."
+        )
+    try:
+        tensors = load_file(weights)
+        config = AutoConfig.from_pretrained(directory)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+        state = tensors | {alias: tensors[name] for alias, name in aliases.items()}
+        model.load_state_dict(state, strict=True, assign=True)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the compact checkpoint {str(directory)!r} cannot be read: {_first_line(error)}") from error
+    for alias, name in aliases.items():
+        _tie(model, alias, name)
+    model.eval()
+    return model
+
+
+def _tie(model: PreTrainedModel, alias: str, name: str) -> None:
+    path, _, attribute = alias.rpartition(".")
+    setattr(model.get_submodule(path), attribute, model.get_parameter(name))
+
+
+def hash_weights(model: PreTrainedModel) -> str:
+    """SHA-256 over names, types, shapes and values of all tensors, whatever files they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_folder(directory: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where `writing_folder` would: call it before long work.
+
+    Even `overwrite` does not take a file, or a folder that the current one lies in.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty or new")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not overwrite:
+            raise OutputError(f"the output folder {str(directory)!r} is not empty; --overwrite replaces it whole")
+        if Path.cwd().resolve().is_relative_to(directory.resolve()):
+            raise OutputError(f"the output folder {str(directory)!r} holds the current folder; it is not replaced")
+
+
+@contextlib.contextmanager
+def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `directory` that takes its place when the block ends without an error."""
+    check_folder(directory, overwrite=overwrite)
+    directory = directory.absolute()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.", suffix=".tmp"))
+        try:
+            yield temporary
+            _open_up(temporary)
+            if directory.exists():
+                replaced = temporary.with_suffix(".old")
+                os.replace(directory, replaced)
+                os.replace(temporary, directory)
+                shutil.rmtree(replaced)
+            else:
+                os.replace(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OutputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {str(directory)!r}: {_first_line(error)}") from error
+
+
+def _open_up(folder: Path) -> None:
+    """Give what was written the permissions that a plain write gives; temporary folders and safetensors are private."""
+    os.umask(mask := os.umask(0))
+    os.chmod(folder, 0o777 & ~mask)
+    for file in folder.rglob("*"):
+        os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)
+
+
+def bytes_on_disk(decoder: Decoder, format: Format) -> int:
+    """Write the weights to a temporary folder and return the size of their files."""
+    with quiet(), tempfile.TemporaryDirectory(prefix="layerfold-") as name:
+        folder = Path(name)
+        if format == "compact":
+            _write_compact(decoder.model, folder)
+        else:
+            write_dense(decoder.model, folder)
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing its own bars and warnings over ours; what matters is checked and raised."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,49 @@
+"""Progress bars on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from layerfold.progress import Progress, Step, T
+
+
+class _Drawn:
+    """Draws one bar for each level of work; an inner one goes when it is done."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+
+    def track(self, items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
+        """Yield the items and move the bar."""
+        if total is None:
+            items = list(items)
+            total = float(len(items))
+        task = self._bars.add_task(description, total=total)
+        try:
+            for item in items:
+                if isinstance(item, Step):
+                    self._bars.update(task, description=f"{description}: {item.description}")
+                yield item
+                self._bars.advance(task, item.weight if isinstance(item, Step) else 1.0)
+        finally:
+            self._bars.remove_task(task)
+
+
+@contextmanager
+def drawn() -> Iterator[Progress]:
+    """Yield a `Progress` that draws on standard error: what is being done, how far, how long and how long yet."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield _Drawn(bars)

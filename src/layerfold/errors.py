@@ -1,0 +1,69 @@
+"""Every exception that layerfold raises on purpose.
+
+::
+
+    LayerfoldError
+    ├── InputError          an argument outside what is accepted
+    │   └── RecipeError     a study's recipe that cannot be read or does not validate
+    ├── ModelError          an unsupported architecture, missing or damaged weights, a NaN
+    ├── CorpusError         text that is missing, unreadable or too short
+    ├── OutputError         a folder that may not, or cannot, be written
+    ├── MissingExtraError   an optional package that is not installed (names the extra)
+    └── OfflineError        the Hub cannot be reached and nothing is cached
+
+Each message is one line that says what was received and what is accepted. The command line prints it and exits
+with code 2; anything else that escapes is a defect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LayerfoldError(Exception):
+    """Base of everything that layerfold raises on purpose."""
+
+
+class InputError(LayerfoldError, ValueError):
+    """An argument outside what is accepted."""
+
+
+class RecipeError(InputError):
+    """A recipe that is not YAML, has an unknown key, a wrong type or a duplicate label."""
+
+
+class ModelError(LayerfoldError):
+    """A model that cannot be read or whose architecture is not supported."""
+
+
+class CorpusError(LayerfoldError):
+    """A corpus that is missing, unreadable or too short for what was asked."""
+
+
+class OutputError(LayerfoldError, OSError):
+    """An output folder that holds something else, or that cannot be written."""
+
+
+class MissingExtraError(LayerfoldError, ImportError):
+    """An optional package is missing.
+
+    Args:
+        package: the distribution that could not be imported.
+        extra: the extra of layerfold that installs it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"the package {package!r} is not installed: pip install 'layerfold[{extra}]'")
+
+
+class OfflineError(LayerfoldError, ConnectionError):
+    """The Hub cannot be reached and the local cache does not hold what was asked for."""
+
+
+def one_of(received: str, accepted: Iterable[str]) -> str:
+    """Return the tail of a message: what was received, the nearest match, and what is accepted."""
+    options = sorted(accepted)
+    near = difflib.get_close_matches(received, options, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{received!r}; {hint}accepted: {', '.join(options)}"

@@ -1,0 +1,77 @@
+"""What all evaluators are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from layerfold.errors import InputError, one_of
+from layerfold.hub import Model
+from layerfold.progress import Progress
+
+Protocols = Literal["sound", "published"]
+PROTOCOLS: tuple[Protocols, ...] = ("sound", "published")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure with its uncertainty and what it was measured on.
+
+    Attributes:
+        value: the figure, in `unit`.
+        low, high: its interval; equal to the value where it is exact.
+        details: JSON that the evaluator adds.
+    """
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    lower_is_better: bool
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one flat JSON object."""
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "unit": self.unit,
+            "lower_is_better": self.lower_is_better,
+            **self.details,
+        }
+
+
+class Evaluator(Protocol):
+    """A way to measure a model; a frozen dataclass whose fields are its settings."""
+
+    name: ClassVar[str]
+
+    @property
+    def protocol_id(self) -> str:
+        """Name and version of the protocol; a changed protocol has a new version."""
+        ...
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        """Return all that determines the figure besides the model, defaults resolved, as JSON."""
+        ...
+
+    def __call__(self, model: Model, progress: Progress = ...) -> Score:
+        """Measure one model."""
+        ...
+
+
+@runtime_checkable
+class Comparison(Evaluator, Protocol):
+    """An evaluator whose figures are comparable only when all models are measured in one run."""
+
+    def compare(self, models: Mapping[str, Model], progress: Progress = ...) -> dict[str, Score]:
+        """Measure models side by side; the first is what the others are compared with."""
+        ...
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise InputError for a protocol that does not exist."""
+    if protocol not in PROTOCOLS:
+        raise InputError(f"unknown protocol {one_of(protocol, PROTOCOLS)}")

@@ -1,0 +1,95 @@
+"""Text samples, and how much of them repeats itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from layerfold.errors import InputError
+from layerfold.evaluate.base import Score
+from layerfold.hub import Model
+from layerfold.progress import SILENT, Progress
+from layerfold.statistics import bootstrap_mean
+
+PROMPTS = (
+    "The film opens with a quiet scene in which",
+    "I went to see this with my brother, and",
+    "What surprised me most about the story was",
+    "The acting is",
+    "In the last ten minutes everything",
+    "If you have ever lived in a small town,",
+    "The director has made several",
+    "There is one good reason to watch it:",
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Greedy text of a fixed length for the same prompts, with the mean fraction of 4-grams that are repeats.
+
+    Attributes:
+        prompts: what the model continues.
+        new_tokens: how many tokens it adds to each; end-of-text is suppressed.
+    """
+
+    prompts: tuple[str, ...] = PROMPTS
+    new_tokens: int = 40
+    name: ClassVar[str] = "generation"
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise InputError(f"generation prompts {list(self.prompts)}; accepted: one or more, none empty")
+        if self.new_tokens < 1:
+            raise InputError(f"generation new_tokens {self.new_tokens}; accepted: 1 or more")
+
+    @property
+    def protocol_id(self) -> str:
+        """Name and version of the protocol."""
+        return "generation-1"
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        """Return what determines the figure besides the model."""
+        return {"prompts": list(self.prompts), "new_tokens": self.new_tokens}
+
+    def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
+        """Generate from each prompt."""
+        samples = []
+        for prompt in progress.track(self.prompts, "generating, prompts"):
+            tokens = self._continue(model, prompt)
+            text = model.require_tokenizer().decode(tokens)
+            samples.append({"prompt": prompt, "text": text, "repeated_fraction": repeated_fraction(tokens)})
+        interval = bootstrap_mean(np.array([sample["repeated_fraction"] for sample in samples], dtype=np.float64))
+        details = {"new_tokens": self.new_tokens, "samples": samples}
+        return Score(
+            interval.value, interval.low, interval.high, "repeated 4-grams", lower_is_better=True, details=details
+        )
+
+    @torch.no_grad()
+    def _continue(self, model: Model, prompt: str) -> list[int]:
+        tokenizer = model.require_tokenizer()
+        ids = torch.tensor([tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]])
+        context = model.decoder.context
+        if ids.shape[1] + self.new_tokens > context:
+            raise InputError(f"prompt of {ids.shape[1]} tokens and {self.new_tokens} new ones; accepted: {context} in all")
+        produced = model.decoder.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            min_new_tokens=self.new_tokens,
+            max_new_tokens=self.new_tokens,
+            use_cache=True,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+        continued: list[int] = produced[0, ids.shape[1] :].tolist()
+        return continued
+
+
+def repeated_fraction(tokens: Sequence[int], n: int = 4) -> float:
+    """Fraction of n-grams that have occurred before in the same text; 0 for a text too short to hold one."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

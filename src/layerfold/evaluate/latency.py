@@ -1,0 +1,198 @@
+"""Latency of generation and of prefill, models timed in turn."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerfold.errors import InputError
+from layerfold.evaluate.base import Protocols, Score, check_protocol
+from layerfold.hub import Model
+from layerfold.progress import SILENT, Progress
+from layerfold.records import environment
+from layerfold.statistics import Floats, bootstrap_median
+
+_PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a generated token: greedy, batch 1, a fixed number of tokens, end-of-text suppressed.
+
+    Models are timed interleaved (A B C A B C ..., each round starting at the next one) after a warm-up of each. The
+    figure is the median over rounds with its quartiles; the speed-up over the first model is the median of the
+    per-round ratios with its 95 % bootstrap interval. Two models of one architecture come out equal within that.
+
+    Attributes:
+        rounds: how often each model is timed.
+        prompt_tokens, new_tokens: of each generation.
+        prefill_tokens: length of the prompt whose single forward pass is timed on its own; at most the context.
+        protocol: ``published`` repeats the published measurement instead: 20 generations to a length of 64, free to
+            stop early, one model after another.
+    """
+
+    rounds: int = 12
+    prompt_tokens: int = 32
+    new_tokens: int = 32
+    prefill_tokens: int = 256
+    protocol: Protocols = "sound"
+    name: ClassVar[str] = "latency"
+
+    def __post_init__(self) -> None:
+        check_protocol(self.protocol)
+        for name, least in (("rounds", 3), ("prompt_tokens", 1), ("new_tokens", 1), ("prefill_tokens", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"latency {name} {getattr(self, name)}; accepted: {least} or more")
+
+    @property
+    def protocol_id(self) -> str:
+        """Name and version of the protocol."""
+        return "latency-1" if self.protocol == "sound" else "latency-published-1"
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        """Return what determines the figure besides the model, this machine included."""
+        machine = {key: environment()[key] for key in ("threads", "processor", "device")}
+        if self.protocol == "published":
+            return {
+                "protocol": self.protocol,
+                "generations": _PUBLISHED_GENERATIONS,
+                "length": _PUBLISHED_LENGTH,
+                **machine,
+            }
+        return {
+            "protocol": self.protocol,
+            "rounds": self.rounds,
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "prefill_tokens": min(self.prefill_tokens, model.decoder.context),
+            "dtype": str(model.decoder.model.dtype).removeprefix("torch."),
+            **machine,
+        }
+
+    def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
+        """Measure one model."""
+        return self.compare({"": model}, progress)[""]
+
+    def compare(self, models: Mapping[str, Model], progress: Progress = SILENT) -> dict[str, Score]:
+        """Measure models side by side; the first is what the others' speed-up is over."""
+        if self.protocol == "published":
+            return self._published(models, progress)
+        wanted, room = self.prompt_tokens + self.new_tokens, min(model.decoder.context for model in models.values())
+        if wanted > room:
+            raise InputError(f"latency prompt and new tokens {wanted}; accepted: {room} in all, the context")
+        labels = list(models)
+        decode: dict[str, list[float]] = {label: [] for label in labels}
+        prefill: dict[str, list[float]] = {label: [] for label in labels}
+        for label in progress.track(labels, "latency, warming up"):
+            self._generate(models[label])
+            self._prefill(models[label])
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for turn in progress.track(range(self.rounds), "latency, rounds"):
+                # Each round starts one further, so that no model always runs in another's wake.
+                start = turn % len(labels)
+                for label in labels[start:] + labels[:start]:
+                    decode[label].append(self._generate(models[label]))
+                    prefill[label].append(self._prefill(models[label]))
+                gc.collect()
+        finally:
+            if collecting:
+                gc.enable()
+        return {label: self._score(models[label], label, labels[0], decode, prefill) for label in labels}
+
+    def _score(
+        self,
+        model: Model,
+        label: str,
+        first: str,
+        decode: Mapping[str, list[float]],
+        prefill: Mapping[str, list[float]],
+    ) -> Score:
+        times = np.array(decode[label])
+        details: dict[str, Any] = {
+            **self.settings(model),
+            "interval": "quartiles",
+            "prefill": _quartiles(np.array(prefill[label])),
+        }
+        if label != first:
+            speedup = bootstrap_median(np.array(decode[first]) / times)
+            details["speedup"] = {"value": speedup.value, "low": speedup.low, "high": speedup.high}
+            details["base_value"] = float(np.median(decode[first]))
+        return Score(**_quartiles(times), unit="ms/token", lower_is_better=True, details=details)
+
+    @torch.no_grad()
+    def _generate(self, model: Model) -> float:
+        """Milliseconds a new token."""
+        prompt = _prompt(model, self.prompt_tokens)
+        started = time.perf_counter()
+        produced = model.decoder.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            num_beams=1,
+            min_new_tokens=self.new_tokens,
+            max_new_tokens=self.new_tokens,
+            use_cache=True,
+            pad_token_id=0,
+        )
+        elapsed = time.perf_counter() - started
+        if produced.shape[1] != self.prompt_tokens + self.new_tokens:
+            raise InputError(
+                f"{produced.shape[1] - self.prompt_tokens} tokens generated where {self.new_tokens} were asked for"
+            )
+        return 1000 * elapsed / self.new_tokens
+
+    @torch.no_grad()
+    def _prefill(self, model: Model) -> float:
+        """Milliseconds of one forward pass over the prompt."""
+        prompt = _prompt(model, min(self.prefill_tokens, model.decoder.context))
+        started = time.perf_counter()
+        model.decoder.model(prompt, use_cache=True, logits_to_keep=1)
+        return 1000 * (time.perf_counter() - started)
+
+    @torch.no_grad()
+    def _published(self, models: Mapping[str, Model], progress: Progress) -> dict[str, Score]:
+        scores = {}
+        for label in progress.track(list(models), "published latency, models"):
+            model = models[label]
+            times, lengths = [], []
+            prompt = _prompt(model, min(8, model.decoder.context // 2))
+            for _ in range(_PUBLISHED_GENERATIONS):
+                started = time.perf_counter()
+                produced = model.decoder.model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    do_sample=False,
+                    max_length=min(_PUBLISHED_LENGTH, model.decoder.context),
+                    pad_token_id=0,
+                )
+                times.append(1000 * (time.perf_counter() - started))
+                lengths.append(produced.shape[1])
+            details = {
+                **self.settings(model),
+                "interval": "quartiles",
+                "mean": float(np.mean(times)),
+                "lengths": lengths,
+            }
+            scores[label] = Score(
+                **_quartiles(np.array(times)), unit="ms/sample", lower_is_better=True, details=details
+            )
+        return scores
+
+
+def _prompt(model: Model, tokens: int) -> Tensor:
+    """A fixed prompt; which tokens it holds does not matter to the time."""
+    return (torch.arange(1, tokens + 1) % int(model.decoder.model.config.vocab_size))[None]
+
+
+def _quartiles(times: Floats) -> dict[str, float]:
+    low, value, high = (float(q) for q in np.quantile(times, [0.25, 0.5, 0.75]))
+    return {"value": value, "low": low, "high": high}

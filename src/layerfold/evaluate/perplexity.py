@@ -1,0 +1,161 @@
+"""Perplexity over windows of a corpus, each token scored once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from layerfold.corpora import Corpus, load_corpus
+from layerfold.errors import CorpusError, InputError
+from layerfold.evaluate.base import Protocols, Score, check_protocol
+from layerfold.hub import Model, default_corpus
+from layerfold.progress import SILENT, Progress
+from layerfold.scoring import window_nats
+from layerfold.statistics import Floats, bootstrap_ratio
+from layerfold.windows import Windows, cut_windows
+
+_PUBLISHED_LINES, _PUBLISHED_BATCH, _PUBLISHED_TOKENS = 200, 2, 128
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(nats / scored tokens), with a 95 % bootstrap interval over windows.
+
+    Attributes:
+        corpus: see `corpora`; None takes the one that fits the model.
+        split: ``test`` by default.
+        context: window length in tokens; None takes the model's maximum.
+        stride: how far windows advance; None takes `context`.
+        limit_tokens: score this many tokens of the split at most; None scores all.
+        protocol: ``published`` repeats the published measurement instead: the first 200 non-empty lines, cut at 128
+            tokens, in batches of two padded with end-of-text, the padding scored.
+    """
+
+    corpus: str | None = None
+    split: str = "test"
+    context: int | None = None
+    stride: int | None = None
+    limit_tokens: int | None = None
+    protocol: Protocols = "sound"
+    name: ClassVar[str] = "perplexity"
+
+    def __post_init__(self) -> None:
+        check_protocol(self.protocol)
+
+    @property
+    def protocol_id(self) -> str:
+        """Name and version of the protocol."""
+        return "perplexity-1" if self.protocol == "sound" else "perplexity-published-1"
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        """Return what determines the figure besides the model."""
+        if self.protocol == "published":
+            corpus = self.read(model)
+            return {
+                "protocol": self.protocol,
+                "corpus": corpus.name,
+                "split": self.split,
+                "corpus_sha256": corpus.sha256,
+            }
+        windows = self.windows(model)
+        return {
+            "protocol": self.protocol,
+            "corpus": windows.corpus,
+            "split": windows.split,
+            "corpus_sha256": windows.corpus_sha256,
+            "context": windows.context,
+            "stride": windows.stride,
+            "tokens_sha256": windows.sha256,
+        }
+
+    def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
+        """Measure one model."""
+        settings = self.settings(model)
+        if self.protocol == "published":
+            nats, tokens = self._published(model, progress)
+            bits_per_byte = None
+        else:
+            windows = self.windows(model)
+            nats = window_nats(model.decoder, windows, progress, "perplexity, windows")
+            tokens = (windows.lengths - windows.first_scored).double().numpy()
+            bits_per_byte = nats.sum() / math.log(2) / windows.bytes if windows.bytes else None
+        interval = bootstrap_ratio(nats, tokens)
+        value, low, high = (float(x) for x in np.exp([interval.value, interval.low, interval.high]))
+        details = {
+            "tokens": int(tokens.sum()),
+            "bits_per_byte": bits_per_byte,
+            **settings,
+            "window_nats": nats.tolist(),
+            "window_tokens": tokens.astype(int).tolist(),
+        }
+        return Score(value, low, high, "perplexity", lower_is_better=True, details=details)
+
+    @cached_property
+    def _read(self) -> dict[str, Corpus]:
+        return {}
+
+    @cached_property
+    def _cut(self) -> dict[tuple[int, int], Windows]:
+        return {}
+
+    def read(self, model: Model) -> Corpus:
+        """Return the corpus, read once."""
+        name = self.corpus or default_corpus(model)
+        if name not in self._read:
+            self._read[name] = load_corpus(name, self.split)
+        return self._read[name]
+
+    def windows(self, model: Model) -> Windows:
+        """Return the windows for this model's tokenizer and context, cut once."""
+        tokenizer = model.require_tokenizer()
+        context = self.context or model.decoder.context
+        if context > model.decoder.context:
+            raise InputError(f"context {context}; accepted: 2 ... {model.decoder.context} (the model's maximum)")
+        if (id(tokenizer), context) not in self._cut:
+            self._cut[id(tokenizer), context] = cut_windows(
+                self.read(model), tokenizer, context=context, stride=self.stride, limit_tokens=self.limit_tokens
+            )
+        return self._cut[id(tokenizer), context]
+
+    @torch.no_grad()
+    def _published(self, model: Model, progress: Progress) -> tuple[Floats, Floats]:
+        """Nats and tokens of each batch, padding included in both, as the published notebooks count them."""
+        tokenizer = model.require_tokenizer()
+        lines = [line for document in self.read(model).documents for line in document.splitlines() if line.strip()]
+        if not lines:
+            raise CorpusError(f"corpus {self.corpus!r} has no line to score")
+        lines = lines[:_PUBLISHED_LINES]
+        nats, tokens = [], []
+        for first in progress.track(range(0, len(lines), _PUBLISHED_BATCH), "published perplexity, batches"):
+            rows = [
+                tokenizer(line, truncation=True, max_length=min(_PUBLISHED_TOKENS, model.decoder.context))["input_ids"]
+                for line in lines[first : first + _PUBLISHED_BATCH]
+            ]
+            width = max(2, *map(len, rows))
+            ids = torch.full((len(rows), width), int(tokenizer.eos_token_id))
+            mask = torch.zeros_like(ids)
+            for i, row in enumerate(rows):
+                ids[i, : len(row)] = torch.tensor(row)
+                mask[i, : len(row)] = 1
+            loss = model.decoder.model(input_ids=ids, attention_mask=mask, labels=ids).loss
+            nats.append(loss.item() * ids.numel())
+            tokens.append(ids.numel())
+        return np.array(nats), np.array(tokens, dtype=np.float64)
+
+
+def versus(score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
+    """Perplexity divided by the base's, with its interval from a paired bootstrap over the windows they share.
+
+    None where the two were not measured on the same windows.
+    """
+    if score.get("tokens_sha256") != base.get("tokens_sha256") or score["window_tokens"] != base["window_tokens"]:
+        return None
+    difference = np.array(score["window_nats"]) - np.array(base["window_nats"])
+    interval = bootstrap_ratio(difference, np.array(score["window_tokens"], dtype=np.float64))
+    value, low, high = (float(x) for x in np.exp([interval.value, interval.low, interval.high]))
+    return {"value": value, "low": low, "high": high}

@@ -1,0 +1,65 @@
+"""Size: distinct parameters, non-zeros, bytes on disk, operations a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from layerfold.checkpoint import bytes_on_disk
+from layerfold.decoder import Decoder
+from layerfold.evaluate.base import Score
+from layerfold.hub import Model
+from layerfold.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Size:
+    """Distinct parameters: a tied tensor counts once. Exact, so its interval is the value.
+
+    Attributes:
+        context: for the operations of attention; None takes the model's maximum.
+    """
+
+    context: int | None = None
+    name: ClassVar[str] = "size"
+
+    @property
+    def protocol_id(self) -> str:
+        """Name and version of the protocol."""
+        return "size-1"
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        """Return what determines the figure besides the model."""
+        return {"context": self.context or model.decoder.context}
+
+    def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
+        """Measure one model; its weights are written to a temporary folder, in both forms, and weighed."""
+        size = model.decoder.size()
+        context = self.context or model.decoder.context
+        details = {
+            "parameters": size.parameters,
+            "nonzero": size.nonzero,
+            "bytes": bytes_on_disk(model.decoder, "dense"),
+            "compact_bytes": bytes_on_disk(model.decoder, "compact"),
+            "dtype": str(model.decoder.model.dtype).removeprefix("torch."),
+            "blocks": model.decoder.n_blocks,
+            "flops_per_token": flops_per_token(model.decoder, context),
+            "context": context,
+        }
+        return Score(
+            size.parameters, size.parameters, size.parameters, "parameters", lower_is_better=True, details=details
+        )
+
+
+def flops_per_token(decoder: Decoder, context: int) -> int:
+    """Forward operations for one token, averaged over the positions of a window of `context` tokens.
+
+    Two for each weight of a projection or of the LM head, and four for each channel of each query head and each of
+    the (context + 1) / 2 positions that a token attends to on average. Norms, activations and look-ups are left out.
+    """
+    head = int(decoder.model.get_output_embeddings().weight.numel())
+    matrices = sum(p.numel() for block in decoder.blocks for p in block.module.parameters() if p.ndim == 2)
+    config = decoder.model.config
+    heads = int(config.num_attention_heads)
+    channels = heads * int(getattr(config, "head_dim", None) or decoder.d_model // heads)
+    return 2 * (head + matrices) + 2 * channels * (context + 1) * decoder.n_blocks

@@ -1,0 +1,148 @@
+"""What all methods are, and what those that average groups of FFNs share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError
+
+Notes = dict[str, Any]
+"""What a method found while it worked, as JSON: never what it saved, which the study measures."""
+
+
+class Method(Protocol):
+    """A way to make a decoder smaller; a frozen dataclass whose fields are its configuration."""
+
+    name: ClassVar[str]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `apply` reads activations."""
+        ...
+
+    def resolved(self, n_blocks: int) -> dict[str, Any]:
+        """Return the full configuration as JSON, defaults and groups spelled out.
+
+        Raises:
+            InputError: a setting that a model of this depth does not admit.
+        """
+        ...
+
+    def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
+        """Edit the decoder in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class GroupAverage:
+    """Average the FFNs of groups of consecutive blocks.
+
+    Neurons are first reordered to match the anchor's by the correlation of their activations; then all of the FFN,
+    weights and biases, is averaged.
+
+    Attributes:
+        n: group size; the groups are consecutive from block 0, the last one shorter where the depth is no multiple.
+        groups: instead of `n`, inclusive ranges of block indices as ``"1-4,5-8"``; other blocks are left alone.
+        align: ``hungarian``, or ``none`` to average neurons in the order they have.
+        anchor: the block of each group that the others are aligned to.
+
+    Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3.
+    """
+
+    n: int | None = None
+    groups: str | None = None
+    align: Literal["hungarian", "none"] = "hungarian"
+    anchor: Literal["first", "middle", "last"] = "first"
+
+    def __post_init__(self) -> None:
+        if (self.n is None) == (self.groups is None):
+            raise InputError(f"n {self.n} and groups {self.groups!r}; accepted: one of the two")
+        if self.n is not None and self.n < 2:
+            raise InputError(f"n {self.n}; accepted: a whole number from 2 to the model's depth")
+        if self.align not in ("hungarian", "none"):
+            raise InputError(f"align {self.align!r}; accepted: hungarian, none")
+        if self.anchor not in ("first", "middle", "last"):
+            raise InputError(f"anchor {self.anchor!r}; accepted: first, middle, last")
+        if self.groups is not None:
+            _parse(self.groups)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether neurons are aligned."""
+        return self.align == "hungarian"
+
+    def group_indices(self, n_blocks: int) -> list[range]:
+        """Return each group of two or more blocks."""
+        if self.n is not None:
+            if self.n > n_blocks:
+                raise InputError(f"n {self.n} for a model of {n_blocks} blocks; accepted: 2 ... {n_blocks}")
+            groups = [range(first, min(first + self.n, n_blocks)) for first in range(0, n_blocks, self.n)]
+        else:
+            groups = _parse(self.groups or "")
+            if groups[-1].stop > n_blocks:
+                raise InputError(f"groups {self.groups!r} for a model of blocks 0 ... {n_blocks - 1}")
+        return [group for group in groups if len(group) > 1]
+
+    def resolved(self, n_blocks: int) -> dict[str, Any]:
+        """Return the configuration with the groups spelled out."""
+        spelled = ",".join(f"{group[0]}-{group[-1]}" for group in self.group_indices(n_blocks))
+        return {"groups": spelled, "align": self.align, "anchor": self.anchor}
+
+    def anchor_of(self, group: range) -> int:
+        """Return the index of a group's anchor."""
+        return group[{"first": 0, "middle": (len(group) - 1) // 2, "last": -1}[self.anchor]]
+
+    @torch.no_grad()
+    def average_(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
+        """Overwrite each anchor's FFN by its group's average."""
+        groups = self.group_indices(decoder.n_blocks)
+        pairs = [(self.anchor_of(g), other) for g in groups for other in g if other != self.anchor_of(g)]
+        matches = {}
+        if self.needs_calibration:
+            if calibration is None:
+                raise InputError("align 'hungarian' needs calibration text; give a corpus, or align none")
+            matches = calibration.matches(pairs)
+        ffns = [block.ffn for block in decoder.blocks]
+        for group in groups:
+            anchor = self.anchor_of(group)
+            # Float32 sums, so that averaging half-precision weights does not round at each step.
+            sums = [tensor.float().clone() for tensor in ffns[anchor].tensors()]
+            for other in group:
+                if other != anchor:
+                    order = matches[anchor, other].order if matches else None
+                    for total, tensor in zip(sums, ffns[other].tensors(order), strict=True):
+                        total += tensor
+            ffns[anchor].copy_([total.div_(len(group)) for total in sums])
+        return {
+            "pairs": [
+                {
+                    "anchor": anchor,
+                    "block": other,
+                    "correlation": match.mean_correlation,
+                    "unaligned": match.mean_correlation_unaligned,
+                }
+                for (anchor, other), match in matches.items()
+            ]
+        }
+
+
+def _parse(groups: str) -> list[range]:
+    """Parse ``"1-4,5-8"`` into ranges, in order and disjoint."""
+    parsed = []
+    for part in groups.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part)
+        if not match or int(match[1]) >= int(match[2]):
+            raise InputError(f"group {part!r}; accepted: first-last block of two or more, as in '1-4,5-8'")
+        parsed.append(range(int(match[1]), int(match[2]) + 1))
+    parsed.sort(key=lambda group: group.start)
+    for one, two in pairwise(parsed):
+        if two.start < one.stop:
+            raise InputError(f"groups {groups!r} overlap at block {two.start}")
+    return parsed

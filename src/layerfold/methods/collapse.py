@@ -1,0 +1,29 @@
+"""Collapse: a group of blocks becomes one block with the average of their FFNs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder
+from layerfold.methods.base import GroupAverage, Notes
+
+
+@dataclass(frozen=True)
+class Collapse(GroupAverage):
+    """Replace each group of blocks by its anchor, whose FFN becomes the group's average."""
+
+    name: ClassVar[str] = "collapse"
+
+    def resolved(self, n_blocks: int) -> dict[str, Any]:
+        """Return the configuration with the groups spelled out."""
+        return {"method": self.name, **super().resolved(n_blocks)}
+
+    def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
+        """Edit the decoder in place."""
+        groups = self.group_indices(decoder.n_blocks)
+        notes = self.average_(decoder, calibration)
+        removed = {index for group in groups for index in group if index != self.anchor_of(group)}
+        decoder.keep_([index for index in range(decoder.n_blocks) if index not in removed])
+        return notes

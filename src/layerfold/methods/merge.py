@@ -1,0 +1,41 @@
+"""Merge: the FFNs of a group become one average; the depth stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder
+from layerfold.methods.base import GroupAverage, Notes
+
+
+@dataclass(frozen=True)
+class Merge(GroupAverage):
+    """Give each block of a group the average of the group's FFNs; LayerNorms and attention stay each block's own.
+
+    The published code gave the average to the first block of each group only; its description, and this, to all.
+
+    Attributes:
+        tie: let the blocks of a group share one stored FFN, which a compact checkpoint keeps once.
+    """
+
+    tie: bool = False
+    name: ClassVar[str] = "merge"
+
+    def resolved(self, n_blocks: int) -> dict[str, Any]:
+        """Return the configuration with the groups spelled out."""
+        return {"method": self.name, **super().resolved(n_blocks), "tie": self.tie}
+
+    def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
+        """Edit the decoder in place."""
+        notes = self.average_(decoder, calibration)
+        ffns = [block.ffn for block in decoder.blocks]
+        for group in self.group_indices(decoder.n_blocks):
+            anchor = ffns[self.anchor_of(group)]
+            for index in group:
+                if self.tie:
+                    ffns[index].tie_(anchor)
+                elif index != self.anchor_of(group):
+                    ffns[index].copy_(anchor.tensors())
+        return notes

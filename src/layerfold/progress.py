@@ -1,0 +1,43 @@
+"""How long work says where it stands, without knowing who shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of several unequal pieces of work.
+
+    Attributes:
+        description: what is being done.
+        weight: how long it takes, relative to the others.
+        payload: what the caller needs to do it.
+    """
+
+    description: str
+    weight: float
+    payload: Any
+
+
+class Progress(Protocol):
+    """Something that shows work in progress; the command line passes one that draws bars."""
+
+    def track(self, items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
+        """Yield the items, showing what is being done and how far it is; a `Step` counts by its weight."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def track(self, items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
+        """Yield the items."""
+        return items
+
+
+SILENT = Silent()

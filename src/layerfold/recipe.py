@@ -1,0 +1,224 @@
+"""Recipes: what a study compares, typed, read from YAML."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from layerfold.errors import InputError, RecipeError, one_of
+from layerfold.evaluate import EVALUATORS, Evaluator
+from layerfold.hub import POCKET
+from layerfold.methods import METHODS, Collapse, Merge
+from layerfold.records import BASE_LABEL
+
+DEFAULT_SIZES = (2, 4, 6, 8, 10)
+DEFAULT_EVALUATORS = ("size", "perplexity", "latency", "generation")
+DEFAULT_LIMIT_TOKENS = 65_536
+DEFAULT_CALIBRATION_TOKENS = 16_384
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+def _build(kind: str, registry: Mapping[str, type[Any]], name: Any, config: Any) -> Any:
+    """Build a method or an evaluator from its name and the settings given for it."""
+    if not isinstance(name, str) or name not in registry:
+        raise InputError(f"unknown {kind} {one_of(str(name), registry)}")
+    config = {} if config is None else config
+    if not isinstance(config, dict):
+        raise InputError(f"{name}: {config!r}; accepted: settings, as {{key: value}}")
+    accepted = [field.name for field in fields(registry[name]) if field.init]
+    for key in config:
+        if key not in accepted:
+            raise InputError(f"{name}: unknown key {one_of(str(key), accepted)}")
+    try:
+        # From JSON types: a list is taken for a tuple, but 2.5 or "2" not for an integer.
+        return TypeAdapter(registry[name]).validate_json(_to_json(config), strict=True)
+    except ValidationError as error:
+        raise InputError(f"{name}{_describe(error)}") from error
+
+
+def _to_json(config: Any) -> bytes:
+    return TypeAdapter(Any).dump_json(config)
+
+
+def _variant(value: Any) -> Any:
+    """Turn {label: L, merge: {...}} into {label: L, method: Merge(...)}."""
+    if not isinstance(value, dict):
+        return value
+    names = [key for key in value if key != "label"]
+    if len(names) != 1:
+        raise InputError(
+            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label and one of {', '.join(sorted(METHODS))}"
+        )
+    rest = {"label": value["label"]} if "label" in value else {}
+    return rest | {"method": _build("key or method", METHODS, names[0], value[names[0]])}
+
+
+def _evaluator(value: Any) -> Any:
+    """Turn ``perplexity`` or {perplexity: {...}} into an evaluator."""
+    if isinstance(value, dict):
+        if len(value) != 1:
+            raise InputError(f"{', '.join(map(str, value)) or 'none'}; accepted: one evaluator an entry")
+        return _build("evaluator", EVALUATORS, *next(iter(value.items())))
+    return _build("evaluator", EVALUATORS, value, {})
+
+
+class Variant(_Strict):
+    """One row of a study: a label and the method that makes it."""
+
+    label: str = Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")
+    method: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the variant as recipes write it."""
+        return {"label": self.label, self.method.name: _settings(self.method)}
+
+
+class CalibrationText(_Strict):
+    """The text that methods read activations from: the ``calibration`` split of a corpus.
+
+    Attributes:
+        corpus: None takes the one that fits the base.
+        tokens: how many tokens of it.
+    """
+
+    corpus: str | None = None
+    tokens: int = Field(default=DEFAULT_CALIBRATION_TOKENS, ge=2)
+
+
+class Recipe(_Strict):
+    """What a study compares.
+
+    Attributes:
+        base: see `hub.load`.
+        revision: of a base on the Hub.
+        variants: the rows besides the base.
+        evaluate: the columns, in order.
+        calibration: see `CalibrationText`.
+        seed: orders the calibration documents.
+    """
+
+    base: str = POCKET
+    revision: str | None = None
+    variants: list[Annotated[Variant, BeforeValidator(_variant)]]
+    evaluate: list[Annotated[Any, BeforeValidator(_evaluator)]] = Field(
+        default_factory=lambda: [default_evaluator(name) for name in DEFAULT_EVALUATORS], min_length=1
+    )
+    calibration: CalibrationText = CalibrationText()
+    seed: int = Field(default=0, ge=0)
+
+    def model_post_init(self, context: Any) -> None:
+        """Check what no single field can."""
+        for kind, names in (
+            ("label", [variant.label for variant in self.variants]),
+            ("evaluator", [evaluator.name for evaluator in self.evaluate]),
+        ):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise InputError(f"duplicate {kind} {twice[0]!r}")
+        if any(variant.label == BASE_LABEL for variant in self.variants):
+            raise InputError(f"label {BASE_LABEL!r} is the base row's, which is always there")
+
+    def with_base(self, base: str, revision: str | None) -> Recipe:
+        """Return this recipe for another base."""
+        return self.model_copy(update={"base": base, "revision": revision})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as it would be written with every default spelled out."""
+        return {
+            "base": self.base,
+            "revision": self.revision,
+            "variants": [variant.to_json() for variant in self.variants],
+            "evaluate": [{evaluator.name: _settings(evaluator)} for evaluator in self.evaluate],
+            "calibration": self.calibration.model_dump(),
+            "seed": self.seed,
+        }
+
+
+def _settings(configured: Any) -> dict[str, Any]:
+    values = {field.name: getattr(configured, field.name) for field in fields(configured) if field.init}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def default_evaluator(name: str) -> Evaluator:
+    """Return an evaluator as the default recipe sets it."""
+    evaluator: Evaluator = _evaluator({name: {"limit_tokens": DEFAULT_LIMIT_TOKENS} if name == "perplexity" else {}})
+    return evaluator
+
+
+def default_recipe(base: str = POCKET, n_blocks: int = 12) -> Recipe:
+    """Return the published comparison: merged_n and compressed_n for n = 2, 4, 6, 8, 10, as far as the depth goes."""
+    methods: list[tuple[str, type[Merge] | type[Collapse]]] = [("merged", Merge), ("compressed", Collapse)]
+    variants = [
+        Variant(label=f"{prefix}_{n}", method=method(n=n))
+        for prefix, method in methods
+        for n in DEFAULT_SIZES
+        if n <= n_blocks
+    ]
+    return Recipe.model_construct(
+        base=base,
+        revision=None,
+        variants=variants,
+        evaluate=[default_evaluator(name) for name in DEFAULT_EVALUATORS],
+        calibration=CalibrationText(),
+        seed=0,
+    )
+
+
+def read_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:
+    """Read a recipe from a YAML file or a mapping.
+
+    Raises:
+        RecipeError: it cannot be read, is not YAML, or does not validate.
+    """
+    if isinstance(source, Mapping):
+        where, document = "the recipe", dict(source)
+    else:
+        where, document = f"recipe {str(source)!r}", _read_yaml(Path(source))
+    for key in document:
+        if key not in Recipe.model_fields:
+            raise RecipeError(f"{where}: unknown key {one_of(str(key), Recipe.model_fields)}")
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_describe(error).lstrip('.: ')}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise RecipeError(
+            f"recipe {str(path)!r} is not YAML{place}: {getattr(error, 'problem', None) or error}"
+        ) from error
+    if not isinstance(document, dict):
+        raise RecipeError(
+            f"recipe {str(path)!r} holds {type(document).__name__}; accepted: keys {', '.join(Recipe.model_fields)}"
+        )
+    return document
+
+
+def _describe(error: ValidationError) -> str:
+    """Say the first of pydantic's errors in one line, with the place in the recipe."""
+    first = error.errors(include_url=False)[0]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{place}: unknown key"
+    message = first["msg"].removeprefix("Value error, ")
+    received = first["input"]
+    shown = "" if first["type"] in ("value_error", "missing") else f" (received {received!r})"
+    return f"{place}: {message}{shown}"

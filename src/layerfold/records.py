@@ -1,0 +1,183 @@
+"""What one run of a study leaves behind: one JSON file a variant and evaluator, and the study's own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerfold.errors import OutputError
+
+Json = Any
+"""A value that json.dumps takes."""
+
+BASE_LABEL = "base"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement of one variant.
+
+    Attributes:
+        key: hash of all that determines the measurement.
+        label: the variant's name in the recipe; `BASE_LABEL` for the model that all are compared with.
+        evaluator: ``perplexity``, ``size``, ``latency`` or ``generation``.
+        protocol: name and version of the protocol, as ``perplexity-1``.
+        score: ``value``, ``low``, ``high``, ``unit``, ``lower_is_better`` and what else the evaluator reports.
+        subject: what was hashed into the key: base weights, method, calibration, settings, seed.
+        notes: what the method found (as the mean correlation of each matched pair).
+        environment: versions, threads, processor.
+        seconds: how long the measurement took.
+    """
+
+    key: str
+    label: str
+    evaluator: str
+    protocol: str
+    score: dict[str, Json]
+    subject: dict[str, Json]
+    notes: dict[str, Json]
+    environment: dict[str, Json]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """All records of a study, in the recipe's order.
+
+    Attributes:
+        base: the base model's name.
+        recipe: the resolved recipe.
+        labels: the variants' names, `BASE_LABEL` first.
+        evaluators: names, in the recipe's order.
+        records: by (label, evaluator).
+    """
+
+    base: str
+    recipe: dict[str, Json]
+    labels: tuple[str, ...]
+    evaluators: tuple[str, ...]
+    records: Mapping[tuple[str, str], Record]
+
+    def score(self, label: str, evaluator: str) -> dict[str, Json] | None:
+        """Return a score, or None where it has not been measured."""
+        record = self.records.get((label, evaluator))
+        return None if record is None else record.score
+
+    def to_json(self) -> dict[str, Json]:
+        """Return one document: the recipe, and for each variant its scores, notes and environment."""
+        variants = [
+            {
+                "label": label,
+                "scores": {name: self.records[label, name].score for name in self._measured(label)},
+                "notes": next((self.records[label, name].notes for name in self._measured(label)), {}),
+            }
+            for label in self.labels
+        ]
+        environments = [record.environment for record in self.records.values()]
+        return {
+            "base": self.base,
+            "recipe": self.recipe,
+            "environment": environments[-1] if environments else {},
+            "variants": variants,
+        }
+
+    def _measured(self, label: str) -> list[str]:
+        return [name for name in self.evaluators if (label, name) in self.records]
+
+
+def hash_json(value: Json) -> str:
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def environment() -> dict[str, Json]:
+    """Versions, threads and processor of this process."""
+    return {
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "processor": _processor(),
+        "platform": platform.platform(),
+        "device": "cpu",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a figure depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("layerfold", "torch", "transformers", "safetensors", "tokenizers", "scipy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.umask(mask := os.umask(0))
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is whole or not there."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class RecordStore:
+    """Records in a folder, one file each, named by evaluator and key."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def get(self, evaluator: str, key: str, label: str) -> Record | None:
+        """Return the finished record with this key under the label it has now; None if missing or damaged."""
+        try:
+            document = json.loads(self._path(evaluator, key).read_text(encoding="utf-8"))
+            return Record(**{**document, "label": label}) if document["key"] == key else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def put(self, record: Record) -> None:
+        """Write a record atomically."""
+        text = json.dumps(asdict(record), indent=1)
+        write_text(self._path(record.evaluator, record.key), text)
+
+    def _path(self, evaluator: str, key: str) -> Path:
+        return self.directory / f"{evaluator}-{key[:24]}.json"

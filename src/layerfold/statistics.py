@@ -1,0 +1,95 @@
+"""Streaming moments and bootstrap intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the bounds of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class CrossMoments:
+    """Accumulate what the correlations between two sets of variables need, one batch of rows at a time.
+
+    Holds one (d_x, d_y) float32 matrix whatever the number of rows. Rows are shifted by the first batch's means, so
+    that variables whose mean is large against their deviation lose no precision.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add rows: x is (rows, d_x), y is (rows, d_y)."""
+        if self.count == 0:
+            self._shift_x, self._shift_y = x.mean(0), y.mean(0)
+            self._product = torch.zeros(x.shape[1], y.shape[1])
+            self._sums = [torch.zeros(x.shape[1], dtype=torch.float64), torch.zeros(y.shape[1], dtype=torch.float64)]
+            self._squares = [torch.zeros_like(total) for total in self._sums]
+        x, y = x - self._shift_x, y - self._shift_y
+        self.count += x.shape[0]
+        self._product.addmm_(x.T, y)
+        for rows, sums, squares in zip((x, y), self._sums, self._squares, strict=True):
+            sums += rows.sum(0, dtype=torch.float64)
+            squares += rows.square().sum(0, dtype=torch.float64)
+
+    def correlation(self) -> Tensor:
+        """Return the (d_x, d_y) Pearson correlations; 0 where a variable is constant. Consumes the accumulator."""
+        means = [sums / self.count for sums in self._sums]
+        deviations = [
+            (squares / self.count - mean.square()).clamp_min(0).sqrt()
+            for squares, mean in zip(self._squares, means, strict=True)
+        ]
+        # A deviation this small against the variable's own size is rounding: the variable is constant.
+        scales = [
+            torch.where(deviation > 1e-6 * shift.abs().double(), 1 / deviation, 0.0).float()
+            for deviation, shift in zip(deviations, (self._shift_x, self._shift_y), strict=True)
+        ]
+        product, self._product = self._product, torch.empty(0)
+        product /= self.count
+        product.addr_(means[0].float(), means[1].float(), alpha=-1)
+        product *= scales[0][:, None]
+        product *= scales[1]
+        return product.clamp_(-1, 1)
+
+
+def _resamples(n: int, replicates: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, n, size=(replicates, n))
+
+
+def _interval(value: float, replicates: Floats) -> Interval:
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))
+
+
+def bootstrap_ratio(numerator: Floats, denominator: Floats, *, replicates: int = 2000, seed: int = 0) -> Interval:
+    """Interval of sum(numerator) / sum(denominator) under resampling of units (windows, documents).
+
+    Args:
+        numerator, denominator: (units,) each.
+    """
+    chosen = _resamples(len(numerator), replicates, seed)
+    return _interval(numerator.sum() / denominator.sum(), numerator[chosen].sum(1) / denominator[chosen].sum(1))
+
+
+def bootstrap_median(values: Floats, *, replicates: int = 2000, seed: int = 0) -> Interval:
+    """Interval of the median of values, (units,)."""
+    chosen = _resamples(len(values), replicates, seed)
+    return _interval(float(np.median(values)), np.median(values[chosen], axis=1))
+
+
+def bootstrap_mean(values: Floats, *, replicates: int = 2000, seed: int = 0) -> Interval:
+    """Interval of the mean of values, (units,)."""
+    return bootstrap_ratio(values, np.ones_like(values), replicates=replicates, seed=seed)

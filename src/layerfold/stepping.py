@@ -1,0 +1,55 @@
+"""Run a decoder one block at a time, whatever its architecture hands its blocks besides the hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerfold.decoder import Decoder
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Stepper:
+    """Steps hidden states through a decoder's blocks.
+
+    What else a block is called with (masks, positions, rotary tables) is recorded once for each shape of input, from
+    the model's own forward pass with the blocks passed over. Inputs are right-padded at most: with causal attention
+    nothing after a token changes it, so no mask is needed, and padded positions are to be ignored.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._blocks = [block.module for block in decoder.blocks]
+        self._calls: dict[torch.Size, list[_Call]] = {}
+
+    @torch.no_grad()
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the first block's input, (windows, tokens, d_model), for token ids, (windows, tokens)."""
+        calls: list[_Call] = []
+        first: list[Tensor] = []
+
+        def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            first.append(hidden)
+            calls.append((args, kwargs))
+            return hidden
+
+        for block in self._blocks:
+            block.forward = passing
+        try:
+            self.decoder.model.base_model(input_ids=input_ids, use_cache=False)
+        finally:
+            for block in self._blocks:
+                del block.forward
+        self._calls[first[0].shape] = calls
+        return first[0]
+
+    @torch.no_grad()
+    def step(self, index: int, hidden: Tensor) -> Tensor:
+        """Run one block on hidden states of a shape that `embed` has returned."""
+        args, kwargs = self._calls[hidden.shape][index]
+        block: nn.Module = self._blocks[index]
+        result: Tensor = block(hidden, *args, **kwargs)
+        return result
