@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from layerfold import defaults
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, one_of
 from layerfold.evaluate import EVALUATORS, Latency, Perplexity, Score
@@ -13,7 +14,6 @@ from layerfold.evaluate.base import Protocols, check_protocol
 from layerfold.hub import Model, load
 from layerfold.methods import Method
 from layerfold.progress import SILENT, Progress
-from layerfold.recipe import DEFAULT_CALIBRATION_TOKENS
 from layerfold.study import apply, calibration_windows
 
 
@@ -22,7 +22,7 @@ def compress(
     method: Method,
     *,
     corpus: str | None = None,
-    tokens: int = DEFAULT_CALIBRATION_TOKENS,
+    tokens: int = defaults.CALIBRATION_TOKENS,
     seed: int = 0,
     in_place: bool = False,
     progress: Progress = SILENT,
@@ -75,6 +75,8 @@ def evaluate(
     """
     names = list(dict.fromkeys(metrics))
     check_protocol(protocol)
+    if not names:
+        raise InputError(f"no metrics; accepted: {', '.join(EVALUATORS)}")
     for name in names:
         if name not in EVALUATORS:
             raise InputError(f"unknown metric {one_of(name, EVALUATORS)}")

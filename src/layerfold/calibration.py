@@ -60,7 +60,8 @@ class Calibration:
         ffns = [block.ffn for block in self.decoder.blocks]
         for one, two in pairs:
             if ffns[one].d_ffn != ffns[two].d_ffn:
-                raise InputError(f"blocks {one} and {two} have {ffns[one].d_ffn} and {ffns[two].d_ffn} neurons; accepted: as many")
+                widths = f"{ffns[one].d_ffn} and {ffns[two].d_ffn}"
+                raise InputError(f"blocks {one} and {two} have {widths} neurons; accepted: as many")
         # Each pair is met at the later of its two blocks, with the earlier one's FFN inputs at hand.
         last = max(map(max, pairs))
         last_use = {early: max(max(p) for p in pairs if min(p) == early) for early in set(map(min, pairs))}

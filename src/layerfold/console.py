@@ -23,6 +23,7 @@ class _Drawn:
         if total is None:
             items = list(items)
             total = float(len(items))
+        self._bars.start()  # not before: bars without a task would leave an empty line
         task = self._bars.add_task(description, total=total)
         try:
             for item in items:
@@ -45,5 +46,9 @@ def drawn() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    bars = Bars(*columns, console=Console(stderr=True), transient=True)
+    try:
         yield _Drawn(bars)
+    finally:
+        if bars.live.is_started:
+            bars.stop()

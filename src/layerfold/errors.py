@@ -64,6 +64,10 @@ class OfflineError(LayerfoldError, ConnectionError):
 def one_of(received: str, accepted: Iterable[str]) -> str:
     """Return the tail of a message: what was received, the nearest match, and what is accepted."""
     options = sorted(accepted)
-    near = difflib.get_close_matches(received, options, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{received!r}; {hint}accepted: {', '.join(options)}"
+    return f"{received!r}; {nearest(received, options)}accepted: {', '.join(options)}"
+
+
+def nearest(received: str, accepted: Iterable[str]) -> str:
+    """Return a question naming the closest of what is accepted, or nothing where none is close."""
+    near = difflib.get_close_matches(received, list(accepted), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -14,7 +14,7 @@ import torch
 
 from layerfold import checkpoint
 from layerfold.decoder import Decoder
-from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError
+from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError, nearest
 from layerfold.families import FAMILIES, family_of
 from layerfold.network import hub_reachable
 from layerfold.records import versions
@@ -220,6 +220,7 @@ def _as_model_errors(source: str, offline: bool = False) -> Iterator[None]:
     except Exception as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if offline:
-            raise OfflineError(f"the Hub cannot be reached and model {source!r} is not in the local cache") from error
+            missing = f"the Hub cannot be reached, and {source!r} is neither a folder nor in the Hub's local cache"
+            raise OfflineError(f"{missing}. {nearest(source, [POCKET])}".rstrip(". ")) from error
         known = f" (architectures: {', '.join(FAMILIES)})" if "model_type" in line else ""
         raise ModelError(f"the model {source!r} cannot be loaded: {line}{known}") from error

@@ -11,16 +11,14 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from layerfold import defaults
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluate import EVALUATORS, Evaluator
 from layerfold.hub import POCKET
 from layerfold.methods import METHODS, Collapse, Merge
 from layerfold.records import BASE_LABEL
 
-DEFAULT_SIZES = (2, 4, 6, 8, 10)
 DEFAULT_EVALUATORS = ("size", "perplexity", "latency", "generation")
-DEFAULT_LIMIT_TOKENS = 65_536
-DEFAULT_CALIBRATION_TOKENS = 16_384
 
 
 class _Strict(BaseModel):
@@ -91,7 +89,7 @@ class CalibrationText(_Strict):
     """
 
     corpus: str | None = None
-    tokens: int = Field(default=DEFAULT_CALIBRATION_TOKENS, ge=2)
+    tokens: int = Field(default=defaults.CALIBRATION_TOKENS, ge=2)
 
 
 class Recipe(_Strict):
@@ -150,7 +148,7 @@ def _settings(configured: Any) -> dict[str, Any]:
 
 def default_evaluator(name: str) -> Evaluator:
     """Return an evaluator as the default recipe sets it."""
-    evaluator: Evaluator = _evaluator({name: {"limit_tokens": DEFAULT_LIMIT_TOKENS} if name == "perplexity" else {}})
+    evaluator: Evaluator = _evaluator({name: {"limit_tokens": defaults.LIMIT_TOKENS} if name == "perplexity" else {}})
     return evaluator
 
 
@@ -160,7 +158,7 @@ def default_recipe(base: str = POCKET, n_blocks: int = 12) -> Recipe:
     variants = [
         Variant(label=f"{prefix}_{n}", method=method(n=n))
         for prefix, method in methods
-        for n in DEFAULT_SIZES
+        for n in defaults.GROUP_SIZES
         if n <= n_blocks
     ]
     return Recipe.model_construct(

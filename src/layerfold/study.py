@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from layerfold.windows import Windows, cut_windows
 
 _MARKER = "study.json"
 _CALIBRATION_CONTEXT = 1024
+_MEASURING, _COMPARING = 3.0, 1.0
+"""How long building and measuring a variant takes against its part in a comparison, for the estimate."""
 
 
 class Study:
@@ -80,41 +82,47 @@ class Study:
         self._check_disjoint()
         marker = {"base": self.base.provenance.to_json(), "recipe": self.recipe.to_json()}
         write_text(self._marker, json.dumps(marker, indent=1))
-        missing = [
-            (label, evaluator)
+        missing = {
+            label: [evaluator for evaluator in self.recipe.evaluate if self._stored(label, evaluator) is None]
             for label in self.labels
-            for evaluator in self.recipe.evaluate
-            if self._stored(label, evaluator) is None
-        ]
-        comparisons = [e for e in self.recipe.evaluate if isinstance(e, Comparison) and e in [m[1] for m in missing]]
-        # A comparison takes as long as measuring each of its models does, but ends with all of them at once.
-        weights = {evaluator.name: sum(e is evaluator for _, e in missing) for evaluator in comparisons}
+        }
         built: dict[str, tuple[Model, Notes]] = {}
-        steps = [Step(label, 1.0, (label,)) for label in self.labels if any(m[0] == label for m in missing)]
-        steps += [Step(e.name, float(weights[e.name]), e) for e in comparisons]
+        steps = [
+            Step(label, _MEASURING, partial(self._measure, label, evaluators, built, progress))
+            for label, evaluators in missing.items()
+            if evaluators
+        ]
+        for evaluator in self.recipe.evaluate:
+            labels = [label for label in self.labels if evaluator in missing[label]]
+            if isinstance(evaluator, Comparison) and labels:
+                compare = partial(self._compare, labels, evaluator, built, progress)
+                steps.append(Step(evaluator.name, _COMPARING * len(labels), compare))
         for step in progress.track(steps, "study", sum(step.weight for step in steps)):
-            if isinstance(step.payload, tuple):
-                label = step.payload[0]
-                model, notes = self._build(label, progress)
-                for evaluator in [e for name, e in missing if name == label]:
-                    if isinstance(evaluator, Comparison):
-                        built[label] = model, notes
-                    else:
-                        started = time.perf_counter()
-                        score = evaluator(model, progress)
-                        yield self._keep(label, evaluator, score, notes, time.perf_counter() - started)
+            yield from step.payload()
+
+    def _measure(
+        self, label: str, evaluators: list[Evaluator], built: dict[str, tuple[Model, Notes]], progress: Progress
+    ) -> Iterator[Record]:
+        """Build a variant and measure it; keep it if it is still to be compared."""
+        model, notes = self._build(label, progress)
+        for evaluator in evaluators:
+            if isinstance(evaluator, Comparison):
+                built[label] = model, notes
             else:
-                evaluator = step.payload
-                # The base is timed in each run, since a ratio holds only within one.
-                models = {BASE_LABEL: self.base} | {
-                    label: built[label][0] for label in self.labels if (label, evaluator) in missing and label in built
-                }
                 started = time.perf_counter()
-                scores = evaluator.compare(models, progress)
-                seconds = (time.perf_counter() - started) / len(scores)
-                for label, score in scores.items():
-                    if (label, evaluator) in missing:
-                        yield self._keep(label, evaluator, score, built[label][1], seconds)
+                score = evaluator(model, progress)
+                yield self._keep(label, evaluator, score, notes, time.perf_counter() - started)
+
+    def _compare(
+        self, labels: list[str], evaluator: Comparison, built: dict[str, tuple[Model, Notes]], progress: Progress
+    ) -> Iterator[Record]:
+        """Measure variants side by side, with the base among them whether or not it has its record already."""
+        models = {BASE_LABEL: self.base} | {label: built[label][0] for label in labels}
+        started = time.perf_counter()
+        scores = evaluator.compare(models, progress)
+        seconds = (time.perf_counter() - started) / len(scores)
+        for label in labels:
+            yield self._keep(label, evaluator, scores[label], built[label][1], seconds)
 
     def results(self) -> Results:
         """Collect the records there are."""
@@ -211,7 +219,7 @@ def apply(model: Model, method: Method, calibration: Calibration | None, seed: i
     notes = method.apply(model.decoder, calibration)
     windows = calibration.windows if calibration is not None else None
     step = {
-        **resolved,
+        "method": resolved,
         "seed": seed,
         "calibration": None
         if windows is None

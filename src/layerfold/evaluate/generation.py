@@ -74,7 +74,8 @@ class Generation:
         ids = torch.tensor([tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]])
         context = model.decoder.context
         if ids.shape[1] + self.new_tokens > context:
-            raise InputError(f"prompt of {ids.shape[1]} tokens and {self.new_tokens} new ones; accepted: {context} in all")
+            wanted = f"{ids.shape[1]} tokens and {self.new_tokens} new ones"
+            raise InputError(f"prompt of {wanted}; accepted: {context} in all, the context")
         produced = model.decoder.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -82,7 +82,7 @@ class GroupAverage:
         """Return each group of two or more blocks."""
         if self.n is not None:
             if self.n > n_blocks:
-                raise InputError(f"n {self.n} for a model of {n_blocks} blocks; accepted: 2 ... {n_blocks}")
+                raise InputError(f"n {self.n} for a model of {_blocks(n_blocks)}")
             groups = [range(first, min(first + self.n, n_blocks)) for first in range(0, n_blocks, self.n)]
         else:
             groups = _parse(self.groups or "")
@@ -131,6 +131,15 @@ class GroupAverage:
                 for (anchor, other), match in matches.items()
             ]
         }
+
+
+def _blocks(n_blocks: int) -> str:
+    """Say a depth, and what group sizes it admits."""
+    return (
+        "1 block, which has none to be grouped with"
+        if n_blocks == 1
+        else f"{n_blocks} blocks; accepted: 2 ... {n_blocks}"
+    )
 
 
 def _parse(groups: str) -> list[range]:

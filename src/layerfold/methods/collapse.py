@@ -18,7 +18,7 @@ class Collapse(GroupAverage):
 
     def resolved(self, n_blocks: int) -> dict[str, Any]:
         """Return the configuration with the groups spelled out."""
-        return {"method": self.name, **super().resolved(n_blocks)}
+        return {"name": self.name, **super().resolved(n_blocks)}
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""

@@ -25,7 +25,7 @@ class Merge(GroupAverage):
 
     def resolved(self, n_blocks: int) -> dict[str, Any]:
         """Return the configuration with the groups spelled out."""
-        return {"method": self.name, **super().resolved(n_blocks), "tie": self.tie}
+        return {"name": self.name, **super().resolved(n_blocks), "tie": self.tie}
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""

@@ -1,0 +1,35 @@
+"""The commands: a thin layer over `layerfold.api`, `layerfold.study` and `layerfold.report`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from layerfold.cli import compress, measure
+from layerfold.errors import LayerfoldError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make GPT-2-style language models smaller by their layers, and measure what that cost.",
+)
+app.add_typer(compress.app, name="compress")
+app.command("export")(compress.export)
+app.command("eval")(measure.evaluate)
+app.command("study")(measure.study)
+app.command("doctor")(measure.doctor)
+
+
+def main() -> None:
+    """Run a command; what layerfold raises on purpose becomes one line and exit code 2."""
+    try:
+        app()
+    except LayerfoldError as error:
+        print(f"layerfold: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("layerfold: stopped; finished records are kept", file=sys.stderr)
+        raise SystemExit(130) from None

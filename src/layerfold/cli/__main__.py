@@ -1,0 +1,5 @@
+"""`python -m layerfold.cli`."""
+
+from layerfold.cli import main
+
+main()

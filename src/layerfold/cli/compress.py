@@ -1,0 +1,114 @@
+"""`layerfold compress` and `layerfold export`: commands that write checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from layerfold import defaults
+from layerfold.cli import options
+from layerfold.console import drawn
+from layerfold.errors import InputError
+
+if TYPE_CHECKING:
+    from layerfold.methods import Method
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a smaller checkpoint.")
+
+
+@app.command()
+def merge(
+    output_dir: options.OutputDir,
+    model: options.ModelName = "pocket",
+    n: options.GroupSize = None,
+    groups: options.Groups = None,
+    align: options.AlignName = options.Align.hungarian,
+    anchor: options.AnchorName = options.Anchor.first,
+    tie: Annotated[bool, typer.Option("--tie", help="Let each group share one stored FFN (see --format).")] = False,
+    format: options.FormatName = options.Format.dense,
+    corpus: options.CalibrationCorpus = None,
+    tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    seed: options.Seed = 0,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Give each block of a group the average of the group's FFNs; depth stays."""
+    from layerfold.methods import Merge
+
+    method = Merge(n=n, groups=groups, align=align.value, anchor=anchor.value, tie=tie)
+    _compress(method, model, revision, trust_remote_code, corpus, tokens, seed, output_dir, format, overwrite)
+
+
+@app.command()
+def collapse(
+    output_dir: options.OutputDir,
+    model: options.ModelName = "pocket",
+    n: options.GroupSize = None,
+    groups: options.Groups = None,
+    align: options.AlignName = options.Align.hungarian,
+    anchor: options.AnchorName = options.Anchor.first,
+    format: options.FormatName = options.Format.dense,
+    corpus: options.CalibrationCorpus = None,
+    tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    seed: options.Seed = 0,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Replace each group of blocks by one block with the average of their FFNs."""
+    from layerfold.methods import Collapse
+
+    method = Collapse(n=n, groups=groups, align=align.value, anchor=anchor.value)
+    _compress(method, model, revision, trust_remote_code, corpus, tokens, seed, output_dir, format, overwrite)
+
+
+def _compress(
+    method: Method,
+    name: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    corpus: str | None,
+    tokens: int,
+    seed: int,
+    output_dir: Path,
+    format: options.Format,
+    overwrite: bool,
+) -> None:
+    from layerfold import checkpoint
+    from layerfold.api import compress
+    from layerfold.hub import load
+
+    checkpoint.check_folder(output_dir, overwrite=overwrite)
+    with drawn() as progress:
+        base = load(name, revision=revision, trust_remote_code=trust_remote_code)
+        before = base.decoder.size().parameters, base.decoder.n_blocks
+        smaller = compress(base, method, corpus=corpus, tokens=tokens, seed=seed, in_place=True, progress=progress)
+        smaller.save(output_dir, format=format.value, overwrite=overwrite)
+    for pair in smaller.provenance.steps[-1]["notes"].get("pairs", []):
+        typer.echo(
+            f"block {pair['block']:>2} to {pair['anchor']:>2}: mean matched correlation {pair['correlation']:.3f} "
+            f"(unaligned {pair['unaligned']:.3f})"
+        )
+    after = smaller.decoder.size().parameters, smaller.decoder.n_blocks
+    typer.echo(f"{before[0]:,} distinct parameters in {before[1]} blocks -> {after[0]:,} in {after[1]}")
+    typer.echo(f"wrote {output_dir} ({format.value})")
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    output_dir: options.OutputDir,
+    to: Annotated[options.Format, typer.Option("--to", help="The form to write.")],
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Rewrite a checkpoint in the other form."""
+    from layerfold import checkpoint
+    from layerfold.hub import load
+
+    checkpoint.check_folder(output_dir, overwrite=overwrite)
+    if not directory.is_dir():
+        raise InputError(f"no checkpoint folder at {str(directory)!r}")
+    load(directory).save(output_dir, format=to.value, overwrite=overwrite)
+    typer.echo(f"wrote {output_dir} ({to.value})")

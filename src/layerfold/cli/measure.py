@@ -1,0 +1,127 @@
+"""`layerfold eval`, `study` and `doctor`: commands that measure."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from layerfold.cli import options
+from layerfold.console import drawn
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="pocket, a checkpoint folder, a .gguf file or a Hub id.")],
+    metrics: Annotated[str, typer.Option(help="Comma-separated.")] = "perplexity,size,latency,generation",
+    corpus: Annotated[str | None, typer.Option(help="imdb, a file or folder, or a Hub data set id.")] = None,
+    split: Annotated[str, typer.Option(help="train, calibration, validation or test.")] = "test",
+    limit_tokens: Annotated[int | None, typer.Option(help="Score this many tokens at most.")] = None,
+    protocol: Annotated[
+        options.ProtocolName, typer.Option(help="published repeats the published measurement.")
+    ] = options.ProtocolName.sound,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure one model."""
+    from layerfold import api
+    from layerfold.hub import load
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    with drawn() as progress:
+        loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+        scores = api.evaluate(
+            loaded,
+            names,
+            corpus=corpus,
+            split=split,
+            limit_tokens=limit_tokens,
+            protocol=protocol.value,
+            progress=progress,
+        )
+    if as_json:
+        _print_json({name: score.to_json() for name, score in scores.items()})
+        return
+    for name, score in scores.items():
+        interval = "" if score.low == score.high else f" [{score.low:,.4g}, {score.high:,.4g}]"
+        typer.echo(f"{name}: {score.value:,.6g}{interval} {score.unit}")
+        for key, value in score.details.items():
+            if isinstance(value, str | int | float):
+                typer.echo(f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}")
+        for sample in score.details.get("samples", []):
+            typer.echo(f"  > {sample['prompt']}{sample['text']!r}")
+
+
+def study(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file; by default the published comparison.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Takes the place of the recipe's base.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="The run's folder; a study in it goes on.")
+    ] = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare variants of a model; measures only what is missing in the run's folder."""
+    from rich.console import Console
+
+    from layerfold.hub import POCKET, load
+    from layerfold.recipe import default_recipe, read_recipe
+    from layerfold.report import print_table, write_csv, write_html
+    from layerfold.study import Study
+
+    read = read_recipe(recipe) if recipe is not None else None
+    name = model or (read.base if read is not None else POCKET)
+    folder = (
+        output_dir or Path("runs") / f"{Path(name).name or name}-{recipe.stem if recipe is not None else 'published'}"
+    )
+    revision = read.revision if read is not None and model is None else None
+    with drawn() as progress:
+        base = load(name, revision=revision, trust_remote_code=trust_remote_code)
+        chosen = default_recipe(name, base.decoder.n_blocks) if read is None else read.with_base(name, revision)
+        running = Study(chosen, folder, base=base, overwrite=overwrite)
+        for _ in running.run(progress):
+            pass
+    results = running.results()
+    write_csv(results, folder / "results.csv")
+    write_html(results, folder / "report.html")
+    if as_json:
+        _print_json(results.to_json())
+        return
+    print_table(results, Console())
+    typer.echo(f"run: {folder}\nreport: {folder / 'report.html'}")
+
+
+def doctor(as_json: options.AsJson = False) -> None:
+    """Say what is installed, how fast this machine multiplies, and what can be reached."""
+    from layerfold.doctor import examine
+
+    found = examine()
+    if as_json:
+        _print_json(found)
+        return
+    for heading, entries in found.items():
+        typer.echo(heading)
+        for key, value in entries.items():
+            typer.echo(f"  {key}: {value}")
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no number for by null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

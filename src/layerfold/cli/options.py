@@ -1,0 +1,56 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Align(StrEnum):
+    """How neurons are aligned before they are averaged."""
+
+    hungarian = "hungarian"
+    none = "none"
+
+
+class Anchor(StrEnum):
+    """The block of a group that the others are aligned to."""
+
+    first = "first"
+    middle = "middle"
+    last = "last"
+
+
+class Format(StrEnum):
+    """How a checkpoint is stored."""
+
+    dense = "dense"
+    compact = "compact"
+
+
+class ProtocolName(StrEnum):
+    """How figures are measured."""
+
+    sound = "sound"
+    published = "published"
+
+
+ModelName = Annotated[str, typer.Option("--model", help="pocket, a checkpoint folder, a .gguf file or a Hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")]
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder to write; new or empty.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that holds something, whole.")]
+FormatName = Annotated[Format, typer.Option("--format", help="dense loads anywhere; compact stores each tensor once.")]
+GroupSize = Annotated[int | None, typer.Option("--n", help="Blocks a group, from block 0; 2 to the depth.")]
+Groups = Annotated[str | None, typer.Option(help="Instead of --n: first-last block of each group, as 1-4,5-8.")]
+AlignName = Annotated[Align, typer.Option(help="How neurons are aligned.")]
+AnchorName = Annotated[Anchor, typer.Option(help="The block of each group that the others are aligned to.")]
+CalibrationCorpus = Annotated[
+    str | None, typer.Option("--corpus", help="Calibration text; by default the model's own.")
+]
+CalibrationTokens = Annotated[int, typer.Option("--tokens", help="Calibration tokens.")]
+Seed = Annotated[int, typer.Option(help="Orders the calibration documents.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

@@ -1,0 +1,10 @@
+"""Settings that recipes and commands share, importable without torch."""
+
+CALIBRATION_TOKENS = 16_384
+"""Tokens of calibration text."""
+
+LIMIT_TOKENS = 65_536
+"""Tokens of test text that a study's perplexity is measured on, unless its recipe says otherwise."""
+
+GROUP_SIZES = (2, 4, 6, 8, 10)
+"""Values of n in the published comparison."""

@@ -1,0 +1,156 @@
+"""The columns of a report: the one definition that the terminal, the CSV file, the page and its plots read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from layerfold.records import BASE_LABEL, Json, Results
+from layerfold.report import numerals
+from layerfold.statistics import Interval
+
+DASH = "\N{EN DASH}"
+TIMES_BASE = "\N{MULTIPLICATION SIGN} base"
+
+MISSING = DASH
+"""What stands where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure as it is shown: the value, and its interval (empty where the value has none)."""
+
+    value: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of every variant.
+
+    Attributes:
+        name: the header in the CSV file.
+        title, unit: the two lines of the header for people.
+        meaning: what the figure is, in a phrase.
+        evaluator, key: where the records hold it; ``value`` is the score's own value.
+        show: writes a number of this column for people.
+        better: which direction is better, where one is.
+        interval: whether the figure has bounds.
+        removed: whether to show the fraction of the base's value that is gone in place of the value.
+        detail: whether it is left to the CSV file and the page's second table.
+    """
+
+    name: str
+    title: str
+    unit: str
+    meaning: str
+    evaluator: str
+    key: str = "value"
+    show: Callable[[float], str] = numerals.significant
+    better: Literal["lower", "higher", ""] = ""
+    interval: bool = False
+    removed: bool = False
+    detail: bool = False
+
+    def read(self, results: Results, label: str) -> Interval | None:
+        """Return the figure of a variant, or None where it has not been measured."""
+        found = _read(results.score(label, self.evaluator), self.key)
+        if not self.removed or found is None:
+            return found
+        base = _read(results.score(BASE_LABEL, self.evaluator), self.key)
+        if base is None or not base.value:
+            return None
+        fraction = 1 - found.value / base.value
+        return Interval(fraction, fraction, fraction)
+
+    def cell(self, results: Results, label: str) -> Cell:
+        """Return the figure of a variant as it is shown."""
+        found = self.read(results, label)
+        if found is None:
+            return Cell(MISSING, "")
+        bounds = [self.show(bound) for bound in (found.low, found.high)]
+        certain = found.low == found.value == found.high
+        if not self.interval or certain or bounds == ["nan", "nan"]:
+            return Cell(self.show(found.value), "")
+        separator = " to " if found.low < 0 else DASH
+        return Cell(self.show(found.value), f"{bounds[0].removesuffix('%')}{separator}{bounds[1]}")
+
+
+COLUMNS = (
+    Column("blocks", "blocks", "", "transformer blocks left", "size", "blocks", numerals.whole),
+    Column("parameters", "parameters", "", "distinct parameters: a shared tensor counts once", "size", "value",
+           numerals.count, better="lower"),
+    Column("removed_fraction", "removed", "", "share of the base's parameters that is gone", "size", "value",
+           numerals.percent, better="higher", removed=True),
+    Column("nonzero_parameters", "non-zero", "parameters", "distinct parameters that are not zero", "size", "nonzero",
+           numerals.count, better="lower", detail=True),
+    Column("dense_bytes", "dense", "checkpoint", "size of the plain checkpoint on disk", "size", "bytes",
+           numerals.memory, better="lower", detail=True),
+    Column("compact_bytes", "compact", "checkpoint", "size of the checkpoint that stores shared tensors once", "size",
+           "compact_bytes", numerals.memory, better="lower", detail=True),
+    Column("flops_per_token", "FLOPs", "per token", "forward floating-point operations per token at the context used",
+           "size", "flops_per_token", numerals.count, better="lower", detail=True),
+    Column("perplexity", "perplexity", "", "perplexity on the test text, with its 95% bootstrap interval",
+           "perplexity", "value", numerals.precise, "lower", interval=True),
+    Column("perplexity_ratio", "perplexity", TIMES_BASE,
+           "perplexity divided by the base's, with the 95% interval of a paired bootstrap over the same windows",
+           "perplexity", "versus_base", numerals.times, better="lower", interval=True),
+    Column("bits_per_byte", "bits", "per byte",
+           "cross-entropy in bits per byte of raw text, comparable across tokenizers", "perplexity",
+           "bits_per_byte", numerals.precise, "lower", detail=True),
+    Column("latency_ms", "latency", "ms/token", "median time per generated token, with its quartiles", "latency",
+           "value", better="lower", interval=True),
+    Column("speedup", "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval", "latency",
+           "speedup", numerals.times, better="higher", interval=True),
+    Column("prefill_ms", "prefill", "ms", "median time to read the prompt, with its quartiles", "latency", "prefill",
+           better="lower", interval=True, detail=True),
+    Column("repeated_4grams", "repeated", "4-grams",
+           "mean fraction of 4-grams of the generated text that occurred before in it, with its interval", "generation",
+           "value", numerals.rough_percent, "lower", interval=True),
+)  # fmt: skip
+
+
+def columns(results: Results) -> tuple[Column, ...]:
+    """Return the columns of these results: those of known evaluators, then one for each evaluator that is not known."""
+    known = {column.evaluator for column in COLUMNS}
+    return (
+        *(_qualified(results, column) for column in COLUMNS if column.evaluator in results.evaluators),
+        *(_generic(results, name) for name in results.evaluators if name not in known),
+    )
+
+
+def _qualified(results: Results, column: Column) -> Column:
+    """Name the published protocols in the header: their figures must not pass for sound ones."""
+    scores = [results.score(label, column.evaluator) or {} for label in results.labels]
+    published = next((score for score in scores if score.get("protocol") == "published"), None)
+    if column.key != "value" or published is None:
+        return column
+    unit = str(published.get("unit", column.unit)) if column.unit else ""
+    return replace(column, unit=f"{unit} published".strip())
+
+
+def _generic(results: Results, evaluator: str) -> Column:
+    scores = (results.score(label, evaluator) for label in results.labels)
+    score = next((score for score in scores if score is not None), {})
+    unit = str(score.get("unit", ""))
+    directions: dict[Json, Literal["lower", "higher"]] = {True: "lower", False: "higher"}
+    return Column(
+        name=evaluator,
+        title=evaluator,
+        unit="" if unit == evaluator else unit,
+        meaning=f"{evaluator}, with its interval",
+        evaluator=evaluator,
+        better=directions.get(score.get("lower_is_better"), ""),
+        interval=True,
+    )
+
+
+def _read(score: Mapping[str, Json] | None, key: str) -> Interval | None:
+    entry = score if key == "value" or score is None else score.get(key)
+    bounds = entry if isinstance(entry, Mapping) else {"value": entry}
+    value = bounds.get("value")
+    if value is None:
+        return None
+    low, high = bounds.get("low"), bounds.get("high")
+    return Interval(value, value if low is None else low, value if high is None else high)

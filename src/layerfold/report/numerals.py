@@ -1,0 +1,63 @@
+"""How a number is written for people. Every function takes nan and infinities."""
+
+from __future__ import annotations
+
+import math
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Write a number with so many significant digits: ``81.24``, ``9,012``, ``3.98e5``, ``nan``, ``inf``."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:.0f}"
+    # The exponent of the rounded number: 99.96 is 100, not 100.0.
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    if not -4 <= exponent <= 4:
+        mantissa, _, power = f"{value:.2e}".partition("e")
+        return f"{mantissa}e{int(power)}"
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def times(value: float) -> str:
+    """Write a factor: ``0.98``, ``1.02``, ``23.2``, ``111``."""
+    return f"{value:.2f}" if 0.1 <= value < 1 else significant(value)
+
+
+def precise(value: float) -> str:
+    """Write a number with four significant digits."""
+    return significant(value, 4)
+
+
+def whole(value: float) -> str:
+    """Write a whole number with thousands separated."""
+    return f"{value:,.0f}"
+
+
+def count(value: float) -> str:
+    """Write a large count with a suffix: ``6.96M``, ``124M``, ``1.50B``."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if size <= abs(value) < math.inf:
+            return significant(value / size) + suffix
+    return whole(value)
+
+
+def memory(value: float) -> str:
+    """Write a number of bytes in decimal units: ``27.8 MB``."""
+    for size, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size <= abs(value) < math.inf:
+            return f"{significant(value / size)} {suffix}"
+    return f"{whole(value)} B"
+
+
+def percent(value: float) -> str:
+    """Write a fraction as a percentage: ``17.2%``."""
+    return f"{100 * value:.1f}%" if math.isfinite(value) else significant(value)
+
+
+def rough_percent(value: float) -> str:
+    """Write a fraction as a percentage without the decimals that an estimate does not bear: ``3.4%``, ``17%``."""
+    return f"{100 * value:.0f}%" if 0.0995 <= abs(value) < math.inf else percent(value)
+
+
+def printable(text: str) -> str:
+    """Replace what is not printable (line ends, escape sequences, surrogates), so that text stays in its place."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,0 +1,124 @@
+"""Where the figures come from: the protocols, what the methods found, and the environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from layerfold.records import Json, Record, Results
+from layerfold.report.columns import COLUMNS
+
+NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better"} | {column.key for column in COLUMNS}
+
+Listing = list[tuple[str, str]]
+"""Names with their values, as shown."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an evaluator measured: its protocols (one, unless records of two versions meet) and its settings."""
+
+    evaluator: str
+    versions: Sequence[str]
+    settings: Listing
+    published: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A block matched to an anchor: the mean correlation of their neurons, and that without alignment."""
+
+    anchor: int
+    correlation: float
+    unaligned: float
+
+    @property
+    def tenth(self) -> int:
+        """The correlation in tenths, 0 to 10, for shading."""
+        return round(10 * self.correlation) if 0 <= self.correlation <= 1 else 0
+
+
+@dataclass(frozen=True)
+class MatchedPairs:
+    """The pairs of every variant that has any, by label and block; anchors is what each variant matched to."""
+
+    blocks: Sequence[int]
+    rows: Mapping[str, Mapping[int, Sequence[Pair]]]
+    anchors: Mapping[str, frozenset[int]]
+
+
+def protocols(results: Results) -> list[Protocol]:
+    """Return the protocol of each evaluator that has been measured."""
+    found = []
+    for evaluator in results.evaluators:
+        records = [record for record in _records(results) if record.evaluator == evaluator]
+        settings: dict[str, list[str]] = {}
+        for record in records:
+            given = record.subject.get("settings")
+            for key, value in [*(given if isinstance(given, dict) else {}).items(), *record.score.items()]:
+                if key not in NOT_A_SETTING and not isinstance(value, (list, dict)) and value is not None:
+                    settings.setdefault(key, []).append(f"{value:,}" if type(value) is int else str(value))
+        if records:
+            versions = list(dict.fromkeys(record.protocol for record in records))
+            listing = [(_words(key), "; ".join(dict.fromkeys(values))) for key, values in settings.items()]
+            published = any(record.score.get("protocol") == "published" for record in records)
+            found.append(Protocol(evaluator, versions, listing, published))
+    return found
+
+
+def matched_pairs(results: Results) -> MatchedPairs:
+    """Return the correlations that merging and collapsing found, variant by block."""
+    rows: dict[str, dict[int, list[Pair]]] = {}
+    anchors: dict[str, set[int]] = {}
+    for label, notes in _notes(results):
+        for pair in notes.get("pairs") or ():
+            entry = Pair(pair["anchor"], pair["correlation"], pair["unaligned"])
+            rows.setdefault(label, {}).setdefault(pair["block"], []).append(entry)
+            anchors.setdefault(label, set()).add(pair["anchor"])
+    involved = set().union(*rows.values(), *anchors.values())
+    return MatchedPairs(sorted(involved), rows, {label: frozenset(found) for label, found in anchors.items()})
+
+
+def other_notes(results: Results) -> list[tuple[str, Listing]]:
+    """Return what else the methods noted, by label."""
+    listings = (
+        (label, [(_words(key), _text(value)) for key, value in notes.items() if key != "pairs"])
+        for label, notes in _notes(results)
+    )
+    return [(label, listing) for label, listing in listings if listing]
+
+
+def environments(results: Results) -> list[Listing]:
+    """Return each distinct environment that records were made in."""
+    found = [
+        [
+            (
+                _words(key),
+                ", ".join(f"{name} {of}" for name, of in value.items()) if isinstance(value, dict) else str(value),
+            )
+            for key, value in record.environment.items()
+        ]
+        for record in _records(results)
+    ]
+    return [listing for index, listing in enumerate(found) if listing and listing not in found[:index]]
+
+
+def _records(results: Results) -> Iterator[Record]:
+    for label in results.labels:
+        for evaluator in results.evaluators:
+            if (label, evaluator) in results.records:
+                yield results.records[label, evaluator]
+
+
+def _notes(results: Results) -> Iterator[tuple[str, dict[str, Json]]]:
+    for label in results.labels:
+        yield label, next((record.notes for record in _records(results) if record.label == label and record.notes), {})
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _text(value: Json) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

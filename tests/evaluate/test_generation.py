@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import CONTEXT, VOCABULARY, tiny, tokenizer
+
+from layerfold.errors import InputError, ModelError
+from layerfold.evaluate import Generation
+from layerfold.evaluate.generation import PROMPTS, repeated_fraction
+from layerfold.hub import Model
+
+SHORT = Generation(prompts=("the river", "café 🎬"), new_tokens=9)
+
+
+def wanting_to_stop(family: str) -> Model:
+    """A model whose likeliest next token is always end-of-text."""
+    model = tiny(family)
+    network = model.decoder.model
+    with torch.no_grad():
+        if family == "gpt2":
+            network.transformer.ln_f.weight.zero_()
+            network.transformer.ln_f.bias.copy_(10 * network.transformer.wte.weight[VOCABULARY - 1])
+        else:
+            head = torch.nn.Linear(32, VOCABULARY)
+            head.weight.zero_()
+            head.bias.zero_()
+            head.bias[VOCABULARY - 1] = 5
+            network.set_output_embeddings(head)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fraction"),
+    [
+        ([1, 2, 3, 4, 5], 0.0),
+        ([1, 1, 1, 1, 1, 1], 2 / 3),  # three 4-grams, all alike
+        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),  # 1234 2341 3412 4123 1234
+        ([1, 2, 3, 4], 0.0),
+        ([1, 1, 1], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_the_repeated_fraction_by_hand(tokens: list[int], fraction: float) -> None:
+    assert repeated_fraction(tokens) == pytest.approx(fraction)
+
+
+def test_repeats_of_other_lengths() -> None:
+    assert repeated_fraction([1, 2, 1, 2, 1], n=2) == pytest.approx(1 / 2)
+    assert repeated_fraction([7, 7, 7, 8], n=1) == pytest.approx(1 / 2)
+
+
+def test_samples_are_greedy_continuations(family: str) -> None:
+    model = tiny(family)
+    score = SHORT(model)
+    for sample, prompt in zip(score.details["samples"], SHORT.prompts, strict=True):
+        ids = tokenizer()(prompt)["input_ids"]
+        start = len(ids)
+        for _ in range(9):
+            with torch.no_grad():
+                likely = model.decoder.model(input_ids=torch.tensor([ids])).logits[0, -1]
+            likely[VOCABULARY - 1] = -torch.inf  # end-of-text is suppressed
+            ids.append(int(likely.argmax()))
+        assert sample["prompt"] == prompt
+        assert sample["text"] == tokenizer().decode(ids[start:])
+        assert sample["repeated_fraction"] == repeated_fraction(ids[start:])
+    assert score.value == pytest.approx(sum(s["repeated_fraction"] for s in score.details["samples"]) / 2)
+    assert score.low <= score.value <= score.high
+
+
+def test_generation_is_deterministic() -> None:
+    model = tiny("llama")
+    model.decoder.model.generation_config.do_sample = True  # as some published checkpoints set it
+    assert SHORT(model) == SHORT(model)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_exactly_as_many_tokens_even_where_the_model_wants_to_stop(family: str) -> None:
+    model = wanting_to_stop(family)
+    prompt = torch.tensor([tokenizer()("the")["input_ids"]])
+    stopped = model.decoder.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=9, pad_token_id=0
+    )
+    assert stopped[0, prompt.shape[1] :].tolist() == [VOCABULARY - 1]  # it does want to
+    tokens = SHORT._continue(model, "the river")
+    assert len(tokens) == 9
+    assert VOCABULARY - 1 not in tokens
+
+
+def test_a_prompt_may_fill_the_context_but_not_exceed_it() -> None:
+    model, tokens = tiny("gpt2"), len(tokenizer()("the river")["input_ids"])
+    assert len(Generation(("the river",), CONTEXT - tokens)._continue(model, "the river")) == CONTEXT - tokens
+    message = rf"prompt of {tokens} tokens and {CONTEXT - tokens + 1} new ones; accepted: {CONTEXT} in all"
+    with pytest.raises(InputError, match=message):
+        Generation(("the river",), CONTEXT - tokens + 1)(model)
+
+
+@pytest.mark.parametrize("prompts", [(), ("", "a"), ("a", " \n")])
+def test_prompts_without_text_are_refused(prompts: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="accepted: one or more, none empty"):
+        Generation(prompts=prompts)
+
+
+@pytest.mark.parametrize("new_tokens", [0, -1])
+def test_no_new_tokens_are_refused(new_tokens: int) -> None:
+    with pytest.raises(InputError, match=f"new_tokens {new_tokens}; accepted: 1 or more"):
+        Generation(new_tokens=new_tokens)
+
+
+def test_settings_hold_what_determines_the_text() -> None:
+    model = tiny("gpt2")
+    assert Generation().settings(model) == {"prompts": list(PROMPTS), "new_tokens": 40}
+
+
+def test_a_model_without_a_tokenizer_is_refused() -> None:
+    model = tiny("gpt2")
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        SHORT(Model(model.decoder, None, model.provenance))

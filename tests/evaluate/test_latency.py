@@ -1,0 +1,140 @@
+"""What latency reports, and how it goes about it; never how long anything takes."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONTEXT, VOCABULARY, tiny
+from torch import nn
+
+from layerfold.errors import InputError
+from layerfold.evaluate import Comparison, Latency
+from layerfold.evaluate.base import Evaluator
+from layerfold.evaluate.size import Size
+
+SHORT = Latency(rounds=4, prompt_tokens=5, new_tokens=6, prefill_tokens=20)
+
+
+def test_scores_hold_quartiles_and_prefill_for_each_model() -> None:
+    scores = SHORT.compare({"a": tiny("gpt2"), "b": tiny("llama")})
+    assert list(scores) == ["a", "b"]
+    for score in scores.values():
+        assert 0 < score.low <= score.value <= score.high
+        prefill = score.details["prefill"]
+        assert 0 < prefill["low"] <= prefill["value"] <= prefill["high"]
+        assert score.unit == "ms/token"
+        assert score.lower_is_better
+        expected = {"rounds": 4, "prompt_tokens": 5, "new_tokens": 6, "prefill_tokens": 20, "dtype": "float32"}
+        assert score.details.items() >= expected.items()
+        assert score.details["threads"] == torch.get_num_threads()
+
+
+def test_all_but_the_first_have_a_speedup_over_it() -> None:
+    scores = SHORT.compare({label: tiny("gpt2") for label in "abc"})
+    assert "speedup" not in scores["a"].details
+    for label in "bc":
+        speedup = scores[label].details["speedup"]
+        assert 0 < speedup["low"] <= speedup["value"] <= speedup["high"]
+        assert scores[label].details["base_value"] == scores["a"].value
+
+
+def test_one_model_is_measured_without_a_speedup() -> None:
+    assert "speedup" not in SHORT(tiny("gpt2")).details
+
+
+def test_models_take_turns_and_each_round_starts_at_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {label: tiny("gpt2", n_layer=1) for label in "abc"}
+    order: list[str] = []
+
+    def note(self: Latency, model: Any) -> float:
+        order.append(next(label for label, known in models.items() if known is model))
+        return 1.0 + len(order)
+
+    monkeypatch.setattr(Latency, "_generate", note)
+    Latency(rounds=4).__class__(rounds=4, prompt_tokens=5, new_tokens=6).compare(models)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"  # the first three warm up
+
+
+def test_speedups_are_medians_of_the_ratios_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {label: tiny("gpt2", n_layer=1) for label in "ab"}
+    # A drifting machine: b takes half as long as a within each round, though later rounds take ten times as long.
+    times = {"a": iter([0, 10.0, 100.0, 1000.0]), "b": iter([0, 5.0, 50.0, 500.0])}
+
+    def scripted(self: Latency, model: Any) -> float:
+        return next(times[next(label for label, known in models.items() if known is model)])
+
+    monkeypatch.setattr(Latency, "_generate", scripted)
+    scores = Latency(rounds=3, prompt_tokens=5, new_tokens=6).compare(models)
+    assert scores["b"].details["speedup"] == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert (scores["a"].low, scores["a"].value, scores["a"].high) == (55.0, 100.0, 550.0)
+    assert (scores["b"].value, scores["b"].details["base_value"]) == (50.0, 100.0)
+
+
+def test_a_model_that_wants_to_stop_is_timed_over_as_many_tokens() -> None:
+    model = tiny("llama")
+    head = nn.Linear(32, VOCABULARY)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    head.bias.data[VOCABULARY - 1] = 5.0
+    model.decoder.model.set_output_embeddings(head)
+    generated: list[int] = []
+    generate = model.decoder.model.generate
+    model.decoder.model.generate = lambda *a, **k: generated.append((out := generate(*a, **k)).shape[1]) or out
+    SHORT(model)
+    assert generated == [5 + 6] * 5
+    generated.clear()
+    published = Latency(protocol="published")(model)
+    assert set(generated) == {8 + 1}  # free to stop, as the published measurement was
+    assert published.details["lengths"] == generated
+
+
+def test_the_published_protocol_times_twenty_generations_of_each_model() -> None:
+    scores = Latency(protocol="published").compare({"a": tiny("gpt2"), "b": tiny("gpt2", n_layer=1)})
+    for score in scores.values():
+        assert score.unit == "ms/sample"
+        assert len(score.details["lengths"]) == 20
+        assert max(score.details["lengths"]) <= CONTEXT
+        assert 0 < score.low <= score.value <= score.high
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        SHORT(tiny("gpt2", n_layer=1))
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+
+
+def test_the_prefill_is_cut_to_the_context() -> None:
+    assert Latency().settings(tiny("gpt2"))["prefill_tokens"] == CONTEXT
+
+
+def test_tokens_beyond_the_context_are_refused() -> None:
+    with pytest.raises(InputError, match="prompt and new tokens 33; accepted: 32 in all"):
+        Latency(prompt_tokens=20, new_tokens=13)(tiny("gpt2"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rounds": 2}, {"prompt_tokens": 0}, {"new_tokens": -1}, {"prefill_tokens": 0}]
+)
+def test_a_setting_out_of_range_is_refused(settings: dict[str, int]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(InputError, match=rf"latency {name} {value}; accepted: \d or more"):
+        Latency(**settings)
+
+
+def test_protocols_have_names_of_their_own() -> None:
+    assert Latency().protocol_id != Latency(protocol="published").protocol_id
+    with pytest.raises(InputError, match="unknown protocol 'loud'"):
+        Latency(protocol="loud")  # type: ignore[arg-type]
+
+
+def test_latency_is_a_comparison_and_size_is_not() -> None:
+    evaluator: Evaluator = Latency()
+    assert isinstance(evaluator, Comparison)
+    assert not isinstance(Size(), Comparison)

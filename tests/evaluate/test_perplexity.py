@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONTEXT, prose, tiny, tokenizer
+from torch.nn import functional
+
+from layerfold import scoring
+from layerfold.errors import InputError, ModelError
+from layerfold.evaluate import Perplexity
+from layerfold.evaluate.perplexity import versus
+from layerfold.hub import Model
+from layerfold.methods import Merge
+
+
+@torch.no_grad()
+def plain_loop(model: Model, folder: str, context: int, stride: int, limit: int | None = None) -> tuple[float, int]:
+    """Perplexity and scored tokens by the straightforward loop, from the text file on."""
+    ids: list[int] = []
+    for document in (Path(folder) / "test.txt").read_text().replace("\n\n", "\n\0").split("\0"):
+        ids += [tokenizer().eos_token_id] * bool(ids) + tokenizer()(document)["input_ids"]
+    ids = ids[:limit]
+    nats, scored, reached = 0.0, 0, 0
+    for start in range(0, len(ids), stride):
+        window = torch.tensor(ids[start : start + context])
+        first = max(1, reached - start)  # position 0 has nothing before it, and some were scored before
+        if first < len(window):
+            logits = model.decoder.model(input_ids=window[None]).logits[0]
+            nats += functional.cross_entropy(logits[first - 1 : -1], window[first:], reduction="sum").item()
+            scored += len(window) - first
+        reached = start + len(window)
+    return math.exp(nats / scored), scored
+
+
+@pytest.mark.parametrize("limit", [101, 230])
+@pytest.mark.parametrize(("context", "stride"), [(CONTEXT, CONTEXT), (CONTEXT, 10), (17, 17), (17, 5)])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
+def test_perplexity_equals_a_plain_transformers_loop(
+    family: str, context: int, stride: int, limit: int, corpus_folder: str
+) -> None:
+    model = tiny(family)
+    expected, tokens = plain_loop(model, corpus_folder, context, stride, limit)
+    evaluator = Perplexity(corpus=corpus_folder, context=context, stride=stride, limit_tokens=limit)
+    assert evaluator.windows(model).lengths[-1] < context
+    score = evaluator(model)
+    assert score.value == pytest.approx(expected, rel=1e-4)
+    assert score.details["tokens"] == tokens
+    assert score.low < score.value < score.high
+
+
+def test_the_defaults_are_disjoint_windows_of_the_models_context(corpus_folder: str) -> None:
+    model = tiny("gpt2")
+    score = Perplexity(corpus=corpus_folder)(model)
+    assert (score.details["context"], score.details["stride"]) == (CONTEXT, CONTEXT)
+    assert score.value == pytest.approx(plain_loop(model, corpus_folder, CONTEXT, CONTEXT)[0], rel=1e-4)
+    assert score.unit == "perplexity"
+    assert score.lower_is_better
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 1 << 20])
+@pytest.mark.parametrize("logit_bytes", [1, 4 * 300 * 7, 1 << 30])
+def test_neither_batch_nor_logit_piece_size_changes_the_result(
+    batch_tokens: int, logit_bytes: int, corpus_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, evaluator = tiny("llama"), Perplexity(corpus=corpus_folder, stride=20)
+    expected = evaluator(model)
+    monkeypatch.setattr(scoring, "_BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(scoring, "_LOGIT_BYTES", logit_bytes)
+    score = evaluator(model)
+    assert score.details["window_nats"] == pytest.approx(expected.details["window_nats"], rel=1e-5)
+    assert score.value == pytest.approx(expected.value, rel=1e-5)
+
+
+def test_bits_per_byte_divide_all_nats_by_all_bytes(corpus_folder: str) -> None:
+    model, evaluator = tiny("gpt2"), Perplexity(corpus=corpus_folder, stride=8)
+    details = evaluator(model).details
+    text = (Path(corpus_folder) / "test.txt").read_text()
+    first = tokenizer()(text, return_offsets_mapping=True)["offset_mapping"][0]
+    # All but the text's first token are scored; the five blank lines between documents are no part of them.
+    scored = len(text.encode()) - 5 - len(text[slice(*first)].encode())
+    assert details["bits_per_byte"] == pytest.approx(sum(details["window_nats"]) / math.log(2) / scored, rel=1e-9)
+
+
+@torch.no_grad()
+def published(model: Model, folder: str) -> float:
+    """MEASURING.md's row on the published table, word by word."""
+    text = (Path(folder) / "test.txt").read_text()
+    lines = [line for line in text.split("\n") if line.strip()][:200]
+    padded_tokenizer = tokenizer().__class__(
+        tokenizer_object=tokenizer().backend_tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    total, count = 0.0, 0
+    for first in range(0, len(lines), 2):
+        batch = padded_tokenizer(
+            lines[first : first + 2], padding="longest", truncation=True, max_length=min(128, CONTEXT), return_tensors="pt"
+        )
+        logits = model.decoder.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.input_ids[:, 1:].flatten())
+        total += loss.item() * batch.input_ids.numel()
+        count += batch.input_ids.numel()
+    return math.exp(total / count)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("lines", [7, 230])
+def test_the_published_protocol_is_the_published_code(family: str, lines: int, write: Any) -> None:
+    # A document a few lines long, lines shorter and longer than what is kept of them, more lines than are read.
+    text = "\n".join(prose(3 + seed % 17, seed) + ("\n" if seed % 5 == 4 else "") for seed in range(lines))
+    folder = str(write("published/test.txt", text).parent)
+    model = tiny(family)
+    score = Perplexity(corpus=folder, protocol="published")(model)
+    assert score.value == pytest.approx(published(model, folder), rel=1e-4)
+    assert score.details["bits_per_byte"] is None
+    assert Perplexity(corpus=folder)(model).value != pytest.approx(score.value, rel=1e-2)
+
+
+def test_protocols_have_names_of_their_own() -> None:
+    assert Perplexity().protocol_id != Perplexity(protocol="published").protocol_id
+    with pytest.raises(InputError, match="unknown protocol 'publish'; did you mean 'published'"):
+        Perplexity(protocol="publish")  # type: ignore[arg-type]
+
+
+def test_settings_tell_apart_whatever_changes_the_figure(corpus_folder: str) -> None:
+    model = tiny("gpt2")
+    variants = [{}, {"stride": 5}, {"context": 20}, {"limit_tokens": 99}, {"protocol": "published"}]
+    settings = [Perplexity(corpus=corpus_folder, **variant).settings(model) for variant in variants]
+    assert all(one != two for i, one in enumerate(settings) for two in settings[:i])
+    assert settings[0] == Perplexity(corpus=corpus_folder, stride=CONTEXT).settings(model)
+
+
+def test_a_model_is_exactly_as_good_as_itself(corpus_folder: str) -> None:
+    score = Perplexity(corpus=corpus_folder)(tiny("gpt2")).to_json()
+    assert versus(score, score) == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_a_comparison_is_the_ratio_and_paired(corpus_folder: str) -> None:
+    model, evaluator = tiny("gpt2"), Perplexity(corpus=corpus_folder)
+    other = model.copy()
+    Merge(n=2, align="none").apply(other.decoder, None)
+    base, score = evaluator(model).to_json(), evaluator(other).to_json()
+    ratio = versus(score, base)
+    assert ratio is not None
+    assert ratio["value"] == pytest.approx(score["value"] / base["value"])
+    assert ratio["low"] < ratio["value"] < ratio["high"]
+    # Paired: narrower than two intervals taken independently.
+    assert ratio["high"] / ratio["low"] < score["high"] / score["low"] * base["high"] / base["low"]
+
+
+def test_scores_of_other_windows_are_not_compared(corpus_folder: str) -> None:
+    model = tiny("gpt2")
+    one, two = (Perplexity(corpus=corpus_folder, stride=s)(model).to_json() for s in (CONTEXT, 7))
+    assert versus(one, two) is None
+
+
+def test_a_context_over_the_models_is_refused(corpus_folder: str) -> None:
+    with pytest.raises(InputError, match=r"context 33; accepted: 2 \.\.\. 32"):
+        Perplexity(corpus=corpus_folder, context=CONTEXT + 1)(tiny("gpt2"))
+
+
+def test_a_context_of_zero_is_refused_and_not_taken_for_the_default(corpus_folder: str) -> None:
+    with pytest.raises(InputError, match="context 0"):
+        Perplexity(corpus=corpus_folder, context=0)(tiny("gpt2"))
+
+
+def test_a_model_without_a_tokenizer_is_refused(corpus_folder: str) -> None:
+    model = tiny("gpt2")
+    with pytest.raises(ModelError, match="'tiny' has no tokenizer"):
+        Perplexity(corpus=corpus_folder)(Model(model.decoder, None, model.provenance))

@@ -1,0 +1,99 @@
+"""What merge and collapse share: which blocks form a group, and which settings are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny import BLOCKS, tiny
+
+from layerfold.errors import InputError
+from layerfold.methods import METHODS, Collapse, Merge
+
+METHOD = pytest.mark.parametrize("method", METHODS.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_blocks", "spelled"),
+    [
+        ({"n": 2}, 12, "0-1,2-3,4-5,6-7,8-9,10-11"),
+        ({"n": 5}, 12, "0-4,5-9,10-11"),
+        ({"n": 11}, 12, "0-10"),  # a last group of one is no group
+        ({"n": 12}, 12, "0-11"),
+        ({"groups": "1-4,5-8"}, 12, "1-4,5-8"),
+        ({"groups": " 5-8 , 1-2 "}, 12, "1-2,5-8"),
+        ({"groups": "0-3"}, 4, "0-3"),
+    ],
+)
+@METHOD
+def test_groups_are_spelled_out(method: type[Merge], settings: dict[str, Any], n_blocks: int, spelled: str) -> None:
+    resolved = method(**settings).resolved(n_blocks)
+    assert resolved["groups"] == spelled
+    assert resolved["name"] == method.name
+
+
+def test_two_spellings_of_the_same_groups_resolve_alike() -> None:
+    assert Merge(n=2).resolved(4) == Merge(groups="0-1,2-3").resolved(4)
+    assert Merge(n=2).resolved(4) != Merge(n=2, tie=True).resolved(4)
+    assert Collapse(n=2).resolved(4) != Collapse(n=2, anchor="last").resolved(4)
+
+
+@pytest.mark.parametrize(("anchor", "index"), [("first", 3), ("middle", 4), ("last", 6)])
+def test_the_anchor_is_named_by_place(anchor: Any, index: int) -> None:
+    assert Merge(n=2, anchor=anchor).anchor_of(range(3, 7)) == index
+
+
+@pytest.mark.parametrize(
+    ("settings", "received", "accepted"),
+    [
+        ({"n": 1}, "n 1", "2"),
+        ({"n": 0}, "n 0", "2"),
+        ({"n": -3}, "n -3", "2"),
+        ({}, "n None and groups None", "one of the two"),
+        ({"n": 2, "groups": "0-1"}, "n 2 and groups '0-1'", "one of the two"),
+        ({"groups": "3-1"}, "'3-1'", "first-last"),
+        ({"groups": "2-2"}, "'2-2'", "two or more"),
+        ({"groups": "a-b"}, "'a-b'", "first-last"),
+        ({"groups": "1"}, "'1'", "first-last"),
+        ({"groups": ""}, "''", "first-last"),
+        ({"groups": "1-2,"}, "''", "first-last"),
+        ({"groups": "1--2"}, "'1--2'", "first-last"),
+        ({"groups": "1-3,3-4"}, "'1-3,3-4'", "overlap at block 3"),
+        ({"groups": "0-5,1-2"}, "'0-5,1-2'", "overlap at block 1"),
+        ({"n": 2, "align": "greedy"}, "align 'greedy'", "hungarian, none"),
+        ({"n": 2, "anchor": "second"}, "anchor 'second'", "first, middle, last"),
+    ],
+)
+@METHOD
+def test_a_wrong_setting_says_what_was_received_and_what_is_accepted(
+    method: type[Merge], settings: dict[str, Any], received: str, accepted: str
+) -> None:
+    with pytest.raises(InputError) as raised:
+        method(**settings)
+    assert received in str(raised.value)
+    assert accepted in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("settings", [{"n": BLOCKS + 1}, {"groups": "0-9"}, {"groups": f"1-{BLOCKS}"}])
+@METHOD
+def test_a_setting_beyond_the_depth_is_refused_before_anything_is_edited(
+    method: type[Merge], settings: dict[str, Any]
+) -> None:
+    decoder = tiny("gpt2").decoder
+    before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
+    for act in (
+        lambda: method(**settings).resolved(BLOCKS),
+        lambda: method(**settings, align="none").apply(decoder, None),
+    ):
+        with pytest.raises(InputError, match=r"for a model of (4 blocks; accepted: 2 \.\.\. 4|blocks 0 \.\.\. 3)"):
+            act()
+    assert all(tensor.equal(before[name]) for name, tensor in decoder.model.state_dict().items())
+
+
+@METHOD
+def test_aligning_without_calibration_text_is_refused(method: type[Merge]) -> None:
+    assert method(n=2).needs_calibration
+    assert not method(n=2, align="none").needs_calibration
+    with pytest.raises(InputError, match="needs calibration text"):
+        method(n=2).apply(tiny("gpt2").decoder, None)

@@ -1,0 +1,214 @@
+"""Results as a study of eleven variants would leave them, without running one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from layerfold.records import Record, Results
+
+PERPLEXITY = {
+    "base": 81.2379,
+    "merged_2": 737.4412,
+    "merged_4": 1884.019,
+    "merged_6": 3127.55,
+    "merged_8": 4466.3,
+    "merged_10": 6021.77,
+    "compressed_2": 2402.81,
+    "compressed_4": 5871.2,
+    "compressed_6": 8120.4,
+    "compressed_8": 8544.9,
+    "compressed_10": 9012.613,
+}
+PARAMETERS = [6961920, 6566016, 5774208, 4982400, 4190592, 3398784, 4586112, 3398240, 2804320, 2804320, 2501888]
+LATENCY = [9.0213, 9.0431, 8.9877, 9.0312, 8.9954, 9.0102, 4.8123, 2.9111, 2.2511, 2.2468, 2.0103]
+BLOCKS = [12, 12, 12, 12, 12, 12, 6, 3, 2, 2, 2]
+PROMPTS = ("The history of the city began", "In the second half of the season, the team")
+SENTENCE = "when the river was crossed by a small group of people who had come from the north to settle there."
+
+MakeResults = Callable[..., Results]
+
+
+def perplexity_score(value: float, base: float | None, **changes: Any) -> dict[str, Any]:
+    score = {
+        "value": value,
+        "low": value * 0.962,
+        "high": value * 1.041,
+        "unit": "perplexity",
+        "lower_is_better": True,
+        "tokens": 131072,
+        "bits_per_byte": 1.7251,
+        "context": 512,
+        "stride": 512,
+        "corpus": "movie-reviews",
+        "split": "test",
+        "corpus_sha256": "0f" * 32,
+        "tokens_sha256": "a3" * 32,
+        "protocol": "sound",
+        "window_nats": [123.456789] * 40,
+        "window_tokens": [512] * 40,
+    }
+    if base is not None:
+        ratio = value / base
+        score["versus_base"] = {"value": ratio, "low": ratio * 0.975, "high": ratio * 1.027}
+    return score | changes
+
+
+def size_score(parameters: int, blocks: int) -> dict[str, Any]:
+    return {
+        "value": parameters,
+        "low": parameters,
+        "high": parameters,
+        "unit": "parameters",
+        "lower_is_better": True,
+        "parameters": parameters,
+        "nonzero": parameters - 3,
+        "bytes": 4 * parameters + 1024,
+        "compact_bytes": 4 * parameters + 512,
+        "dtype": "float32",
+        "flops_per_token": 2 * parameters,
+        "context": 512,
+        "blocks": blocks,
+    }
+
+
+def latency_score(value: float, base: float | None) -> dict[str, Any]:
+    score: dict[str, Any] = {
+        "value": value,
+        "low": value * 0.991,
+        "high": value * 1.018,
+        "unit": "ms/token",
+        "lower_is_better": True,
+        "prefill": {"value": value * 1.7, "low": value * 1.6, "high": value * 1.9},
+        "new_tokens": 64,
+        "prompt_tokens": 64,
+        "rounds": 20,
+        "threads": 2,
+    }
+    if base is not None:
+        score["speedup"] = {"value": base / value, "low": base / value * 0.98, "high": base / value * 1.02}
+    return score
+
+
+def generation_score(index: int) -> dict[str, Any]:
+    repeated = min(0.95, 0.03 + 0.09 * index)
+    samples = [
+        {
+            "prompt": prompt,
+            "text": f"{SENTENCE} {SENTENCE}" if index < 3 else "the the of the of of the , and of the of the " * 5,
+            "repeated_fraction": repeated + 0.01 * offset,
+        }
+        for offset, prompt in enumerate(PROMPTS)
+    ]
+    return {
+        "value": repeated,
+        "low": repeated * 0.8,
+        "high": min(1.0, repeated * 1.2),
+        "unit": "fraction",
+        "lower_is_better": True,
+        "samples": samples,
+    }
+
+
+def pairs_of(label: str) -> list[dict[str, Any]]:
+    group = int(label.partition("_")[2])
+    return [
+        {
+            "anchor": block - block % group,
+            "block": block,
+            "correlation": 0.82 - 0.03 * (block % group),
+            "unaligned": 0.011 * (block % group),
+        }
+        for block in range(12)
+        if block % group
+    ]
+
+
+def record(label: str, evaluator: str, score: dict[str, Any], **changes: Any) -> Record:
+    method = {"merged": "merge", "compressed": "collapse"}.get(label.partition("_")[0])
+    values: dict[str, Any] = {
+        "key": f"{evaluator}-{label}",
+        "label": label,
+        "evaluator": evaluator,
+        "protocol": f"{evaluator}-1",
+        "score": score,
+        "subject": {"method": {"name": method}} if method else {},
+        "notes": {"pairs": pairs_of(label)} if method else {},
+        "environment": {
+            "versions": {"python": "3.12.8", "torch": "2.13.0"},
+            "threads": 2,
+            "processor": "A processor @ 2.40 GHz",
+            "device": "cpu",
+        },
+        "seconds": 1.5,
+    }
+    return Record(**values | changes)
+
+
+@pytest.fixture
+def make_record() -> Callable[..., Record]:
+    return record
+
+
+@pytest.fixture
+def make_results() -> MakeResults:
+    """Build results; `rename` gives labels other names, `replace` other records (None: none) by label and evaluator."""
+
+    def make(
+        rename: dict[str, str] | None = None,
+        replace: dict[tuple[str, str], Record | None] | None = None,
+        evaluators: Sequence[str] = ("size", "perplexity", "latency", "generation"),
+        labels: Sequence[str] = tuple(PERPLEXITY),
+    ) -> Results:
+        records: dict[tuple[str, str], Record | None] = {}
+        for index, (label, perplexity) in enumerate(PERPLEXITY.items()):
+            versus = None if label == "base" else PERPLEXITY["base"]
+            scores = {
+                "size": size_score(PARAMETERS[index], BLOCKS[index]),
+                "perplexity": perplexity_score(perplexity, versus),
+                "latency": latency_score(LATENCY[index], None if label == "base" else LATENCY[0]),
+                "generation": generation_score(index),
+            }
+            name = (rename or {}).get(label, label)
+            records |= {(name, evaluator): record(label, evaluator, score) for evaluator, score in scores.items()}
+        records |= replace or {}
+        names = tuple((rename or {}).get(label, label) for label in labels)
+        return Results(
+            base="pocket",
+            recipe={"base": "pocket", "seed": 0, "variants": list(names)},
+            labels=names,
+            evaluators=tuple(evaluators),
+            records={
+                (label, evaluator): found
+                for (label, evaluator), found in records.items()
+                if found is not None and label in names and evaluator in evaluators
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+def hostile_results(make_results: MakeResults) -> Results:
+    """Results in which every text that someone else writes is an attack on the page."""
+    hostile = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    sample = {"prompt": hostile, "text": f"{hostile}</p></style>{{{{ 7 * 7 }}}}", "repeated_fraction": float("nan")}
+    size = size_score(PARAMETERS[1], 12) | {"dtype": hostile}
+    generation = generation_score(1) | {"samples": [sample]}
+    results = make_results(
+        rename={"merged_2": hostile},
+        replace={
+            (hostile, "size"): record(
+                hostile,
+                "size",
+                size,
+                notes={"pairs": pairs_of("merged_2"), hostile: hostile},
+                environment={"processor": hostile},
+                subject={"method": hostile},
+            ),
+            (hostile, "generation"): record(hostile, "generation", generation, protocol=hostile),
+        },
+    )
+    return Results(hostile, {"base": hostile}, results.labels, results.evaluators, results.records)

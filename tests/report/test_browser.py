@@ -1,0 +1,76 @@
+"""The page in a real browser: nothing of what others wrote runs, and the console stays silent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from layerfold.report import write_html
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--virtual-time-budget=3000",
+    "--dump-dom",
+)
+
+
+@pytest.fixture
+def open_page(tmp_path):
+    """Return a function that opens a file and gives the document after loading and the console's lines."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        reason = f"no browser: none of {', '.join(BROWSERS)} is installed"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    def open_page(path):
+        command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+
+    return open_page
+
+
+def test_hostile_page_runs_nothing_and_reports_no_error(open_page, hostile_results, tmp_path):
+    write_html(hostile_results, tmp_path / "report.html")
+    document, console = open_page(tmp_path / "report.html")
+    assert console == []
+    assert "<title>layerfold: &lt;script&gt;" in document
+    assert document.count("<svg") == 2
+    assert "</html>" in document
+
+
+def test_the_check_sees_what_it_looks_for(open_page, tmp_path):
+    path = tmp_path / "broken.html"
+    path.write_text(
+        "<!doctype html><title>before</title><script>document.title='x'; throw new Error('seen')</script>",
+        encoding="utf-8",
+    )
+    document, console = open_page(path)
+    assert "<title>x</title>" in document
+    assert any("seen" in line for line in console)
+
+
+def test_the_policy_stops_a_script_that_slipped_through(open_page, make_results, tmp_path):
+    path = tmp_path / "report.html"
+    write_html(make_results(), path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("</main>", "<script>document.title='x'</script></main>"), encoding="utf-8")
+    document, console = open_page(path)
+    assert "<title>layerfold: pocket</title>" in document
+    assert any("Content Security Policy" in line for line in console)

@@ -1,0 +1,125 @@
+"""What the columns read from records, and how they write it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from layerfold.report import numerals
+from layerfold.report.columns import COLUMNS, DASH, Cell, columns
+from layerfold.statistics import Interval
+
+
+def column(results, name):
+    return next(each for each in columns(results) if each.name == name)
+
+
+def test_figures_are_those_of_the_records(make_results):
+    results = make_results()
+    score = results.score("merged_4", "perplexity")
+    versus = score["versus_base"]
+    assert column(results, "perplexity").read(results, "merged_4") == Interval(
+        score["value"], score["low"], score["high"]
+    )
+    assert column(results, "perplexity_ratio").read(results, "merged_4") == Interval(
+        versus["value"], versus["low"], versus["high"]
+    )
+    assert column(results, "blocks").read(results, "compressed_4") == Interval(3, 3, 3)
+    removed = column(results, "removed_fraction").read(results, "compressed_10")
+    assert removed.value == 1 - 2501888 / 6961920
+    assert column(results, "removed_fraction").read(results, "base").value == 0
+
+
+def test_base_has_no_figure_over_itself(make_results):
+    results = make_results()
+    assert column(results, "perplexity_ratio").read(results, "base") is None
+    assert column(results, "speedup").cell(results, "base") == Cell(DASH, "")
+
+
+def test_cells_show_value_and_interval(make_results):
+    results = make_results()
+    assert column(results, "parameters").cell(results, "base") == Cell("6.96M", "")
+    assert column(results, "removed_fraction").cell(results, "compressed_10") == Cell("64.1%", "")
+    assert column(results, "perplexity").cell(results, "base") == Cell("81.24", f"78.15{DASH}84.57")
+    assert column(results, "repeated_4grams").cell(results, "merged_2") == Cell("12%", f"9.6{DASH}14%")
+    assert column(results, "dense_bytes").cell(results, "base") == Cell("27.8 MB", "")
+
+
+def test_only_evaluators_of_the_study_have_columns(make_results):
+    assert {each.evaluator for each in columns(make_results(evaluators=("size",)))} == {"size"}
+    assert columns(make_results(evaluators=())) == ()
+
+
+def test_unknown_evaluator_has_a_column_of_its_own(make_results, make_record):
+    score = {"value": 0.8372, "low": 0.8301, "high": 0.8441, "unit": "accuracy", "lower_is_better": False}
+    results = make_results(
+        evaluators=("imdb", "size"), replace={("merged_2", "imdb"): make_record("merged_2", "imdb", score)}
+    )
+    imdb = columns(results)[-1]
+    assert (imdb.name, imdb.title, imdb.unit, imdb.better) == ("imdb", "imdb", "accuracy", "higher")
+    assert imdb.cell(results, "merged_2") == Cell("0.837", f"0.830{DASH}0.844")
+    assert imdb.cell(results, "base") == Cell(DASH, "")
+
+
+def test_the_published_protocol_is_named_in_the_header(make_results, make_record):
+    score = make_results().score("base", "perplexity") | {"protocol": "published"}
+    results = make_results(replace={("base", "perplexity"): make_record("base", "perplexity", score)})
+    assert column(results, "perplexity").unit == "published"
+    assert column(make_results(), "perplexity").unit == ""
+
+
+def test_unknown_evaluator_may_report_a_value_alone(make_results, make_record):
+    results = make_results(
+        evaluators=("rouge",), replace={("base", "rouge"): make_record("base", "rouge", {"value": -3.5})}
+    )
+    assert columns(results)[0].cell(results, "base") == Cell("-3.50", "")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((math.nan, math.nan, math.nan), Cell("nan", "")),
+        ((math.inf, math.inf, math.inf), Cell("inf", "")),
+        ((math.inf, 1e300, math.inf), Cell("inf", f"1.00e300{DASH}inf")),
+        ((2.0, math.nan, math.nan), Cell("2.000", "")),
+        ((398066.0, 380120.0, 412331.0), Cell("3.98e5", f"3.80e5{DASH}4.12e5")),
+        ((-1.0, -2.0, 0.5), Cell("-1.000", "-2.000 to 0.5000")),
+        ((None, None, None), Cell(DASH, "")),
+    ],
+)
+def test_any_value_can_be_shown(make_results, bounds, expected):
+    results = make_results()
+    record = results.records["base", "perplexity"]
+    score = record.score | dict(zip(("value", "low", "high"), bounds, strict=True))
+    results = make_results(replace={("base", "perplexity"): replace(record, score=score)})
+    assert column(results, "perplexity").cell(results, "base") == expected
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0, 0.0, -0.5, 1e-9, 99.96, 999999, 1e300, 7])
+def test_every_writer_takes_every_number(value):
+    for each in COLUMNS:
+        assert each.show(value)
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "expected"),
+    [
+        (numerals.significant, 99.96, "100"),
+        (numerals.significant, 9012.4, "9,012"),
+        (numerals.precise, 29.414, "29.41"),
+        (numerals.significant, 0.00001234, "1.23e-5"),
+        (numerals.count, 81_912_576, "81.9M"),
+        (numerals.count, 1.5e9, "1.50B"),
+        (numerals.count, 12, "12"),
+        (numerals.memory, 12, "12 B"),
+        (numerals.times, 0.998, "1.00"),
+        (numerals.times, 0.0123, "0.0123"),
+        (numerals.rough_percent, 0.0341, "3.4%"),
+        (numerals.rough_percent, 0.0996, "10%"),
+        (numerals.printable, "a\x1b[31m\nb\ud800", "a�[31m�b�"),
+    ],
+)
+def test_numbers_as_people_read_them(write, value, expected):
+    assert write(value) == expected

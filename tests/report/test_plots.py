@@ -1,0 +1,141 @@
+"""The plots and where their labels go."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from itertools import combinations
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+
+from layerfold.report.columns import columns
+from layerfold.report.placement import Box, place
+from layerfold.report.plots import family, plot
+
+
+def draw(results, x="parameters", y="perplexity"):
+    named = {column.name: column for column in columns(results)}
+    return plot(results, named[x], named[y])
+
+
+def with_perplexity(make_results, **values):
+    records = make_results().records
+    changed = {
+        (label, "perplexity"): replace(
+            records[label, "perplexity"],
+            score=records[label, "perplexity"].score | dict(zip(("value", "low", "high"), bounds, strict=True)),
+        )
+        for label, bounds in values.items()
+    }
+    return make_results(replace=changed)
+
+
+def texts(drawing):
+    return ["".join(element.itertext()).strip() for element in ElementTree.fromstring(drawing.svg).iter("text")]
+
+
+def test_every_variant_and_family_is_named(make_results):
+    drawing = draw(make_results())
+    assert set(make_results().labels) | {"merge", "collapse"} <= set(texts(drawing))
+    assert drawing.note == ""
+    assert drawing.title == "Perplexity against parameters"
+
+
+def test_figures_that_cannot_be_drawn_are_named(make_results):
+    nan, inf = math.nan, math.inf
+    results = with_perplexity(
+        make_results,
+        merged_2=(nan, nan, nan),
+        merged_4=(inf, inf, inf),
+        merged_6=(50.0, 40.0, inf),
+        merged_8=(0, 0, 0),
+        merged_10=(1e300, 1, 2),
+    )
+    drawing = draw(results)
+    assert drawing.note == (
+        "Not drawn, being out of the scale's range: merged_2, merged_4, merged_8, merged_10. "
+        "Drawn without the bounds that are out of range: merged_6."
+    )
+    assert "merged_6" in texts(drawing)
+    assert not {"merged_2", "merged_4", "merged_8", "merged_10"} & set(texts(drawing))
+
+
+def test_nothing_to_draw_is_no_drawing(make_results):
+    results = make_results(replace={(label, "size"): None for label in make_results().labels})
+    assert draw(results).svg == ""
+    only_nan = with_perplexity(make_results, **dict.fromkeys(make_results().labels, (math.nan,) * 3))
+    assert draw(only_nan).svg == ""
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [(1e99, 1e-99, 1e300), (29.41, 29.40, 29.42), (5.0, 6.0, 4.0), (5.0, -1.0, 9.0), (1e-5, 1e-6, 1e-4)],
+)
+def test_unusual_values_are_drawn(make_results, bounds):
+    assert "merged_2" in texts(draw(with_perplexity(make_results, merged_2=bounds)))
+
+
+def test_a_base_alone_is_drawn(make_results):
+    assert "base" in texts(draw(make_results(labels=("base",))))
+
+
+@pytest.mark.parametrize("label", ["$x$ $", "<b>&amp;", "_x", "a\nb\x00", "数\N{SNOWMAN}", "long_" * 40, "url(#p)"])
+def test_any_label_can_be_drawn(make_results, label):
+    drawing = draw(make_results(rename={"merged_2": label}))
+    start = label.replace("\n", "�").replace("\x00", "�")[:20]
+    assert any(text.startswith(start) for text in texts(drawing))
+
+
+def test_drawings_share_no_id_and_refer_to_their_own(make_results):
+    drawings = [draw(make_results(), x) for x in ("parameters", "latency_ms")]
+    ids = [re.findall(r'\bid="([^"]+)"', drawing.svg) for drawing in drawings]
+    assert ids[0]
+    assert not set(ids[0]) & set(ids[1])
+    for own, drawing in zip(ids, drawings, strict=True):
+        assert len(own) == len(set(own))
+        references = re.findall(r'(?:href="#|url\(#)([^")]+)', drawing.svg)
+        assert references
+        assert set(references) <= set(own)
+
+
+def test_drawing_is_the_same_each_time_and_under_any_settings(make_results):
+    first = draw(make_results()).svg
+    with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True}):
+        assert draw(make_results()).svg == first
+        assert mpl.rcParams["font.size"] == 30
+
+
+def test_drawing_takes_its_colours_from_the_page(make_results):
+    svg = draw(make_results()).svg
+    assert "style=" not in svg
+    assert "<style" not in svg
+    assert "var(--series-0)" in svg
+    assert not re.search(r'"#0[0-9a-f]{5}"', svg)
+
+
+def test_families(make_results, make_record):
+    results = make_results()
+    assert family(results, "merged_2") == "merge"
+    assert family(results, "base") == "base"
+    for subject, expected in (({}, "merged"), ({"method": "drop"}, "drop"), ({"method": {}}, "merged")):
+        records = {
+            ("merged_2", evaluator): make_record("merged_2", evaluator, {"value": 1.0}, subject=subject)
+            for evaluator in results.evaluators
+        }
+        assert family(make_results(replace=records), "merged_2") == expected
+
+
+def test_labels_of_points_in_a_heap_do_not_overlap():
+    points = [(100.0 + 2 * index, 100.0 + index) for index in range(8)]
+    sizes = [(60.0, 10.0)] * len(points)
+    obstacles = [Box.around(*point, 8, 8) for point in points]
+    bounds = Box(0, 0, 300, 200)
+    placed = [
+        Box.around(*centre, *size) for centre, size in zip(place(points, sizes, obstacles, bounds), sizes, strict=True)
+    ]
+    assert sum(one.overlap(other) for one, other in combinations(placed, 2)) == 0
+    assert sum(box.overlap(obstacle) for box in placed for obstacle in obstacles) == 0
+    assert all(box.overlap(bounds) == pytest.approx(600) for box in placed)

@@ -1,0 +1,90 @@
+"""The table in the terminal."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from layerfold.report import print_table
+from layerfold.report.columns import MISSING, columns
+
+
+def printed(results, width, **options):
+    console = Console(width=width, file=io.StringIO(), **options)
+    print_table(results, console)
+    return console.file.getvalue()
+
+
+def shown_cells(results):
+    for column in columns(results):
+        if not column.detail:
+            for label in results.labels:
+                cell = column.cell(results, label)
+                yield from (text for text in (cell.value, cell.interval) if text)
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_no_label_and_no_figure_is_cut(make_results, width):
+    results = make_results()
+    text = printed(results, width)
+    words = text.split()
+    assert max(map(len, text.splitlines())) <= width
+    assert set(results.labels) <= set(words)
+    assert set(shown_cells(results)) <= set(words)
+    assert "…" not in text
+
+
+def test_one_table_fits_in_100_columns(make_results):
+    assert printed(make_results(), 100).count("variant") == 1
+
+
+def test_columns_of_an_evaluator_stay_together(make_results):
+    lines = printed(make_results(), 80).splitlines()
+    headers = [line.split() for line in lines if "perplexity" in line or "speed-up" in line]
+    assert headers == [
+        ["blocks", "parameters", "removed", "perplexity", "perplexity"],
+        ["latency", "speed-up", "repeated"],
+    ]
+
+
+def test_hostile_labels_are_plain_text(make_results):
+    text = printed(make_results(rename={"merged_2": "[red]x[/red]\x1b[2J", "merged_4": "[/]"}), 100)
+    assert "[red]x[/red]" in text
+    assert "[/]" in text
+    assert "\x1b" not in text
+
+
+def test_long_labels_continue_on_the_next_line(make_results):
+    label = "abcdefghij" * 9
+    text = printed(make_results(rename={"merged_2": label}), 100)
+    first_table = text.split("variant")[1]
+    column = "".join(line[:33].strip() for line in first_table.splitlines())
+    assert label in column
+    assert set(shown_cells(make_results())) <= set(text.split())
+
+
+def test_missing_and_not_finite_figures(make_results):
+    full = make_results()
+    collapsed = replace(
+        full.records["merged_4", "perplexity"],
+        score={"value": float("nan"), "low": float("nan"), "high": float("inf"), "unit": "perplexity"},
+    )
+    text = printed(make_results(replace={("merged_2", "latency"): None, ("merged_4", "perplexity"): collapsed}), 100)
+    row = next(line for line in text.splitlines() if line.startswith("merged_2"))
+    assert row.split()[-3:] == [MISSING, MISSING, "12%"]
+    assert "nan" in next(line for line in text.splitlines() if line.startswith("merged_4"))
+
+
+@pytest.mark.parametrize("evaluators", [(), ("size",), ("latency",)])
+def test_a_study_of_few_evaluators(make_results, evaluators):
+    text = printed(make_results(evaluators=evaluators, labels=("base",)), 100)
+    assert "base" in text
+    assert ("quartiles" in text) == ("latency" in evaluators)
+
+
+def test_the_narrowest_consoles_do_not_fail(make_results):
+    for width in (1, 5, 20):
+        printed(make_results(), width)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import BLOCKS, FAMILY_NAMES, continued, logits, step_through, tiny, tiny_model, token_ids
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2Model
+
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError, ModelError
+
+SCALED = {"scale_attn_by_inverse_layer_idx": True}
+MIXED = {
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+    "use_sliding_window": True,
+    "sliding_window": 6,
+}
+# What a family has that depends on the index of a block.
+INDEXED = [(family, {}) for family in FAMILY_NAMES] + [
+    ("gpt2", SCALED),
+    ("qwen2", MIXED),
+]
+
+
+def test_a_matrix_is_out_by_in_and_live(family: str) -> None:
+    decoder = tiny(family).decoder
+    for block in decoder.blocks:
+        d_ffn = block.ffn.d_ffn
+        for matrix in block.ffn.matrices:
+            out, into = (decoder.d_model, d_ffn) if matrix is block.ffn.down else (d_ffn, decoder.d_model)
+            assert matrix.weight.shape == (out, into)
+            x = torch.randn(3, into, generator=torch.Generator().manual_seed(1))
+            with torch.no_grad():
+                assert torch.allclose(matrix.module(x), functional.linear(x, matrix.weight, matrix.bias), atol=1e-5)
+            before = matrix.module(x).detach()
+            matrix.weight[5, 7] += 1.0
+            change = matrix.module(x).detach() - before
+            assert torch.allclose(change[:, 5], x[:, 7], atol=1e-5)
+            assert not change[:, :5].any()
+
+
+def test_permuting_neurons_changes_no_logit(family: str) -> None:
+    decoder = tiny(family).decoder
+    before = logits(decoder)
+    for block in decoder.blocks:
+        weights = block.ffn.down.weight.clone()
+        block.ffn.permute_(torch.randperm(block.ffn.d_ffn, generator=torch.Generator().manual_seed(block.index)))
+        assert not torch.equal(weights, block.ffn.down.weight)
+    assert (logits(decoder) - before).abs().max() < 1e-4
+
+
+def test_tied_ffns_share_storage_count_once_and_stay_tied_in_a_copy(family: str) -> None:
+    decoder = tiny(family).decoder
+    size, ffn = decoder.size(), sum(t.numel() for t in decoder.blocks[0].ffn.tensors())
+    decoder.blocks[1].ffn.tie_(decoder.blocks[0].ffn)
+    assert size.parameters - decoder.size().parameters == ffn
+    copied = decoder.copy()
+    assert copied.size() == decoder.size()
+    for tied in (decoder, copied):
+        one, two = (tied.blocks[i].ffn.tensors() for i in (0, 1))
+        assert [t.data_ptr() for t in one] == [t.data_ptr() for t in two]
+    copied.blocks[0].ffn.up.weight.zero_()
+    assert not copied.blocks[1].ffn.up.weight.any()
+    assert decoder.blocks[0].ffn.up.weight.all()
+
+
+def test_size_counts_zeros_apart() -> None:
+    decoder = tiny("gpt2").decoder
+    before = decoder.size()
+    assert before.nonzero == before.parameters
+    decoder.blocks[2].ffn.up.weight[:2] = 0
+    assert decoder.size().parameters == before.parameters
+    assert decoder.size().nonzero == before.parameters - 2 * decoder.d_model
+
+
+def test_keep_renumbers_whatever_counts_blocks(family: str) -> None:
+    decoder = tiny(family).decoder
+    kept = [decoder.blocks[i].module for i in (0, 2, 3)]
+    decoder.keep_([0, 2, 3])
+    assert [block.module for block in decoder.blocks] == kept
+    assert decoder.n_blocks == decoder.model.config.num_hidden_layers == 3
+    numbered = [m.layer_idx for block in decoder.blocks for m in block.module.modules() if hasattr(m, "layer_idx")]
+    assert numbered == [0, 1, 2]
+    types = getattr(decoder.model.config, "layer_types", None)
+    assert types is None or len(types) == 3
+
+
+@pytest.mark.parametrize(("family", "overrides"), INDEXED)
+def test_generation_with_the_cache_equals_without_after_keep(family: str, overrides: dict[str, object]) -> None:
+    decoder = tiny(family, **overrides).decoder
+    decoder.keep_([1, 2])
+    assert continued(decoder, use_cache=True) == continued(decoder, use_cache=False)
+
+
+@pytest.mark.parametrize(("family", "overrides"), INDEXED)
+def test_keep_preserves_what_the_kept_blocks_compute(family: str, overrides: dict[str, object]) -> None:
+    decoder, ids = tiny(family, **overrides).decoder, token_ids()
+    by_hand = step_through(decoder, [1, 3], ids)
+    decoder.keep_([1, 3])
+    with torch.no_grad():
+        kept = decoder.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    assert torch.allclose(kept, by_hand, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "overrides"), INDEXED)
+def test_a_kept_model_reloads_in_plain_transformers(family: str, overrides: dict[str, object], tmp_path: Path) -> None:
+    decoder = tiny(family, **overrides).decoder
+    decoder.keep_([1, 3])
+    decoder.model.save_pretrained(tmp_path)
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert torch.equal(model(input_ids=token_ids()).logits, logits(decoder))
+
+
+def test_keeping_every_block_is_the_identity(family: str) -> None:
+    decoder = tiny(family).decoder
+    before = logits(decoder)
+    decoder.keep_(range(BLOCKS))
+    assert torch.equal(logits(decoder), before)
+
+
+@pytest.mark.parametrize("indices", [[], [1, 1], [2, 1], [-1, 0], [0, BLOCKS]])
+def test_keep_refuses_what_are_not_blocks_in_order(indices: list[int]) -> None:
+    decoder = tiny("gpt2").decoder
+    with pytest.raises(InputError, match=r"blocks to keep: .*accepted: distinct indices in 0 \.\.\. 3"):
+        decoder.keep_(indices)
+    assert decoder.n_blocks == BLOCKS
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_found_and_its_tensor_named(value: float) -> None:
+    decoder = tiny("gpt2").decoder
+    decoder.check_finite()
+    decoder.blocks[2].ffn.down.weight[0, 0] = value
+    with pytest.raises(ModelError, match=r"'transformer\.h\.2\.mlp\.c_proj\.weight' holds 1 value"):
+        decoder.check_finite()
+
+
+def test_large_finite_values_whose_sum_overflows_are_finite() -> None:
+    decoder = tiny("gpt2").decoder
+    decoder.blocks[0].ffn.down.weight.fill_(3e38)
+    decoder.check_finite()
+    assert decoder.blocks[0].ffn.down.weight.sum().isinf()
+
+
+def test_an_encoder_is_refused_by_name() -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    with pytest.raises(ModelError, match="unsupported architecture 'bert'; .*gpt2, llama"):
+        Decoder(BertForMaskedLM(BertConfig(vocab_size=20, **sizes)))
+
+
+def test_a_model_without_a_language_model_head_is_refused() -> None:
+    with pytest.raises(ModelError, match="not a causal language model: GPT2Model"):
+        Decoder(GPT2Model(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=20)))
+
+
+def test_a_decoder_views_the_model_and_does_not_copy_it() -> None:
+    model = tiny_model("llama")
+    assert Decoder(model).blocks[1].ffn.up.weight.data_ptr() == model.model.layers[1].mlp.up_proj.weight.data_ptr()

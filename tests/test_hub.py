@@ -1,0 +1,172 @@
+"""Loading: the embedded model, folders, GGUF files and the Hub, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import logits, tiny, tiny_model
+from transformers import BertConfig, BertModel
+
+import layerfold
+from layerfold import hub
+from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError
+from layerfold.hub import Provenance, default_corpus, load
+from layerfold.methods import Collapse
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny("gpt2").save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_pocket_is_what_its_description_says() -> None:
+    pocket = load("pocket")
+    assert (pocket.decoder.n_blocks, pocket.decoder.d_model, pocket.decoder.context) == (12, 192, 256)
+    assert pocket.decoder.size().parameters == 6_960_768
+    assert pocket.decoder.model.dtype == torch.float32
+    assert pocket.require_tokenizer().eos_token_id == 0
+    assert default_corpus(pocket) == "imdb"
+
+
+def test_a_plain_folder_and_its_provenance(tmp_path: Path) -> None:
+    plain = tiny_model("llama")
+    plain.save_pretrained(tmp_path / "plain")
+    model = load(tmp_path / "plain")
+    assert model.tokenizer is None
+    with pytest.raises(ModelError, match="no tokenizer"):
+        model.require_tokenizer()
+    assert torch.equal(logits(model.decoder), logits(tiny("llama").decoder))
+    assert model.provenance.base_sha256 == model.sha256
+
+
+def test_half_precision_weights_are_read_as_float32(tmp_path: Path) -> None:
+    tiny_model("gpt2").half().save_pretrained(tmp_path / "half")
+    assert load(tmp_path / "half").decoder.model.dtype == torch.float32
+
+
+def test_provenance_survives_saving_and_grows(tmp_path: Path, folder: Path) -> None:
+    base = load(folder)
+    once = layerfold.compress(base, Collapse(n=2, align="none"))
+    once.save(tmp_path / "once")
+    twice = layerfold.compress(load(tmp_path / "once"), Collapse(n=2, align="none"))
+    assert [step["method"]["groups"] for step in twice.provenance.steps] == ["0-1,2-3", "0-1"]
+    assert twice.provenance.base_sha256 == base.sha256
+    assert twice.provenance.base == base.provenance.base
+    assert base.decoder.n_blocks == 4, "compress edits a copy"
+
+
+def test_an_encoder_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(ModelError, match=r"unsupported architecture 'bert'.*gpt2"):
+        load(tmp_path / "bert")
+
+
+def test_an_unknown_architecture_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt9"}))
+    with pytest.raises(ModelError, match="gpt9"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text(""), "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors weights"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 64), "cannot be loaded"),
+        (lambda folder: (folder / "layerfold.json").write_text("[]"), "damaged"),
+    ],
+    ids=["no config", "broken config", "empty config", "no weights", "empty weights", "zeros", "a foreign manifest"],
+)
+def test_a_damaged_folder_is_one_clear_line(folder: Path, damage: object, said: str) -> None:
+    damage(folder)  # type: ignore[operator]
+    with pytest.raises(ModelError, match=said) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(folder)
+
+
+def test_pickled_weights_are_not_loaded(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(ModelError, match=r"only \.bin, not loaded"):
+        load(folder)
+
+
+def test_missing_and_unexpected_tensors_are_named(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["stray"] = weights.pop("transformer.h.3.mlp.c_fc.weight").clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"missing keys: transformer\.h\.3\.mlp\.c_fc\.weight.*unexpected keys: stray"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_name_their_tensor(folder: Path, value: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.h.1.mlp.c_proj.weight"][3, 5] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"'transformer\.h\.1\.mlp\.c_proj\.weight' holds 1 values that are not finite"
+    ):
+        load(folder)
+
+
+def test_the_hub_unreachable_is_one_line_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
+    with pytest.raises(OfflineError, match=r"cannot be reached.*'gpt2'"):
+        load("gpt2")
+    with pytest.raises(OfflineError, match=r"'pokcet'.*did you mean 'pocket'\?"):
+        load("pokcet")
+
+
+def test_what_is_neither_a_folder_nor_an_id_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    for name in (tmp_path / "file.txt", "a/b/c", "no such/model", ""):
+        with pytest.raises(LayerfoldError):
+            load(name)
+    with pytest.raises(InputError, match="accepted: pocket, an existing folder"):
+        load("a/b/c")
+
+
+def test_gguf_needs_its_package_and_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="no file"):
+        load(tmp_path / "none.gguf")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(tmp_path / "bad.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingExtraError, match=r"layerfold\[gguf\]"):
+        load(tmp_path / "bad.gguf")
+
+
+def test_code_that_a_checkpoint_brings_is_not_run(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(ModelError):
+        load(folder)
+
+
+def test_a_moved_folder_loads(folder: Path, tmp_path: Path) -> None:
+    shutil.move(folder, tmp_path / "moved")
+    assert load(tmp_path / "moved").provenance.base == Provenance("tiny").base

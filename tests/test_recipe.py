@@ -1,0 +1,108 @@
+"""Recipes: what they say, and one clear line for each way of getting them wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerfold.errors import RecipeError
+from layerfold.methods import Collapse, Merge
+from layerfold.recipe import default_recipe, read_recipe
+
+
+def test_the_default_is_the_published_comparison() -> None:
+    recipe = default_recipe()
+    assert [variant.label for variant in recipe.variants] == [
+        *(f"merged_{n}" for n in (2, 4, 6, 8, 10)),
+        *(f"compressed_{n}" for n in (2, 4, 6, 8, 10)),
+    ]
+    assert recipe.variants[1].method == Merge(n=4)
+    assert recipe.variants[-1].method == Collapse(n=10)
+    assert [evaluator.name for evaluator in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
+
+
+def test_the_default_goes_no_deeper_than_the_model() -> None:
+    labels = [variant.label for variant in default_recipe("shallow", 5).variants]
+    assert labels == ["merged_2", "merged_4", "compressed_2", "compressed_4"]
+
+
+def test_a_resolved_recipe_reads_back_as_itself() -> None:
+    for recipe in (
+        default_recipe(),
+        read_recipe({"variants": [{"label": "a", "merge": {"groups": "1-4", "tie": True}}]}),
+    ):
+        assert read_recipe(recipe.to_json()).to_json() == recipe.to_json()
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_in_the_repository_are_valid(path: Path) -> None:
+    recipe = read_recipe(path)
+    for variant in recipe.variants:
+        variant.method.resolved(12)
+
+
+VARIANT: dict[str, Any] = {"label": "a", "merge": {"n": 2}}
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"variant": []}, ["unknown key 'variant'", "did you mean 'variants'?", "accepted: base, calibration"]),
+        ({}, ["variants", "Field required"]),
+        ({"variants": "all"}, ["variants", "valid list", "'all'"]),
+        ({"variants": [VARIANT, VARIANT]}, ["duplicate label 'a'"]),
+        ({"variants": [VARIANT | {"label": "base"}]}, ["'base' is the base row's"]),
+        ({"variants": [VARIANT | {"label": ""}]}, ["variants[0].label", "at least 1"]),
+        ({"variants": [VARIANT | {"label": 3}]}, ["variants[0].label", "valid string", "3"]),
+        ({"variants": [{"merge": {"n": 2}}]}, ["variants[0].label", "Field required"]),
+        ({"variants": [{"label": "a"}]}, ["variants[0]", "one of collapse, merge"]),
+        ({"variants": [{"label": "a", "merg": {"n": 2}}]}, ["unknown key or method 'merg'", "did you mean 'merge'?"]),
+        ({"variants": [VARIANT | {"collapse": {"n": 2}}]}, ["accepted: label and one of"]),
+        (
+            {"variants": [{"label": "a", "merge": {"size": 2}}]},
+            ["merge: unknown key 'size'", "accepted: align, anchor"],
+        ),
+        ({"variants": [{"label": "a", "collapse": {"n": 2, "tie": True}}]}, ["collapse: unknown key 'tie'"]),
+        ({"variants": [{"label": "a", "merge": {"n": "two"}}]}, ["merge.n", "valid integer", "'two'"]),
+        ({"variants": [{"label": "a", "merge": {"n": 2.5}}]}, ["merge.n", "2.5"]),
+        ({"variants": [{"label": "a", "merge": {"n": True}}]}, ["merge.n", "True"]),
+        ({"variants": [{"label": "a", "merge": {"n": 1}}]}, ["n 1; accepted: a whole number from 2"]),
+        ({"variants": [{"label": "a", "merge": {"n": 2, "align": "best"}}]}, ["merge.align", "'best'", "'hungarian'"]),
+        ({"variants": [{"label": "a", "merge": 4}]}, ["merge: 4", "settings"]),
+        ({"variants": [], "evaluate": ["perplexty"]}, ["evaluate[0]", "did you mean 'perplexity'?"]),
+        ({"variants": [], "evaluate": ["size", "size"]}, ["duplicate evaluator 'size'"]),
+        ({"variants": [], "evaluate": []}, ["evaluate", "at least 1"]),
+        ({"variants": [], "evaluate": [{"latency": {"rounds": 1}}]}, ["latency rounds 1; accepted: 3 or more"]),
+        ({"variants": [], "evaluate": [{"perplexity": {"protocol": "secret"}}]}, ["perplexity.protocol", "'secret'"]),
+        ({"variants": [], "seed": -1}, ["seed", "-1"]),
+        ({"variants": [], "calibration": {"token": 3}}, ["calibration.token", "unknown key"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(document: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(document)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "is not YAML at line"), ("", "holds NoneType"), ("- a", "holds list"), ("\x00", "is not YAML")],
+)
+def test_what_is_not_a_mapping_in_yaml_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        read_recipe(path)
+
+
+def test_a_recipe_that_is_missing_binary_or_a_folder_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "none.yaml", binary, tmp_path):
+        with pytest.raises(RecipeError, match="cannot be read"):
+            read_recipe(path)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import torch
+from tiny import BLOCKS, step_through, tiny, token_ids
+
+from layerfold.stepping import Stepper
+
+
+def test_stepping_all_blocks_equals_the_forward_pass(family: str) -> None:
+    decoder, ids = tiny(family).decoder, token_ids()
+    with torch.no_grad():
+        whole = decoder.model.base_model(input_ids=ids).last_hidden_state
+    assert torch.allclose(step_through(decoder, list(range(BLOCKS)), ids), whole, atol=1e-5)
+
+
+def test_shapes_may_alternate(family: str) -> None:
+    decoder = tiny(family).decoder
+    long, short = token_ids(), token_ids(1, 9, seed=1)
+    stepper = Stepper(decoder)
+    states = [stepper.embed(long), stepper.embed(short)]
+    for index in range(BLOCKS):
+        states = [stepper.step(index, hidden) for hidden in states]
+    with torch.no_grad():
+        expected = [decoder.model(input_ids=ids, output_hidden_states=True) for ids in (long, short)]
+    for hidden, output in zip(states, expected, strict=True):
+        norm = decoder.model.base_model.ln_f if family == "gpt2" else decoder.model.base_model.norm
+        assert torch.allclose(norm(hidden), output.hidden_states[-1], atol=1e-5)
+
+
+def test_embedding_leaves_the_model_as_it_was(family: str) -> None:
+    decoder, ids = tiny(family).decoder, token_ids()
+    before = decoder.model(input_ids=ids).logits
+    Stepper(decoder).embed(ids)
+    assert torch.equal(decoder.model(input_ids=ids).logits, before)

@@ -1,0 +1,206 @@
+"""Studies: what is measured once, what again, what survives being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny
+
+from layerfold.errors import CorpusError, InputError, OutputError
+from layerfold.evaluate import Latency, Perplexity, Size
+from layerfold.hub import Model
+from layerfold.recipe import Recipe, read_recipe
+from layerfold.records import BASE_LABEL, Record
+from layerfold.study import Study
+
+
+def recipe(corpus: str, **changes: Any) -> Recipe:
+    return read_recipe(
+        {
+            "variants": [
+                {"label": "merged_2", "merge": {"n": 2}},
+                {"label": "compressed_2", "collapse": {"n": 2}},
+            ],
+            "evaluate": [
+                "size",
+                {"perplexity": {"corpus": corpus}},
+                {"latency": {"rounds": 3, "prompt_tokens": 4, "new_tokens": 2}},
+                {"generation": {"prompts": ["the river"], "new_tokens": 5}},
+            ],
+            "calibration": {"corpus": corpus, "tokens": 512},
+        }
+        | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def base() -> Model:
+    return tiny("gpt2")
+
+
+def run(study: Study) -> list[tuple[str, str]]:
+    return [(record.label, record.evaluator) for record in study.run()]
+
+
+def test_a_study_measures_every_variant_and_the_base(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    study = Study(recipe(study_corpus), tmp_path / "run", base=base)
+    done = run(study)
+    names = ("size", "perplexity", "latency", "generation")
+    assert sorted(done) == sorted((label, name) for label in (BASE_LABEL, "merged_2", "compressed_2") for name in names)
+    results = study.results()
+    assert results.labels == (BASE_LABEL, "merged_2", "compressed_2")
+    assert [results.score(label, "size")["blocks"] for label in results.labels] == [4, 4, 2]
+    merged = results.score("merged_2", "perplexity")
+    ratio = merged["value"] / results.score(BASE_LABEL, "perplexity")["value"]
+    assert merged["versus_base"]["value"] == pytest.approx(ratio)
+    assert merged["versus_base"]["low"] <= ratio <= merged["versus_base"]["high"]
+    assert "versus_base" not in results.score(BASE_LABEL, "perplexity")
+    assert "speedup" in results.score("compressed_2", "latency")
+    assert "speedup" not in results.score(BASE_LABEL, "latency")
+    assert json.loads(json.dumps(results.to_json()))["variants"][1]["notes"]["pairs"][0]["anchor"] == 0
+
+
+def test_the_base_is_left_as_it_was(study_corpus: str, tmp_path: Path) -> None:
+    base = tiny("gpt2")
+    before = base.sha256
+    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
+    assert Model(base.decoder, base.tokenizer, base.provenance).sha256 == before
+
+
+def test_running_again_measures_nothing_and_changes_no_file(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()}
+    assert run(Study(recipe(study_corpus), tmp_path / "run", base=base)) == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        (
+            {
+                "variants": [
+                    {"label": "merged_2", "merge": {"n": 2}},
+                    {"label": "compressed_2", "collapse": {"n": 2}},
+                    {"label": "new", "collapse": {"n": 4}},
+                ]
+            },
+            {"new"},
+        ),
+        ({"variants": [{"label": "renamed", "merge": {"groups": "0-1,2-3"}}]}, set()),
+        ({"seed": 1}, {"merged_2", "compressed_2"}),
+        ({"variants": [{"label": "merged_2", "merge": {"n": 2, "align": "none"}}]}, {"merged_2"}),
+    ],
+    ids=["a variant added", "the same by another name", "another seed", "another setting"],
+)
+def test_a_changed_recipe_measures_what_the_change_touches(
+    base: Model, study_corpus: str, tmp_path: Path, changes: dict[str, Any], measured: set[str]
+) -> None:
+    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
+    again = run(Study(recipe(study_corpus, **changes), tmp_path / "run", base=base))
+    assert {label for label, _ in again} == measured
+    assert len(again) == 4 * len(measured)
+
+
+def test_a_changed_evaluator_measures_that_evaluator_alone(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
+    evaluate = ["size", {"perplexity": {"corpus": study_corpus, "context": 16}}]
+    again = run(Study(recipe(study_corpus, evaluate=evaluate), tmp_path / "run", base=base))
+    assert {name for _, name in again} == {"perplexity"}
+
+
+def test_another_base_shares_no_record(study_corpus: str, tmp_path: Path) -> None:
+    only = {"evaluate": ["size"]}
+    run(Study(recipe(study_corpus, **only), tmp_path / "run", base=tiny("gpt2", seed=0)))
+    assert len(run(Study(recipe(study_corpus, **only), tmp_path / "run", base=tiny("gpt2", seed=1)))) == 3
+
+
+def test_a_damaged_record_is_measured_again(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
+    damaged = next((tmp_path / "run" / "records").glob("size-*.json"))
+    damaged.write_text(damaged.read_text()[:40])
+    assert len(run(Study(recipe(study_corpus), tmp_path / "run", base=base))) == 1
+
+
+def test_same_recipe_same_numbers(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    def figures(name: str) -> list[Any]:
+        study = Study(recipe(study_corpus), tmp_path / name, base=base)
+        run(study)
+        results = study.results()
+        return [results.score(label, kind) for label in results.labels for kind in ("size", "perplexity", "generation")]
+
+    assert figures("one") == figures("two")
+
+
+def test_stopping_between_records_loses_and_repeats_none(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    everything = len(run(Study(recipe(study_corpus), tmp_path / "whole", base=base)))
+    done: list[Record] = []
+    for record in Study(recipe(study_corpus), tmp_path / "run", base=base).run():
+        done.append(record)
+        if len(done) == 4:
+            break
+    rest = list(Study(recipe(study_corpus), tmp_path / "run", base=base).run())
+    assert len(done) + len(rest) == everything
+    assert not {record.key for record in done} & {record.key for record in rest}
+
+
+def test_a_killed_process_loses_no_finished_record(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    model, folder = tmp_path / "model", tmp_path / "run"
+    base.save(model)
+    source = tmp_path / "recipe.yaml"
+    source.write_text(json.dumps(recipe(study_corpus, base=str(model)).to_json()))
+    command = [sys.executable, "-m", "layerfold.cli", "study", str(source), "--output-dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("records/[!.]*.json"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.read_bytes() for path in folder.glob("records/[!.]*.json")}
+    assert len(kept) >= 2
+    for content in kept.values():
+        json.loads(content)
+    study = Study(read_recipe(source), folder)
+    again = list(study.run())
+    assert len(again) + len(kept) == 12
+    for name, content in kept.items():
+        assert (folder / "records" / name).read_bytes() == content
+    assert len(study.results().records) == 12
+
+
+def test_calibration_text_in_the_test_text_is_an_error(base: Model, write: Any, tmp_path: Path) -> None:
+    line = "the same words stand in both"
+    # Row 2 is the first of the training rows, and so of the calibration documents; row 0 is a test row.
+    first = write("one.txt", "\n\n".join(["text a", "text b", line, *(f"text number {i}" for i in range(12))]))
+    second = write("two.txt", "\n\n".join([line, *(f"other text {i}" for i in range(12))]))
+    overlapping = recipe(str(first), evaluate=[{"perplexity": {"corpus": str(second)}}])
+    with pytest.raises(CorpusError, match="1 documents stand in both"):
+        run(Study(overlapping, tmp_path / "run", base=base))
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(base: Model, study_corpus: str, write: Any) -> None:
+    kept = write("mine/notes.txt", "mine")
+    with pytest.raises(OutputError, match="something other than a study"):
+        Study(recipe(study_corpus), kept.parent, base=base)
+    run(Study(recipe(study_corpus, evaluate=["size"]), kept.parent, base=base, overwrite=True))
+    assert kept.read_text() == "mine"
+
+
+def test_a_method_deeper_than_the_base_names_its_variant(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'deep'.*n 9.*2 \.\.\. 4"):
+        Study(recipe(study_corpus, variants=[{"label": "deep", "merge": {"n": 9}}]), tmp_path / "run", base=base)
+
+
+def test_evaluators_of_a_recipe_are_what_it_says(study_corpus: str) -> None:
+    size, perplexity, latency, _ = recipe(study_corpus).evaluate
+    assert size == Size()
+    assert perplexity == Perplexity(corpus=study_corpus)
+    assert latency == Latency(rounds=3, prompt_tokens=4, new_tokens=2)

@@ -1,0 +1,133 @@
+"""Tiny seeded models of every family, a byte-level tokenizer and text, all made in code: no network, no files."""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from layerfold.corpora import Corpus
+from layerfold.decoder import Decoder
+from layerfold.families import FAMILIES
+from layerfold.hub import Model, Provenance
+from layerfold.stepping import Stepper
+from layerfold.windows import Windows, cut_windows
+
+CONTEXT = 32
+BLOCKS = 4
+END_OF_TEXT = "<|endoftext|>"
+MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("Ġ", "a")]
+VOCABULARY = 256 + len(MERGES) + 1
+WORDS = "the a river film in her other winter anthem café naïve 映画 🎬 storm kept turning".split()
+
+_GATED = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+# Between them: Conv1D and Linear, tied and untied embeddings, FFNs and attention with and without biases, a window.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": BLOCKS, "n_positions": CONTEXT},
+    "llama": _GATED | {"mlp_bias": True, "attention_bias": True},
+    "mistral": _GATED | {"sliding_window": 12},
+    "qwen2": _GATED | {"tie_word_embeddings": True},
+    "qwen3": _GATED | {"head_dim": 16},
+}
+FAMILY_NAMES = sorted(FAMILIES)
+
+
+def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A transformers model of which every tensor, norms and biases included, holds random values."""
+    settings = {"vocab_size": VOCABULARY, "bos_token_id": VOCABULARY - 1, "eos_token_id": VOCABULARY - 1}
+    config = AutoConfig.for_model(family, **settings | SETTINGS[family] | overrides)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for name, parameter in model.named_parameters():
+            is_norm = "norm" in name or "ln_" in name
+            centre = 1.0 if is_norm and name.endswith("weight") else 0.0
+            parameter.copy_(centre + 0.2 * torch.randn(parameter.shape))
+    return model
+
+
+def tiny(family: str, seed: int = 0, **overrides: Any) -> Model:
+    return Model(Decoder(tiny_model(family, seed, **overrides)), tokenizer(), Provenance("tiny"))
+
+
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(merge) for merge in MERGES] + [END_OF_TEXT]
+    backend = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=MERGES))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+
+
+def prose(words: int, seed: int = 0) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=words))
+
+
+def corpus(*documents: str, split: str = "test") -> Corpus:
+    return Corpus("tiny", split, documents or tuple(prose(25, seed) for seed in range(3)))
+
+
+def windows(context: int = CONTEXT, **settings: Any) -> Windows:
+    """Windows over generated text, of which the last is shorter than the context."""
+    cut = cut_windows(corpus(), tokenizer(), context=context, **settings)
+    assert cut.lengths[-1] < context
+    return cut
+
+
+def token_ids(rows: int = 2, tokens: int = CONTEXT, seed: int = 0) -> Tensor:
+    return torch.randint(VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(decoder: Decoder, ids: Tensor | None = None) -> Tensor:
+    return decoder.model(input_ids=token_ids() if ids is None else ids).logits
+
+
+def continued(decoder: Decoder, use_cache: bool = True) -> list[int]:
+    """Greedy tokens after a fixed prompt."""
+    prompt = token_ids(1, 5)
+    settings = {"do_sample": False, "min_new_tokens": 12, "max_new_tokens": 12, "pad_token_id": 0}
+    return decoder.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), use_cache=use_cache, **settings
+    ).tolist()
+
+
+def step_through(decoder: Decoder, indices: list[int], ids: Tensor) -> Tensor:
+    """Final hidden states after these blocks alone, in this order, run by hand."""
+    stepper = Stepper(decoder)
+    hidden = stepper.embed(ids)
+    for index in indices:
+        hidden = stepper.step(index, hidden)
+    base = decoder.model.base_model
+    with torch.no_grad():
+        return (base.ln_f if hasattr(base, "ln_f") else base.norm)(hidden)
+
+
+@torch.no_grad()
+def neurons(decoder: Decoder, cut: Windows, index: int) -> np.ndarray:
+    """A block's activations, (tokens, d_ffn), window by window from plain forward passes without any padding."""
+    rows: list[Tensor] = []
+    handle = decoder.blocks[index].ffn.down.module.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0][0]))
+    for ids, length in zip(cut.input_ids, cut.lengths, strict=True):
+        decoder.model(input_ids=ids[None, :length])
+    handle.remove()
+    return torch.cat(rows).double().numpy()
+
+
+def correlations(decoder: Decoder, cut: Windows, one: int, two: int) -> np.ndarray:
+    x, y = neurons(decoder, cut, one), neurons(decoder, cut, two)
+    return np.corrcoef(x.T, y.T)[: x.shape[1], x.shape[1] :]
