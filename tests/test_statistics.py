@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from layerfold.statistics import CrossMoments, Interval, bootstrap_mean, bootstr
 def streamed(x: torch.Tensor, y: torch.Tensor, cuts: list[int]) -> np.ndarray:
     moments = CrossMoments()
     bounds = [0, *sorted({cut for cut in cuts if 0 < cut < len(x)}), len(x)]
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         moments.update(x[first:last], y[first:last])
     return moments.correlation().numpy()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -71,10 +72,7 @@ def test_the_end_of_text_between_documents_counts_as_a_token_without_bytes() -> 
 
 def test_bytes_of_text_that_ends_in_white_space_are_whole_when_offsets_are_trimmed() -> None:
     # RoBERTa-like tokenizers report offsets without the white space around a token.
-    trimmed = tokenizer().__class__(
-        tokenizer_object=tokenizer().backend_tokenizer.__class__.from_str(tokenizer().backend_tokenizer.to_str()),
-        eos_token=END_OF_TEXT,
-    )
+    trimmed = copy.deepcopy(tokenizer())
     trimmed.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     document = "in the winter \n\n"
     windows = cut_windows(corpus(document), trimmed, context=8, stride=4)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from layerfold.progress import Progress, Step, T
@@ -23,8 +23,7 @@ class _Drawn:
         if total is None:
             items = list(items)
             total = float(len(items))
-        self._bars.start()  # not before: bars without a task would leave an empty line
-        task = self._bars.add_task(description, total=total)
+        task = self._start(description, total)
         try:
             for item in items:
                 if isinstance(item, Step):
@@ -33,6 +32,19 @@ class _Drawn:
                 self._bars.advance(task, item.weight if isinstance(item, Step) else 1.0)
         finally:
             self._bars.remove_task(task)
+
+    @contextmanager
+    def doing(self, description: str) -> Iterator[None]:
+        """Show a bar that moves without an end."""
+        task = self._start(description, None)
+        try:
+            yield
+        finally:
+            self._bars.remove_task(task)
+
+    def _start(self, description: str, total: float | None) -> TaskID:
+        self._bars.start()  # not before: bars without a task would leave an empty line
+        return self._bars.add_task(description, total=total)
 
 
 @contextmanager

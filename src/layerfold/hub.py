@@ -162,7 +162,12 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
         raise MissingExtraError("gguf", "gguf") from error
     options = options | {"gguf_file": path.name}
     folder = str(path.parent)
-    return Model(_from_pretrained(folder, options), _tokenizer(folder, options), Provenance(str(path)))
+    decoder = _from_pretrained(folder, options)
+    # The weights are plain float32 now, but transformers still refuses to save what came from a quantised file.
+    quantizer = getattr(decoder.model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(decoder.model)
+    return Model(decoder, _tokenizer(folder, options), Provenance(str(path)))
 
 
 def _load_hub(name: str, options: dict[str, Any]) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -31,6 +32,10 @@ class Progress(Protocol):
         """Yield the items, showing what is being done and how far it is; a `Step` counts by its weight."""
         ...
 
+    def doing(self, description: str) -> AbstractContextManager[None]:
+        """Show what is being done while the block runs, where how far it is cannot be known."""
+        ...
+
 
 class Silent:
     """Shows nothing."""
@@ -38,6 +43,10 @@ class Silent:
     def track(self, items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
         """Yield the items."""
         return items
+
+    def doing(self, description: str) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
 
 
 SILENT = Silent()

@@ -79,13 +79,14 @@ class Study:
 
     def run(self, progress: Progress = SILENT) -> Iterator[Record]:
         """Measure what is missing, yielding each record as soon as it is stored."""
-        self._check_disjoint()
+        with progress.doing("reading text and records"):
+            self._check_disjoint()
+            missing = {
+                label: [evaluator for evaluator in self.recipe.evaluate if self._stored(label, evaluator) is None]
+                for label in self.labels
+            }
         marker = {"base": self.base.provenance.to_json(), "recipe": self.recipe.to_json()}
         write_text(self._marker, json.dumps(marker, indent=1))
-        missing = {
-            label: [evaluator for evaluator in self.recipe.evaluate if self._stored(label, evaluator) is None]
-            for label in self.labels
-        }
         built: dict[str, tuple[Model, Notes]] = {}
         steps = [
             Step(label, _MEASURING, partial(self._measure, label, evaluators, built, progress))

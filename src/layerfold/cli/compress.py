@@ -83,10 +83,12 @@ def _compress(
 
     checkpoint.check_folder(output_dir, overwrite=overwrite)
     with drawn() as progress:
-        base = load(name, revision=revision, trust_remote_code=trust_remote_code)
+        with progress.doing(f"loading {name}"):
+            base = load(name, revision=revision, trust_remote_code=trust_remote_code)
         before = base.decoder.size().parameters, base.decoder.n_blocks
         smaller = compress(base, method, corpus=corpus, tokens=tokens, seed=seed, in_place=True, progress=progress)
-        smaller.save(output_dir, format=format.value, overwrite=overwrite)
+        with progress.doing(f"writing {output_dir}"):
+            smaller.save(output_dir, format=format.value, overwrite=overwrite)
     for pair in smaller.provenance.steps[-1]["notes"].get("pairs", []):
         typer.echo(
             f"block {pair['block']:>2} to {pair['anchor']:>2}: mean matched correlation {pair['correlation']:.3f} "

@@ -33,7 +33,8 @@ def evaluate(
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     with drawn() as progress:
-        loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+        with progress.doing(f"loading {model}"):
+            loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         scores = api.evaluate(
             loaded,
             names,
@@ -83,7 +84,8 @@ def study(
     )
     revision = read.revision if read is not None and model is None else None
     with drawn() as progress:
-        base = load(name, revision=revision, trust_remote_code=trust_remote_code)
+        with progress.doing(f"loading {name}"):
+            base = load(name, revision=revision, trust_remote_code=trust_remote_code)
         chosen = default_recipe(name, base.decoder.n_blocks) if read is None else read.with_base(name, revision)
         running = Study(chosen, folder, base=base, overwrite=overwrite)
         for _ in running.run(progress):

@@ -1,0 +1,180 @@
+"""What is saved comes back exactly, in either form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import continued, logits, tiny, token_ids, tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from layerfold.checkpoint import COMPACT_WEIGHTS, FORMATS, MANIFEST, bytes_on_disk, hash_weights, read_manifest
+from layerfold.errors import InputError
+from layerfold.hub import Model, load
+from layerfold.methods import Collapse, Merge
+
+FORMAT = pytest.mark.parametrize("form", FORMATS)
+
+
+def plain(family: str) -> Model:
+    return tiny(family)
+
+
+def collapsed(family: str) -> Model:
+    model = tiny(family)
+    Collapse(n=3, align="none").apply(model.decoder, None)
+    return model
+
+
+def tied(family: str) -> Model:
+    model = tiny(family)
+    Merge(groups="1-3", align="none", tie=True).apply(model.decoder, None)
+    return model
+
+
+KINDS = pytest.mark.parametrize("build", [plain, collapsed, tied])
+Build = Callable[[str], Model]
+
+
+@FORMAT
+@KINDS
+def test_saving_and_loading_gives_bit_equal_logits(build: Build, form: str, family: str, tmp_path: Path) -> None:
+    model = build(family)
+    model.save(tmp_path / "saved", format=form)
+    loaded = load(tmp_path / "saved")
+    assert torch.equal(logits(loaded.decoder), logits(model.decoder))
+    assert hash_weights(loaded.decoder.model) == hash_weights(model.decoder.model)
+    assert continued(loaded.decoder) == continued(model.decoder, use_cache=False)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer("naïve 映画").input_ids == tokenizer()("naïve 映画").input_ids
+
+
+@KINDS
+def test_the_dense_form_loads_in_plain_transformers(build: Build, family: str, tmp_path: Path) -> None:
+    model = build(family)
+    model.save(tmp_path / "saved")
+    reloaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(reloaded(input_ids=token_ids()).logits, logits(model.decoder))
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "saved")) == len(tokenizer())
+
+
+def test_a_process_that_never_imports_layerfold_loads_the_dense_form_of_tied_models(tmp_path: Path) -> None:
+    families = ("gpt2", "llama")
+    for family in families:
+        model = tied(family)
+        model.save(tmp_path / family)
+        torch.save((token_ids(), logits(model.decoder)), tmp_path / f"{family}.pt")
+    script = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM
+for family in {families!r}:
+    ids, expected = torch.load(family + ".pt")
+    model = AutoModelForCausalLM.from_pretrained(family)
+    assert torch.equal(model(input_ids=ids).logits, expected), family
+assert not any(name.startswith("layerfold") for name in sys.modules)
+print("equal")
+"""
+    command = [sys.executable, "-I", "-c", script]  # -I: neither PYTHONPATH nor the current folder
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "equal\n", done.stderr
+
+
+def test_saving_leaves_the_model_as_it_was(family: str, tmp_path: Path) -> None:
+    model = tied(family)
+    before, size = logits(model.decoder), model.decoder.size()
+    for form in FORMATS:
+        model.save(tmp_path / form, format=form)
+    assert torch.equal(logits(model.decoder), before)
+    assert model.decoder.size() == size
+
+
+def test_compact_is_really_smaller_where_ffns_are_tied(family: str, tmp_path: Path) -> None:
+    model = tied(family)
+    sizes = {}
+    for form in FORMATS:
+        model.save(tmp_path / form, format=form)
+        sizes[form] = sum(file.stat().st_size for file in (tmp_path / form).glob("*.safetensors"))
+        assert sizes[form] == bytes_on_disk(model.decoder, form)
+    two_ffns = 2 * 4 * sum(tensor.numel() for tensor in model.decoder.blocks[1].ffn.tensors())
+    assert sizes["dense"] - sizes["compact"] >= two_ffns
+
+
+def test_compact_restores_ties_and_dense_does_not(family: str, tmp_path: Path) -> None:
+    model = tied(family)
+    for form in FORMATS:
+        model.save(tmp_path / form, format=form)
+    compact, dense = (load(tmp_path / form).decoder for form in ("compact", "dense"))
+    assert compact.size() == model.decoder.size()
+    pointers = [[t.data_ptr() for t in block.ffn.tensors()] for block in compact.blocks]
+    assert pointers[1] == pointers[2] == pointers[3] != pointers[0]
+    assert len({block.ffn.up.weight.data_ptr() for block in dense.blocks}) == 4
+    assert dense.size() == tiny(family).decoder.size()
+
+
+def test_compact_keeps_embeddings_tied_as_the_architecture_ties_them(tmp_path: Path) -> None:
+    for family in ("gpt2", "llama"):
+        model = plain(family)
+        model.save(tmp_path / family, format="compact")
+        loaded = load(tmp_path / family).decoder.model
+        one, two = (module.weight for module in (loaded.get_input_embeddings(), loaded.get_output_embeddings()))
+        assert (one is two) is (family == "gpt2")
+
+
+def test_plain_transformers_refuses_the_compact_form(tmp_path: Path) -> None:
+    tied("gpt2").save(tmp_path / "saved", format="compact")
+    assert not list((tmp_path / "saved").glob("model*"))
+    assert (tmp_path / "saved" / COMPACT_WEIGHTS).is_file()
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+
+
+def test_forms_convert_into_each_other(tmp_path: Path) -> None:
+    model = tied("llama")
+    model.save(tmp_path / "a", format="compact")
+    load(tmp_path / "a").save(tmp_path / "b", format="dense")
+    load(tmp_path / "b").save(tmp_path / "c", format="compact")
+    assert torch.equal(logits(load(tmp_path / "c").decoder), logits(model.decoder))
+
+
+def test_a_model_without_a_tokenizer_is_saved_without_one(tmp_path: Path) -> None:
+    model = plain("gpt2")
+    Model(model.decoder, None, model.provenance).save(tmp_path / "saved")
+    assert load(tmp_path / "saved").tokenizer is None
+
+
+@FORMAT
+def test_provenance_comes_back(form: str, tmp_path: Path) -> None:
+    model = tied("gpt2").with_step({"name": "merge", "seed": 3})
+    model.save(tmp_path / "saved", format=form)
+    manifest = read_manifest(tmp_path / "saved")
+    assert manifest is not None
+    assert manifest["format"] == form
+    assert json.loads((tmp_path / "saved" / MANIFEST).read_text()) == manifest
+    loaded = load(tmp_path / "saved")
+    assert loaded.provenance.base == "tiny"
+    assert loaded.provenance.steps == ({"name": "merge", "seed": 3},)
+    assert loaded.provenance.versions["layerfold" if "layerfold" in loaded.provenance.versions else "torch"]
+
+
+def test_a_folder_without_a_manifest_has_none(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path) is None
+
+
+def test_the_hash_of_weights_follows_names_shapes_and_values() -> None:
+    model = tiny("gpt2").decoder.model
+    before = hash_weights(model)
+    assert before == hash_weights(tiny("gpt2").decoder.model) != hash_weights(tiny("gpt2", seed=1).decoder.model)
+    model.transformer.h[0].ln_1.bias.data[0] += 1e-3
+    assert hash_weights(model) != before
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown format 'compat'; did you mean 'compact'"):
+        plain("gpt2").save(tmp_path / "saved", format="compat")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
