@@ -6,12 +6,12 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is imported: no test may reach for the network
 
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Callable
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from tiny import FAMILY_NAMES, prose  # noqa: E402
+import pytest
+import torch
+from tiny import FAMILY_NAMES, prose
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 

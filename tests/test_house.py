@@ -17,14 +17,14 @@ SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
     0: "errors defaults network linalg statistics progress records",
     1: "families decoder stepping checkpoint",
-    2: "corpora windows calibration scoring hub",
-    3: "methods evaluate",
+    2: "corpora decoding windows calibration scoring hub",
+    3: "methods evaluators",
     4: "recipe study api",
     5: "report console doctor cli",
     6: "__init__",  # of layerfold itself: above all
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-APART = ("methods", "evaluate")  # one file a method, one an evaluator: none knows another
+APART = ("methods", "evaluators")  # one file a method, one an evaluator: none knows another
 MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint"}
 PUBLIC = {
     *("Collapse", "Decoder", "Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Recipe"),
@@ -107,9 +107,9 @@ def test_a_module_imports_lower_floors_and_none_beside_it(module: str) -> None:
         ("linalg", "def f():\n    from layerfold.decoder import FFN", "linalg imports decoder, a floor above it"),
         ("methods.merge", "from layerfold.methods.collapse import Collapse", "methods.collapse, beside it"),
         ("methods.merge", "from layerfold.methods import METHODS", "merge imports methods, beside it"),
-        ("methods.drop", "from layerfold.evaluate.base import Score", "evaluate.base, beside it"),
-        ("evaluate.size", "from layerfold.evaluate import latency", "evaluate.latency, beside it"),
-        ("evaluate.base", "from layerfold.methods.base import Method", "methods.base, beside it"),
+        ("methods.drop", "from layerfold.evaluators.base import Score", "evaluators.base, beside it"),
+        ("evaluators.size", "from layerfold.evaluators import latency", "evaluators.latency, beside it"),
+        ("evaluators.base", "from layerfold.methods.base import Method", "methods.base, beside it"),
         ("study", "from layerfold import load", "study imports layerfold itself"),
         ("cli", "import layerfold", "cli imports layerfold itself"),
         ("decoder", "try:\n    import transformers\nexcept ImportError:\n    pass", "decoder imports transformers"),

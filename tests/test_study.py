@@ -15,7 +15,7 @@ import pytest
 from tiny import tiny
 
 from layerfold.errors import CorpusError, InputError, OutputError
-from layerfold.evaluate import Latency, Perplexity, Size
+from layerfold.evaluators import Latency, Perplexity, Size
 from layerfold.hub import Model
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, Record

@@ -25,7 +25,7 @@ BLOCKS = 4
 END_OF_TEXT = "<|endoftext|>"
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("Ġ", "a")]
 VOCABULARY = 256 + len(MERGES) + 1
-WORDS = "the a river film in her other winter anthem café naïve 映画 🎬 storm kept turning".split()
+WORDS = ["the", "a", "river", "film", "in", "her", "other", "winter", "anthem", "café", "naïve", "映画", "🎬", "storm"]
 
 _GATED = {
     "hidden_size": 32,
@@ -121,7 +121,9 @@ def step_through(decoder: Decoder, indices: list[int], ids: Tensor) -> Tensor:
 def neurons(decoder: Decoder, cut: Windows, index: int) -> np.ndarray:
     """A block's activations, (tokens, d_ffn), window by window from plain forward passes without any padding."""
     rows: list[Tensor] = []
-    handle = decoder.blocks[index].ffn.down.module.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0][0]))
+    handle = decoder.blocks[index].ffn.down.module.register_forward_pre_hook(
+        lambda _, inputs: rows.append(inputs[0][0])
+    )
     for ids, length in zip(cut.input_ids, cut.lengths, strict=True):
         decoder.model(input_ids=ids[None, :length])
     handle.remove()

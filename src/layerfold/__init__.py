@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from layerfold.api import compress, evaluate
     from layerfold.decoder import Decoder
     from layerfold.errors import LayerfoldError
-    from layerfold.evaluate import Generation, Latency, Perplexity, Score, Size
+    from layerfold.evaluators import Generation, Latency, Perplexity, Score, Size
     from layerfold.hub import Model, load
     from layerfold.methods import Collapse, Merge
     from layerfold.recipe import Recipe, default_recipe, read_recipe
@@ -20,15 +20,15 @@ __version__ = "0.1.0"
 _WHERE = {
     "Collapse": "methods",
     "Decoder": "decoder",
-    "Generation": "evaluate",
-    "Latency": "evaluate",
+    "Generation": "evaluators",
+    "Latency": "evaluators",
     "LayerfoldError": "errors",
     "Merge": "methods",
     "Model": "hub",
-    "Perplexity": "evaluate",
+    "Perplexity": "evaluators",
     "Recipe": "recipe",
-    "Score": "evaluate",
-    "Size": "evaluate",
+    "Score": "evaluators",
+    "Size": "evaluators",
     "Study": "study",
     "compress": "api",
     "default_recipe": "recipe",

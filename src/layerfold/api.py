@@ -9,8 +9,8 @@ from typing import Any
 from layerfold import defaults
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, one_of
-from layerfold.evaluate import EVALUATORS, Latency, Perplexity, Score
-from layerfold.evaluate.base import Protocols, check_protocol
+from layerfold.evaluators import EVALUATORS, Latency, Perplexity, Score
+from layerfold.evaluators.base import Protocols, check_protocol
 from layerfold.hub import Model, load
 from layerfold.methods import Method
 from layerfold.progress import SILENT, Progress

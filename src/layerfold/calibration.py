@@ -55,6 +55,7 @@ class Calibration:
 
     @torch.no_grad()
     def _correlations(self, pairs: list[Pair]) -> Iterator[tuple[Pair, Tensor]]:
+        pairs = list(dict.fromkeys(pairs))
         if not pairs:
             return
         ffns = [block.ffn for block in self.decoder.blocks]

@@ -94,7 +94,7 @@ def _write_compact(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     aliases = _aliases(model)
     stored = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in aliases}
     save_file(stored, folder / COMPACT_WEIGHTS, metadata={"format": "pt"})
-    return {"aliases": aliases, "sha256": _hash_file(folder / COMPACT_WEIGHTS)}
+    return {"aliases": aliases, "sha256": _hash_compact(folder / COMPACT_WEIGHTS, aliases)}
 
 
 def _aliases(model: PreTrainedModel) -> dict[str, str]:
@@ -141,7 +141,7 @@ def load_compact(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedMode
     aliases = manifest.get("aliases")
     if not weights.is_file() or not isinstance(aliases, dict):
         raise ModelError(f"the compact checkpoint {str(directory)!r} lacks its weights or its structure")
-    found = _hash_file(weights)
+    found = _hash_compact(weights, aliases)
     if found != manifest.get("sha256"):
         raise ModelError(
             f"{str(weights)!r} is damaged: SHA-256 {found[:12]}..., recorded {str(manifest.get('sha256'))[:12]}..."
@@ -174,9 +174,12 @@ def hash_weights(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_compact(weights: Path, aliases: Mapping[str, str]) -> str:
+    """SHA-256 over the stored tensors and which names share them."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(aliases, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:
@@ -211,7 +214,11 @@ def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
             if directory.exists():
                 replaced = temporary.with_suffix(".old")
                 os.replace(directory, replaced)
-                os.replace(temporary, directory)
+                try:
+                    os.replace(temporary, directory)
+                except OSError:
+                    os.replace(replaced, directory)
+                    raise
                 shutil.rmtree(replaced)
             else:
                 os.replace(temporary, directory)

@@ -28,6 +28,8 @@ class _Drawn:
             for item in items:
                 if isinstance(item, Step):
                     self._bars.update(task, description=f"{description}: {item.description}")
+                    if self._bars.disable:
+                        self._bars.console.print(f"{description}: {item.description}", highlight=False, markup=False)
                 yield item
                 self._bars.advance(task, item.weight if isinstance(item, Step) else 1.0)
         finally:
@@ -43,7 +45,6 @@ class _Drawn:
             self._bars.remove_task(task)
 
     def _start(self, description: str, total: float | None) -> TaskID:
-        self._bars.start()  # not before: bars without a task would leave an empty line
         return self._bars.add_task(description, total=total)
 
 
@@ -58,9 +59,7 @@ def drawn() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    bars = Bars(*columns, console=Console(stderr=True), transient=True)
-    try:
+    console = Console(stderr=True)
+    # Bars need a terminal; elsewhere, as in a log, a line a step has to do.
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield _Drawn(bars)
-    finally:
-        if bars.live.is_started:
-            bars.stop()

@@ -88,6 +88,8 @@ def load_corpus(name: str, split: str = "test") -> Corpus:
 def _read(name: str) -> Documents:
     if name == "imdb":
         return _read_imdb()
+    if not name.strip():
+        raise InputError("an empty corpus name; accepted: imdb, a path, a Hub id owner/name")
     location, _, field = name.partition(":") if not Path(name).exists() else (name, "", "")
     path = Path(location)
     if path.exists():
@@ -203,9 +205,9 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
         source = parquet.ParquetFile(path)
         if field not in source.schema_arrow.names:
             raise CorpusError(f"{str(path)!r} has no field {one_of(field, source.schema_arrow.names)}")
-        for batch in source.iter_batches(columns=[field]):
-            for row, text in enumerate(batch.column(0).to_pylist()):
-                yield _text({field: text}, field, f"{str(path)!r} row {row}")
+        texts = (text for batch in source.iter_batches(columns=[field]) for text in batch.column(0).to_pylist())
+        for row, text in enumerate(texts):
+            yield _text({field: text}, field, f"{str(path)!r} row {row}")
     except pyarrow.ArrowException as error:
         raise CorpusError(f"{str(path)!r} is not a readable parquet file: {error}") from error
 
@@ -223,7 +225,12 @@ def _text(row: Any, field: str, where: str) -> str:
         raise CorpusError(f"{where} has no field {one_of(field, names)}")
     if not isinstance(row[field], str):
         raise CorpusError(f"{where}: field {field!r} is {type(row[field]).__name__}, not text")
-    return str(row[field])
+    text: str = row[field]
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError(f"{where}: field {field!r} is not valid Unicode: {error.reason}") from error
+    return text
 
 
 def _read_hub(location: str, field: str) -> Documents:
@@ -236,18 +243,17 @@ def _read_hub(location: str, field: str) -> Documents:
         name, config = _ALIASES[first], "/".join(rest) or None
     else:
         name, config = "/".join([first, *rest[:1]]), "/".join(rest[1:]) or None
-    offline = not hub_reachable()
-    if offline:
-        datasets.config.HF_HUB_OFFLINE = True
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
     try:
         loaded = datasets.load_dataset(name, config)
     except ConnectionError as error:
         raise OfflineError(f"the Hub cannot be reached and data set {location!r} is not in the local cache") from error
     except Exception as error:  # the library raises many kinds; each is the user's input, said in one line
-        raise CorpusError(f"data set {location!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CorpusError(f"data set {location!r} cannot be loaded: {line}") from error
     finally:
-        if offline:
-            datasets.config.HF_HUB_OFFLINE = False
+        datasets.config.HF_HUB_OFFLINE = before
     found: Documents = {}
     for split, table in loaded.items():
         if field not in table.column_names:

@@ -46,6 +46,11 @@ class Matrix:
         self.module.weight = other.module.weight
         self.module.bias = other.module.bias
 
+    def own_(self) -> None:
+        """Use parameters of its own from now on, with the values they have."""
+        for name, parameter in list(self.module.named_parameters(recurse=False)):
+            setattr(self.module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+
 
 class FFN:
     """A block's feed-forward part: down(act(up x)), or down(act(gate x) * up x) where it is gated.
@@ -92,6 +97,11 @@ class FFN:
         """Use the other FFN's parameters from now on."""
         for mine, theirs in zip(self.matrices, other.matrices, strict=True):
             mine.tie_(theirs)
+
+    def own_(self) -> None:
+        """Use parameters of its own from now on, with the values they have."""
+        for matrix in self.matrices:
+            matrix.own_()
 
     @torch.no_grad()
     def neurons(self, inputs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from layerfold import defaults
 from layerfold.errors import InputError, RecipeError, one_of
-from layerfold.evaluate import EVALUATORS, Evaluator
+from layerfold.evaluators import EVALUATORS, Evaluator
 from layerfold.hub import POCKET
 from layerfold.methods import METHODS, Collapse, Merge
 from layerfold.records import BASE_LABEL

@@ -12,8 +12,8 @@ from typing import Any
 from layerfold.calibration import Calibration
 from layerfold.corpora import check_disjoint, load_corpus
 from layerfold.errors import InputError, OutputError
-from layerfold.evaluate import Comparison, Evaluator, Perplexity, Score
-from layerfold.evaluate.perplexity import versus
+from layerfold.evaluators import Comparison, Evaluator, Perplexity, Score
+from layerfold.evaluators.perplexity import versus
 from layerfold.hub import Model, default_corpus, load
 from layerfold.methods import Method
 from layerfold.methods.base import Notes

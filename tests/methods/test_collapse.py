@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +39,12 @@ def test_the_gpt2_shape_is_left_with_exactly_as_many_parameters(n: int, count: i
 
 
 @pytest.fixture(scope="module")
-def collapsed_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Decoder, Path]]:
+def collapsed_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
     decoder = gpt2_shape("cpu")
     Collapse(n=10, align="none").apply(decoder, None)
     folder = tmp_path_factory.mktemp("gpt2") / "collapsed"
     Model(decoder, None, Provenance("gpt2-shape")).save(folder)
-    yield decoder, folder
+    return decoder, folder
 
 
 def test_the_collapsed_gpt2_shape_reloads_in_plain_transformers_and_generates(

@@ -92,6 +92,12 @@ def test_a_setting_beyond_the_depth_is_refused_before_anything_is_edited(
 
 
 @METHOD
+def test_a_model_of_one_block_has_no_groups(method: type[Merge]) -> None:
+    with pytest.raises(InputError, match="n 2 for a model of 1 block, which has none to be grouped with"):
+        method(n=2).resolved(1)
+
+
+@METHOD
 def test_aligning_without_calibration_text_is_refused(method: type[Merge]) -> None:
     assert method(n=2).needs_calibration
     assert not method(n=2, align="none").needs_calibration

@@ -48,9 +48,7 @@ def permuted_copies(family: str) -> Decoder:
     decoder = tiny(family).decoder
     first = decoder.blocks[0]
     for block in decoder.blocks:
-        for (name, parameter), source in zip(
-            block.module.named_parameters(), first.module.parameters(), strict=True
-        ):
+        for (name, parameter), source in zip(block.module.named_parameters(), first.module.parameters(), strict=True):
             if "norm" in name or "ln_" in name:
                 parameter.data.copy_(source)
             elif "attn.c_proj" in name or "o_proj" in name:
@@ -186,8 +184,6 @@ def test_merging_a_tied_model_anew_leaves_blocks_outside_the_groups_alone() -> N
 def test_groups_that_cut_across_ties_are_each_averaged_from_the_model_as_it_was() -> None:
     decoder = tiny("gpt2").decoder
     Merge(groups="1-2", align="none", tie=True).apply(decoder, None)
-    expected = {
-        i: [(a + b) / 2 for a, b in zip(ffn(decoder, i), ffn(decoder, i + 1), strict=True)] for i in (0, 2)
-    }
+    expected = {i: [(a + b) / 2 for a, b in zip(ffn(decoder, i), ffn(decoder, i + 1), strict=True)] for i in (0, 2)}
     Merge(n=2, align="none").apply(decoder, None)
     assert [equal(ffn(decoder, i), expected[i - i % 2]) for i in range(BLOCKS)] == [True] * BLOCKS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol
@@ -110,6 +111,11 @@ class GroupAverage:
                 raise InputError("align 'hungarian' needs calibration text; give a corpus, or align none")
             matches = calibration.matches(pairs)
         ffns = [block.ffn for block in decoder.blocks]
+        # An FFN tied by an earlier merge parts from its twins: writing into it must not reach another block.
+        users = Counter(id(ffn.down.module.weight) for ffn in ffns)
+        for ffn in (ffns[index] for group in groups for index in group):
+            if users[id(ffn.down.module.weight)] > 1:
+                ffn.own_()
         for group in groups:
             anchor = self.anchor_of(group)
             # Float32 sums, so that averaging half-precision weights does not round at each step.

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from layerfold import scoring
 from layerfold.errors import InputError, ModelError
-from layerfold.evaluate import Perplexity
-from layerfold.evaluate.perplexity import versus
+from layerfold.evaluators import Perplexity
+from layerfold.evaluators.perplexity import versus
 from layerfold.hub import Model
 from layerfold.methods import Merge
 
@@ -96,7 +96,11 @@ def published(model: Model, folder: str) -> float:
     total, count = 0.0, 0
     for first in range(0, len(lines), 2):
         batch = padded_tokenizer(
-            lines[first : first + 2], padding="longest", truncation=True, max_length=min(128, CONTEXT), return_tensors="pt"
+            lines[first : first + 2],
+            padding="longest",
+            truncation=True,
+            max_length=min(128, CONTEXT),
+            return_tensors="pt",
         )
         logits = model.decoder.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.input_ids[:, 1:].flatten())

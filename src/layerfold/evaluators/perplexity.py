@@ -12,7 +12,7 @@ import torch
 
 from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError
-from layerfold.evaluate.base import Protocols, Score, check_protocol
+from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.hub import Model, default_corpus
 from layerfold.progress import SILENT, Progress
 from layerfold.scoring import window_nats
@@ -113,7 +113,7 @@ class Perplexity:
     def windows(self, model: Model) -> Windows:
         """Return the windows for this model's tokenizer and context, cut once."""
         tokenizer = model.require_tokenizer()
-        context = self.context or model.decoder.context
+        context = model.decoder.context if self.context is None else self.context
         if context > model.decoder.context:
             raise InputError(f"context {context}; accepted: 2 ... {model.decoder.context} (the model's maximum)")
         if (id(tokenizer), context) not in self._cut:
@@ -126,7 +126,7 @@ class Perplexity:
     def _published(self, model: Model, progress: Progress) -> tuple[Floats, Floats]:
         """Nats and tokens of each batch, padding included in both, as the published notebooks count them."""
         tokenizer = model.require_tokenizer()
-        lines = [line for document in self.read(model).documents for line in document.splitlines() if line.strip()]
+        lines = [line for document in self.read(model).documents for line in document.split("\n") if line.strip()]
         if not lines:
             raise CorpusError(f"corpus {self.corpus!r} has no line to score")
         lines = lines[:_PUBLISHED_LINES]

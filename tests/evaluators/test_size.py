@@ -7,8 +7,8 @@ from tiny import BLOCKS, CONTEXT, VOCABULARY, tiny
 
 from layerfold.checkpoint import FORMATS
 from layerfold.errors import InputError
-from layerfold.evaluate import Size
-from layerfold.evaluate.size import flops_per_token
+from layerfold.evaluators import Size
+from layerfold.evaluators.size import flops_per_token
 from layerfold.methods import Collapse, Merge
 
 # d_model 32, d_ffn 128: query-key-value, attention output, up and down, without their biases.

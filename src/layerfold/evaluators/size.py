@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from layerfold.checkpoint import bytes_on_disk
 from layerfold.decoder import Decoder
-from layerfold.evaluate.base import Score
+from layerfold.errors import InputError
+from layerfold.evaluators.base import Score
 from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
 
@@ -22,6 +23,10 @@ class Size:
 
     context: int | None = None
     name: ClassVar[str] = "size"
+
+    def __post_init__(self) -> None:
+        if self.context is not None and self.context < 1:
+            raise InputError(f"size context {self.context}; accepted: 1 or more")
 
     @property
     def protocol_id(self) -> str:

@@ -5,8 +5,8 @@ import torch
 from tiny import CONTEXT, VOCABULARY, tiny, tokenizer
 
 from layerfold.errors import InputError, ModelError
-from layerfold.evaluate import Generation
-from layerfold.evaluate.generation import PROMPTS, repeated_fraction
+from layerfold.evaluators import Generation
+from layerfold.evaluators.generation import PROMPTS, repeated_fraction
 from layerfold.hub import Model
 
 SHORT = Generation(prompts=("the river", "café 🎬"), new_tokens=9)

@@ -11,9 +11,9 @@ from tiny import CONTEXT, VOCABULARY, tiny
 from torch import nn
 
 from layerfold.errors import InputError
-from layerfold.evaluate import Comparison, Latency
-from layerfold.evaluate.base import Evaluator
-from layerfold.evaluate.size import Size
+from layerfold.evaluators import Comparison, Latency
+from layerfold.evaluators.base import Evaluator
+from layerfold.evaluators.size import Size
 
 SHORT = Latency(rounds=4, prompt_tokens=5, new_tokens=6, prefill_tokens=20)
 
@@ -54,7 +54,7 @@ def test_models_take_turns_and_each_round_starts_at_the_next_one(monkeypatch: py
         return 1.0 + len(order)
 
     monkeypatch.setattr(Latency, "_generate", note)
-    Latency(rounds=4).__class__(rounds=4, prompt_tokens=5, new_tokens=6).compare(models)
+    Latency(rounds=4, prompt_tokens=5, new_tokens=6).compare(models)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"  # the first three warm up
 
 
@@ -119,9 +119,7 @@ def test_tokens_beyond_the_context_are_refused() -> None:
         Latency(prompt_tokens=20, new_tokens=13)(tiny("gpt2"))
 
 
-@pytest.mark.parametrize(
-    "settings", [{"rounds": 2}, {"prompt_tokens": 0}, {"new_tokens": -1}, {"prefill_tokens": 0}]
-)
+@pytest.mark.parametrize("settings", [{"rounds": 2}, {"prompt_tokens": 0}, {"new_tokens": -1}, {"prefill_tokens": 0}])
 def test_a_setting_out_of_range_is_refused(settings: dict[str, int]) -> None:
     ((name, value),) = settings.items()
     with pytest.raises(InputError, match=rf"latency {name} {value}; accepted: \d or more"):

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from layerfold.decoding import greedy
 from layerfold.errors import InputError
-from layerfold.evaluate.base import Score
+from layerfold.evaluators.base import Score
 from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import bootstrap_mean
@@ -68,25 +69,9 @@ class Generation:
             interval.value, interval.low, interval.high, "repeated 4-grams", lower_is_better=True, details=details
         )
 
-    @torch.no_grad()
     def _continue(self, model: Model, prompt: str) -> list[int]:
-        tokenizer = model.require_tokenizer()
-        ids = torch.tensor([tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]])
-        context = model.decoder.context
-        if ids.shape[1] + self.new_tokens > context:
-            wanted = f"{ids.shape[1]} tokens and {self.new_tokens} new ones"
-            raise InputError(f"prompt of {wanted}; accepted: {context} in all, the context")
-        produced = model.decoder.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            num_beams=1,
-            min_new_tokens=self.new_tokens,
-            max_new_tokens=self.new_tokens,
-            use_cache=True,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-        continued: list[int] = produced[0, ids.shape[1] :].tolist()
+        encoded = model.require_tokenizer()(prompt, add_special_tokens=False, verbose=False)
+        continued: list[int] = greedy(model.decoder, torch.tensor([encoded["input_ids"]]), self.new_tokens).tolist()
         return continued
 
 
