@@ -6,16 +6,13 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is imported: no test may reach for the network
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILY_NAMES, prose
+from tiny import FAMILY_NAMES, Write, prose
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-
-Write = Callable[..., Path]
 
 
 @pytest.fixture(params=FAMILY_NAMES)

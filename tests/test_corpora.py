@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from conftest import Write
 from pyarrow import parquet
+from tiny import Write
 
 from layerfold.corpora import SPLITS, Corpus, check_disjoint, load_corpus
 from layerfold.errors import CorpusError, InputError, LayerfoldError, MissingExtraError

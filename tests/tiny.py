@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from layerfold.families import FAMILIES
 from layerfold.hub import Model, Provenance
 from layerfold.stepping import Stepper
 from layerfold.windows import Windows, cut_windows
+
+Write = Callable[..., Path]
+"""The `write` fixture: a name and content in, the path of the file out."""
 
 CONTEXT = 32
 BLOCKS = 4
