@@ -15,7 +15,7 @@ import layerfold
 
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
-    0: "errors defaults network linalg statistics progress records",
+    0: "errors defaults memory network linalg statistics progress records",
     1: "families decoder stepping checkpoint",
     2: "corpora decoding windows calibration scoring hub",
     3: "methods evaluators",

@@ -8,7 +8,8 @@ from tiny import CONTEXT, logits, tiny, windows
 from torch.nn import functional
 
 from layerfold.errors import InputError
-from layerfold.scoring import fused_activations, token_nats, window_nats
+from layerfold.scoring import token_nats, window_nats
+from layerfold.stepping import fused_activations
 
 
 def test_window_nats_are_each_windows_own(family: str) -> None:

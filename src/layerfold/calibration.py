@@ -8,15 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from layerfold import memory
 from layerfold.decoder import FFN, Decoder
 from layerfold.errors import InputError
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import CrossMoments
-from layerfold.stepping import Stepper
+from layerfold.stepping import Stepper, fused_activations
 from layerfold.windows import Windows
 
-_BATCH_TOKENS = 2048
+_BATCH_TOKENS = 1024
 
 Pair = tuple[int, int]
 """(anchor, other): indices of two blocks, anchor first."""
@@ -45,13 +46,15 @@ class Calibration:
         """Match the neurons of each pair of blocks by the correlation of their activations."""
         wanted = list(pairs)
         missing = [pair for pair in wanted if pair not in self._matches]
-        for pair, correlation in self._correlations(missing):
-            self._matches[pair] = match_neurons(correlation)
+        with fused_activations(self.decoder.model):
+            for pair, correlation in self._correlations(missing):
+                self._matches[pair] = match_neurons(correlation)
         return {pair: self._matches[pair] for pair in wanted}
 
     def correlations(self, pairs: Iterable[Pair]) -> dict[Pair, Tensor]:
         """Return the (d_ffn, d_ffn) neuron correlations of each pair."""
-        return dict(self._correlations(list(pairs)))
+        with fused_activations(self.decoder.model):
+            return dict(self._correlations(list(pairs)))
 
     @torch.no_grad()
     def _correlations(self, pairs: list[Pair]) -> Iterator[tuple[Pair, Tensor]]:
@@ -66,34 +69,45 @@ class Calibration:
         # Each pair is met at the later of its two blocks, with the earlier one's FFN inputs at hand.
         last = max(map(max, pairs))
         last_use = {early: max(max(p) for p in pairs if min(p) == early) for early in set(map(min, pairs))}
-        inputs: dict[int, list[Tensor]] = {}
         stepper = Stepper(self.decoder)
         batches = self.windows.batches(_BATCH_TOKENS)
-        hidden = [stepper.embed(self.windows.input_ids[batch]) for batch in batches]
-        real = [self._real(batch) for batch in batches]
+        # One large tensor, written batch by batch: small ones that live long would scatter the heap they live in.
+        hidden = self._empty()
+        for batch in batches:
+            hidden[batch] = stepper.embed(self.windows.input_ids[batch])
+        inputs: dict[int, Tensor] = {}
         for index in self.progress.track(range(last + 1), "calibrating, block", last + 1):
             here = [pair for pair in pairs if max(pair) == index]
             moments = {pair: CrossMoments() for pair in here}
-            kept: list[Tensor] = []
-            for i, mask in enumerate(real):
+            if index in last_use:
+                inputs[index] = self._empty()
+            for batch in batches:
                 with _watching(ffns[index]) as seen:
-                    hidden[i] = stepper.step(index, hidden[i])
-                ffn_inputs, neurons = seen[0][mask], seen[1][mask]
+                    hidden[batch] = stepper.step(index, hidden[batch])
+                ffn_inputs, neurons = seen
                 if index in last_use:
-                    kept.append(ffn_inputs)
+                    inputs[index][batch] = ffn_inputs
                 for pair in here:
-                    anchor_neurons = ffns[min(pair)].neurons(inputs[min(pair)][i])
-                    moments[pair].update(anchor_neurons, neurons)
-            if kept:
-                inputs[index] = kept
+                    earlier = ffns[min(pair)].neurons(inputs[min(pair)][batch])
+                    moments[pair].update(self._real(earlier, batch), self._real(neurons, batch))
+                    del earlier
+                del seen, ffn_inputs, neurons
+                memory.release()
             inputs = {anchor: states for anchor, states in inputs.items() if last_use[anchor] > index}
             for pair in here:
                 correlation = moments.pop(pair).correlation()
                 yield pair, correlation if pair[0] <= pair[1] else correlation.T
 
-    def _real(self, batch: slice) -> Tensor:
-        """(windows, tokens) bool: which positions hold text."""
-        return torch.arange(self.windows.context) < self.windows.lengths[batch, None]
+    def _empty(self) -> Tensor:
+        """(windows, tokens, d_model), not initialised."""
+        return torch.empty(len(self.windows), self.windows.context, self.decoder.d_model)
+
+    def _real(self, activations: Tensor, batch: slice) -> Tensor:
+        """(rows, width): a batch's activations, (windows, tokens, width), at the positions that hold text."""
+        lengths = self.windows.lengths[batch]
+        if int(lengths.min()) == self.windows.context:
+            return activations.flatten(0, 1)
+        return activations[torch.arange(self.windows.context) < lengths[:, None]]
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 
+_ROWS = 256
+"""Rows that `CrossMoments` copies at a time."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -38,12 +41,14 @@ class CrossMoments:
             self._product = torch.zeros(x.shape[1], y.shape[1])
             self._sums = [torch.zeros(x.shape[1], dtype=torch.float64), torch.zeros(y.shape[1], dtype=torch.float64)]
             self._squares = [torch.zeros_like(total) for total in self._sums]
-        x, y = x - self._shift_x, y - self._shift_y
         self.count += x.shape[0]
-        self._product.addmm_(x.T, y)
-        for rows, sums, squares in zip((x, y), self._sums, self._squares, strict=True):
-            sums += rows.sum(0, dtype=torch.float64)
-            squares += rows.square().sum(0, dtype=torch.float64)
+        for some_x, some_y in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
+            shifted = some_x - self._shift_x, some_y - self._shift_y
+            self._product.addmm_(shifted[0].T, shifted[1])
+            for rows, sums, squares in zip(shifted, self._sums, self._squares, strict=True):
+                # Float32 within these few rows, float64 over all of them.
+                sums += rows.sum(0)
+                squares += rows.square_().sum(0)
 
     def correlation(self) -> Tensor:
         """Return the (d_x, d_y) Pearson correlations; 0 where a variable is constant. Consumes the accumulator."""
