@@ -74,7 +74,7 @@ def measure_memory(folder: Path, count: int, batch: int | None) -> float:
 
 def main() -> None:
     options = arguments(__doc__)
-    count, rounds = (4, 2) if options.quick else (8, 7)
+    count, rounds = (2, 2) if options.quick else (4, 5)
     with gpt2_folder() as folder:
         memory = {"layerfold": in_fresh_process(measure_memory, folder, count, None)}
         memory |= {f"loop, batch {b}": in_fresh_process(measure_memory, folder, count, b) for b in LOOP_BATCHES}
