@@ -48,7 +48,10 @@ def test_saving_and_loading_gives_bit_equal_logits(build: Build, form: str, fami
     model.save(tmp_path / "saved", format=form)
     loaded = load(tmp_path / "saved")
     assert torch.equal(logits(loaded.decoder), logits(model.decoder))
-    assert hash_weights(loaded.decoder.model) == hash_weights(model.decoder.model)
+    # What was tied is tied again from the compact form, and copied in the dense one: that is another model to weigh.
+    still_tied = loaded.decoder.size() == model.decoder.size()
+    assert still_tied == (form == "compact" or build is not tied)
+    assert (hash_weights(loaded.decoder.model) == hash_weights(model.decoder.model)) == still_tied
     assert continued(loaded.decoder) == continued(model.decoder, use_cache=False)
     assert loaded.tokenizer is not None
     assert loaded.tokenizer("naïve 映画").input_ids == tokenizer()("naïve 映画").input_ids

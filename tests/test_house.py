@@ -17,7 +17,7 @@ SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
     0: "errors defaults memory network linalg statistics progress records",
     1: "families decoder stepping checkpoint",
-    2: "corpora decoding windows calibration scoring hub",
+    2: "corpora textfiles decoding windows calibration scoring hub",
     3: "methods evaluators",
     4: "recipe study api",
     5: "report console doctor cli",

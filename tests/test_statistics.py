@@ -72,7 +72,13 @@ def test_an_interval_shrinks_with_more_units(bootstrap) -> None:
 @BOOTSTRAPS
 def test_units_that_agree_have_no_width(bootstrap) -> None:
     assert bootstrap(np.full(9, 2.5)) == Interval(2.5, 2.5, 2.5)
-    assert bootstrap(np.array([4.0])) == Interval(4.0, 4.0, 4.0)
+
+
+@BOOTSTRAPS
+def test_one_unit_says_nothing_of_its_uncertainty(bootstrap) -> None:
+    found = bootstrap(np.array([4.0]))
+    assert found.value == 4.0
+    assert np.isnan([found.low, found.high]).all()
 
 
 def test_two_units_reach_from_one_to_the_other() -> None:

@@ -37,6 +37,7 @@ FORMATS: tuple[Format, ...] = ("dense", "compact")
 MANIFEST = "layerfold.json"
 COMPACT_WEIGHTS = "layerfold.safetensors"
 FORMAT_VERSION = 1
+_OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
 def save(
@@ -135,7 +136,7 @@ def load_compact(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedMode
     Raises:
         ModelError: missing or damaged weights, or a structure that does not fit them.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     weights = directory / COMPACT_WEIGHTS
     aliases = manifest.get("aliases")
@@ -152,6 +153,8 @@ def load_compact(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedMode
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
         state = tensors | {alias: tensors[name] for alias, name in aliases.items()}
         model.load_state_dict(state, strict=True, assign=True)
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"the compact checkpoint {str(directory)!r} cannot be read: {_first_line(error)}") from error
     for alias, name in aliases.items():
@@ -166,8 +169,13 @@ def _tie(model: PreTrainedModel, alias: str, name: str) -> None:
 
 
 def hash_weights(model: PreTrainedModel) -> str:
-    """SHA-256 over names, types, shapes and values of all tensors, whatever files they came from."""
-    digest = hashlib.sha256()
+    """SHA-256 over all that a model computes with, whatever files it came from.
+
+    That is names, types, shapes and values of all tensors, which of them are tied, and the configuration.
+    """
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _OF_THE_FILES}
+    structure = {"aliases": _aliases(model), "config": config}
+    digest = hashlib.sha256(json.dumps(structure, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
@@ -189,22 +197,29 @@ def _first_line(error: BaseException) -> str:
 def check_folder(directory: Path, *, overwrite: bool) -> None:
     """Raise OutputError where `writing_folder` would: call it before long work.
 
-    Even `overwrite` does not take a file, or a folder that the current one lies in.
+    Even `overwrite` does not take a file, a folder that the current one lies in, or one with folders in it, which no
+    checkpoint has.
     """
     if directory.exists() and not directory.is_dir():
         raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty or new")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not overwrite:
-            raise OutputError(f"the output folder {str(directory)!r} is not empty; --overwrite replaces it whole")
+    if directory.is_dir():
         if Path.cwd().resolve().is_relative_to(directory.resolve()):
             raise OutputError(f"the output folder {str(directory)!r} holds the current folder; it is not replaced")
+        held = sorted(directory.iterdir())
+        if held and not overwrite:
+            raise OutputError(f"the output folder {str(directory)!r} is not empty; --overwrite replaces it whole")
+        folders = [path.name for path in held if path.is_dir()]
+        if folders:
+            raise OutputError(
+                f"the output folder {str(directory)!r} holds folders ({folders[0]!r}); it is not replaced"
+            )
 
 
 @contextlib.contextmanager
 def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder beside `directory` that takes its place when the block ends without an error."""
     check_folder(directory, overwrite=overwrite)
-    directory = directory.absolute()
+    directory = directory.resolve()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.", suffix=".tmp"))
@@ -240,13 +255,16 @@ def _open_up(folder: Path) -> None:
 
 def bytes_on_disk(decoder: Decoder, format: Format) -> int:
     """Write the weights to a temporary folder and return the size of their files."""
-    with quiet(), tempfile.TemporaryDirectory(prefix="layerfold-") as name:
-        folder = Path(name)
-        if format == "compact":
-            _write_compact(decoder.model, folder)
-        else:
-            write_dense(decoder.model, folder)
-        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    try:
+        with quiet(), tempfile.TemporaryDirectory(prefix="layerfold-") as name:
+            folder = Path(name)
+            if format == "compact":
+                _write_compact(decoder.model, folder)
+            else:
+                write_dense(decoder.model, folder)
+            return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write to the temporary folder: {_first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ class _Drawn:
 def drawn() -> Iterator[Progress]:
     """Yield a `Progress` that draws on standard error: what is being done, how far, how long and how long yet."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),

@@ -19,20 +19,20 @@ import csv
 import hashlib
 import html
 import importlib.util
-import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, one_of
 from layerfold.network import hub_reachable
+from layerfold.textfiles import SUFFIXES, read_file, text_of
 
 Split = Literal["train", "calibration", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HELD_OUT: tuple[Split, ...] = ("test", "validation")
 _CALIBRATION_EVERY = 20
 _ALIASES = {"wikitext": "Salesforce/wikitext", "cnn_dailymail": "abisee/cnn_dailymail", "ag_news": "fancyzhx/ag_news"}
@@ -90,7 +90,10 @@ def _read(name: str) -> Documents:
         return _read_imdb()
     if not name.strip():
         raise InputError("an empty corpus name; accepted: imdb, a path, a Hub id owner/name")
-    location, _, field = name.partition(":") if not Path(name).exists() else (name, "", "")
+    try:
+        location, _, field = name.partition(":") if not Path(name).exists() else (name, "", "")
+    except OSError as error:
+        raise InputError(f"corpus {name[:60]!r}: {error.strerror}") from error
     path = Path(location)
     if path.exists():
         return _read_local(path, field or "text")
@@ -151,86 +154,19 @@ def _read_imdb() -> Documents:
 
 def _read_local(path: Path, field: str) -> Documents:
     if path.is_file():
-        return _split_by_row(_read_file(path, field))
+        return _split_by_row(read_file(path, field))
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise CorpusError(f"the folder {str(path)!r} holds no {', '.join(SUFFIXES)} file")
-    named = {split: [f for f in files if f.stem.split("-")[0] == split] for split in ("train", *_HELD_OUT)}
+    named = {split: [f for f in files if re.match(rf"{split}(?![a-z])", f.stem)] for split in ("train", *_HELD_OUT)}
     if any(named.values()):
-        return {split: [d for f in group for d in _read_file(f, field)] for split, group in named.items()}
-    return _split_by_row(document for file in files for document in _read_file(file, field))
-
-
-def _read_file(path: Path, field: str) -> Iterator[str]:
-    if path.suffix not in _READERS:
-        raise InputError(f"cannot read {str(path)!r}: suffix {one_of(path.suffix, SUFFIXES)}")
-    try:
-        yield from _READERS[path.suffix](path, field)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read {str(path)!r}: {error}") from error
-
-
-def _read_txt(path: Path, field: str) -> Iterator[str]:
-    paragraph: list[str] = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                paragraph.append(line)
-            elif paragraph:
-                yield "".join(paragraph)
-                paragraph = []
-    if paragraph:
-        yield "".join(paragraph)
-
-
-def _read_jsonl(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CorpusError(f"{str(path)!r} line {number} is not JSON: {error.msg}") from error
-            yield _text(row, field, f"{str(path)!r} line {number}")
-
-
-def _read_parquet(path: Path, field: str) -> Iterator[str]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "datasets") from error
-    try:
-        source = parquet.ParquetFile(path)
-        if field not in source.schema_arrow.names:
-            raise CorpusError(f"{str(path)!r} has no field {one_of(field, source.schema_arrow.names)}")
-        texts = (text for batch in source.iter_batches(columns=[field]) for text in batch.column(0).to_pylist())
-        for row, text in enumerate(texts):
-            yield _text({field: text}, field, f"{str(path)!r} row {row}")
-    except pyarrow.ArrowException as error:
-        raise CorpusError(f"{str(path)!r} is not a readable parquet file: {error}") from error
-
-
-_READERS: Mapping[str, Callable[[Path, str], Iterator[str]]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
-
-
-def _text(row: Any, field: str, where: str) -> str:
-    if not isinstance(row, dict) or field not in row:
-        names = row if isinstance(row, dict) else ()
-        raise CorpusError(f"{where} has no field {one_of(field, names)}")
-    if not isinstance(row[field], str):
-        raise CorpusError(f"{where}: field {field!r} is {type(row[field]).__name__}, not text")
-    text: str = row[field]
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise CorpusError(f"{where}: field {field!r} is not valid Unicode: {error.reason}") from error
-    return text
+        strays = [f for f in files if not any(f in group for group in named.values())]
+        if strays:
+            raise CorpusError(
+                f"{str(strays[0])!r} lies beside files of named splits; accepted: names that begin with one"
+            )
+        return {split: [d for f in group for d in read_file(f, field)] for split, group in named.items()}
+    return _split_by_row(document for file in files for document in read_file(file, field))
 
 
 def _read_hub(location: str, field: str) -> Documents:
@@ -258,7 +194,7 @@ def _read_hub(location: str, field: str) -> Documents:
     for split, table in loaded.items():
         if field not in table.column_names:
             raise CorpusError(f"data set {location!r} has no field {one_of(field, table.column_names)}")
-        rows = (_text({field: text}, field, f"{location!r} {split}") for text in table[field])
+        rows = (text_of({field: text}, field, f"{location!r} {split}") for text in table[field])
         found[split] = list(articles(rows) if name.endswith("/wikitext") else rows)
     return found
 

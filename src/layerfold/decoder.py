@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from layerfold import defaults
 from layerfold.errors import InputError, ModelError
 from layerfold.families import family_of
 
@@ -192,6 +193,17 @@ class Decoder:
     def context(self) -> int:
         """The largest number of positions."""
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def default_context(self) -> int:
+        """The window that text is cut into where none is named."""
+        return min(self.context, defaults.CONTEXT)
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Raise InputError for a token id outside the vocabulary."""
+        vocabulary = int(self.model.config.vocab_size)
+        if ids.numel() and int(ids.max()) >= vocabulary:
+            raise InputError(f"token id {int(ids.max())} for a vocabulary of {vocabulary}: the wrong tokenizer?")
 
     def keep_(self, indices: Sequence[int]) -> None:
         """Keep only the blocks at these indices, in increasing order, and renumber everything that counts them.

@@ -24,7 +24,10 @@ def greedy(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Tensor:
     Raises:
         InputError: prompt and new tokens exceed the context.
     """
+    decoder.check_ids(prompt)
     tokens = prompt.shape[1]
+    if not tokens:
+        raise InputError("a prompt of no tokens; accepted: at least one")
     if tokens + new_tokens > decoder.context:
         raise InputError(
             f"prompt of {tokens} tokens and {new_tokens} new ones; accepted: {decoder.context} in all, the context"

@@ -6,5 +6,8 @@ CALIBRATION_TOKENS = 16_384
 LIMIT_TOKENS = 65_536
 """Tokens of test text that a study's perplexity is measured on, unless its recipe says otherwise."""
 
+CONTEXT = 2048
+"""Longest window that text is cut into unless a recipe says otherwise; a model's own maximum where that is less."""
+
 GROUP_SIZES = (2, 4, 6, 8, 10)
 """Values of n in the published comparison."""

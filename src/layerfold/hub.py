@@ -58,6 +58,12 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None
     provenance: Provenance
 
+    @property
+    def name(self) -> str:
+        """The base's name, and what was done to it."""
+        done = [step["method"]["name"] for step in self.provenance.steps]
+        return self.provenance.base + (f" after {', '.join(done)}" if done else "")
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the weights as they were when first asked for."""
@@ -105,7 +111,11 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
         OfflineError: a Hub id that is neither cached nor reachable.
         MissingExtraError: a GGUF file without the package that reads it.
     """
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"model {str(name)[:60]!r}: {error}") from error
     options = {"trust_remote_code": trust_remote_code}
     with checkpoint.quiet():
         if str(name) == POCKET:
@@ -189,6 +199,8 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> Decoder:
             source, dtype=torch.float32, output_loading_info=True, **quantised, **options
         )
     model, info = loaded
+    # A constant that older GPT-2 checkpoints stored.
+    info["unexpected_keys"] = {key for key in info["unexpected_keys"] if not key.endswith(".attn.masked_bias")}
     wrong = {
         kind: sorted(map(str, info[kind]))
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -197,7 +197,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
         raise RecipeError(

@@ -16,6 +16,7 @@ from layerfold.windows import Windows
 _BATCH_TOKENS = 1024
 _LOGIT_BYTES = 2 << 20
 """Logits are made in tiles of about this size, which stay in cache between the readings of them."""
+_LEAST_COLUMNS = 128
 
 
 @torch.no_grad()
@@ -30,11 +31,7 @@ def window_nats(
     Raises:
         InputError: token ids outside the model's vocabulary, or windows longer than its context.
     """
-    vocabulary = decoder.model.config.vocab_size
-    if int(windows.input_ids.max()) >= vocabulary:
-        raise InputError(
-            f"token id {int(windows.input_ids.max())} for a vocabulary of {vocabulary}: the wrong tokenizer?"
-        )
+    decoder.check_ids(windows.input_ids)
     if windows.context > decoder.context:
         raise InputError(f"context {windows.context}; accepted: 2 ... {decoder.context} (the model's maximum)")
     totals = np.zeros(len(windows))
@@ -66,7 +63,7 @@ def token_nats(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
     chosen = torch.empty(len(hidden))
     largest = torch.full((len(hidden), 1), -torch.inf)
     total = torch.zeros(len(hidden), 1)
-    columns = max(1, min(_LOGIT_BYTES // (4 * max(1, len(hidden))), len(weight)))
+    columns = min(max(_LEAST_COLUMNS, _LOGIT_BYTES // (4 * max(1, len(hidden)))), len(weight))
     buffer = torch.empty(len(hidden) * columns, dtype=weight.dtype)
     for first in range(0, len(weight), columns):
         piece = weight[first : first + columns]

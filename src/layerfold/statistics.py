@@ -74,8 +74,9 @@ def _resamples(n: int, replicates: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, n, size=(replicates, n))
 
 
-def _interval(value: float, replicates: Floats) -> Interval:
-    low, high = np.quantile(replicates, [0.025, 0.975])
+def _interval(value: float, replicates: Floats, units: int) -> Interval:
+    # A single unit says nothing of how units vary.
+    low, high = np.quantile(replicates, [0.025, 0.975]) if units > 1 else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
 
 
@@ -86,13 +87,15 @@ def bootstrap_ratio(numerator: Floats, denominator: Floats, *, replicates: int =
         numerator, denominator: (units,) each.
     """
     chosen = _resamples(len(numerator), replicates, seed)
-    return _interval(numerator.sum() / denominator.sum(), numerator[chosen].sum(1) / denominator[chosen].sum(1))
+    return _interval(
+        numerator.sum() / denominator.sum(), numerator[chosen].sum(1) / denominator[chosen].sum(1), len(chosen[0])
+    )
 
 
 def bootstrap_median(values: Floats, *, replicates: int = 2000, seed: int = 0) -> Interval:
     """Interval of the median of values, (units,)."""
     chosen = _resamples(len(values), replicates, seed)
-    return _interval(float(np.median(values)), np.median(values[chosen], axis=1))
+    return _interval(float(np.median(values)), np.median(values[chosen], axis=1), len(values))
 
 
 def bootstrap_mean(values: Floats, *, replicates: int = 2000, seed: int = 0) -> Interval:

@@ -30,6 +30,7 @@ class Stepper:
     @torch.no_grad()
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the first block's input, (windows, tokens, d_model), for token ids, (windows, tokens)."""
+        self.decoder.check_ids(input_ids)
         calls: list[_Call] = []
         first: list[Tensor] = []
 

@@ -54,7 +54,9 @@ class Study:
             raise OutputError(
                 f"the output {str(output_dir)!r} is a file; accepted: a folder that is empty, new or a study's"
             )
-        if not overwrite and self.output_dir.is_dir() and any(self.output_dir.iterdir()) and not self._marker.is_file():
+        # What a killed process left of the marker itself is no reason to refuse.
+        held = [] if not self.output_dir.is_dir() else [p for p in self.output_dir.iterdir() if p.suffix != ".tmp"]
+        if held and not overwrite and not self._marker.is_file():
             raise OutputError(
                 f"the output folder {str(output_dir)!r} holds something other than a study; --overwrite writes into it"
             )
@@ -139,7 +141,7 @@ class Study:
             if record is not None and base is not None:
                 record.score["versus_base"] = versus(record.score, base.score)
         return Results(
-            base=self.base.provenance.base,
+            base=self.base.name,
             recipe=self.recipe.to_json(),
             labels=self.labels,
             evaluators=tuple(evaluator.name for evaluator in self.recipe.evaluate),

@@ -134,6 +134,10 @@ def cut_windows(
 
 def _stream(documents: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[Tensor, Tensor]:
     """Token ids, and the raw bytes that each stands for; end-of-text stands for none."""
+    if not tokenizer.is_fast:
+        raise InputError(
+            "the tokenizer cannot tell which bytes its tokens stand for; accepted: a fast one (tokenizer.json)"
+        )
     end_of_text = tokenizer.eos_token_id
     if end_of_text is None:
         raise InputError("the tokenizer has no end-of-text token to join documents with")

@@ -108,7 +108,10 @@ def test_no_new_tokens_are_refused(new_tokens: int) -> None:
 
 def test_settings_hold_what_determines_the_text() -> None:
     model = tiny("gpt2")
-    assert Generation().settings(model) == {"prompts": list(PROMPTS), "new_tokens": 40}
+    settings = Generation().settings(model)
+    assert settings["new_tokens"] == 40
+    # The tokens too: another tokenizer would have the model continue something else.
+    assert settings["prompts"] == {prompt: model.require_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS}
 
 
 def test_a_model_without_a_tokenizer_is_refused() -> None:

@@ -30,6 +30,3 @@ def main() -> None:
     except LayerfoldError as error:
         print(f"layerfold: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("layerfold: stopped; finished records are kept", file=sys.stderr)
-        raise SystemExit(130) from None

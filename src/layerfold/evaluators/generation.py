@@ -54,7 +54,8 @@ class Generation:
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""
-        return {"prompts": list(self.prompts), "new_tokens": self.new_tokens}
+        prompts = {prompt: self._encode(model, prompt) for prompt in self.prompts}
+        return {"prompts": prompts, "new_tokens": self.new_tokens}
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
         """Generate from each prompt."""
@@ -70,9 +71,13 @@ class Generation:
         )
 
     def _continue(self, model: Model, prompt: str) -> list[int]:
-        encoded = model.require_tokenizer()(prompt, add_special_tokens=False, verbose=False)
-        continued: list[int] = greedy(model.decoder, torch.tensor([encoded["input_ids"]]), self.new_tokens).tolist()
+        prompt_ids = torch.tensor([self._encode(model, prompt)])
+        continued: list[int] = greedy(model.decoder, prompt_ids, self.new_tokens).tolist()
         return continued
+
+    def _encode(self, model: Model, prompt: str) -> list[int]:
+        ids: list[int] = model.require_tokenizer()(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
 
 def repeated_fraction(tokens: Sequence[int], n: int = 4) -> float:

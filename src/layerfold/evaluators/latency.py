@@ -59,7 +59,10 @@ class Latency:
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model, this machine included."""
-        machine = {key: environment()[key] for key in ("threads", "processor", "device")}
+        found = environment()
+        machine = {key: found[key] for key in ("threads", "processor", "device")}
+        machine |= {name: found["versions"].get(name) for name in ("torch", "transformers")}
+        machine["dtype"] = str(model.decoder.model.dtype).removeprefix("torch.")
         if self.protocol == "published":
             return {
                 "protocol": self.protocol,
@@ -73,7 +76,6 @@ class Latency:
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
             "prefill_tokens": min(self.prefill_tokens, model.decoder.context),
-            "dtype": str(model.decoder.model.dtype).removeprefix("torch."),
             **machine,
         }
 

@@ -29,7 +29,7 @@ class Perplexity:
     Attributes:
         corpus: see `corpora`; None takes the one that fits the model.
         split: ``test`` by default.
-        context: window length in tokens; None takes the model's maximum.
+        context: window length in tokens; None takes the model's maximum, 2,048 at most.
         stride: how far windows advance; None takes `context`.
         limit_tokens: score this many tokens of the split at most; None scores all.
         protocol: ``published`` repeats the published measurement instead: the first 200 non-empty lines, cut at 128
@@ -100,7 +100,7 @@ class Perplexity:
         return {}
 
     @cached_property
-    def _cut(self) -> dict[tuple[int, int], Windows]:
+    def _cut(self) -> dict[tuple[int, int], tuple[object, Windows]]:
         return {}
 
     def read(self, model: Model) -> Corpus:
@@ -113,19 +113,24 @@ class Perplexity:
     def windows(self, model: Model) -> Windows:
         """Return the windows for this model's tokenizer and context, cut once."""
         tokenizer = model.require_tokenizer()
-        context = model.decoder.context if self.context is None else self.context
+        context = model.decoder.default_context if self.context is None else self.context
         if context > model.decoder.context:
             raise InputError(f"context {context}; accepted: 2 ... {model.decoder.context} (the model's maximum)")
         if (id(tokenizer), context) not in self._cut:
-            self._cut[id(tokenizer), context] = cut_windows(
+            windows = cut_windows(
                 self.read(model), tokenizer, context=context, stride=self.stride, limit_tokens=self.limit_tokens
             )
-        return self._cut[id(tokenizer), context]
+            # The tokenizer is kept too: were it to go, another could take its id.
+            self._cut[id(tokenizer), context] = tokenizer, windows
+        return self._cut[id(tokenizer), context][1]
 
     @torch.no_grad()
     def _published(self, model: Model, progress: Progress) -> tuple[Floats, Floats]:
         """Nats and tokens of each batch, padding included in both, as the published notebooks count them."""
         tokenizer = model.require_tokenizer()
+        end_of_text = tokenizer.eos_token_id
+        if end_of_text is None:
+            raise InputError("the tokenizer has no end-of-text token to pad with")
         lines = [line for document in self.read(model).documents for line in document.split("\n") if line.strip()]
         if not lines:
             raise CorpusError(f"corpus {self.corpus!r} has no line to score")
@@ -137,11 +142,12 @@ class Perplexity:
                 for line in lines[first : first + _PUBLISHED_BATCH]
             ]
             width = max(2, *map(len, rows))
-            ids = torch.full((len(rows), width), int(tokenizer.eos_token_id))
+            ids = torch.full((len(rows), width), end_of_text)
             mask = torch.zeros_like(ids)
             for i, row in enumerate(rows):
                 ids[i, : len(row)] = torch.tensor(row)
                 mask[i, : len(row)] = 1
+            model.decoder.check_ids(ids)
             loss = model.decoder.model(input_ids=ids, attention_mask=mask, labels=ids).loss
             nats.append(loss.item() * ids.numel())
             tokens.append(ids.numel())

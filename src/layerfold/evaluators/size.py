@@ -18,7 +18,7 @@ class Size:
     """Distinct parameters: a tied tensor counts once. Exact, so its interval is the value.
 
     Attributes:
-        context: for the operations of attention; None takes the model's maximum.
+        context: for the operations of attention; None takes the model's maximum, 2,048 at most.
     """
 
     context: int | None = None
@@ -35,12 +35,12 @@ class Size:
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""
-        return {"context": self.context or model.decoder.context}
+        return {"context": self.context or model.decoder.default_context}
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
         """Measure one model; its weights are written to a temporary folder, in both forms, and weighed."""
         size = model.decoder.size()
-        context = self.context or model.decoder.context
+        context = self.context or model.decoder.default_context
         details = {
             "parameters": size.parameters,
             "nonzero": size.nonzero,

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from layerfold.records import Json, Record, Results
 from layerfold.report.columns import COLUMNS
 
-NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better"} | {column.key for column in COLUMNS}
+NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better", "parameters", "base_value", "mean"} | {
+    column.key for column in COLUMNS
+}
 
 Listing = list[tuple[str, str]]
 """Names with their values, as shown."""
