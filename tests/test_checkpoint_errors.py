@@ -15,8 +15,9 @@ import torch
 from tiny import logits, tiny
 
 from layerfold import checkpoint
-from layerfold.checkpoint import COMPACT_WEIGHTS, FORMATS, MANIFEST, check_folder
+from layerfold.checkpoint import COMPACT_WEIGHTS, FORMATS, MANIFEST
 from layerfold.errors import LayerfoldError, ModelError, OutputError
+from layerfold.folders import check_folder
 from layerfold.hub import load
 from layerfold.methods import Merge
 

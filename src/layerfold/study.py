@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layerfold.calibration import Calibration
-from layerfold.corpora import check_disjoint, load_corpus
-from layerfold.errors import InputError, OutputError
+from layerfold import defaults
+from layerfold.corpora import check_disjoint
+from layerfold.errors import OutputError
 from layerfold.evaluators import Comparison, Evaluator, Perplexity, Score
 from layerfold.evaluators.perplexity import versus
-from layerfold.hub import Model, default_corpus, load
-from layerfold.methods import Method
+from layerfold.hub import Model, load
 from layerfold.methods.base import Notes
 from layerfold.progress import SILENT, Progress, Step
 from layerfold.recipe import Recipe
-from layerfold.records import BASE_LABEL, Record, RecordStore, Results, environment, hash_json, write_text
-from layerfold.windows import Windows, cut_windows
+from layerfold.records import BASE_LABEL, RECOVERY, Record, RecordStore, Results, environment, hash_json, write_text
+from layerfold.variants import Variants
 
 _MARKER = "study.json"
-_CALIBRATION_CONTEXT = 1024
-_MEASURING, _COMPARING = 3.0, 1.0
-"""How long building and measuring a variant takes against its part in a comparison, for the estimate."""
+_MEASURING, _COMPARING, _RECOVERING = 3.0, 1.0, 15.0
+"""How long building and measuring a variant takes against its part in a comparison, and against training on as many
+tokens as are scored, for the estimate."""
+
+Measurement = tuple[Evaluator | None, bool]
+"""An evaluator, or None for the recovery itself, and whether it comes after recovery."""
 
 
 class Study:
@@ -62,13 +64,7 @@ class Study:
             )
         self.base = base if base is not None else load(recipe.base, revision=recipe.revision)
         self._store = RecordStore(self.output_dir / "records")
-        self._methods: dict[str, Method | None] = {BASE_LABEL: None}
-        for variant in recipe.variants:
-            try:
-                variant.method.resolved(self.base.decoder.n_blocks)
-            except InputError as error:
-                raise InputError(f"variant {variant.label!r}: {error}") from error
-            self._methods[variant.label] = variant.method
+        self._variants = Variants(recipe, self.base, self.output_dir)
 
     @property
     def _marker(self) -> Path:
@@ -77,44 +73,66 @@ class Study:
     @property
     def labels(self) -> tuple[str, ...]:
         """The rows, the base first."""
-        return tuple(self._methods)
+        return self._variants.labels
 
     def run(self, progress: Progress = SILENT) -> Iterator[Record]:
-        """Measure what is missing, yielding each record as soon as it is stored."""
+        """Measure what is missing, yielding each record as soon as it is stored.
+
+        With recovery, perplexity is measured before and after, everything else after.
+        """
         with progress.doing("reading text and records"):
             self._check_disjoint()
             missing = {
-                label: [evaluator for evaluator in self.recipe.evaluate if self._stored(label, evaluator) is None]
+                label: [each for each in self._measurements() if self._stored(label, *each) is None]
                 for label in self.labels
             }
         marker = {"base": self.base.provenance.to_json(), "recipe": self.recipe.to_json()}
         write_text(self._marker, json.dumps(marker, indent=1))
         built: dict[str, tuple[Model, Notes]] = {}
         steps = [
-            Step(label, _MEASURING, partial(self._measure, label, evaluators, built, progress))
-            for label, evaluators in missing.items()
-            if evaluators
+            Step(label, self._weight(measurements), partial(self._measure, label, measurements, built, progress))
+            for label, measurements in missing.items()
+            if measurements
         ]
+        recovers = self.recipe.recovery is not None
         for evaluator in self.recipe.evaluate:
-            labels = [label for label in self.labels if evaluator in missing[label]]
+            labels = [label for label in self.labels if (evaluator, recovers) in missing[label]]
             if isinstance(evaluator, Comparison) and labels:
                 compare = partial(self._compare, labels, evaluator, built, progress)
                 steps.append(Step(evaluator.name, _COMPARING * len(labels), compare))
         for step in progress.track(steps, "study", sum(step.weight for step in steps)):
             yield from step.payload()
 
+    def _measurements(self) -> list[Measurement]:
+        """What is measured of each variant, in order."""
+        if self.recipe.recovery is None:
+            return [(evaluator, False) for evaluator in self.recipe.evaluate]
+        before = [(each, False) for each in self.recipe.evaluate if isinstance(each, Perplexity)]
+        return [*before, (None, True), *((each, True) for each in self.recipe.evaluate)]
+
+    def _weight(self, measurements: list[Measurement]) -> float:
+        recovery = self.recipe.recovery if (None, True) in measurements else None
+        return _MEASURING + (0 if recovery is None else _RECOVERING * recovery.tokens / defaults.LIMIT_TOKENS)
+
     def _measure(
-        self, label: str, evaluators: list[Evaluator], built: dict[str, tuple[Model, Notes]], progress: Progress
+        self,
+        label: str,
+        measurements: list[Measurement],
+        built: dict[str, tuple[Model, Notes]],
+        progress: Progress,
     ) -> Iterator[Record]:
-        """Build a variant and measure it; keep it if it is still to be compared."""
-        model, notes = self._build(label, progress)
-        for evaluator in evaluators:
+        """Build a variant, measure it, recover it and measure it again; keep it if it is still to be compared."""
+        model, notes = self._variants.build(label, progress)
+        recovered = False
+        for evaluator, after in measurements:
+            started = time.perf_counter()
+            if after and not recovered:
+                model, recovered = self._variants.recover(label, model, progress), True
             if isinstance(evaluator, Comparison):
                 built[label] = model, notes
-            else:
-                started = time.perf_counter()
-                score = evaluator(model, progress)
-                yield self._keep(label, evaluator, score, notes, time.perf_counter() - started)
+                continue
+            score = recovery_score(model) if evaluator is None else evaluator(model, progress)
+            yield self._keep(label, evaluator, after, score, notes, time.perf_counter() - started)
 
     def _compare(
         self, labels: list[str], evaluator: Comparison, built: dict[str, tuple[Model, Notes]], progress: Progress
@@ -125,80 +143,73 @@ class Study:
         scores = evaluator.compare(models, progress)
         seconds = (time.perf_counter() - started) / len(scores)
         for label in labels:
-            yield self._keep(label, evaluator, scores[label], built[label][1], seconds)
+            recovers = self.recipe.recovery is not None
+            yield self._keep(label, evaluator, recovers, scores[label], built[label][1], seconds)
 
     def results(self) -> Results:
         """Collect the records there are."""
         records: dict[tuple[str, str], Record] = {}
         for label in self.labels:
-            for evaluator in self.recipe.evaluate:
-                record = self._stored(label, evaluator)
-                if record is not None:
-                    records[label, evaluator.name] = record
-        base = records.get((BASE_LABEL, Perplexity.name))
-        for label in self.labels[1:]:
-            record = records.get((label, Perplexity.name))
-            if record is not None and base is not None:
-                record.score["versus_base"] = versus(record.score, base.score)
+            for evaluator, after in self._measurements():
+                record = self._stored(label, evaluator, after)
+                if record is not None and after == (self.recipe.recovery is not None):
+                    records[label, record.evaluator] = record
+        for label in self.labels:
+            self._compare_perplexity(label, records)
+        names = [evaluator.name for evaluator in self.recipe.evaluate]
         return Results(
             base=self.base.name,
             recipe=self.recipe.to_json(),
             labels=self.labels,
-            evaluators=tuple(evaluator.name for evaluator in self.recipe.evaluate),
+            evaluators=(*names, *([RECOVERY] if self.recipe.recovery is not None else [])),
             records=records,
         )
 
-    def _build(self, label: str, progress: Progress) -> tuple[Model, Notes]:
-        method = self._methods[label]
-        if method is None:
-            return self.base, {}
-        calibration = self._calibration if method.needs_calibration else None
-        if calibration is not None:
-            calibration.progress = progress
-        return apply(self.base.copy(), method, calibration, self.recipe.seed)
-
-    @cached_property
-    def _calibration(self) -> Calibration:
-        return Calibration(self.base.decoder, self._calibration_windows)
-
-    @cached_property
-    def _calibration_windows(self) -> Windows:
-        text = self.recipe.calibration
-        return calibration_windows(self.base, text.corpus, text.tokens, self.recipe.seed)
+    def _compare_perplexity(self, label: str, records: dict[tuple[str, str], Record]) -> None:
+        """Put beside a variant's perplexity its quotient with the base's, and beside its recovery what was before."""
+        own, base = (records.get((each, Perplexity.name)) for each in (label, BASE_LABEL))
+        if label != BASE_LABEL and own is not None and base is not None:
+            own.score["versus_base"] = versus(own.score, base.score)
+        recovered = records.get((label, RECOVERY))
+        for evaluator in self.recipe.evaluate:
+            before = self._stored(label, evaluator, False) if isinstance(evaluator, Perplexity) else None
+            if recovered is not None and before is not None:
+                recovered.score["before"] = {bound: before.score[bound] for bound in ("value", "low", "high")}
 
     def _check_disjoint(self) -> None:
-        """Raise CorpusError where calibration text stands in the text that is scored."""
-        if not any(method is not None and method.needs_calibration for method in self._methods.values()):
-            return
+        """Raise CorpusError where text that a variant is made with stands in the text that is scored."""
         for evaluator in self.recipe.evaluate:
             if isinstance(evaluator, Perplexity):
-                name = self.recipe.calibration.corpus or default_corpus(self.base)
-                check_disjoint(load_corpus(name, "calibration"), evaluator.read(self.base))
+                for text in self._variants.texts():
+                    check_disjoint(text, evaluator.read(self.base))
 
-    def _subject(self, label: str, evaluator: Evaluator) -> dict[str, Any]:
+    def _subject(self, label: str, evaluator: Evaluator | None, after: bool) -> dict[str, Any]:
         """All that determines a record."""
-        method = self._methods[label]
-        calibrated = method is not None and method.needs_calibration
-        return {
-            "base_sha256": self.base.sha256,
-            "method": None if method is None else method.resolved(self.base.decoder.n_blocks),
-            "calibration": self._calibration_windows.sha256 if calibrated else None,
-            "seed": self.recipe.seed if calibrated else None,
-            "evaluator": evaluator.name,
-            "protocol": evaluator.protocol_id,
-            "settings": evaluator.settings(self.base),
-        }
+        subject = self._variants.subject(label, after)
+        if evaluator is None:
+            return {**subject, "evaluator": RECOVERY, "protocol": self._protocol(None), "settings": subject["recovery"]}
+        settings = evaluator.settings(self.base)
+        return {**subject, "evaluator": evaluator.name, "protocol": evaluator.protocol_id, "settings": settings}
 
-    def _stored(self, label: str, evaluator: Evaluator) -> Record | None:
-        return self._store.get(evaluator.name, hash_json(self._subject(label, evaluator)), label)
+    def _protocol(self, evaluator: Evaluator | None) -> str:
+        if evaluator is not None:
+            return evaluator.protocol_id
+        assert self.recipe.recovery is not None
+        return f"{self.recipe.recovery.name}-{self.recipe.recovery.version}"
 
-    def _keep(self, label: str, evaluator: Evaluator, score: Score, notes: Notes, seconds: float) -> Record:
-        subject = self._subject(label, evaluator)
+    def _stored(self, label: str, evaluator: Evaluator | None, after: bool) -> Record | None:
+        name = RECOVERY if evaluator is None else evaluator.name
+        return self._store.get(name, hash_json(self._subject(label, evaluator, after)), label)
+
+    def _keep(
+        self, label: str, evaluator: Evaluator | None, after: bool, score: Score, notes: Notes, seconds: float
+    ) -> Record:
+        subject = self._subject(label, evaluator, after)
         record = Record(
             key=hash_json(subject),
             label=label,
-            evaluator=evaluator.name,
-            protocol=evaluator.protocol_id,
+            evaluator=RECOVERY if evaluator is None else evaluator.name,
+            protocol=self._protocol(evaluator),
             score=score.to_json(),
             subject=subject,
             notes=notes,
@@ -209,31 +220,8 @@ class Study:
         return record
 
 
-def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int) -> Windows:
-    """Cut calibration text for a model: the ``calibration`` split of a corpus, documents in a seeded order."""
-    text = load_corpus(corpus or default_corpus(model), "calibration")
-    context = min(model.decoder.context, _CALIBRATION_CONTEXT)
-    return cut_windows(text, model.require_tokenizer(), context=context, limit_tokens=tokens, seed=seed)
-
-
-def apply(model: Model, method: Method, calibration: Calibration | None, seed: int) -> tuple[Model, Notes]:
-    """Edit the model's decoder in place; return it with the step added to its provenance, and the method's notes."""
-    resolved = method.resolved(model.decoder.n_blocks)
-    notes = method.apply(model.decoder, calibration)
-    windows = calibration.windows if calibration is not None else None
-    step = {
-        "method": resolved,
-        "seed": seed,
-        "calibration": None
-        if windows is None
-        else {
-            "corpus": windows.corpus,
-            "split": windows.split,
-            "tokens": int(windows.lengths.sum()),
-            "context": windows.context,
-            "corpus_sha256": windows.corpus_sha256,
-            "tokens_sha256": windows.sha256,
-        },
-        "notes": notes,
-    }
-    return model.with_step(step), notes
+def recovery_score(model: Model) -> Score:
+    """Say how the last step of a model, its recovery, went."""
+    done = model.provenance.steps[-1]["notes"]
+    value = done["validation_perplexity"]
+    return Score(value, value, value, "validation perplexity", lower_is_better=True, details=done)

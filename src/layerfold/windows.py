@@ -74,6 +74,7 @@ def cut_windows(
     stride: int | None = None,
     limit_tokens: int | None = None,
     seed: int | None = None,
+    whole: bool = False,
 ) -> Windows:
     """Join documents with the end-of-text token and cut the stream into windows.
 
@@ -84,6 +85,7 @@ def cut_windows(
             not scored.
         limit_tokens: stop after this many tokens of the stream; an error if there are fewer than one window.
         seed: take the documents in a random order; None keeps the corpus's.
+        whole: leave out what does not fill a window at the end, so that there is no padding.
 
     Raises:
         InputError: a context or stride out of range.
@@ -108,6 +110,8 @@ def cut_windows(
     starts = list(range(0, len(ids) - 1, stride))
     while len(starts) > 1 and starts[-2] + context >= len(ids):
         starts.pop()  # the window before it already reaches the end
+    if whole:
+        starts = [start for start in starts if start + context <= len(ids)]
     input_ids = torch.zeros(len(starts), context, dtype=torch.int64)
     lengths, first_scored = [], []
     for row, start in enumerate(starts):

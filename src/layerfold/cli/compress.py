@@ -77,11 +77,11 @@ def _compress(
     format: options.Format,
     overwrite: bool,
 ) -> None:
-    from layerfold import checkpoint
+    from layerfold import folders
     from layerfold.api import compress
     from layerfold.hub import load
 
-    checkpoint.check_folder(output_dir, overwrite=overwrite)
+    folders.check_folder(output_dir, overwrite=overwrite)
     with drawn() as progress:
         with progress.doing(f"loading {name}"):
             base = load(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -106,10 +106,10 @@ def export(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Rewrite a checkpoint in the other form."""
-    from layerfold import checkpoint
+    from layerfold import folders
     from layerfold.hub import load
 
-    checkpoint.check_folder(output_dir, overwrite=overwrite)
+    folders.check_folder(output_dir, overwrite=overwrite)
     if not directory.is_dir():
         raise InputError(f"no checkpoint folder at {str(directory)!r}")
     load(directory).save(output_dir, format=to.value, overwrite=overwrite)

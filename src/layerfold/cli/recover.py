@@ -1,0 +1,110 @@
+"""`layerfold recover`: the command that trains."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from layerfold.cli import options
+from layerfold.console import drawn
+from layerfold.errors import InputError
+
+
+class RecoveryName(StrEnum):
+    """How a model is trained."""
+
+    finetune = "finetune"
+    distill = "distill"
+
+
+def recover(
+    model: Annotated[str, typer.Argument(help="pocket, a checkpoint folder, a .gguf file or a Hub id.")],
+    output_dir: options.OutputDir,
+    tokens: Annotated[int, typer.Option(help="Training tokens.")],
+    method: Annotated[
+        RecoveryName, typer.Option(help="finetune learns the text, distill the teacher.")
+    ] = RecoveryName.distill,
+    teacher: Annotated[
+        str | None, typer.Option(help="What distill learns from; by default the base that the model was made from.")
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Training text; by default the model's own.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The highest; by default chosen on validation text.")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(help="Tensors not to train, as '*.wte.*'; may be repeated.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, as batch_size=16; may be repeated.")
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Corpus whose test split must share no document with the training text.")
+    ] = None,
+    report_to: Annotated[str, typer.Option(help="A tracker, as tensorboard or wandb.")] = "none",
+    seed: Annotated[int, typer.Option(help="Orders the training text.")] = 0,
+    format: options.FormatName = options.Format.dense,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train a model, as what compression has broken. Killed, it goes on where it was when started again."""
+    from layerfold import api, folders
+    from layerfold.hub import load
+    from layerfold.recipe import build_recovery
+    from layerfold.recovery.run import clear, is_main
+
+    given: dict[str, Any] = {
+        "tokens": tokens,
+        "corpus": corpus,
+        "learning_rate": learning_rate,
+        "freeze": freeze or [],
+        "report_to": report_to,
+    }
+    recovery = build_recovery(method.value, _parse(settings or []) | given)
+    folders.check_folder(output_dir, overwrite=overwrite)
+    training_dir = output_dir.with_name(f"{output_dir.name}.training")
+    with drawn() as progress:
+        with progress.doing(f"loading {model}"):
+            before = load(model, revision=revision, trust_remote_code=trust_remote_code)
+        after = api.recover(
+            before,
+            recovery,
+            teacher=teacher,
+            held_out=held_out,
+            training_dir=training_dir,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        if is_main():
+            after.save(output_dir, format=format.value, overwrite=overwrite)
+        clear(training_dir)
+    if not is_main():
+        return
+    done = after.provenance.steps[-1]["notes"]
+    spent = f"{done['tokens']:,} tokens" + (
+        f" and {done['search_tokens']:,} to choose the learning rate" if done["search_tokens"] else ""
+    )
+    start = math.exp(done["curve"]["validation"][0][1])
+    typer.echo(f"trained on {spent}, {done['seconds']:.0f} s, learning rate {done['learning_rate']:g}")
+    typer.echo(
+        f"validation perplexity {start:,.4g} -> {done['validation_perplexity']:,.4g} "
+        f"(weights of step {done['best_step']} of {done['steps']})"
+    )
+    typer.echo(f"wrote {output_dir} ({format.value})")
+
+
+def _parse(settings: list[str]) -> dict[str, Any]:
+    """Read key=value, the value as recipes have it."""
+    from layerfold.recipe import read_value
+
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key in parsed:
+            raise InputError(f"--set {setting!r}; accepted: key=value, each key once")
+        parsed[key.strip()] = read_value(value)
+    return parsed

@@ -1,0 +1,75 @@
+"""Folders that appear whole or not at all, and never in the place of what they should not replace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from layerfold.errors import OutputError
+
+
+def check_folder(directory: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where `writing_folder` would: call it before long work.
+
+    Even `overwrite` does not take a file, a folder that the current one lies in, or one with folders in it, which no
+    checkpoint has.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty or new")
+    if directory.is_dir():
+        if Path.cwd().resolve().is_relative_to(directory.resolve()):
+            raise OutputError(f"the output folder {str(directory)!r} holds the current folder; it is not replaced")
+        held = sorted(directory.iterdir())
+        if held and not overwrite:
+            raise OutputError(f"the output folder {str(directory)!r} is not empty; --overwrite replaces it whole")
+        folders = [path.name for path in held if path.is_dir()]
+        if folders:
+            raise OutputError(
+                f"the output folder {str(directory)!r} holds folders ({folders[0]!r}); it is not replaced"
+            )
+
+
+@contextlib.contextmanager
+def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `directory` that takes its place when the block ends without an error."""
+    check_folder(directory, overwrite=overwrite)
+    directory = directory.resolve()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.", suffix=".tmp"))
+        try:
+            yield temporary
+            _open_up(temporary)
+            if directory.exists():
+                replaced = temporary.with_suffix(".old")
+                os.replace(directory, replaced)
+                try:
+                    os.replace(temporary, directory)
+                except OSError:
+                    os.replace(replaced, directory)
+                    raise
+                shutil.rmtree(replaced)
+            else:
+                os.replace(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OutputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write {str(directory)!r}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        ) from error
+
+
+def _open_up(folder: Path) -> None:
+    """Give what was written the permissions that a plain write gives; temporary folders and safetensors are private."""
+    os.umask(mask := os.umask(0))
+    os.chmod(folder, 0o777 & ~mask)
+    for file in folder.rglob("*"):
+        os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)

@@ -1,0 +1,140 @@
+"""What all recoveries are: training on equal terms, described by one frozen dataclass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from layerfold.errors import InputError, one_of
+
+SCHEDULES = ("linear", "cosine", "constant")
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+FIRST_LEARNING_RATE = 1e-3
+"""Where no learning rate is given this one is tried first, then its neighbours, downhill."""
+
+
+class Outputs(Protocol):
+    """What a causal LM returns: logits, (windows, context, vocabulary), and where asked for hidden states, a tuple of
+    n_blocks + 1 tensors (windows, context, d_model): what enters the first block, then what leaves each.
+    """
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one batch: what is minimised, and the language-model part of it, both in nats per token."""
+
+    objective: Tensor
+    language_model: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Train a model on the ``train`` split of a corpus, and keep the weights that did best on its ``validation`` split.
+
+    AdamW over packed windows without padding; dropout is off. The weights that training begins with count among those
+    kept: a model that training does not improve stays as it is.
+
+    Attributes:
+        tokens: of training text, rounded down to whole steps; text that is shorter is read again in another order.
+        corpus: see `corpora`; None takes the one that fits the model.
+        context: window length in tokens; None takes the model's maximum, 256 at most.
+        batch_size: windows a step, over all devices.
+        accumulation: in how many pieces a step's windows are run, to save memory.
+        learning_rate: the highest; None chooses among `LEARNING_RATES` by short runs judged on validation text.
+        search_fraction: length of such a run, as a fraction of `tokens`.
+        warmup: fraction of the steps in which the learning rate rises to its highest.
+        schedule: how it falls afterwards: ``linear`` or ``cosine`` to zero, or ``constant``.
+        weight_decay: AdamW's, of weights but not of biases and norms.
+        clip: largest norm of the gradient.
+        freeze: patterns of parameter names (``*`` and ``?``) that are not trained.
+        validation_tokens: of validation text.
+        evaluations: how often validation text is scored and a checkpoint written, evenly spread; the last at the end.
+        patience: stop after so many evaluations without a better one; None trains to the end.
+        report_to: a tracker that transformers' Trainer knows, as ``tensorboard`` or ``wandb``. Changes no number.
+    """
+
+    tokens: int
+    corpus: str | None = None
+    context: int | None = None
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float | None = None
+    search_fraction: float = 0.25
+    warmup: float = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    freeze: tuple[str, ...] = ()
+    validation_tokens: int = 8192
+    evaluations: int = 4
+    patience: int | None = None
+    report_to: str = field(default="none", metadata={"changes_numbers": False})
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    needs_teacher: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_size", "accumulation", "validation_tokens", "evaluations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}; accepted: 1 or more")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience {self.patience}; accepted: 1 or more evaluations")
+        if self.context is not None and self.context < 2:
+            raise InputError(f"context {self.context}: at least 2 tokens are needed to predict one")
+        if self.batch_size % self.accumulation:
+            raise InputError(
+                f"accumulation {self.accumulation}; accepted: a divisor of the batch_size, {self.batch_size}"
+            )
+        rate = self.learning_rate
+        if rate is not None and not (0 < rate < math.inf):
+            raise InputError(f"learning_rate {rate}; accepted: a number above 0")
+        if not 0 < self.search_fraction <= 1:
+            raise InputError(f"search_fraction {self.search_fraction}; accepted: above 0, at most 1")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup {self.warmup}; accepted: a fraction of the steps, from 0 to below 1")
+        if not (0 <= self.weight_decay < math.inf and 0 < self.clip < math.inf):
+            raise InputError(
+                f"weight_decay {self.weight_decay} and clip {self.clip}; accepted: 0 or more, and more than 0"
+            )
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule {one_of(self.schedule, SCHEDULES)}")
+
+    @property
+    def needs_hidden_states(self) -> bool:
+        """Whether `loss` reads what leaves each block."""
+        return False
+
+    def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
+        """Return the loss of a batch of windows without padding, (windows, context) token ids.
+
+        Args:
+            teacher: what the teacher makes of the same windows, where `needs_teacher`.
+            counterparts: for each block of the student the teacher's block whose output it should have.
+        """
+        raise NotImplementedError
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what determines the numbers, as JSON, by name."""
+        shown = [f.name for f in fields(self) if f.metadata.get("changes_numbers", True)]
+        values = {name: getattr(self, name) for name in shown}
+        return {"name": self.name, "version": self.version} | {
+            name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+        }
+
+
+def next_token_log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of the token after each but the last, (windows * (context - 1), vocabulary)."""
+    return torch.log_softmax(logits[:, :-1].flatten(0, 1).float() / temperature, dim=-1)
+
+
+def language_model_loss(log_probabilities: Tensor, input_ids: Tensor) -> Tensor:
+    """Mean nats of the tokens that `next_token_log_probabilities` are for."""
+    return torch.nn.functional.nll_loss(log_probabilities, input_ids[:, 1:].flatten())

@@ -1,0 +1,107 @@
+"""What goes on beside the training steps: the bar, the clock, and which checkpoints are whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from layerfold.progress import Progress
+from layerfold.records import write_text
+
+_WHOLE = "layerfold-training.json"
+
+
+class Bar(TrainerCallback):
+    """Moves a bar by a step a step."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self._progress, self._description = progress, description
+        self._bar: Iterator[int] = iter(())
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Draw the bar, as far along as the run is."""
+        if state.is_world_process_zero:
+            self._bar = iter(self._progress.track(range(state.max_steps), self._description))
+            for _step in range(state.global_step + 1):
+                next(self._bar, None)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move it."""
+        next(self._bar, None)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Run it out, should training have stopped early."""
+        for _step in self._bar:
+            pass
+
+
+class Bookkeeper(TrainerCallback):
+    """Marks each checkpoint as whole once it is, with the time spent so far and the first loss beside it.
+
+    The weights that training begins with count as the first that validation text was scored with: what is not better
+    is not kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._before, self._started = 0.0, time.perf_counter()
+        self.trainer: Any = None
+        """Whose first loss is kept; set once there is one."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, over all resumptions."""
+        return self._before + time.perf_counter() - self._started
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint that is whole."""
+        whole = [path.parent for path in self._folder.glob(f"checkpoint-*/{_WHOLE}")]
+        return max(whole, key=_step, default=None)
+
+    def resume(self) -> str | None:
+        """Remove what a killed process left half-written; return what training can go on from."""
+        process, newest = PartialState(), self.newest()
+        if process.is_main_process:
+            for path in self._folder.glob("checkpoint-*"):
+                if not (path / _WHOLE).is_file():
+                    shutil.rmtree(path)
+            if newest is not None:
+                self._point_at_best(newest)
+        process.wait_for_everyone()
+        if newest is None:
+            return None
+        known = json.loads((newest / _WHOLE).read_text(encoding="utf-8"))
+        self._before, self.trainer.first_loss = known["seconds"], known["first_loss"]
+        return str(newest)
+
+    def _point_at_best(self, checkpoint: Path) -> None:
+        """Name the best checkpoint by where the folder is now: it may have been moved since."""
+        path = checkpoint / "trainer_state.json"
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state["best_model_checkpoint"] is not None:
+            state["best_model_checkpoint"] = str(self._folder / Path(state["best_model_checkpoint"]).name)
+            write_text(path, json.dumps(state, indent=1))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        """Take the first score for the one to beat."""
+        if state.global_step == 0:
+            state.best_metric = metrics["eval_loss"]
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Mark the checkpoint as whole."""
+        if state.is_world_process_zero:
+            marker = {"seconds": self.seconds, "first_loss": self.trainer.first_loss}
+            write_text(self._folder / f"checkpoint-{state.global_step}" / _WHOLE, json.dumps(marker))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

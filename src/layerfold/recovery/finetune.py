@@ -1,0 +1,23 @@
+"""Fine-tuning: the language-model loss alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from layerfold.recovery.base import Loss, Outputs, Recovery, language_model_loss, next_token_log_probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Recovery):
+    """Train on text, with the mean negative log-likelihood of each token given those before it."""
+
+    name: ClassVar[str] = "finetune"
+    needs_teacher: ClassVar[bool] = False
+
+    def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
+        """Return the language-model loss."""
+        loss = language_model_loss(next_token_log_probabilities(student.logits), input_ids)
+        return Loss(loss, loss.detach())

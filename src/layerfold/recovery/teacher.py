@@ -1,0 +1,78 @@
+"""Which teacher a model can learn from, and which of its blocks answers to which of the model's."""
+
+from __future__ import annotations
+
+from layerfold.errors import InputError, ModelError
+from layerfold.hub import Model, load
+from layerfold.recovery.base import Recovery
+from layerfold.recovery.distill import Distill
+
+
+def default_teacher(model: Model) -> Model:
+    """Load the model that this one was made from.
+
+    Raises:
+        InputError: it cannot be found, or is not what it was.
+    """
+    provenance = model.provenance
+    try:
+        teacher = load(provenance.base, revision=provenance.revision)
+    except (InputError, ModelError) as error:
+        raise InputError(f"no teacher was named, and the base {provenance.base!r} cannot be loaded: {error}") from error
+    if teacher.provenance.base_sha256 != provenance.base_sha256:
+        raise InputError(
+            f"no teacher was named, and the base {provenance.base!r} is no longer what this model was made from"
+        )
+    return teacher
+
+
+def check_teacher(model: Model, teacher: Model, recovery: Recovery, sample: str) -> None:
+    """Raise InputError where the teacher's logits do not stand for the same tokens as the model's.
+
+    Args:
+        sample: text that both tokenizers must cut alike.
+    """
+    name = teacher.provenance.base
+    sizes = [int(each.decoder.model.config.vocab_size) for each in (teacher, model)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"teacher {name!r} has a vocabulary of {sizes[0]:,} tokens, the model one of {sizes[1]:,}")
+    theirs, own = teacher.require_tokenizer(), model.require_tokenizer()
+    if theirs.get_vocab() != own.get_vocab() or theirs.encode(sample) != own.encode(sample):
+        raise InputError(f"teacher {name!r} has another tokenizer than the model: their logits are of other tokens")
+    if not recovery.needs_hidden_states:
+        return
+    widths = teacher.decoder.d_model, model.decoder.d_model
+    if widths[0] != widths[1]:
+        raise InputError(
+            f"hidden_weight: teacher {name!r} is {widths[0]} wide, the model {widths[1]}; accepted: the same width"
+        )
+
+
+def counterparts(model: Model, teacher: Model, recovery: Recovery) -> tuple[int, ...]:
+    """For each block of the model, the index of the teacher's block whose output it should have.
+
+    Each block kept of the teacher's answers for those that went after it, up to the next one kept. Where it is not
+    known which were kept, the teacher's depth is divided evenly.
+    """
+    own, theirs = model.decoder.n_blocks, teacher.decoder.n_blocks
+    given = recovery.counterparts if isinstance(recovery, Distill) else None
+    if given is not None:
+        if len(given) != own or max(given) >= theirs:
+            raise InputError(
+                f"counterparts {list(given)}; accepted: {own} indices, one for each block, in 0 ... {theirs - 1}"
+            )
+        return given
+    kept = kept_blocks(model, theirs)
+    if len(kept) != own:
+        return tuple((index + 1) * theirs // own - 1 for index in range(own))
+    return (*(following - 1 for following in kept[1:]), theirs - 1)
+
+
+def kept_blocks(model: Model, n_blocks: int) -> list[int]:
+    """Return which of the base's blocks the model's are, by what its provenance says."""
+    kept = list(range(n_blocks))
+    for step in model.provenance.steps:
+        indices = step.get("kept_blocks")
+        if indices is not None:
+            kept = [kept[index] for index in indices if index < len(kept)]
+    return kept

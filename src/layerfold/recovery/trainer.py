@@ -1,0 +1,254 @@
+"""transformers' Trainer with our loss, our order of text, our validation and our checkpoints."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from layerfold import checkpoint
+from layerfold.errors import InputError, TrainingError, one_of
+from layerfold.recovery.base import Outputs, Recovery, next_token_log_probabilities
+from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DIVERGED = 3.0
+"""A loss this many times the first is a run that has diverged."""
+_CURVE_POINTS = 200
+
+
+class RecoveryTrainer(Trainer):
+    """Trains one model by one recovery.
+
+    Args:
+        model: trained in place, moved to the device, its dropout and caching off: hand over a copy.
+        learning_rate: the highest.
+        folder: where checkpoints go, as ``checkpoint-<step>``.
+        checkpoints: whether to score validation text and write checkpoints along the way.
+        teacher: its causal LM, on the device already.
+        counterparts: see `Recovery.loss`.
+        masked: names of tensors whose zeros stay zeros.
+
+    Attributes:
+        parameters_trained: how many, those shared counted once.
+        first_loss: language-model loss of the run's first batch, which tells later whether it has diverged.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        recovery: Recovery,
+        text: TrainingText,
+        *,
+        learning_rate: float,
+        folder: Path,
+        checkpoints: bool,
+        tokenizer: PreTrainedTokenizerBase | None,
+        teacher: PreTrainedModel | None,
+        counterparts: tuple[int, ...],
+        masked: Sequence[str],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        _without_dropout(model)
+        freeze_(model, recovery.freeze)
+        super().__init__(
+            model=model,
+            args=_arguments(recovery, text, learning_rate, folder, checkpoints),
+            train_dataset=TrainingWindows(text),
+            eval_dataset=ValidationWindows(text.validation),
+            callbacks=[*callbacks, *(_early_stopping(recovery) if checkpoints else [])],
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = False
+        self.model_accepts_loss_kwargs = False  # what the line above was called before
+        if masked and self.is_fsdp_enabled:
+            raise InputError("zeros that are held, and FSDP, which shards the tensors: accepted: one of the two")
+        self.add_callback(_HeldZeros(model, masked))
+        self.parameters_trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        self._recovery = recovery
+        self._tokenizer = tokenizer
+        self._teacher = teacher
+        self._counterparts = counterparts
+        self.first_loss: float | None = None
+        self._recent: list[Tensor] = []
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch.
+
+        Raises:
+            TrainingError: it is not finite, or beyond all bounds.
+        """
+        ids = inputs["input_ids"]
+        options: dict[str, Any] = {"use_cache": False, "output_hidden_states": self._recovery.needs_hidden_states}
+        outputs = cast("Outputs", model(input_ids=ids, **options))
+        taught = None
+        if self._teacher is not None:
+            with torch.no_grad():
+                taught = cast("Outputs", self._teacher(input_ids=ids, **options))
+        loss = self._recovery.loss(outputs, ids, taught, self._counterparts)
+        self._check(float(loss.language_model), float(loss.objective.detach()))
+        self._recent.append(loss.language_model)
+        return loss.objective
+
+    def _check(self, language_model: float, objective: float) -> None:
+        if self.first_loss is None:
+            self.first_loss = language_model
+        if not math.isfinite(objective) or not language_model <= _DIVERGED * self.first_loss:
+            raise TrainingError(
+                f"the loss went from {self.first_loss:.3g} to {language_model:.3g} nats per token "
+                f"at step {self.state.global_step + 1} of {self.state.max_steps}"
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the mean language-model loss beside the objective's."""
+        if "loss" in logs and self._recent:
+            logs["lm_loss"] = float(self.accelerator.gather(torch.stack(self._recent)).mean())
+            self._recent.clear()
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Score the validation text: nats per token, whatever is minimised in training.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
+        model = self.model_wrapped
+        model.eval()
+        nats = torch.zeros((), dtype=torch.float64)
+        tokens = 0
+        for batch in self.get_eval_dataloader():
+            ids, lengths = batch["input_ids"], batch["length"]
+            log_probabilities = next_token_log_probabilities(model(input_ids=ids, use_cache=False).logits)
+            each = -log_probabilities.gather(1, ids[:, 1:].flatten()[:, None]).view(len(ids), -1)
+            real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
+            # Processes that run out of windows repeat some; those are left out here.
+            sums, counts = self.accelerator.gather_for_metrics(((each * real).sum(1), real.sum(1)))
+            nats += sums.double().sum().cpu()
+            tokens += int(counts.sum())
+        metrics = {"eval_loss": float(nats) / tokens}
+        if not math.isfinite(metrics["eval_loss"]):
+            raise TrainingError(f"the loss on validation text is not finite at step {self.state.global_step}")
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(cast("TrainingWindows", self.train_dataset))  # the text has its order already
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write a checkpoint that loads anywhere, tensors tied between blocks included, and nothing pickled."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_dense(self.accelerator.unwrap_model(self.model), folder, state_dict)
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(folder)
+
+
+class _HeldZeros(TrainerCallback):
+    """Sets the zeros of some tensors to zero again after every step."""
+
+    def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._masks = [(parameters[name], parameters[name] == 0) for name in names if name in parameters]
+
+    @torch.no_grad()
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        for parameter, mask in self._masks:
+            parameter.masked_fill_(mask, 0)
+
+
+def freeze_(model: PreTrainedModel, patterns: Sequence[str]) -> None:
+    """Keep the tensors whose names match any pattern from being trained.
+
+    Raises:
+        InputError: a pattern that no name matches, or none left to train.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for pattern in patterns:
+        matched = fnmatch.filter(parameters, pattern)
+        if not matched:
+            raise InputError(f"freeze {one_of(pattern, list(parameters)[:8])}, ...; * stands for any characters")
+        for name in matched:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError(f"freeze {', '.join(patterns)} leaves nothing to train")
+
+
+def _without_dropout(model: PreTrainedModel) -> None:
+    """Turn dropout off: over one reading of a text there is nothing to overfit, and it would blur the teacher."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            cast("Any", module).attention_dropout = 0.0
+
+
+def _arguments(
+    recovery: Recovery, text: TrainingText, learning_rate: float, folder: Path, checkpoints: bool
+) -> TrainingArguments:
+    processes = PartialState().num_processes
+    if recovery.batch_size % (recovery.accumulation * processes):
+        raise InputError(
+            f"batch_size {recovery.batch_size}; accepted: a multiple of {recovery.accumulation * processes}, "
+            f"accumulation times the number of processes"
+        )
+    pieces = recovery.batch_size // (recovery.accumulation * processes)
+    between = math.ceil(text.steps / recovery.evaluations)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=text.steps,
+        per_device_train_batch_size=pieces,
+        per_device_eval_batch_size=pieces,
+        gradient_accumulation_steps=recovery.accumulation,
+        learning_rate=learning_rate,
+        lr_scheduler_type=recovery.schedule if recovery.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=round(recovery.warmup * text.steps),
+        weight_decay=recovery.weight_decay,
+        max_grad_norm=recovery.clip,
+        optim="adamw_torch",
+        seed=text.seed,
+        eval_strategy="steps" if checkpoints else "no",
+        save_strategy="steps" if checkpoints else "no",
+        eval_steps=between,
+        save_steps=between,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        # The newest, and the one before it while the newest is being written; the best is kept besides.
+        save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,
+        logging_strategy="steps",
+        logging_steps=max(1, text.steps // _CURVE_POINTS),
+        logging_nan_inf_filter=False,
+        report_to=recovery.report_to,
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+    # One process drives one device: more of them is what `accelerate launch` is for.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def _early_stopping(recovery: Recovery) -> list[TrainerCallback]:
+    return [] if recovery.patience is None else [EarlyStoppingCallback(early_stopping_patience=recovery.patience)]

@@ -1,0 +1,183 @@
+"""What makes a study's rows: each variant built from the base, and trained where the recipe says so."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from layerfold.calibration import Calibration
+from layerfold.corpora import Corpus, load_corpus
+from layerfold.errors import InputError, ModelError, TrainingError
+from layerfold.hub import Model, default_corpus, load
+from layerfold.methods import Method
+from layerfold.methods.base import Notes
+from layerfold.progress import SILENT, Progress
+from layerfold.recipe import Load, Recipe
+from layerfold.records import BASE_LABEL, hash_json
+from layerfold.recovery.text import TrainingText, settings, training_text
+from layerfold.windows import Windows, cut_windows
+
+_CALIBRATION_CONTEXT = 1024
+
+
+class Variants:
+    """The variants of a recipe: what determines each, and how it is made.
+
+    Recovered models are kept in ``models/``, so that no training is repeated; runs in progress in ``training/``.
+
+    Raises:
+        InputError: a method that the base's depth does not admit.
+    """
+
+    def __init__(self, recipe: Recipe, base: Model, folder: Path) -> None:
+        self.recipe, self.base, self._folder = recipe, base, folder
+        self._sources: dict[str, Method | Load | None] = {BASE_LABEL: None}
+        self._loaded_sha256: dict[str, str] = {}
+        self._texts: dict[int, tuple[object, TrainingText]] = {}
+        for variant in recipe.variants:
+            if not isinstance(variant.method, Load):
+                try:
+                    variant.method.resolved(base.decoder.n_blocks)
+                except InputError as error:
+                    raise InputError(f"variant {variant.label!r}: {error}") from error
+            self._sources[variant.label] = variant.method
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The rows, the base first."""
+        return tuple(self._sources)
+
+    def subject(self, label: str, recovered: bool) -> dict[str, Any]:
+        """Return all that determines a variant, before or after recovery."""
+        source = self._sources[label]
+        calibrated = self._calibrated(label)
+        resolved = None
+        if isinstance(source, Load):
+            if label not in self._loaded_sha256:
+                self.build(label)
+            resolved = source.to_json() | {"name": Load.name, "sha256": self._loaded_sha256[label]}
+        elif source is not None:
+            resolved = source.resolved(self.base.decoder.n_blocks)
+        subject = {
+            "base_sha256": self.base.sha256,
+            "method": resolved,
+            "calibration": self._calibration_windows.sha256 if calibrated else None,
+            "seed": self.recipe.seed if calibrated else None,
+        }
+        return subject | {"recovery": self._recovery_settings} if recovered else subject
+
+    def build(self, label: str, progress: Progress = SILENT) -> tuple[Model, Notes]:
+        """Make a variant, as it is before recovery."""
+        source = self._sources[label]
+        if source is None:
+            return self.base, {}
+        if isinstance(source, Load):
+            model = load(source.model, revision=source.revision)
+            self._loaded_sha256[label] = model.sha256
+            return model, {}
+        calibration = self._calibration if source.needs_calibration else None
+        if calibration is not None:
+            calibration.progress = progress
+        return apply(self.base.copy(), source, calibration, self.recipe.seed)
+
+    def recover(self, label: str, model: Model, progress: Progress) -> Model:
+        """Train a variant, or read what an earlier run of this study made of it.
+
+        Its last step's notes say how training went.
+        """
+        key = hash_json(self.subject(label, recovered=True))[:24]
+        kept = self._folder / "models" / key
+        if kept.is_dir():
+            try:
+                return load(kept)
+            except ModelError:
+                pass  # damaged: it is trained again, and replaced
+        # Imported when needed: transformers' Trainer takes seconds, and most studies train nothing.
+        from layerfold.recovery.run import Run, clear
+
+        assert self.recipe.recovery is not None
+        run = Run(
+            model,
+            self.recipe.recovery,
+            self._folder / "training" / key,
+            teacher=self.base,
+            text=self._text(model),
+        )
+        try:
+            recovered, _ = run(progress)
+        except (InputError, TrainingError) as error:
+            raise type(error)(f"variant {label!r}: {error}") from error
+        recovered.save(kept, format="compact", overwrite=True)
+        clear(run.folder)
+        return recovered
+
+    def texts(self) -> list[Corpus]:
+        """Return all text that making the variants reads: for calibration, training and selection."""
+        found = []
+        if any(self._calibrated(label) for label in self.labels):
+            found.append(load_corpus(self.recipe.calibration.corpus or default_corpus(self.base), "calibration"))
+        if self.recipe.recovery is not None:
+            name = self.recipe.recovery.corpus or default_corpus(self.base)
+            found += [load_corpus(name, split) for split in ("train", "validation")]
+        return found
+
+    @cached_property
+    def _recovery_settings(self) -> dict[str, Any]:
+        assert self.recipe.recovery is not None
+        return settings(self.recipe.recovery, self._text(self.base), self.base)
+
+    def _calibrated(self, label: str) -> bool:
+        source = self._sources[label]
+        return source is not None and not isinstance(source, Load) and source.needs_calibration
+
+    def _text(self, model: Model) -> TrainingText:
+        """Cut the training text once for each tokenizer; all variants but the loaded ones have the base's."""
+        assert self.recipe.recovery is not None
+        tokenizer = model.require_tokenizer()
+        if id(tokenizer) not in self._texts:
+            # The tokenizer is kept too: were it to go, another could take its id.
+            self._texts[id(tokenizer)] = tokenizer, training_text(model, self.recipe.recovery, self.recipe.seed)
+        return self._texts[id(tokenizer)][1]
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        return Calibration(self.base.decoder, self._calibration_windows)
+
+    @cached_property
+    def _calibration_windows(self) -> Windows:
+        text = self.recipe.calibration
+        return calibration_windows(self.base, text.corpus, text.tokens, self.recipe.seed)
+
+
+def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int) -> Windows:
+    """Cut calibration text for a model: the ``calibration`` split of a corpus, documents in a seeded order."""
+    text = load_corpus(corpus or default_corpus(model), "calibration")
+    context = min(model.decoder.context, _CALIBRATION_CONTEXT)
+    return cut_windows(text, model.require_tokenizer(), context=context, limit_tokens=tokens, seed=seed)
+
+
+def apply(model: Model, method: Method, calibration: Calibration | None, seed: int) -> tuple[Model, Notes]:
+    """Edit the model's decoder in place; return it with the step added to its provenance, and the method's notes."""
+    resolved = method.resolved(model.decoder.n_blocks)
+    before = [block.module for block in model.decoder.blocks]
+    notes = method.apply(model.decoder, calibration)
+    windows = calibration.windows if calibration is not None else None
+    step = {
+        "method": resolved,
+        "seed": seed,
+        "calibration": None
+        if windows is None
+        else {
+            "corpus": windows.corpus,
+            "split": windows.split,
+            "tokens": int(windows.lengths.sum()),
+            "context": windows.context,
+            "corpus_sha256": windows.corpus_sha256,
+            "tokens_sha256": windows.sha256,
+        },
+        "notes": notes,
+        # By what the decoder is now, not by what the method says: no method need know.
+        "kept_blocks": [before.index(block.module) for block in model.decoder.blocks],
+    }
+    return model.with_step(step), notes
