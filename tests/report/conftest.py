@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +29,8 @@ LATENCY = [9.0213, 9.0431, 8.9877, 9.0312, 8.9954, 9.0102, 4.8123, 2.9111, 2.251
 BLOCKS = [12, 12, 12, 12, 12, 12, 6, 3, 2, 2, 2]
 PROMPTS = ("The history of the city began", "In the second half of the season, the team")
 SENTENCE = "when the river was crossed by a small group of people who had come from the north to settle there."
+
+WITH_RECOVERY = ("size", "perplexity", "latency", "generation", "recovery")
 
 MakeResults = Callable[..., Results]
 
@@ -112,6 +116,39 @@ def generation_score(index: int) -> dict[str, Any]:
     }
 
 
+def recovery_score(before: float, **changes: Any) -> dict[str, Any]:
+    """A run of 49 steps of 2,048 tokens that halves what the loss, in nats, is above 4.3."""
+    first = math.log(before)
+    last = 4.3 + (first - 4.3) / 2
+    validation = math.exp(last)
+    score: dict[str, Any] = {
+        "value": validation,
+        "low": validation,
+        "high": validation,
+        "unit": "validation perplexity",
+        "lower_is_better": True,
+        "method": "distill",
+        "tokens": 100352,
+        "search_tokens": 75264,
+        "seconds": 61.25,
+        "learning_rate": 0.001,
+        "learning_rates": [
+            {"learning_rate": 0.0003, "validation": 150.125},
+            {"learning_rate": 0.001, "validation": validation},
+            {"learning_rate": 0.003, "validation": None},
+        ],
+        "steps": 49,
+        "best_step": 49,
+        "curve": {
+            "train": [[2048 * step, first + (last - first) * step / 49] for step in range(1, 50)],
+            "validation": [[2048 * step, first + (last - first) * step / 49] for step in (0, 12, 24, 37, 49)],
+        },
+        "before": {"value": before, "low": before * 0.96, "high": before * 1.04},
+        "parameters_trained": 4290123,
+    }
+    return score | changes
+
+
 def pairs_of(label: str) -> list[dict[str, Any]]:
     group = int(label.partition("_")[2])
     return [
@@ -170,6 +207,7 @@ def make_results() -> MakeResults:
                 "perplexity": perplexity_score(perplexity, versus),
                 "latency": latency_score(LATENCY[index], None if label == "base" else LATENCY[0]),
                 "generation": generation_score(index),
+                "recovery": recovery_score(perplexity),
             }
             name = (rename or {}).get(label, label)
             records |= {(name, evaluator): record(label, evaluator, score) for evaluator, score in scores.items()}
@@ -186,6 +224,22 @@ def make_results() -> MakeResults:
                 if found is not None and label in names and evaluator in evaluators
             },
         )
+
+    return make
+
+
+@pytest.fixture
+def make_recovered(make_results: MakeResults) -> MakeResults:
+    """Build results with recovery; `changes` are those of its scores, by label (None: no record)."""
+
+    def make(changes: dict[str, dict[str, Any] | None] | None = None, **options: Any) -> Results:
+        results = make_results(**{"evaluators": WITH_RECOVERY} | options)
+        records = dict(results.records)
+        for label, changed in (changes or {}).items():
+            original = records.pop((label, "recovery"))
+            if changed is not None:
+                records[label, "recovery"] = replace(original, score=original.score | changed)
+        return replace(results, records=records)
 
     return make
 
@@ -212,3 +266,21 @@ def hostile_results(make_results: MakeResults) -> Results:
         },
     )
     return Results(hostile, {"base": hostile}, results.labels, results.evaluators, results.records)
+
+
+@pytest.fixture
+def hostile_recovery(make_recovered: MakeResults) -> Results:
+    """Results in which all that recovery says is an attack on the page."""
+    hostile = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    results = make_recovered(
+        {hostile: {"method": hostile, "best_step": 0}, "merged_4": {"method": "&lt;b>", "curve": {"validation": []}}},
+        rename={"merged_2": hostile},
+    )
+    changed = {
+        (label, evaluator): replace(
+            found, subject={"method": hostile, "settings": {hostile: hostile}}, protocol=hostile
+        )
+        for (label, evaluator), found in results.records.items()
+        if label == hostile
+    }
+    return replace(results, records={**results.records, **changed})

@@ -55,6 +55,15 @@ def test_hostile_page_runs_nothing_and_reports_no_error(open_page, hostile_resul
     assert "</html>" in document
 
 
+def test_hostile_recovery_runs_nothing_and_reports_no_error(open_page, hostile_recovery, tmp_path):
+    write_html(hostile_recovery, tmp_path / "report.html")
+    document, console = open_page(tmp_path / "report.html")
+    assert console == []
+    assert "<title>layerfold: pocket</title>" in document
+    assert '<h2 id="recovery">' in document
+    assert document.count("<svg") == 4
+
+
 def test_the_check_sees_what_it_looks_for(open_page, tmp_path):
     path = tmp_path / "broken.html"
     path.write_text(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 
 from layerfold.report import numerals
-from layerfold.report.columns import COLUMNS, DASH, Cell, columns
+from layerfold.report.columns import COLUMNS, DASH, TIMES_BASE, Cell, columns
 from layerfold.statistics import Interval
 
 
@@ -70,6 +71,64 @@ def test_the_published_protocol_is_named_in_the_header(make_results, make_record
     assert column(make_results(), "perplexity").unit == ""
 
 
+def test_recovery_shows_perplexity_before_and_after_it(make_recovered):
+    results = make_recovered()
+    shown = columns(results)
+    titled = [(each.title, each.unit) for each in shown if each.title == "perplexity"]
+    assert titled == [("perplexity", "before"), ("perplexity", "after"), ("perplexity", TIMES_BASE)]
+    names = [each.name for each in shown]
+    assert names.index("perplexity_before") + 1 == names.index("perplexity")
+    before = results.score("merged_4", "recovery")["before"]
+    assert column(results, "perplexity_before").read(results, "merged_4") == Interval(**before)
+    assert (
+        column(results, "perplexity").read(results, "merged_4").value
+        == results.score("merged_4", "perplexity")["value"]
+    )
+
+
+def test_recovery_tells_what_it_took(make_recovered):
+    results = make_recovered()
+    shown = {each.name: (each.cell(results, "merged_4"), each.detail) for each in columns(results)}
+    assert shown["recovery_tokens"] == (Cell("100k", ""), False)
+    assert shown["recovery_seconds"] == (Cell("61.2", ""), False)
+    assert shown["recovery_search_tokens"] == (Cell("75.3k", ""), True)
+    assert shown["recovery_learning_rate"] == (Cell("0.001", ""), True)
+    assert shown["recovery_best_step"] == (Cell("49", ""), True)
+    assert shown["recovery_parameters"] == (Cell("4.29M", ""), True)
+    validation = results.score("merged_4", "recovery")["value"]
+    assert column(results, "recovery_validation_perplexity").read(results, "merged_4").value == validation
+
+
+def test_without_recovery_nothing_tells_of_it(make_results):
+    shown = columns(make_results())
+    assert not [each for each in shown if "recovery" in f"{each.name} {each.evaluator} {each.title} {each.meaning}"]
+    assert [each.unit for each in shown if each.title == "perplexity"] == ["", TIMES_BASE]
+
+
+def test_what_was_before_recovery_needs_perplexity(make_recovered):
+    names = [each.name for each in columns(make_recovered(evaluators=("size", "recovery")))]
+    assert "perplexity_before" not in names
+    assert "recovery_tokens" in names
+    results = make_recovered(
+        {"merged_2": None, "merged_4": {"before": None}, "merged_6": {"before": {"value": math.nan}}}
+    )
+    before = column(results, "perplexity_before")
+    assert [before.cell(results, f"merged_{n}") for n in (2, 4, 6)] == [Cell(DASH, ""), Cell(DASH, ""), Cell("nan", "")]
+
+
+def test_the_published_protocol_is_named_before_and_after_recovery(make_recovered, make_record):
+    score = make_recovered().score("base", "perplexity") | {"protocol": "published"}
+    results = make_recovered(replace={("base", "perplexity"): make_record("base", "perplexity", score)})
+    assert column(results, "perplexity_before").unit == "before, published"
+    assert column(results, "perplexity").unit == "after, published"
+
+
+def test_names_are_headers_of_a_table_for_programs():
+    names = [each.name for each in COLUMNS]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) for name in names)
+
+
 def test_unknown_evaluator_may_report_a_value_alone(make_results, make_record):
     results = make_results(
         evaluators=("rouge",), replace={("base", "rouge"): make_record("base", "rouge", {"value": -3.5})}
@@ -114,6 +173,10 @@ def test_every_writer_takes_every_number(value):
         (numerals.count, 1.5e9, "1.50B"),
         (numerals.count, 12, "12"),
         (numerals.memory, 12, "12 B"),
+        (numerals.plain, 0.001, "0.001"),
+        (numerals.plain, 3e-5, "3e-5"),
+        (numerals.plain, 2e10, "2e10"),
+        (numerals.plain, math.nan, "nan"),
         (numerals.times, 0.998, "1.00"),
         (numerals.times, 0.0123, "0.0123"),
         (numerals.rough_percent, 0.0341, "3.4%"),

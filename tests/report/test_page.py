@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+
+import pytest
 
 from layerfold.report import write_html
 from layerfold.report.columns import columns
@@ -62,6 +65,110 @@ def test_summary_names_the_outstanding_variants(make_results, tmp_path):
     assert "compressed_10 is the fastest, 4.49 times as fast" in text
     assert "1 compressed variant of pocket" in page_of(make_results(labels=("base", "merged_2")), tmp_path)
     assert "Only the base model" in page_of(make_results(labels=("base",)), tmp_path)
+
+
+def test_summary_says_where_perplexity_is_after_recovery(make_recovered, tmp_path):
+    assert "merged_2 comes closest in perplexity after recovery, 9.08 times" in page_of(make_recovered(), tmp_path)
+    missing = page_of(make_recovered({"merged_2": None}), tmp_path)
+    assert "merged_2 comes closest in perplexity, 9.08 times" in missing
+
+
+def recovery_of(text):
+    """The text of the section on recovery, the drawings' left out."""
+    found = re.search(r"<h2 id=\"recovery\">(.*?)</section>", text, re.DOTALL)
+    return re.sub(r"\s+", " ", "".join(Page(re.sub(r"<svg.*?</svg>", "", found[1], flags=re.DOTALL)).text))
+
+
+def test_recovery_is_described_and_drawn(make_recovered, tmp_path):
+    text = page_of(make_recovered(), tmp_path)
+    assert (
+        "Every model, the base included, went through distillation on 100k tokens at a learning rate chosen on "
+        "validation text in trial runs (75.3k further tokens); of each run, the weights that did best on validation "
+        "text are kept." in recovery_of(text)
+    )
+    assert text.count("<svg") == 4
+    assert text.index('id="plots"') < text.index('id="recovery"') < text.index('id="samples"')
+    assert "Perplexity during recovery: merge" in recovery_of(text)
+    assert re.search(r"compressed_10 ?0.0003: 150.1; 0.001: [\d.]+; 0.003: diverged", recovery_of(text))
+    assert "never beat" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"merged_2": None}, "10 of the 11 models, the base included, went through distillation on 100k tokens"),
+        ({"base": None}, "10 of the 11 models went through distillation"),
+        ({"merged_2": {"method": "finetune"}}, "distillation or fine-tuning on"),
+        ({"merged_2": {"method": "mend"}}, "distillation or mend on"),
+        ({"merged_2": {"tokens": 50000}}, "on 50.0k\N{EN DASH}100k tokens"),
+        ({"merged_2": {"tokens": None}}, "on 100k tokens"),
+        ({"merged_2": {"best_step": 0}}, "Training never beat the weights it began with, which are kept: merged_2."),
+    ],
+)
+def test_recovery_says_what_was_done_to_which(make_recovered, tmp_path, changes, said):
+    assert said in recovery_of(page_of(make_recovered(changes), tmp_path))
+
+
+def test_a_learning_rate_that_was_given_was_not_chosen(make_recovered, tmp_path):
+    given = {"search_tokens": 0, "learning_rates": [], "learning_rate": 3e-5}
+    labels = make_recovered().labels
+    said = recovery_of(page_of(make_recovered(dict.fromkeys(labels, given)), tmp_path))
+    assert "at a learning rate of 3e-5, given by the recipe; of each run" in said
+    assert "tried" not in said
+
+
+def test_without_recovery_the_page_does_not_speak_of_it(make_results, make_recovered, tmp_path):
+    for results in (make_results(), make_recovered(dict.fromkeys(make_recovered().labels))):
+        text = page_of(results, tmp_path)
+        assert 'id="recovery"' not in text
+        assert text.count("<svg") == 2
+    assert "recover" not in page_of(make_results(), tmp_path).lower()
+
+
+def test_a_study_that_began_recovery_shows_it_without_the_rest(make_recovered, tmp_path):
+    text = page_of(make_recovered(evaluators=("recovery",)), tmp_path)
+    assert 'id="plots"' not in text
+    assert text.count("<svg") == 2
+
+
+def test_recovery_that_is_not_finite_or_missing(make_recovered, tmp_path):
+    nan = math.nan
+    absurd = {"value": nan, "seconds": nan, "tokens": 1e300, "search_tokens": None, "before": {"value": math.inf}}
+    curve = {"train": [[0, None]], "validation": [[0, nan], [1e300, 1e300]]}
+    results = make_recovered({"merged_2": absurd | {"curve": curve}, "merged_4": None})
+    text = page_of(results, tmp_path)
+    assert "Not drawn, no validation loss being in the scale&#39;s range: merged_2." in text
+    nothing = make_recovered({label: {"curve": curve} for label in results.labels})
+    assert "Nothing to draw: no run has a validation loss in the scale" in page_of(nothing, tmp_path)
+
+
+def test_recovery_keeps_the_page_as_it_should_be(make_recovered, hostile_recovery, tmp_path):
+    for results in (make_recovered(), hostile_recovery):
+        text = page_of(results, tmp_path)
+        assert page_of(results, tmp_path) == text
+        page = Page(text)
+        assert not {"script", "img"} & {tag for tag, _ in page.elements}
+        assert not [attributes for _, attributes in page.elements if {"style", "src", "onerror"} & set(attributes)]
+        ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+    # The sentence's method, the label among those not improved and among the learning rates, the title of a drawing.
+    assert recovery_of(text).count(HOSTILE) == 4
+
+
+def test_recovery_protocol_has_the_settings_and_not_what_came_of_it(make_recovered, tmp_path):
+    results = make_recovered()
+    for label in results.labels:
+        results.records[label, "recovery"].subject["settings"] = {
+            "name": "distill",
+            "tokens": 98765,
+            "schedule": "cosine",
+        }
+    text = page_of(results, tmp_path)
+    card = re.search(r"<article>\s*<h3>recovery <span>recovery-1</span></h3>(.*?)</article>", text, re.DOTALL)[1]
+    listed = dict(re.findall(r"<dt>(.*?)</dt><dd dir=\"auto\">(.*?)</dd>", card))
+    assert listed == {"name": "distill", "tokens": "98,765", "schedule": "cosine"}
+    perplexity = re.search(r"<article>\s*<h3>perplexity <span>.*?</article>", text, re.DOTALL)[0]
+    assert '<dt>tokens</dt><dd dir="auto">131,072</dd>' in perplexity
 
 
 def test_page_loads_nothing_and_runs_nothing(make_results, tmp_path):

@@ -48,6 +48,39 @@ def test_parses_back_to_the_exact_numbers(make_results, tmp_path):
         assert float(row["removed_fraction"]) == 1 - size["parameters"] / results.score("base", "size")["parameters"]
 
 
+def test_recovery_is_written_unrounded(make_recovered, tmp_path):
+    results = make_recovered({"merged_2": None, "merged_4": {"before": None, "seconds": math.nan}})
+    write_csv(results, tmp_path / "results.csv")
+    rows = rows_of(tmp_path / "results.csv")
+    score = results.score("compressed_4", "recovery")
+    expected = {
+        "perplexity_before": score["before"]["value"],
+        "perplexity_before_low": score["before"]["low"],
+        "perplexity_before_high": score["before"]["high"],
+        "perplexity": results.score("compressed_4", "perplexity")["value"],
+        "recovery_tokens": 100352,
+        "recovery_seconds": 61.25,
+        "recovery_validation_perplexity": score["value"],
+        "recovery_parameters": 4290123,
+        "recovery_learning_rate": 0.001,
+        "recovery_search_tokens": 75264,
+        "recovery_best_step": 49,
+    }
+    assert {name: rows["compressed_4"][name] for name in expected} == {k: repr(v) for k, v in expected.items()}
+    assert {value for name, value in rows["merged_2"].items() if name.startswith("recovery_")} == {""}
+    assert (rows["merged_2"]["perplexity_before"], rows["merged_4"]["perplexity_before_high"]) == ("", "")
+    assert rows["merged_4"]["recovery_seconds"] == "nan"
+
+
+def test_recovery_adds_columns_and_renames_none(make_results, make_recovered, tmp_path):
+    headers = []
+    for name, results in (("with", make_recovered()), ("without", make_results())):
+        write_csv(results, tmp_path / f"{name}.csv")
+        headers.append((tmp_path / f"{name}.csv").read_text(encoding="utf-8").splitlines()[0].split(","))
+    assert [name for name in headers[0] if "recovery" not in name and "before" not in name] == headers[1]
+    assert len(headers[0]) == len(set(headers[0]))
+
+
 def test_missing_is_empty_and_not_finite_is_written(make_results, tmp_path):
     record = make_results().records["merged_4", "perplexity"]
     broken = replace(record, score=record.score | {"value": math.nan, "low": 1.5, "high": math.inf})

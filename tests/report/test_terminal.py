@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,19 @@ def test_columns_of_an_evaluator_stay_together(make_results):
         ["blocks", "parameters", "removed", "perplexity", "perplexity"],
         ["latency", "speed-up", "repeated"],
     ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_recovery_shows_before_beside_after_and_what_it_took(make_recovered, width):
+    results = make_recovered({"merged_2": None})
+    text = printed(results, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert set(shown_cells(results)) <= set(text.split())
+    assert [line for line in text.splitlines() if re.search(r"before +after +\S+ base", line)]
+    assert [line for line in text.splitlines() if re.search(r"tokens +seconds", line)]
+    rows = [line.split() for line in text.splitlines() if line.startswith("merged_2 ")]
+    assert sum(row.count(MISSING) for row in rows) == 3
+    assert [row[-2:] for row in rows][-1] == [MISSING, MISSING]
 
 
 def test_hostile_labels_are_plain_text(make_results):

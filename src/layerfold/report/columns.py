@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from layerfold.records import BASE_LABEL, Json, Results
+from layerfold.records import BASE_LABEL, RECOVERY, Json, Results
 from layerfold.report import numerals
 from layerfold.statistics import Interval
 
@@ -34,6 +34,7 @@ class Column:
         title, unit: the two lines of the header for people.
         meaning: what the figure is, in a phrase.
         evaluator, key: where the records hold it; ``value`` is the score's own value.
+        beside: the evaluator among whose columns it stands, and without which it is not shown; empty for its own.
         show: writes a number of this column for people.
         better: which direction is better, where one is.
         interval: whether the figure has bounds.
@@ -52,6 +53,12 @@ class Column:
     interval: bool = False
     removed: bool = False
     detail: bool = False
+    beside: str = ""
+
+    @property
+    def group(self) -> str:
+        """The evaluator whose columns this one stands with."""
+        return self.beside or self.evaluator
 
     def read(self, results: Results, label: str) -> Interval | None:
         """Return the figure of a variant, or None where it has not been measured."""
@@ -91,6 +98,9 @@ COLUMNS = (
            "compact_bytes", numerals.memory, better="lower", detail=True),
     Column("flops_per_token", "FLOPs", "per token", "forward floating-point operations per token at the context used",
            "size", "flops_per_token", numerals.count, better="lower", detail=True),
+    Column("perplexity_before", "perplexity", "before",
+           "before recovery, perplexity on the test text, with its 95% bootstrap interval", RECOVERY, "before",
+           numerals.precise, "lower", interval=True, beside="perplexity"),
     Column("perplexity", "perplexity", "", "perplexity on the test text, with its 95% bootstrap interval",
            "perplexity", "value", numerals.precise, "lower", interval=True),
     Column("perplexity_ratio", "perplexity", TIMES_BASE,
@@ -108,26 +118,53 @@ COLUMNS = (
     Column("repeated_4grams", "repeated", "4-grams",
            "mean fraction of 4-grams of the generated text that occurred before in it, with its interval", "generation",
            "value", numerals.rough_percent, "lower", interval=True),
+    Column("recovery_tokens", "recovery", "tokens", "tokens that recovery trained on", RECOVERY, "tokens",
+           numerals.count),
+    Column("recovery_seconds", "recovery", "seconds", "time that recovery took, choosing the learning rate included",
+           RECOVERY, "seconds"),
+    Column("recovery_validation_perplexity", "recovery", "validation perplexity",
+           "perplexity of the weights kept on the validation text that they were chosen by", RECOVERY, "value",
+           numerals.precise, "lower", detail=True),
+    Column("recovery_parameters", "recovery", "parameters trained",
+           "distinct parameters that were trained, those that were frozen left out", RECOVERY, "parameters_trained",
+           numerals.count, detail=True),
+    Column("recovery_learning_rate", "recovery", "learning rate", "learning rate at its highest", RECOVERY,
+           "learning_rate", numerals.plain, detail=True),
+    Column("recovery_search_tokens", "recovery", "search tokens",
+           "further tokens that choosing the learning rate took", RECOVERY, "search_tokens", numerals.count,
+           detail=True),
+    Column("recovery_best_step", "recovery", "best step",
+           "the step whose weights were kept; 0 stands for the weights before training", RECOVERY, "best_step",
+           numerals.whole, detail=True),
 )  # fmt: skip
 
 
 def columns(results: Results) -> tuple[Column, ...]:
     """Return the columns of these results: those of known evaluators, then one for each evaluator that is not known."""
     known = {column.evaluator for column in COLUMNS}
+    measured = set(results.evaluators)
     return (
-        *(_qualified(results, column) for column in COLUMNS if column.evaluator in results.evaluators),
+        *(_qualified(results, column) for column in COLUMNS if {column.evaluator, column.group} <= measured),
         *(_generic(results, name) for name in results.evaluators if name not in known),
     )
 
 
 def _qualified(results: Results, column: Column) -> Column:
-    """Name the published protocols in the header: their figures must not pass for sound ones."""
-    scores = [results.score(label, column.evaluator) or {} for label in results.labels]
+    """Say in the header what the figures are of: the published protocols, models after recovery.
+
+    Published figures must not pass for sound ones.
+    """
+    scores = [results.score(label, column.group) or {} for label in results.labels]
     published = next((score for score in scores if score.get("protocol") == "published"), None)
-    if column.key != "value" or published is None:
-        return column
-    unit = str(published.get("unit", column.unit)) if column.unit else ""
-    return replace(column, unit=f"{unit} published".strip())
+    if published is not None and column.beside:
+        column = replace(column, unit=f"{column.unit}, published")
+    elif published is not None and column.key == "value":
+        unit = str(published.get("unit", column.unit)) if column.unit else ""
+        column = replace(column, unit=f"{unit} published".strip())
+    if column.evaluator == "perplexity" and RECOVERY in results.evaluators:
+        units = ("after", column.unit) if column.key == "value" else (column.unit,)
+        column = replace(column, unit=", ".join(filter(None, units)), meaning=f"after recovery, {column.meaning}")
+    return column
 
 
 def _generic(results: Results, evaluator: str) -> Column:

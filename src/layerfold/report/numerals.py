@@ -27,6 +27,11 @@ def precise(value: float) -> str:
     return significant(value, 4)
 
 
+def plain(value: float) -> str:
+    """Write a number that somebody chose without digits that it does not have: ``0.001``, ``3e-5``, ``16``."""
+    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
+
 def whole(value: float) -> str:
     """Write a whole number with thousands separated."""
     return f"{value:,.0f}"

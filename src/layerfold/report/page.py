@@ -14,11 +14,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from layerfold.records import BASE_LABEL, Results, write_text
+from layerfold.records import BASE_LABEL, RECOVERY, Results, write_text
 from layerfold.report import numerals
 from layerfold.report.columns import COLUMNS, MISSING, Cell, Column, columns
 from layerfold.report.plots import plot
 from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
+from layerfold.report.recovery import section
 
 PLOTTED = (("parameters", "perplexity"), ("latency_ms", "perplexity"))
 
@@ -41,7 +42,7 @@ class Sample:
 
 
 def write_html(results: Results, path: Path) -> None:
-    """Write the results as one page: table, plots, generated text, protocols, notes and environment.
+    """Write the results as one page: table, plots, recovery, generated text, protocols, notes and environment.
 
     The same results give the same bytes.
 
@@ -64,6 +65,7 @@ def _render(results: Results) -> str:
     style = files("layerfold.report").joinpath("report.css").read_text(encoding="utf-8")
     shown = {column.name: column for column in columns(results)}
     drawings = [plot(results, shown[x], shown[y]) for x, y in PLOTTED if x in shown and y in shown]
+    recovery = section(results)
     return template_environment.get_template("report.html.j2").render(
         base=results.base,
         style=Markup(style),
@@ -71,6 +73,8 @@ def _render(results: Results) -> str:
         summary=_summary(results),
         tables=[_table(results, detail) for detail in (False, True)],
         plots=[(drawing, Markup(drawing.svg)) for drawing in drawings],
+        recovery=recovery,
+        curves=[(drawing, Markup(drawing.svg)) for drawing in recovery.plots] if recovery else [],
         samples=_samples(results),
         protocols=protocols(results),
         pairs=matched_pairs(results),
@@ -93,7 +97,7 @@ def _summary(results: Results) -> str:
         return f"Only the base model, {results.base}, was measured."
     findings = []
     for name, pick, wording in (
-        ("perplexity_ratio", min, "{label} comes closest in perplexity, {figure} times the base's"),
+        ("perplexity_ratio", min, "{label} comes closest in perplexity{after}, {figure} times the base's"),
         ("removed_fraction", max, "{label} is the smallest, with {figure} of the parameters removed"),
         ("speedup", max, "{label} is the fastest, {figure} times as fast as the base"),
     ):
@@ -101,7 +105,8 @@ def _summary(results: Results) -> str:
         finite = {label: each.value for label, each in found.items() if each and math.isfinite(each.value)}
         if finite:
             best = pick(finite, key=finite.__getitem__)
-            findings.append(wording.format(label=best, figure=named[name].show(finite[best])))
+            after = " after recovery" if results.score(best, RECOVERY) else ""
+            findings.append(wording.format(label=best, figure=named[name].show(finite[best]), after=after))
     subject = f"{len(variants)} compressed variant{'s' * (len(variants) > 1)} of {results.base} measured beside it"
     return f"{subject}: {'; '.join(findings)}." if findings else f"{subject}."
 

@@ -1,10 +1,12 @@
-"""Where the labels of a scatter plot go so that they cover neither each other nor the points."""
+"""Where labels go so that they cover neither each other nor what is drawn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from scipy.optimize import isotonic_regression
 
 PASSES = 4
 DIRECTIONS = 16
@@ -57,6 +59,21 @@ def place(
                 _candidates(point, size), key=lambda entry: _cost(entry[0], entry[1], others, obstacles, bounds)
             )[1]
     return [((box.left + box.right) / 2, (box.bottom + box.top) / 2) for box in placed if box is not None]
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Return the heights nearest to the wanted ones, in least squares, that are a gap apart and within low and high.
+
+    They keep the order of the wanted ones; equal ones, the order given. Where the room is too small they go above high.
+    """
+    if not wanted:
+        return []
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    # Less the gaps below it, each height need only be no lower than the one before.
+    shifted = isotonic_regression([wanted[index] - place * gap for place, index in enumerate(order)]).x
+    most = high - (len(wanted) - 1) * gap
+    heights = {index: max(low, min(most, float(shifted[place]))) + place * gap for place, index in enumerate(order)}
+    return [heights[index] for index in range(len(wanted))]
 
 
 def _candidates(point: tuple[float, float], size: tuple[float, float]) -> Iterator[tuple[float, Box]]:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from layerfold.records import Json, Record, Results
+from layerfold.records import RECOVERY, Json, Record, Results
 from layerfold.report.columns import COLUMNS
 
 NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better", "parameters", "base_value", "mean"} | {
-    column.key for column in COLUMNS
+    column.key for column in COLUMNS if column.evaluator != RECOVERY
 }
 
 Listing = list[tuple[str, str]]
@@ -58,7 +58,9 @@ def protocols(results: Results) -> list[Protocol]:
         settings: dict[str, list[str]] = {}
         for record in records:
             given = record.subject.get("settings")
-            for key, value in [*(given if isinstance(given, dict) else {}).items(), *record.score.items()]:
+            # A recovery's score holds what came of it, variant by variant, and no settings.
+            reported = {} if evaluator == RECOVERY else record.score
+            for key, value in [*(given if isinstance(given, dict) else {}).items(), *reported.items()]:
                 if key not in NOT_A_SETTING and not isinstance(value, (list, dict)) and value is not None:
                     settings.setdefault(key, []).append(f"{value:,}" if type(value) is int else str(value))
         if records:

@@ -41,7 +41,7 @@ def print_table(results: Results, console: Console) -> None:
 def _parts(results: Results, shown: Sequence[Column], room: int) -> Iterator[list[Column]]:
     part: list[Column] = []
     left = room
-    for _, group in groupby(shown, key=lambda column: column.evaluator):
+    for _, group in groupby(shown, key=lambda column: column.group):
         together = [(column, GAP + _width(results, column)) for column in group]
         fits = sum(width for _, width in together) <= room
         for bundle in [together] if fits else [[column] for column in together]:

@@ -1,0 +1,199 @@
+"""Training curves of recovery: perplexity against training tokens, a line a variant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from layerfold.records import BASE_LABEL, RECOVERY, Json, Results
+from layerfold.report import numerals
+from layerfold.report.drawing import (
+    CARD,
+    FONT_SIZE,
+    INK,
+    LABEL_LENGTH,
+    MUTED,
+    SERIES,
+    Plot,
+    annotate,
+    draw,
+    family,
+    legend,
+    on_page,
+    scales,
+    width,
+)
+from layerfold.report.placement import spread
+
+TITLE = "Perplexity during recovery"
+GAP = 10.0
+# More of them, each of one batch, are a band of noise.
+TRAINING_POINTS = 60
+# Worse than a guess among all tokens of the largest vocabularies: the scale would leave nothing to see of the others.
+MOST_NATS = 16.0
+MOST_TOKENS = 1e18
+VALIDATION: dict[str, Any] = {"linewidth": 1.8, "marker": "o", "markersize": 5.0, "zorder": 3}
+TRAINING: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.35, "zorder": 2}
+KEPT: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 7.5, "markeredgewidth": 1.8, "zorder": 3}
+
+Curve = list[tuple[float, float]]
+"""Tokens with the perplexity after them; both nan where they cannot be drawn, which leaves a gap in the line."""
+
+Limits = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Run:
+    label: str
+    family: str
+    training: Curve
+    validation: Curve
+
+    @property
+    def drawn(self) -> Curve:
+        """The validation points that can be drawn."""
+        return [point for point in self.validation if math.isfinite(point[1])]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every point can be drawn."""
+        return all(math.isfinite(perplexity) for _, perplexity in chain(self.training, self.validation))
+
+
+def curves(results: Results) -> list[Plot]:
+    """Draw the runs of all variants, few to a drawing, each time beside the base and on the same scales.
+
+    A loss that is not finite, or out of range, cannot be drawn: the plot's note names the variant.
+    """
+    runs = []
+    for label in results.labels:
+        found = (results.score(label, RECOVERY) or {}).get("curve")
+        if found:
+            training, validation = found.get("train") or (), found.get("validation") or ()
+            name = numerals.printable(label)
+            runs.append(_Run(name, family(results, label), _curve(training, TRAINING_POINTS), _curve(validation)))
+    panels = _panels(runs)
+    limits = _limits([point for run in runs for point in (*run.training, *run.drawn) if run.drawn])
+    plots = []
+    for index, panel in enumerate(panels):
+        families = dict.fromkeys(run.family for run in panel if run.label != BASE_LABEL)
+        title = f"{TITLE}: {', '.join(families)}" if len(panels) > 1 else TITLE
+        drawable = [run for run in panel if run.drawn]
+        svg = _draw(f"{RECOVERY}-{index}", title, drawable, *limits) if drawable else ""
+        plots.append(Plot(f"{RECOVERY}-{index}", title, svg, _note(panel)))
+    return plots
+
+
+def _curve(pairs: Sequence[Sequence[Json]], most: int | None = None) -> Curve:
+    """Return the points of a curve, those of a longer one averaged to at most so many."""
+    valid = [
+        (tokens, nats) if _within(tokens, MOST_TOKENS) and _within(nats, MOST_NATS) else (math.nan, math.nan)
+        for tokens, nats in pairs
+    ]
+    count = min(most or len(valid), len(valid))
+    ends = [index * len(valid) // count for index in range(count + 1)] if count else []
+    parts = (_columns(valid[start:end]) for start, end in pairwise(ends))
+    return [(fmean(tokens), math.exp(fmean(nats))) for tokens, nats in parts]
+
+
+def _within(value: Json, most: float) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= most
+
+
+def _panels(runs: Sequence[_Run]) -> list[list[_Run]]:
+    """Share the runs out so that a panel has a colour for each, families staying together where they can."""
+    base = [run for run in runs if run.label == BASE_LABEL]
+    families: dict[str, list[_Run]] = {}
+    for run in runs:
+        if run.label != BASE_LABEL:
+            families.setdefault(run.family, []).append(run)
+    panels: list[list[_Run]] = []
+    for part in chain.from_iterable(map(_parts, families.values())):
+        if panels and len(panels[-1]) + len(part) <= len(SERIES):
+            panels[-1] += part
+        else:
+            panels.append(part)
+    return [base + panel for panel in panels or [[]] if base or panel]
+
+
+def _parts(runs: list[_Run]) -> Iterator[list[_Run]]:
+    parts = math.ceil(len(runs) / len(SERIES))
+    size = math.ceil(len(runs) / parts)
+    return (runs[start : start + size] for start in range(0, len(runs), size))
+
+
+def _limits(points: Curve) -> tuple[Limits, Limits]:
+    """Return the ends of both axes, with room for the markers."""
+    finite = [point for point in points if math.isfinite(point[1])] or [(0.0, 1.0)]
+    most = max(tokens for tokens, _ in finite) or 10.0
+    low, high = (choose(perplexity for _, perplexity in finite) for choose in (min, max))
+    room = max(1.1, (high / low) ** 0.05)
+    return (-0.04 * most, 1.04 * most), (low / room, high * room)
+
+
+def _note(panel: Sequence[_Run]) -> str:
+    left_out = [run.label for run in panel if not run.drawn]
+    gaps = [run.label for run in panel if run.drawn and not run.whole]
+    return " ".join(
+        f"{sentence}: {', '.join(labels)}."
+        for sentence, labels in (
+            ("Not drawn, no validation loss being in the scale's range", left_out),
+            ("Drawn without the losses that are out of range", gaps),
+        )
+        if labels
+    )
+
+
+def _draw(name: str, title: str, runs: Sequence[_Run], across: Limits, up: Limits) -> str:
+    series = iter(SERIES)
+    colours = [INK if run.label == BASE_LABEL else next(series) for run in runs]
+
+    def paint(figure: Figure, axes: Axes) -> None:
+        for run, colour in zip(runs, colours, strict=True):
+            axes.plot(*_columns(run.training), color=colour, **TRAINING)
+            axes.plot(*_columns(run.validation), color=colour, markeredgecolor=CARD, **VALIDATION)
+            axes.plot(*_columns([_kept(run)]), color=colour, markerfacecolor=CARD, **KEPT)
+        legend(
+            figure,
+            {
+                "validation text": Line2D([], [], color=MUTED, markeredgecolor=CARD, **VALIDATION),
+                "training text": Line2D([], [], color=MUTED, **TRAINING),
+                "weights kept": Line2D([], [], color=MUTED, markerfacecolor=CARD, **KEPT),
+            },
+        )
+        scales(axes, "training tokens", numerals.count, "perplexity", numerals.precise)
+        axes.set(xlim=across, ylim=up)
+
+    def label(axes: Axes) -> None:
+        area = axes.bbox
+        last = [run.drawn[-1] for run in runs]
+        points = [on_page(axes, *point) for point in last]
+        heights = spread([y for _, y in points], 1.25 * FONT_SIZE, area.y0, area.y1)
+        for run, colour, point, (x, y), height in zip(runs, colours, last, points, heights, strict=True):
+            annotate(axes, _ends(run.label), point, (area.x1 + GAP - x, height - y), "left", colour)
+
+    room = GAP + max(width(_ends(run.label)) for run in runs)
+    return draw(name, f"{title}; the table has the perplexity before and after", paint, label, room)
+
+
+def _ends(label: str) -> str:
+    """Cut a label in the middle: variants of one family often differ in the last letters alone."""
+    kept = (LABEL_LENGTH - 1) // 2
+    return label if len(label) <= LABEL_LENGTH else f"{label[:kept]}…{label[-kept:]}"
+
+
+def _columns(curve: Curve) -> tuple[list[float], list[float]]:
+    return [tokens for tokens, _ in curve], [perplexity for _, perplexity in curve]
+
+
+def _kept(run: _Run) -> tuple[float, float]:
+    """Return the point of the weights kept: those that did best on validation text, the first of equals."""
+    return min(run.drawn, key=lambda point: point[1])

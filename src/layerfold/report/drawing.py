@@ -1,0 +1,208 @@
+"""What the page's drawings share: one style, colours that the page sets, and SVG that stands inside HTML."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+from xml.etree import ElementTree
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from layerfold.records import BASE_LABEL, Results
+from layerfold.report import numerals
+
+# Stand-ins that `_embed` replaces by the page's colours, so that one drawing follows the light and the dark scheme.
+INK, MUTED, GRID, CARD = "#000001", "#000002", "#000003", "#000004"
+SERIES = tuple(f"#00010{index}" for index in range(6))
+PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", CARD: "var(--card)"} | {
+    colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)
+}
+SIZE = (5.5, 4.6)
+FONT_SIZE = 9.5
+LABEL_LENGTH = 22
+STYLE = {
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": FONT_SIZE,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing for the page.
+
+    Attributes:
+        name: prefix of every id in the drawing.
+        title: what is plotted against what.
+        svg: an ``svg`` element; empty where nothing can be drawn.
+        note: what was left out, in sentences; empty where nothing was.
+    """
+
+    name: str
+    title: str
+    svg: str
+    note: str
+
+
+def family(results: Results, label: str) -> str:
+    """Return what groups a variant with others: its method's name, or its label up to the first underscore."""
+    if label == BASE_LABEL:
+        return BASE_LABEL
+    methods = (record.subject.get("method") for (owner, _), record in results.records.items() if owner == label)
+    method = next((method for method in methods if method), None)
+    if isinstance(method, dict):
+        method = method.get("name")
+    return numerals.printable(str(method or label.partition("_")[0] or label))
+
+
+def draw(
+    name: str,
+    description: str,
+    paint: Callable[[Figure, Axes], None],
+    label: Callable[[Axes], None],
+    right: float = 0.0,
+) -> str:
+    """Return a drawing on one pair of axes as an ``svg`` element.
+
+    Args:
+        name: prefix of every id in the drawing.
+        description: what it shows, for those who do not see it.
+        paint: draws all that takes part in the layout.
+        label: draws, after the layout, what needs to know where things are.
+        right: points to leave free beside the axes.
+    """
+    with matplotlib.style.context(["default", STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
+        # The page's fonts draw the text; that the one used for measuring lacks a glyph does not matter.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        layout = ConstrainedLayoutEngine(rect=(0, 0, 1 - right / (72 * SIZE[0]), 1))
+        figure = Figure(figsize=SIZE, dpi=72, layout=layout)
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        paint(figure, axes)
+        canvas.draw()
+        figure.set_layout_engine("none")
+        label(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _embed(buffer.getvalue(), name, description)
+
+
+def scales(axes: Axes, x: str, show_x: Callable[[float], str], y: str, show_y: Callable[[float], str]) -> None:
+    """Name both axes and write their numbers; y is logarithmic."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(show_y, value)))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(show_x, value)))
+    axes.set_xlabel(x)
+    axes.set_ylabel(f"{y} (log scale)")
+    axes.grid(visible=True)
+    axes.set_axisbelow(True)
+
+
+def legend(figure: Figure, entries: dict[str, Line2D]) -> None:
+    """Name what is drawn, above the axes."""
+    # Names are set afterwards: matplotlib takes text with dollars for mathematics and leaves out leading underscores.
+    made = figure.legend(list(entries.values()), ["-"] * len(entries), loc="outside upper center", ncols=4)
+    for text, name in zip(made.get_texts(), entries, strict=True):
+        text.set_parse_math(False)
+        text.set_text(short(name))
+
+
+def annotate(
+    axes: Axes,
+    label: str,
+    point: tuple[float, float],
+    offset: tuple[float, float],
+    align: Literal["left", "center"] = "center",
+    colour: str = INK,
+) -> None:
+    """Write a variant's label so many points from what it names, with a line between the two."""
+    leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+    axes.annotate(
+        short(label),
+        point,
+        xytext=offset,
+        textcoords="offset points",
+        ha=align,
+        va="center",
+        parse_math=False,
+        color=colour,
+        weight="bold" if label == BASE_LABEL else "normal",
+        arrowprops=leader | {"relpos": (0.0 if align == "left" else 0.5, 0.5)},
+        zorder=4,
+    )
+
+
+def on_page(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    """Return where a point of the axes' data stands, in points."""
+    where = axes.transData.transform((x, y))
+    return float(where[0]), float(where[1])
+
+
+def width(label: str) -> float:
+    """Return the room that a label takes, in points."""
+    # The reader's font is not known: this is wide for a sans serif.
+    return 0.6 * FONT_SIZE * len(short(label))
+
+
+def short(label: str) -> str:
+    """Return a label cut to what a drawing has room for."""
+    return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH - 1]}…"
+
+
+def _tick(show: Callable[[float], str], value: float) -> str:
+    text = show(value)
+    digits, suffix = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
+    return (digits.rstrip("0").rstrip(".") if "." in digits and "e" not in digits else digits) + suffix
+
+
+def _embed(svg: str, name: str, description: str) -> str:
+    """Make matplotlib's document an element of a page that allows no inline style and has other drawings."""
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        given = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        for declaration in given.pop("style", "").split(";"):
+            key, _, value = declaration.partition(":")
+            if key.strip() and not key.strip().startswith("font-family"):
+                given[key.strip()] = value.strip()
+        element.attrib.clear()
+        for key, value in given.items():
+            element.set(key, _attribute(key, value, name))
+    for key in ("width", "height", "version"):
+        root.attrib.pop(key, None)
+    root.set("role", "img")
+    root.set("aria-label", description)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attribute(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return value.replace("#", f"#{name}-")
+    return PAGE_COLOURS.get(value, value.replace("url(#", f"url(#{name}-"))
