@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from layerfold.progress import Progress, Step, T
+from layerfold.progress import SILENT, Progress, Step, T
 
 
 class _Drawn:
@@ -49,8 +49,15 @@ class _Drawn:
 
 
 @contextmanager
-def drawn() -> Iterator[Progress]:
-    """Yield a `Progress` that draws on standard error: what is being done, how far, how long and how long yet."""
+def drawn(show: bool = True) -> Iterator[Progress]:
+    """Yield a `Progress` that draws on standard error: what is being done, how far, how long and how long yet.
+
+    Args:
+        show: off in the processes beside the first, where several are launched together.
+    """
+    if not show:
+        yield SILENT
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -66,7 +66,7 @@ def recover(
     recovery = build_recovery(method.value, _parse(settings or []) | given)
     folders.check_folder(output_dir, overwrite=overwrite)
     training_dir = output_dir.with_name(f"{output_dir.name}.training")
-    with drawn() as progress:
+    with drawn(is_main()) as progress:
         with progress.doing(f"loading {model}"):
             before = load(model, revision=revision, trust_remote_code=trust_remote_code)
         after = api.recover(

@@ -16,6 +16,9 @@ LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FIRST_LEARNING_RATE = 1e-3
 """Where no learning rate is given this one is tried first, then its neighbours, downhill."""
 
+IGNORED = -100
+"""Stands where there is no token to predict, as in torch's losses."""
+
 
 class Outputs(Protocol):
     """What a causal LM returns: logits, (windows, context, vocabulary), and where asked for hidden states, a tuple of
@@ -63,7 +66,7 @@ class Recovery:
     tokens: int
     corpus: str | None = None
     context: int | None = None
-    batch_size: int = 8
+    batch_size: int = 4
     accumulation: int = 1
     learning_rate: float | None = None
     search_fraction: float = 0.25
@@ -130,11 +133,11 @@ class Recovery:
         }
 
 
-def next_token_log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities of the token after each but the last, (windows * (context - 1), vocabulary)."""
-    return torch.log_softmax(logits[:, :-1].flatten(0, 1).float() / temperature, dim=-1)
+def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities at every position, (windows * context, vocabulary), in float32."""
+    return torch.log_softmax(logits.flatten(0, 1).float() / temperature, dim=-1)
 
 
-def language_model_loss(log_probabilities: Tensor, input_ids: Tensor) -> Tensor:
-    """Mean nats of the tokens that `next_token_log_probabilities` are for."""
-    return torch.nn.functional.nll_loss(log_probabilities, input_ids[:, 1:].flatten())
+def next_tokens(input_ids: Tensor) -> Tensor:
+    """The token that each position is to predict, (windows * context); `IGNORED` at the last of each window."""
+    return torch.nn.functional.pad(input_ids[:, 1:], (0, 1), value=IGNORED).flatten()

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import nll_loss
 
 from layerfold.errors import InputError
-from layerfold.recovery.base import Loss, Outputs, Recovery, language_model_loss, next_token_log_probabilities
+from layerfold.recovery.base import IGNORED, Loss, Outputs, Recovery, log_probabilities, next_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +61,13 @@ class Distill(Recovery):
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
         """Return the mixed loss."""
         assert teacher is not None
-        log_student = next_token_log_probabilities(student.logits)
-        language_model = language_model_loss(log_student, input_ids)
+        log_student = log_probabilities(student.logits)
+        language_model = nll_loss(log_student, next_tokens(input_ids), ignore_index=IGNORED)
         if self.temperature != 1:
-            log_student = next_token_log_probabilities(student.logits, self.temperature)
-        with torch.no_grad():
-            log_teacher = next_token_log_probabilities(teacher.logits, self.temperature)
-        divergence = torch.nn.functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
-        loss = (1 - self.lm_weight) * self.temperature**2 * divergence.sum(-1).mean()
+            log_student = log_probabilities(student.logits, self.temperature)
+        # Every position has a distribution to learn, the last of a window too.
+        divergence = kl_divergence(teacher.logits.flatten(0, 1).float() / self.temperature, log_student)
+        loss = (1 - self.lm_weight) * self.temperature**2 * divergence
         if self.lm_weight:
             loss = loss + self.lm_weight * language_model
         if self.needs_hidden_states:
@@ -79,6 +79,19 @@ class Distill(Recovery):
             ]
             loss = loss + self.hidden_weight * torch.stack(terms).mean()
         return Loss(loss, language_model.detach())
+
+
+def kl_divergence(logits: Tensor, log_student: Tensor) -> Tensor:
+    """Mean KL(softmax(logits) || student) over positions, from (positions, vocabulary) each, in nats.
+
+    As cross-entropy less entropy, with few passes over what is large: no gradient goes to `logits`.
+    """
+    with torch.no_grad():
+        probabilities = torch.softmax(logits, dim=-1)
+        # Any entry gives the normaliser as its logit less its log-probability; the largest cannot underflow.
+        normaliser = logits.amax(-1) - probabilities.amax(-1).log()
+        entropy = normaliser - (probabilities * logits).sum(-1)
+    return -(probabilities * log_student).sum(-1).mean() - entropy.mean()
 
 
 def relative_square(states: Tensor, targets: Tensor) -> Tensor:

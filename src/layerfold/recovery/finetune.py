@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from layerfold.recovery.base import Loss, Outputs, Recovery, language_model_loss, next_token_log_probabilities
+from layerfold.recovery.base import IGNORED, Loss, Outputs, Recovery, next_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,5 +20,5 @@ class Finetune(Recovery):
 
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
         """Return the language-model loss."""
-        loss = language_model_loss(next_token_log_probabilities(student.logits), input_ids)
+        loss = cross_entropy(student.logits.flatten(0, 1).float(), next_tokens(input_ids), ignore_index=IGNORED)
         return Loss(loss, loss.detach())

@@ -20,13 +20,16 @@ from layerfold.errors import InputError, LayerfoldError, OutputError, TrainingEr
 from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
 from layerfold.records import write_text
-from layerfold.recovery.base import FIRST_LEARNING_RATE, LEARNING_RATES, Recovery
+from layerfold.recovery.base import Recovery
 from layerfold.recovery.callbacks import Bar, Bookkeeper
+from layerfold.recovery.rates import Trial, search
 from layerfold.recovery.teacher import check_teacher, counterparts
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.recovery.trainer import RecoveryTrainer
 
 _SETTINGS, _SEARCH = "recovery.json", "search.json"
+_TRACKED = "runs"
+"""Where TensorBoard's callback writes, below the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Run:
         with _output_errors(self.folder), checkpoint.quiet():
             self._claim()
             tried = self._search(progress) if self.recovery.learning_rate is None else []
-            rate = self.recovery.learning_rate or min(tried, key=lambda each: each["nats"])["learning_rate"]
+            rate = self.recovery.learning_rate or min(tried, key=lambda trial: trial.nats).learning_rate
             book = Bookkeeper(self.folder)
             trainer = self._trainer(self.text, rate, True, book, Bar(progress, "training, steps"))
             book.trainer = trainer
@@ -134,7 +137,9 @@ class Run:
         path = self.folder / _SETTINGS
         wanted = {"model_sha256": self.model.sha256, **settings(self.recovery, self.text, self.teacher)}
         known = _read_json(path)
-        held = self.folder.is_dir() and any(each.suffix != ".tmp" for each in self.folder.iterdir())
+        held = self.folder.is_dir() and any(
+            each.suffix != ".tmp" and each.name != _TRACKED for each in self.folder.iterdir()
+        )
         if held and known is None:
             raise OutputError(f"the folder {str(self.folder)!r} holds something other than a training run")
         if known is not None and known != wanted:
@@ -148,38 +153,21 @@ class Run:
             write_text(path, json.dumps(wanted, indent=1))
         PartialState().wait_for_everyone()
 
-    def _search(self, progress: Progress) -> list[dict[str, float]]:
-        """Try learning rates downhill from the first, each over the same short run; what was tried is kept on disk."""
-        path = self.folder / _SEARCH
-        tried: dict[float, dict[str, float]] = {}
-        if path.is_file():
-            tried = {each["learning_rate"]: each for each in json.loads(path.read_text(encoding="utf-8"))}
+    def _search(self, progress: Progress) -> list[Trial]:
+        """Try learning rates, each over the same short run."""
         text = self.text.shortened(self.recovery.search_fraction)
 
-        def nats(index: int) -> float:
-            if not 0 <= index < len(LEARNING_RATES):
-                return math.inf
-            rate = LEARNING_RATES[index]
-            if rate not in tried:
-                started = time.perf_counter()
-                trainer = self._trainer(text, rate, False, Bar(progress, f"trying learning rate {rate:g}, steps"))
-                try:
-                    trainer.train()
-                    found = trainer.evaluate()["eval_loss"]
-                except TrainingError:
-                    found = math.inf
-                seconds = time.perf_counter() - started
-                tried[rate] = {"learning_rate": rate, "nats": found, "tokens": text.tokens, "seconds": seconds}
-                if is_main():
-                    write_text(path, json.dumps(list(tried.values()), indent=1))
-            return tried[rate]["nats"]
+        def run(rate: float) -> Trial:
+            started = time.perf_counter()
+            trainer = self._trainer(text, rate, False, Bar(progress, f"trying learning rate {rate:g}, steps"))
+            try:
+                trainer.train()
+                nats = trainer.evaluate()["eval_loss"]
+            except TrainingError:
+                nats = math.inf
+            return Trial(rate, nats, text.tokens, time.perf_counter() - started)
 
-        best = LEARNING_RATES.index(FIRST_LEARNING_RATE)
-        while (better := min((best - 1, best, best + 1), key=nats)) != best:
-            best = better
-        if math.isinf(nats(best)):
-            raise TrainingError(f"training diverged at every learning rate tried: {', '.join(map(str, tried))}")
-        return [tried[rate] for rate in LEARNING_RATES if rate in tried]
+        return search(run, self.folder / _SEARCH, is_main())
 
     def _trainer(self, text: TrainingText, rate: float, checkpoints: bool, *callbacks: Any) -> RecoveryTrainer:
         # A copy, which the training leaves on its device, its dropout off and, under FSDP, in pieces.
@@ -206,7 +194,7 @@ class Run:
         return found.model.to(device).eval()
 
     def _finish(
-        self, trainer: RecoveryTrainer, book: Bookkeeper, rate: float, tried: list[dict[str, float]]
+        self, trainer: RecoveryTrainer, book: Bookkeeper, rate: float, tried: list[Trial]
     ) -> tuple[Model, Outcome]:
         state = trainer.state
         best_step = int(state.best_global_step or 0)
@@ -218,15 +206,15 @@ class Run:
         outcome = Outcome(
             method=self.recovery.name,
             tokens=state.global_step * a_step,
-            search_tokens=sum(int(each["tokens"]) for each in tried),
-            seconds=book.seconds + sum(each["seconds"] for each in tried),
+            search_tokens=sum(trial.tokens for trial in tried),
+            seconds=book.seconds + sum(trial.seconds for trial in tried),
             learning_rate=rate,
             learning_rates=[
                 {
-                    "learning_rate": each["learning_rate"],
-                    "validation": None if math.isinf(each["nats"]) else math.exp(each["nats"]),
+                    "learning_rate": trial.learning_rate,
+                    "validation": None if math.isinf(trial.nats) else math.exp(trial.nats),
                 }
-                for each in tried
+                for trial in tried
             ],
             steps=state.global_step,
             best_step=best_step,
@@ -247,9 +235,13 @@ class Run:
 
 
 def clear(folder: Path) -> None:
-    """Remove a run's folder, once the recovered model is safe elsewhere."""
-    if is_main():
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove a run's files, once the recovered model is safe elsewhere; what a tracker wrote there stays."""
+    if is_main() and folder.is_dir():
+        for path in folder.iterdir():
+            if path.name != _TRACKED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
     PartialState().wait_for_everyone()
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from layerfold import checkpoint
 from layerfold.errors import InputError, TrainingError, one_of
-from layerfold.recovery.base import Outputs, Recovery, next_token_log_probabilities
+from layerfold.recovery.base import IGNORED, Outputs, Recovery, next_tokens
 from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ class RecoveryTrainer(Trainer):
         if not math.isfinite(objective) or not language_model <= _DIVERGED * self.first_loss:
             raise TrainingError(
                 f"the loss went from {self.first_loss:.3g} to {language_model:.3g} nats per token "
-                f"at step {self.state.global_step + 1} of {self.state.max_steps}"
+                f"after step {self.state.global_step} of {self.state.max_steps}"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -127,7 +129,7 @@ class RecoveryTrainer(Trainer):
         """Score the validation text: nats per token, whatever is minimised in training.
 
         Raises:
-            TrainingError: it is not finite.
+            TrainingError: it is not finite, or beyond all bounds.
         """
         model = self.model_wrapped
         model.eval()
@@ -135,16 +137,15 @@ class RecoveryTrainer(Trainer):
         tokens = 0
         for batch in self.get_eval_dataloader():
             ids, lengths = batch["input_ids"], batch["length"]
-            log_probabilities = next_token_log_probabilities(model(input_ids=ids, use_cache=False).logits)
-            each = -log_probabilities.gather(1, ids[:, 1:].flatten()[:, None]).view(len(ids), -1)
-            real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
+            logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1).float()
+            each = cross_entropy(logits, next_tokens(ids), ignore_index=IGNORED, reduction="none").view_as(ids)
+            real = torch.arange(1, ids.shape[1] + 1, device=ids.device) < lengths[:, None]
             # Processes that run out of windows repeat some; those are left out here.
             sums, counts = self.accelerator.gather_for_metrics(((each * real).sum(1), real.sum(1)))
             nats += sums.double().sum().cpu()
             tokens += int(counts.sum())
         metrics = {"eval_loss": float(nats) / tokens}
-        if not math.isfinite(metrics["eval_loss"]):
-            raise TrainingError(f"the loss on validation text is not finite at step {self.state.global_step}")
+        self._check(metrics["eval_loss"], metrics["eval_loss"])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -238,7 +239,7 @@ def _arguments(
         logging_strategy="steps",
         logging_steps=max(1, text.steps // _CURVE_POINTS),
         logging_nan_inf_filter=False,
-        report_to=recovery.report_to,
+        report_to=_tracker(recovery.report_to) if checkpoints else "none",
         disable_tqdm=True,
         log_level="error",
         log_level_replica="error",
@@ -248,6 +249,14 @@ def _arguments(
     # One process drives one device: more of them is what `accelerate launch` is for.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+def _tracker(name: str) -> str:
+    """Return the name of a tracker that is installed."""
+    installed = {"none", "all", *get_available_reporting_integrations()}
+    if name not in installed:
+        raise InputError(f"report_to {one_of(name, installed)} (a tracker's package must be installed)")
+    return name
 
 
 def _early_stopping(recovery: Recovery) -> list[TrainerCallback]:
