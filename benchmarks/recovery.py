@@ -16,9 +16,7 @@ from layerfold.records import RECOVERY, environment, write_text
 from layerfold.study import Study
 
 VARIANTS: list[dict[str, Any]] = [
-    {"label": "merged_2", "merge": {"n": 2}},
     {"label": "compressed_2", "collapse": {"n": 2}},
-    {"label": "compressed_4", "collapse": {"n": 4}},
     {"label": "pairs 1-10 collapsed", "collapse": {"groups": "1-2,3-4,5-6,7-8,9-10"}},
 ]
 METHODS = ("finetune", "distill")
@@ -32,7 +30,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-recovery"), help="goes on from what is there")
     options = parser.parse_args()
     base = load(POCKET)
-    budgets, variants = ((4_096,), VARIANTS[1:2]) if options.quick else (TOKENS, VARIANTS)
+    budgets, variants = ((4_096,), VARIANTS[:1]) if options.quick else (TOKENS, VARIANTS)
     rows = []
     for tokens in budgets:
         scores: dict[tuple[str, str], dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -15,12 +16,13 @@ from layerfold.recovery.run import Run
 from layerfold.recovery.text import TrainingText, training_text
 from layerfold.recovery.trainer import RecoveryTrainer
 
-ROUNDS, STEPS = 5, 24
+ROUNDS, STEPS = 5, 10
 
 
-def bare_loop(model: Model, recovery: Finetune, text: TrainingText) -> None:
-    """Train as one writes it by hand: forward, backward, clip, step."""
+def bare_loop(model: Model, recovery: Finetune, text: TrainingText) -> float:
+    """Train as one writes it by hand (forward, backward, clip, step); return the seconds it took."""
     network = model.decoder.copy().model.train()
+    started = time.perf_counter()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, round(recovery.warmup * text.steps), text.steps)
     for step in range(text.steps):
@@ -30,10 +32,11 @@ def bare_loop(model: Model, recovery: Finetune, text: TrainingText) -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+    return time.perf_counter() - started
 
 
-def steps_alone(model: Model, recovery: Finetune, text: TrainingText, folder: Path) -> None:
-    """Train by layerfold, without scoring validation text or writing checkpoints."""
+def steps_alone(model: Model, recovery: Finetune, text: TrainingText, folder: Path) -> float:
+    """Train by layerfold, without scoring validation text or writing checkpoints; return the seconds it took."""
     trainer = RecoveryTrainer(
         model.decoder.copy().model,
         recovery,
@@ -47,7 +50,7 @@ def steps_alone(model: Model, recovery: Finetune, text: TrainingText, folder: Pa
         masked=(),
         callbacks=[],
     )
-    trainer.train()
+    return seconds(trainer.train)
 
 
 def main() -> None:
@@ -60,9 +63,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="layerfold-benchmark-") as name:
         for each in range(-1, rounds):  # the first only warms up
             folder = Path(name) / str(each)
-            loop = seconds(lambda: bare_loop(model, recovery, text))
-            alone = seconds(lambda folder=folder: steps_alone(model, recovery, text, folder / "alone"))
-            whole = seconds(lambda folder=folder: Run(model, recovery, folder / "whole", text=text)())
+            loop = bare_loop(model, recovery, text)
+            alone = steps_alone(model, recovery, text, folder / "alone")
+            whole = seconds(Run(model, recovery, folder / "whole", text=text))
             if each >= 0:
                 measured.append(
                     {

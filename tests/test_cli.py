@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import tiny, tiny_model
+from tiny import tiny, tiny_model, tokenizer
+from transformers import AutoModelForCausalLM
 
 from layerfold import cli
+from layerfold.errors import OutputError
 from layerfold.hub import load
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -231,3 +234,219 @@ def test_too_little_text_is_said(layerfold: Any, model: Path, write: Any) -> Non
         done = layerfold("eval", model, "--metrics", "perplexity", "--corpus", write("few.txt", content))
         assert done.code == 2
         assert done.err.count("\n") == 1
+
+
+# recover
+
+
+def recover_words(model: Path, corpus: str, out: Path, *more: object) -> tuple[object, ...]:
+    few = [f"{key}={value}" for key, value in {"context": 16, "batch_size": 4, "validation_tokens": 64}.items()]
+    words = ("recover", model, "--output-dir", out, "--corpus", corpus, "--tokens", 4 * 64)
+    return (*words, *(word for setting in few for word in ("--set", setting)), *more)
+
+
+FINETUNE = ("--method", "finetune", "--learning-rate", "1e-3")
+
+
+@pytest.fixture
+def pair(layerfold: Any, tmp_path: Path) -> Path:
+    """The folder of a collapsed model; it knows, by its provenance, the one it was made from."""
+    base = tmp_path / "base"
+    tiny_model("gpt2").save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    words = ("compress", "collapse", "--model", base, "--n", 2, "--align", "none", "--output-dir", tmp_path / "half")
+    assert layerfold(*words).code == 0
+    return tmp_path / "half"
+
+
+def test_recover_learns_from_the_base_and_writes_what_loads_anywhere(
+    layerfold: Any, pair: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = layerfold(*recover_words(pair, study_corpus, out, "--set", "lm_weight=0.9", "--set", "search_fraction=0.5"))
+    assert done.code == 0, done.err
+    trained, validation, wrote = done.out.splitlines()
+    assert re.fullmatch(r"trained on 256 tokens and \d{3} to choose the learning rate, \d+ s, learning rate \S+", trained)
+    found = re.fullmatch(r"validation perplexity (\S+) -> (\S+) \(weights of step 4 of 4\)", validation)
+    assert found
+    assert float(found[2]) < float(found[1])
+    assert wrote == f"wrote {out} (dense)"
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out.training").exists()
+    recovered = load(out)
+    step = recovered.provenance.steps[-1]
+    assert [each["method"]["name"] for each in recovered.provenance.steps] == ["collapse", "distill"]
+    assert step["method"]["teacher_sha256"] == load(tmp_path / "base").sha256
+    assert step["notes"]["validation_perplexity"] == pytest.approx(float(found[2]), rel=1e-3)
+    plain = AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.arange(8)[None]
+    assert torch.equal(plain(ids).logits, recovered.decoder.model(ids).logits)
+    assert plain.config.use_cache
+
+
+def test_recover_sets_what_it_is_told(layerfold: Any, model: Path, study_corpus: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = ("--set", "schedule=constant", "--set", "evaluations=2", "--seed", 3, "--freeze", "*.wte.*", "--freeze", "*.wpe.*")
+    done = layerfold(*recover_words(model, study_corpus, out, *FINETUNE, *more, "--format", "compact"))
+    assert done.code == 0, done.err
+    assert done.out.startswith("trained on 256 tokens, ")
+    assert done.out.endswith(f"wrote {out} (compact)\n")
+    step = load(out).provenance.steps[-1]
+    shown = ("name", "schedule", "evaluations", "batch_size", "context", "learning_rate", "freeze", "seed")
+    assert [step["method"][name] for name in shown] == ["finetune", "constant", 2, 4, 16, 1e-3, ["*.wte.*", "*.wpe.*"], 3]
+    before, after = (load(folder).decoder.model.state_dict() for folder in (model, out))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {"transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"}
+
+
+def test_a_setting_that_has_an_option_of_its_own_is_not_dropped(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    # fails: the option, which was not given, takes the place of what was
+    words = recover_words(model, study_corpus, tmp_path / "out", "--method", "finetune")
+    done = layerfold(*words, "--set", "learning_rate=2e-3", "--set", "freeze=['*.wte.*']")
+    assert done.code == 0, done.err
+    method = load(tmp_path / "out").provenance.steps[-1]["method"]
+    assert (method["learning_rate"], method["freeze"]) == (2e-3, ["*.wte.*"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "weight_dcay=0.1"], "unknown key 'weight_dcay'; did you mean 'weight_decay'?"),
+        (["--set", "temperature=2"], "finetune: unknown key 'temperature'"),
+        (["--set", "batch_size"], "--set 'batch_size'; accepted: key=value"),
+        (["--set", "warmup=0.1", "--set", "warmup=0.2"], "each key once"),
+        (["--set", "clip=big"], "clip: Input should be a valid number"),
+        (["--set", "warmup=1"], "warmup 1.0; accepted: a fraction"),
+        (["--set", "evaluations=2.5"], "evaluations: Input should be a valid integer"),
+        (["--set", "schedule=linaer"], "schedule"),
+        (["--set", "patience=[1"], "is not YAML"),
+        (["--learning-rate", "-1"], "learning_rate -1.0; accepted: a number above 0"),
+        (["--tokens", "10"], "tokens 10; accepted: 64 or more"),
+        (["--tokens", "0"], "tokens 0; accepted: 1 or more"),
+        (["--set", "context=99"], "context 99; accepted: 2 ... 32"),
+        (["--method", "distil"], "distil"),
+        (["--method", "finetune", "--teacher", "pocket"], "accepted: a teacher with distill"),
+        (["--corpus", "imbd"], "did you mean 'imdb'?"),
+        (["--held-out", "none.txt"], "no file or folder"),
+        # fails: numpy's ValueError, as it is
+        (["--seed", "-1"], "seed"),
+        (["--seed", "4294967296"], "seed"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_refused_recovery_is_one_line_and_writes_nothing(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, more: list[str], said: str
+) -> None:
+    few = [word for setting in ("context=16", "batch_size=4") for word in ("--set", setting)]
+    given = ("recover", model, "--output-dir", tmp_path / "out")
+    rest = {"--tokens": "256", "--method": "finetune", "--learning-rate": "1e-3", "--corpus": study_corpus}
+    words = [word for option in rest.items() if option[0] not in more for word in option]
+    few = [] if any(word.startswith("context") for word in more) else few
+    before = sorted(tmp_path.rglob("*"))
+    done = layerfold(*given, *words, *few, *more)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
+    if "--method" not in more or "--teacher" in more:
+        assert done.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_pattern_mended_after_it_was_refused_is_taken(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    # fails: the refused command has taken the training folder, and the mended one "was begun with other settings"
+    words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
+    refused = layerfold(*words, "--freeze", "*.wtf.*")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "freeze '*.wtf.*'" in refused.err
+    mended = layerfold(*words, "--freeze", "*.wte.*")
+    assert mended.code == 0, mended.err
+
+
+def test_recover_leaves_an_output_alone_unless_told(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    kept = tmp_path / "mine" / "notes.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    words = recover_words(model, study_corpus, kept.parent, *FINETUNE)
+    refused = layerfold(*words)
+    assert (refused.code, refused.out, kept.read_text()) == (2, "", "mine")
+    assert "is not empty; --overwrite replaces it" in refused.err
+    assert not (tmp_path / "mine.training").exists(), "before any work"
+    assert layerfold(*words, "--overwrite").code == 0
+    assert not kept.exists()
+    assert load(kept.parent).decoder.n_blocks == 4
+    assert not (tmp_path / "mine.training").exists()
+
+
+def test_recover_killed_and_started_again_goes_on(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def on_step_end(self: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == 3:
+            raise Killed
+
+    words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("layerfold.recovery.callbacks.Bar.on_step_end", on_step_end)
+        layerfold(*words)
+    training = tmp_path / "out.training"
+    assert (training / "checkpoint-2").is_dir()
+    assert not (tmp_path / "out").exists()
+    refused = layerfold(*words, "--set", "clip=2")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "was begun with other settings: clip was 1.0 and is 2.0" in refused.err
+    done = layerfold(*words)
+    assert done.code == 0, done.err
+    assert not training.exists()
+    whole = layerfold(*recover_words(model, study_corpus, tmp_path / "whole", *FINETUNE))
+    assert whole.code == 0
+    one, two = (load(tmp_path / name) for name in ("out", "whole"))
+    assert one.sha256 == two.sha256
+    assert one.provenance.steps[-1]["notes"]["curve"] == two.provenance.steps[-1]["notes"]["curve"]
+
+
+def test_recover_begun_with_other_settings_begins_anew_where_told(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerfold.hub.Model.save", lambda *_, **__: (_ for _ in ()).throw(OutputError("full")))
+    words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
+    assert layerfold(*words).code == 2
+    assert (tmp_path / "out.training").is_dir(), "what was trained is kept where it cannot be saved"
+    monkeypatch.undo()
+    monkeypatch.setattr("layerfold.hub.hub_reachable", lambda: False)
+    assert layerfold(*words, "--set", "clip=2").code == 2
+    done = layerfold(*words, "--set", "clip=2", "--overwrite")
+    assert done.code == 0, done.err
+    assert load(tmp_path / "out").provenance.steps[-1]["method"]["clip"] == 2
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_a_recovery_that_diverges_is_one_line_and_says_what_is_left(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    words = recover_words(model, study_corpus, tmp_path / "out", "--method", "finetune", "--learning-rate", "1e5")
+    done = layerfold(*words, "--set", "warmup=0", "--set", "clip=1e9")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "training diverged at learning rate 100000" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_recover_keeps_apart_from_what_is_held_out(
+    layerfold: Any, model: Path, study_corpus: str, write: Any, tmp_path: Path
+) -> None:
+    text = Path(study_corpus).read_text().split("\n\n")[13]  # a training document
+    held_out = write("other.txt", "\n\n".join([text, *(f"document {i}" for i in range(12))]))
+    words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
+    refused = layerfold(*words, "--held-out", held_out)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "1 documents stand in both" in refused.err
+    assert text[:30] in refused.err
+    assert layerfold(*words, "--held-out", study_corpus).code == 0

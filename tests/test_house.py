@@ -15,7 +15,7 @@ import layerfold
 
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
-    0: "errors defaults folders memory network linalg statistics progress records",
+    0: "errors defaults folders memory network linalg statistics progress records yamlfiles",
     1: "families decoder stepping checkpoint",
     2: "corpora textfiles decoding windows calibration scoring hub",
     3: "methods evaluators recovery",

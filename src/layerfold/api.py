@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from layerfold import defaults
 from layerfold.calibration import Calibration
 from layerfold.corpora import check_disjoint, load_corpus
-from layerfold.errors import InputError, one_of
+from layerfold.errors import InputError, TrainingError, one_of
 from layerfold.evaluators import EVALUATORS, Latency, Perplexity, Score
 from layerfold.evaluators.base import Protocols, check_protocol
 from layerfold.hub import POCKET, Model, default_corpus, load
@@ -102,11 +102,17 @@ def recover(
         teacher = default_teacher(model)
     elif not isinstance(teacher, Model):
         teacher = load(teacher)
-    with contextlib.ExitStack() as stack:
-        if training_dir is None:
-            training_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="layerfold-"))
-        run = Run(model, recovery, Path(training_dir), teacher=teacher, seed=seed, overwrite=overwrite)
+    temporary = None if training_dir is not None else tempfile.mkdtemp(prefix="layerfold-")
+    folder = Path(temporary or str(training_dir))
+    try:
+        run = Run(model, recovery, folder, teacher=teacher, seed=seed, overwrite=overwrite)
         recovered, _ = run(progress)
+    except TrainingError:
+        temporary = None  # it keeps the last good checkpoint, which the error names
+        raise
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     return recovered
 
 

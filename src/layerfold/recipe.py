@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from layerfold import defaults
@@ -19,6 +17,7 @@ from layerfold.hub import POCKET
 from layerfold.methods import METHODS, Collapse, Merge
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
+from layerfold.yamlfiles import read_yaml
 
 DEFAULT_EVALUATORS = ("size", "perplexity", "latency", "generation")
 
@@ -158,7 +157,7 @@ class Recipe(_Strict):
     )
     calibration: CalibrationText = CalibrationText()
     recovery: Annotated[Recovery | None, BeforeValidator(_recovery)] = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     def model_post_init(self, context: Any) -> None:
         """Check what no single field can."""
@@ -175,6 +174,19 @@ class Recipe(_Strict):
     def with_base(self, base: str, revision: str | None) -> Recipe:
         """Return this recipe for another base."""
         return self.model_copy(update={"base": base, "revision": revision})
+
+    def with_corpus(self, name: str) -> Recipe:
+        """Return this recipe with a corpus wherever it names none."""
+
+        def named(settings: Any) -> Any:
+            unnamed = "corpus" in getattr(settings, "__dataclass_fields__", {}) and settings.corpus is None
+            return replace(settings, corpus=name) if unnamed else settings
+
+        calibration = self.calibration.model_copy(update={"corpus": self.calibration.corpus or name})
+        evaluate = [named(evaluator) for evaluator in self.evaluate]
+        return self.model_copy(
+            update={"evaluate": evaluate, "calibration": calibration, "recovery": named(self.recovery)}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as it would be written with every default spelled out."""
@@ -229,7 +241,7 @@ def read_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:
     if isinstance(source, Mapping):
         where, document = "the recipe", dict(source)
     else:
-        where, document = f"recipe {str(source)!r}", _read_yaml(Path(source))
+        where, document = f"recipe {str(source)!r}", read_yaml(Path(source), Recipe.model_fields)
     for key in document:
         if key not in Recipe.model_fields:
             raise RecipeError(f"{where}: unknown key {one_of(str(key), Recipe.model_fields)}")
@@ -237,47 +249,6 @@ def read_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(f"{where}: {_describe(error).lstrip('.: ')}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number that everyone means, not, as YAML 1.1 has it, as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
-)
-
-
-def read_value(text: str) -> Any:
-    """Read one value as it would stand in a recipe.
-
-    Raises:
-        InputError: it is not YAML.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"value {text!r} is not YAML: {getattr(error, 'problem', None) or error}") from error
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"recipe {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise RecipeError(
-            f"recipe {str(path)!r} is not YAML{place}: {getattr(error, 'problem', None) or error}"
-        ) from error
-    if not isinstance(document, dict):
-        raise RecipeError(
-            f"recipe {str(path)!r} holds {type(document).__name__}; accepted: keys {', '.join(Recipe.model_fields)}"
-        )
-    return document
 
 
 def _describe(error: ValidationError) -> str:

@@ -50,7 +50,6 @@ class Study:
     def __init__(
         self, recipe: Recipe, output_dir: Path | str, *, base: Model | None = None, overwrite: bool = False
     ) -> None:
-        self.recipe = recipe
         self.output_dir = Path(output_dir)
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise OutputError(
@@ -65,6 +64,7 @@ class Study:
         self.base = base if base is not None else load(recipe.base, revision=recipe.revision)
         self._store = RecordStore(self.output_dir / "records")
         self._variants = Variants(recipe, self.base, self.output_dir)
+        self.recipe = self._variants.recipe
 
     @property
     def _marker(self) -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from layerfold.calibration import Calibration
 from layerfold.corpora import Corpus, load_corpus
-from layerfold.errors import InputError, ModelError, TrainingError
+from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.hub import Model, default_corpus, load
 from layerfold.methods import Method
 from layerfold.methods.base import Notes
@@ -31,7 +33,9 @@ class Variants:
     """
 
     def __init__(self, recipe: Recipe, base: Model, folder: Path) -> None:
-        self.recipe, self.base, self._folder = recipe, base, folder
+        # What fits the base is what every row reads, a loaded model's too.
+        self.recipe = recipe.with_corpus(default_corpus(base))
+        self.base, self._folder = base, folder
         self._sources: dict[str, Method | Load | None] = {BASE_LABEL: None}
         self._loaded_sha256: dict[str, str] = {}
         self._texts: dict[int, tuple[object, TrainingText]] = {}
@@ -86,27 +90,27 @@ class Variants:
 
         Its last step's notes say how training went.
         """
+        assert self.recipe.recovery is not None
         key = hash_json(self.subject(label, recovered=True))[:24]
         kept = self._folder / "models" / key
-        if kept.is_dir():
-            try:
-                return load(kept)
-            except ModelError:
-                pass  # damaged: it is trained again, and replaced
+        with contextlib.suppress(ModelError):  # damaged: it is trained again, and replaced
+            if kept.is_dir() and (found := load(kept)).tokenizer is not None:
+                return found
         # Imported when needed: transformers' Trainer takes seconds, and most studies train nothing.
-        from layerfold.recovery.run import Run, clear
+        from layerfold.recovery.run import Run
+        from layerfold.recovery.workspace import clear
 
-        assert self.recipe.recovery is not None
-        run = Run(
-            model,
-            self.recipe.recovery,
-            self._folder / "training" / key,
-            teacher=self.base,
-            text=self._text(model),
-        )
         try:
+            run = Run(
+                model,
+                self.recipe.recovery,
+                self._folder / "training" / key,
+                teacher=self.base,
+                text=self._text(model),
+                overwrite=True,  # the folder is the study's own
+            )
             recovered, _ = run(progress)
-        except (InputError, TrainingError) as error:
+        except (InputError, ModelError, CorpusError, TrainingError) as error:
             raise type(error)(f"variant {label!r}: {error}") from error
         recovered.save(kept, format="compact", overwrite=True)
         clear(run.folder)
@@ -116,9 +120,9 @@ class Variants:
         """Return all text that making the variants reads: for calibration, training and selection."""
         found = []
         if any(self._calibrated(label) for label in self.labels):
-            found.append(load_corpus(self.recipe.calibration.corpus or default_corpus(self.base), "calibration"))
+            found.append(load_corpus(cast(str, self.recipe.calibration.corpus), "calibration"))
         if self.recipe.recovery is not None:
-            name = self.recipe.recovery.corpus or default_corpus(self.base)
+            name = cast(str, self.recipe.recovery.corpus)
             found += [load_corpus(name, split) for split in ("train", "validation")]
         return found
 
@@ -160,6 +164,9 @@ def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int
 def apply(model: Model, method: Method, calibration: Calibration | None, seed: int) -> tuple[Model, Notes]:
     """Edit the model's decoder in place; return it with the step added to its provenance, and the method's notes."""
     resolved = method.resolved(model.decoder.n_blocks)
+    if model.provenance.base_sha256 is None and not model.provenance.steps:
+        # A model that `load` did not make: it is known by its weights from now on.
+        model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))
     before = [block.module for block in model.decoder.blocks]
     notes = method.apply(model.decoder, calibration)
     windows = calibration.windows if calibration is not None else None

@@ -43,7 +43,7 @@ def recover(
     held_out: Annotated[
         str | None, typer.Option(help="Corpus whose test split must share no document with the training text.")
     ] = None,
-    report_to: Annotated[str, typer.Option(help="A tracker, as tensorboard or wandb.")] = "none",
+    report_to: Annotated[str | None, typer.Option(help="A tracker, as tensorboard or wandb.")] = None,
     seed: Annotated[int, typer.Option(help="Orders the training text.")] = 0,
     format: options.FormatName = options.Format.dense,
     revision: options.Revision = None,
@@ -54,16 +54,16 @@ def recover(
     from layerfold import api, folders
     from layerfold.hub import load
     from layerfold.recipe import build_recovery
-    from layerfold.recovery.run import clear, is_main
+    from layerfold.recovery.workspace import clear, is_main
 
-    given: dict[str, Any] = {
+    given = {
         "tokens": tokens,
         "corpus": corpus,
         "learning_rate": learning_rate,
-        "freeze": freeze or [],
+        "freeze": freeze or None,
         "report_to": report_to,
     }
-    recovery = build_recovery(method.value, _parse(settings or []) | given)
+    recovery = build_recovery(method.value, _merged(given, settings or []))
     folders.check_folder(output_dir, overwrite=overwrite)
     training_dir = output_dir.with_name(f"{output_dir.name}.training")
     with drawn(is_main()) as progress:
@@ -89,7 +89,10 @@ def recover(
         f" and {done['search_tokens']:,} to choose the learning rate" if done["search_tokens"] else ""
     )
     start = math.exp(done["curve"]["validation"][0][1])
-    typer.echo(f"trained on {spent}, {done['seconds']:.0f} s, learning rate {done['learning_rate']:g}")
+    if done["learning_rate"] is None:
+        typer.echo("the model is its own teacher: there is nothing to learn")
+    else:
+        typer.echo(f"trained on {spent}, {done['seconds']:.0f} s, learning rate {done['learning_rate']:g}")
     typer.echo(
         f"validation perplexity {start:,.4g} -> {done['validation_perplexity']:,.4g} "
         f"(weights of step {done['best_step']} of {done['steps']})"
@@ -97,14 +100,14 @@ def recover(
     typer.echo(f"wrote {output_dir} ({format.value})")
 
 
-def _parse(settings: list[str]) -> dict[str, Any]:
-    """Read key=value, the value as recipes have it."""
-    from layerfold.recipe import read_value
+def _merged(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Put the key=value settings, the values as recipes have them, beside the options that were given."""
+    from layerfold.yamlfiles import read_value
 
-    parsed: dict[str, Any] = {}
+    merged = {key: value for key, value in given.items() if value is not None}
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or key in parsed:
-            raise InputError(f"--set {setting!r}; accepted: key=value, each key once")
-        parsed[key.strip()] = read_value(value)
-    return parsed
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or key in merged:
+            raise InputError(f"--set {setting!r}; accepted: key=value, each key once, and not one given as an option")
+        merged[key] = read_value(value)
+    return merged

@@ -21,8 +21,9 @@ IGNORED = -100
 
 
 class Outputs(Protocol):
-    """What a causal LM returns: logits, (windows, context, vocabulary), and where asked for hidden states, a tuple of
-    n_blocks + 1 tensors (windows, context, d_model): what enters the first block, then what leaves each.
+    """What a causal LM returns: logits, (windows, context, vocabulary), and where asked for hidden states.
+
+    These are n_blocks + 1 tensors (windows, context, d_model): what enters the first block, then what leaves each.
     """
 
     logits: Tensor
@@ -85,9 +86,11 @@ class Recovery:
     needs_teacher: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_size", "accumulation", "validation_tokens", "evaluations"):
+        for name in ("tokens", "batch_size", "accumulation", "evaluations"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}; accepted: 1 or more")
+        if self.validation_tokens < 2:
+            raise InputError(f"validation_tokens {self.validation_tokens}; accepted: 2 or more")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience {self.patience}; accepted: 1 or more evaluations")
         if self.context is not None and self.context < 2:
@@ -113,6 +116,11 @@ class Recovery:
     @property
     def needs_hidden_states(self) -> bool:
         """Whether `loss` reads what leaves each block."""
+        return False
+
+    @property
+    def only_imitates(self) -> bool:
+        """Whether the teacher's outputs are all that is learnt."""
         return False
 
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:

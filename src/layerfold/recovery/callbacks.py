@@ -43,7 +43,9 @@ class Bar(TrainerCallback):
 
 
 class Bookkeeper(TrainerCallback):
-    """Marks each checkpoint as whole once it is, with the time spent so far and the first loss beside it.
+    """Marks each checkpoint as whole once it is, and keeps the newest and the best.
+
+    Beside the mark stand the time spent so far, the first loss, and whether training is over.
 
     The weights that training begins with count as the first that validation text was scored with: what is not better
     is not kept.
@@ -54,6 +56,8 @@ class Bookkeeper(TrainerCallback):
         self._before, self._started = 0.0, time.perf_counter()
         self.trainer: Any = None
         """Whose first loss is kept; set once there is one."""
+        self.over = False
+        """Whether the checkpoint to go on from is the last."""
 
     @property
     def seconds(self) -> float:
@@ -78,7 +82,7 @@ class Bookkeeper(TrainerCallback):
         if newest is None:
             return None
         known = json.loads((newest / _WHOLE).read_text(encoding="utf-8"))
-        self._before, self.trainer.first_loss = known["seconds"], known["first_loss"]
+        self._before, self.trainer.first_loss, self.over = known["seconds"], known["first_loss"], known["over"]
         return str(newest)
 
     def _point_at_best(self, checkpoint: Path) -> None:
@@ -99,8 +103,19 @@ class Bookkeeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark the checkpoint as whole."""
         if state.is_world_process_zero:
-            marker = {"seconds": self.seconds, "first_loss": self.trainer.first_loss}
-            write_text(self._folder / f"checkpoint-{state.global_step}" / _WHOLE, json.dumps(marker))
+            marker = {
+                "seconds": self.seconds,
+                "first_loss": self.trainer.first_loss,
+                "over": control.should_training_stop,
+            }
+            newest = self._folder / f"checkpoint-{state.global_step}"
+            write_text(newest / _WHOLE, json.dumps(marker))
+            best = Path(state.best_model_checkpoint or newest).name
+            for path in self._folder.glob("checkpoint-*"):
+                if path.name not in (newest.name, best):
+                    # The mark first: what is half removed is as little a checkpoint as what is half written.
+                    (path / _WHOLE).unlink(missing_ok=True)
+                    shutil.rmtree(path)
 
 
 def _step(checkpoint: Path) -> int:

@@ -58,6 +58,11 @@ class Distill(Recovery):
         """Whether the hidden states' term is there."""
         return self.hidden_weight > 0
 
+    @property
+    def only_imitates(self) -> bool:
+        """Whether the text's own tokens count for nothing."""
+        return self.lm_weight == 0
+
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
         """Return the mixed loss."""
         assert teacher is not None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from layerfold.errors import InputError, ModelError
+from layerfold.errors import InputError, LayerfoldError
 from layerfold.hub import Model, load
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
+from layerfold.windows import Windows
 
 
 def default_teacher(model: Model) -> Model:
@@ -17,7 +18,7 @@ def default_teacher(model: Model) -> Model:
     provenance = model.provenance
     try:
         teacher = load(provenance.base, revision=provenance.revision)
-    except (InputError, ModelError) as error:
+    except LayerfoldError as error:
         raise InputError(f"no teacher was named, and the base {provenance.base!r} cannot be loaded: {error}") from error
     if teacher.provenance.base_sha256 != provenance.base_sha256:
         raise InputError(
@@ -26,10 +27,11 @@ def default_teacher(model: Model) -> Model:
     return teacher
 
 
-def check_teacher(model: Model, teacher: Model, recovery: Recovery, sample: str) -> None:
-    """Raise InputError where the teacher's logits do not stand for the same tokens as the model's.
+def check_teacher(model: Model, teacher: Model, recovery: Recovery, windows: Windows, sample: str) -> None:
+    """Raise InputError where the teacher cannot read the text, or its logits are not of the same tokens.
 
     Args:
+        windows: what it is to read.
         sample: text that both tokenizers must cut alike.
     """
     name = teacher.provenance.base
@@ -39,6 +41,10 @@ def check_teacher(model: Model, teacher: Model, recovery: Recovery, sample: str)
     theirs, own = teacher.require_tokenizer(), model.require_tokenizer()
     if theirs.get_vocab() != own.get_vocab() or theirs.encode(sample) != own.encode(sample):
         raise InputError(f"teacher {name!r} has another tokenizer than the model: their logits are of other tokens")
+    if windows.context > teacher.decoder.context:
+        raise InputError(
+            f"context {windows.context}; accepted: 2 ... {teacher.decoder.context} (the maximum of teacher {name!r})"
+        )
     if not recovery.needs_hidden_states:
         return
     widths = teacher.decoder.d_model, model.decoder.d_model
@@ -51,8 +57,8 @@ def check_teacher(model: Model, teacher: Model, recovery: Recovery, sample: str)
 def counterparts(model: Model, teacher: Model, recovery: Recovery) -> tuple[int, ...]:
     """For each block of the model, the index of the teacher's block whose output it should have.
 
-    Each block kept of the teacher's answers for those that went after it, up to the next one kept. Where it is not
-    known which were kept, the teacher's depth is divided evenly.
+    Each block kept of the teacher's answers for those that went after it, up to the next one kept. Where the
+    teacher is not the model's base, its depth is divided evenly.
     """
     own, theirs = model.decoder.n_blocks, teacher.decoder.n_blocks
     given = recovery.counterparts if isinstance(recovery, Distill) else None
@@ -62,9 +68,10 @@ def counterparts(model: Model, teacher: Model, recovery: Recovery) -> tuple[int,
                 f"counterparts {list(given)}; accepted: {own} indices, one for each block, in 0 ... {theirs - 1}"
             )
         return given
-    kept = kept_blocks(model, theirs)
+    base = model.provenance.base_sha256
+    kept = kept_blocks(model, theirs) if base is not None and base == teacher.sha256 else []
     if len(kept) != own:
-        return tuple((index + 1) * theirs // own - 1 for index in range(own))
+        return tuple(max(0, (index + 1) * theirs // own - 1) for index in range(own))
     return (*(following - 1 for following in kept[1:]), theirs - 1)
 
 

@@ -63,6 +63,8 @@ def training_text(model: Model, recovery: Recovery, seed: int) -> TrainingText:
         InputError: a context beyond the model's, or fewer tokens than one step takes.
         CorpusError: less text than one window.
     """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}; accepted: 0 ... {2**32 - 1}")
     context = min(_CONTEXT, model.decoder.context) if recovery.context is None else recovery.context
     if context > model.decoder.context:
         raise InputError(f"context {context}; accepted: 2 ... {model.decoder.context} (the model's maximum)")

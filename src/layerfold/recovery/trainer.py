@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 
 from layerfold import checkpoint
-from layerfold.errors import InputError, TrainingError, one_of
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError, TrainingError
+from layerfold.recovery.arguments import frozen, training_arguments
 from layerfold.recovery.base import IGNORED, Outputs, Recovery, next_tokens
 from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows
 
@@ -26,18 +25,17 @@ if TYPE_CHECKING:
 
 _DIVERGED = 3.0
 """A loss this many times the first is a run that has diverged."""
-_CURVE_POINTS = 200
 
 
 class RecoveryTrainer(Trainer):
     """Trains one model by one recovery.
 
     Args:
-        model: trained in place, moved to the device, its dropout and caching off: hand over a copy.
+        decoder: trained in place, moved to the device, its dropout and caching off: hand over a copy.
         learning_rate: the highest.
         folder: where checkpoints go, as ``checkpoint-<step>``.
         checkpoints: whether to score validation text and write checkpoints along the way.
-        teacher: its causal LM, on the device already.
+        teacher: on the device already, in evaluation mode.
         counterparts: see `Recovery.loss`.
         masked: names of tensors whose zeros stay zeros.
 
@@ -48,7 +46,7 @@ class RecoveryTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        decoder: Decoder,
         recovery: Recovery,
         text: TrainingText,
         *,
@@ -56,19 +54,22 @@ class RecoveryTrainer(Trainer):
         folder: Path,
         checkpoints: bool,
         tokenizer: PreTrainedTokenizerBase | None,
-        teacher: PreTrainedModel | None,
+        teacher: Decoder | None,
         counterparts: tuple[int, ...],
         masked: Sequence[str],
         callbacks: list[TrainerCallback],
     ) -> None:
+        model = decoder.model
         _without_dropout(model)
-        freeze_(model, recovery.freeze)
+        for name in frozen(model, recovery):
+            model.get_parameter(name).requires_grad_(False)
         super().__init__(
             model=model,
-            args=_arguments(recovery, text, learning_rate, folder, checkpoints),
+            args=training_arguments(recovery, text, learning_rate, folder, checkpoints),
             train_dataset=TrainingWindows(text),
             eval_dataset=ValidationWindows(text.validation),
-            callbacks=[*callbacks, *(_early_stopping(recovery) if checkpoints else [])],
+            # Patience first: it is not to count the score before training, which `Bookkeeper` sets as the best.
+            callbacks=[*(_patience(recovery) if checkpoints else []), *callbacks],
         )
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = False
@@ -77,12 +78,27 @@ class RecoveryTrainer(Trainer):
             raise InputError("zeros that are held, and FSDP, which shards the tensors: accepted: one of the two")
         self.add_callback(_HeldZeros(model, masked))
         self.parameters_trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        self._last_block = decoder.blocks[-1].module
         self._recovery = recovery
         self._tokenizer = tokenizer
         self._teacher = teacher
         self._counterparts = counterparts
         self.first_loss: float | None = None
         self._recent: list[Tensor] = []
+
+    def _forward(self, model: nn.Module, last_block: nn.Module, ids: Tensor) -> Outputs:
+        """Run a model; its last hidden state is taken before the final norm, where transformers takes it after."""
+        captured: list[Tensor] = []
+        hook = last_block.register_forward_hook(
+            lambda _module, _inputs, output: captured.append(output[0] if isinstance(output, tuple) else output)
+        )
+        try:
+            found: Any = model(input_ids=ids, use_cache=False, output_hidden_states=self._recovery.needs_hidden_states)
+        finally:
+            hook.remove()
+        if self._recovery.needs_hidden_states:
+            found.hidden_states = (*found.hidden_states[:-1], captured[0])
+        return cast("Outputs", found)
 
     def compute_loss(
         self,
@@ -97,12 +113,10 @@ class RecoveryTrainer(Trainer):
             TrainingError: it is not finite, or beyond all bounds.
         """
         ids = inputs["input_ids"]
-        options: dict[str, Any] = {"use_cache": False, "output_hidden_states": self._recovery.needs_hidden_states}
-        outputs = cast("Outputs", model(input_ids=ids, **options))
-        taught = None
+        outputs, taught = self._forward(model, self._last_block, ids), None
         if self._teacher is not None:
             with torch.no_grad():
-                taught = cast("Outputs", self._teacher(input_ids=ids, **options))
+                taught = self._forward(self._teacher.model, self._teacher.blocks[-1].module, ids)
         loss = self._recovery.loss(outputs, ids, taught, self._counterparts)
         self._check(float(loss.language_model), float(loss.objective.detach()))
         self._recent.append(loss.language_model)
@@ -177,21 +191,8 @@ class _HeldZeros(TrainerCallback):
             parameter.masked_fill_(mask, 0)
 
 
-def freeze_(model: PreTrainedModel, patterns: Sequence[str]) -> None:
-    """Keep the tensors whose names match any pattern from being trained.
-
-    Raises:
-        InputError: a pattern that no name matches, or none left to train.
-    """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for pattern in patterns:
-        matched = fnmatch.filter(parameters, pattern)
-        if not matched:
-            raise InputError(f"freeze {one_of(pattern, list(parameters)[:8])}, ...; * stands for any characters")
-        for name in matched:
-            parameters[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise InputError(f"freeze {', '.join(patterns)} leaves nothing to train")
+def _patience(recovery: Recovery) -> list[TrainerCallback]:
+    return [] if recovery.patience is None else [EarlyStoppingCallback(early_stopping_patience=recovery.patience)]
 
 
 def _without_dropout(model: PreTrainedModel) -> None:
@@ -201,63 +202,3 @@ def _without_dropout(model: PreTrainedModel) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             cast("Any", module).attention_dropout = 0.0
-
-
-def _arguments(
-    recovery: Recovery, text: TrainingText, learning_rate: float, folder: Path, checkpoints: bool
-) -> TrainingArguments:
-    processes = PartialState().num_processes
-    if recovery.batch_size % (recovery.accumulation * processes):
-        raise InputError(
-            f"batch_size {recovery.batch_size}; accepted: a multiple of {recovery.accumulation * processes}, "
-            f"accumulation times the number of processes"
-        )
-    pieces = recovery.batch_size // (recovery.accumulation * processes)
-    between = math.ceil(text.steps / recovery.evaluations)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=text.steps,
-        per_device_train_batch_size=pieces,
-        per_device_eval_batch_size=pieces,
-        gradient_accumulation_steps=recovery.accumulation,
-        learning_rate=learning_rate,
-        lr_scheduler_type=recovery.schedule if recovery.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=round(recovery.warmup * text.steps),
-        weight_decay=recovery.weight_decay,
-        max_grad_norm=recovery.clip,
-        optim="adamw_torch",
-        seed=text.seed,
-        eval_strategy="steps" if checkpoints else "no",
-        save_strategy="steps" if checkpoints else "no",
-        eval_steps=between,
-        save_steps=between,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        # The newest, and the one before it while the newest is being written; the best is kept besides.
-        save_total_limit=2,
-        restore_callback_states_from_checkpoint=True,
-        logging_strategy="steps",
-        logging_steps=max(1, text.steps // _CURVE_POINTS),
-        logging_nan_inf_filter=False,
-        report_to=_tracker(recovery.report_to) if checkpoints else "none",
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-    )
-    # One process drives one device: more of them is what `accelerate launch` is for.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
-
-
-def _tracker(name: str) -> str:
-    """Return the name of a tracker that is installed."""
-    installed = {"none", "all", *get_available_reporting_integrations()}
-    if name not in installed:
-        raise InputError(f"report_to {one_of(name, installed)} (a tracker's package must be installed)")
-    return name
-
-
-def _early_stopping(recovery: Recovery) -> list[TrainerCallback]:
-    return [] if recovery.patience is None else [EarlyStoppingCallback(early_stopping_patience=recovery.patience)]

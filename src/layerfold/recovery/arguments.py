@@ -1,0 +1,111 @@
+"""A recovery's settings in the Trainer's terms, and what of them can be refused before anything is written."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+from layerfold.errors import InputError, one_of
+from layerfold.recovery.base import Recovery
+from layerfold.recovery.text import TrainingText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CURVE_POINTS = 200
+
+
+def check(model: PreTrainedModel, recovery: Recovery) -> None:
+    """Raise InputError for settings that the model, the machine or the processes do not admit."""
+    frozen(model, recovery)
+    _windows_a_piece(recovery)
+    installed = {"none", "all", *get_available_reporting_integrations()}
+    if recovery.report_to not in installed:
+        raise InputError(f"report_to {one_of(recovery.report_to, installed)} (a tracker's package must be installed)")
+
+
+def frozen(model: PreTrainedModel, recovery: Recovery) -> set[str]:
+    """Return the names of the tensors that are not trained.
+
+    Raises:
+        InputError: a pattern that no name matches, or none left to train.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found: set[str] = set()
+    for pattern in recovery.freeze:
+        matched = fnmatch.filter(parameters, pattern)
+        if not matched:
+            raise InputError(f"freeze {one_of(pattern, list(parameters)[:8])}, ...; * stands for any characters")
+        found.update(matched)
+    # A tensor with two names is frozen by either.
+    kept = {id(parameters[name]) for name in found}
+    if all(id(parameter) in kept for parameter in parameters.values()):
+        raise InputError(f"freeze {', '.join(recovery.freeze)} leaves nothing to train")
+    return found
+
+
+def training_arguments(
+    recovery: Recovery, text: TrainingText, learning_rate: float, folder: Path, checkpoints: bool
+) -> TrainingArguments:
+    """Return the Trainer's arguments."""
+    pieces = _windows_a_piece(recovery)
+    between = math.ceil(text.steps / recovery.evaluations)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=text.steps,
+        per_device_train_batch_size=pieces,
+        per_device_eval_batch_size=pieces,
+        gradient_accumulation_steps=recovery.accumulation,
+        learning_rate=learning_rate,
+        lr_scheduler_type=recovery.schedule if recovery.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=round(recovery.warmup * text.steps),
+        weight_decay=recovery.weight_decay,
+        max_grad_norm=recovery.clip,
+        optim="adamw_torch",
+        seed=text.seed,
+        eval_strategy="steps" if checkpoints else "no",
+        save_strategy="steps" if checkpoints else "no",
+        eval_steps=between,
+        save_steps=between,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        logging_strategy="steps",
+        logging_steps=_logging_steps(text.steps, between),
+        logging_nan_inf_filter=False,
+        report_to=recovery.report_to if checkpoints else "none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+    # One process drives one device: more of them is what `accelerate launch` is for.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def _windows_a_piece(recovery: Recovery) -> int:
+    parts = recovery.accumulation * int(PartialState().num_processes)
+    if recovery.batch_size % parts:
+        raise InputError(
+            f"batch_size {recovery.batch_size}; accepted: a multiple of {parts}, "
+            "accumulation times the number of processes"
+        )
+    return recovery.batch_size // parts
+
+
+def _logging_steps(steps: int, between: int) -> int:
+    """Return how many steps a point of the curve spans: a divisor of those between checkpoints.
+
+    Else a checkpoint would lie within a point, and a run resumed there would lose the point's first part.
+    """
+    divisors = [span for span in range(1, between + 1) if between % span == 0]
+    return next((span for span in divisors if steps <= _CURVE_POINTS * span), between)

@@ -1,0 +1,87 @@
+"""The folder that a run works in: whose it is, what may be removed, and what cannot be written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from safetensors import SafetensorError
+
+from layerfold.errors import InputError, LayerfoldError, OutputError
+from layerfold.records import write_text
+
+_SETTINGS = "recovery.json"
+_TRACKED = "runs"
+"""Where TensorBoard's callback writes, below the run's folder."""
+
+
+def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Take a folder for a run with these settings, or find that it is theirs already.
+
+    Args:
+        overwrite: begin anew where it holds a run with others.
+
+    Raises:
+        InputError: it holds a run with others; names them.
+        OutputError: it holds something else.
+    """
+    path = folder / _SETTINGS
+    known = _read_json(path)
+    held = folder.is_dir() and any(each.suffix != ".tmp" and each.name != _TRACKED for each in folder.iterdir())
+    if held and known is None:
+        raise OutputError(f"the folder {str(folder)!r} holds something other than a training run")
+    if known is not None and known != settings:
+        if not overwrite:
+            changed = [key for key in {**known, **settings} if known.get(key) != settings.get(key)]
+            told = ", ".join(f"{key} was {known.get(key)!r:.40} and is {settings.get(key)!r:.40}" for key in changed)
+            raise InputError(f"the run in {str(folder)!r} was begun with other settings: {told}")
+        clear(folder)
+        known = None
+    if known is None and is_main():
+        write_text(path, json.dumps(settings, indent=1))
+    PartialState().wait_for_everyone()
+
+
+def clear(folder: Path) -> None:
+    """Remove a run's files, once the recovered model is safe elsewhere; what a tracker wrote there stays."""
+    if is_main() and folder.is_dir():
+        for path in folder.iterdir():
+            if path.name != _TRACKED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    PartialState().wait_for_everyone()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes: the only one, or the first of those launched together."""
+    return bool(PartialState().is_main_process)
+
+
+@contextmanager
+def output_errors(folder: Path) -> Iterator[None]:
+    """Say in one line that the folder cannot be written, whichever library finds out, in whichever way."""
+    try:
+        yield
+    except LayerfoldError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
+    except RuntimeError as error:
+        # What torch raises where the disk is full.
+        if "PytorchStreamWriter" in str(error) or "iostream" in str(error):
+            raise OutputError(f"cannot write {str(folder)!r}: {str(error).splitlines()[0]}") from error
+        raise

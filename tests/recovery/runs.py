@@ -1,0 +1,121 @@
+"""Small recoveries: models of two blocks, texts of a few hundred tokens, and the same training written out by hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import tiny, tokenizer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+
+from layerfold.corpora import load_corpus
+from layerfold.hub import Model
+from layerfold.recovery import Distill, Finetune, Recovery
+from layerfold.recovery.run import Outcome, Run
+
+CONTEXT = 16
+BATCH = 4
+STEP = CONTEXT * BATCH
+"""Tokens a step."""
+
+
+def small(family: str = "gpt2", seed: int = 0, **changes: Any) -> Model:
+    """A model of two blocks."""
+    if family == "gpt2":
+        return tiny(family, seed, **{"n_layer": 2, "n_embd": 16, "n_head": 2} | changes)
+    return tiny(family, seed, **{"num_hidden_layers": 2} | changes)
+
+
+def _settings(corpus: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+    few = {"context": CONTEXT, "batch_size": BATCH, "learning_rate": 1e-3, "validation_tokens": 64, "evaluations": 2}
+    return {"tokens": steps * STEP, "corpus": corpus} | few | changes
+
+
+def finetune(corpus: str, steps: int = 6, **changes: Any) -> Finetune:
+    return Finetune(**_settings(corpus, steps, changes))
+
+
+def distill(corpus: str, steps: int = 6, **changes: Any) -> Distill:
+    return Distill(**_settings(corpus, steps, changes))
+
+
+def train(model: Model, recovery: Recovery, folder: Path, **options: Any) -> tuple[Model, Outcome]:
+    return Run(model, recovery, folder, **options)()
+
+
+def weights(model: Model | nn.Module) -> dict[str, Tensor]:
+    """A copy of every tensor."""
+    module = model.decoder.model if isinstance(model, Model) else model
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def difference(one: Any, two: Any) -> float:
+    """The largest absolute difference between the tensors of two models, or of two dictionaries of them."""
+    first, second = (each if isinstance(each, dict) else weights(each) for each in (one, two))
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def drift(one: Any, two: Any) -> float:
+    """As `difference`, but for GPT-2's key biases.
+
+    No output depends on those: their gradient is rounding alone, of which AdamW makes whole steps, each time another.
+    """
+    first, second = (dict(each) if isinstance(each, dict) else weights(each) for each in (one, two))
+    for each in (first, second):
+        for name, tensor in each.items():
+            if name.endswith("attn.c_attn.bias"):
+                query, _, value = tensor.chunk(3)
+                each[name] = torch.cat([query, value])
+    return difference(first, second)
+
+
+def train_ids(corpus: str, seed: int = 0) -> list[int]:
+    """The training text as one stream of tokens, joined here by hand."""
+    documents = list(load_corpus(corpus, "train").documents)
+    random.Random(seed).shuffle(documents)
+    ids: list[int] = []
+    for document in documents:
+        ids += [tokenizer().eos_token_id] * bool(ids) + tokenizer()(document)["input_ids"]
+    return ids
+
+
+def batches(corpus: str, steps: int, seed: int = 0) -> list[Tensor]:
+    """The first `steps` batches of windows, (BATCH, CONTEXT) each."""
+    ids = train_ids(corpus, seed)
+    assert len(ids) >= steps * STEP, "this text is read more than once"
+    return list(torch.tensor(ids[: steps * STEP]).view(steps, BATCH, CONTEXT))
+
+
+def by_hand(
+    model: Model,
+    texts: Sequence[Tensor],
+    *,
+    rate: float = 1e-3,
+    warmup: int = 1,
+    decay: float = 0.0,
+    clip: float = 1.0,
+    schedule: Any = None,
+) -> PreTrainedModel:
+    """Fine-tune a copy by a plain loop; the schedule is transformers' linear one unless another is given."""
+    trained: PreTrainedModel = model.decoder.copy().model.eval()  # eval: no dropout
+    named = list(trained.named_parameters())
+    exempt = [p for name, p in named if name.endswith("bias") or "norm" in name or ".ln_" in name]
+    decayed = [p for _, p in named if not any(p is other for other in exempt)]
+    assert exempt
+    assert decayed
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": exempt, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    scheduler = (schedule or get_linear_schedule_with_warmup)(optimizer, warmup, *([] if schedule else [len(texts)]))
+    for ids in texts:
+        loss = trained(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), clip)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return trained

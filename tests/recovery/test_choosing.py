@@ -1,0 +1,362 @@
+"""Which weights are kept, when training stops, which learning rate is taken, and what is said when it diverges."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import torch
+from tiny import Write, prose
+from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+
+import layerfold
+from layerfold.errors import TrainingError
+from layerfold.hub import Model
+from layerfold.recovery import trainer as training
+from layerfold.recovery.base import LEARNING_RATES
+
+Script = Callable[[dict[int, float]], None]
+
+
+@pytest.fixture
+def validation(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Have the validation text score what a test says, by step."""
+
+    def script(nats: dict[int, float]) -> None:
+        def evaluate(self: Any, *_: Any, **__: Any) -> dict[str, float]:
+            metrics = {"eval_loss": nats[self.state.global_step]}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        monkeypatch.setattr(training.RecoveryTrainer, "evaluate", evaluate)
+
+    return script
+
+
+# The best weights
+
+
+@pytest.mark.parametrize(
+    ("nats", "best"),
+    [
+        ([5.0, 4.0, 3.0, 3.5, 4.5, 6.0, 7.0], 2),
+        ([5.0, 4.0, 4.5, 4.6, 4.7, 4.8, 4.9], 1),
+        ([5.0, 6.0, 7.0, 8.0, 9.0, 4.9, 5.5], 5),
+        ([5.0, 4.0, 3.0, 2.9, 2.8, 2.7, 2.6], 6),
+        ([5.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0], 1),
+        ([5.0, 6.0, 5.5, 5.1, 5.01, 5.0, 5.0], 0),
+    ],
+    ids=str,
+)
+def test_the_weights_that_did_best_are_kept(
+    nats: list[float], best: int, validation: Script, study_corpus: str, tmp_path: Path
+) -> None:
+    validation(dict(enumerate(nats)))
+    model = runs.small()
+    trained, outcome = runs.train(model, runs.finetune(study_corpus, evaluations=6, warmup=0.0), tmp_path / "run")
+    assert (outcome.best_step, outcome.steps) == (best, 6)
+    assert outcome.validation_perplexity == pytest.approx(math.exp(min(nats)))
+    assert [value for _, value in outcome.curve["validation"]] == nats
+    hand = runs.by_hand(
+        model,
+        runs.batches(study_corpus, best) if best else [],
+        warmup=0,
+        schedule=lambda optimizer, warmup: get_linear_schedule_with_warmup(optimizer, warmup, 6),
+    )
+    assert runs.difference(trained, runs.weights(hand)) < 1e-5
+    if not best:
+        assert runs.difference(trained, model) == 0
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) <= 3, "checkpoints are not hoarded"
+
+
+def test_a_model_that_training_makes_worse_stays_bit_by_bit(taught: Model, write: Write, tmp_path: Path) -> None:
+    write("junk/train.txt", "\n\n".join("0123456789 " * 9 + str(i) for i in range(9)))
+    write("junk/test.txt", prose(40, 5))
+    corpus = str(write("junk/validation.txt", prose(60, 6)).parent)
+    recovery = runs.finetune(corpus, steps=8, learning_rate=1e-2, schedule="constant")
+    trained, outcome = runs.train(taught, recovery, tmp_path / "run")
+    nats = [value for _, value in outcome.curve["validation"]]
+    assert min(nats[1:]) > nats[0], "the text is of another kind"
+    assert outcome.best_step == 0
+    assert outcome.validation_perplexity == pytest.approx(math.exp(nats[0]))
+    assert runs.difference(trained, taught) == 0
+    assert trained.provenance.steps[-1]["notes"]["best_step"] == 0
+
+
+def test_where_training_overfits_it_is_the_lowest_point_that_is_kept(write: Write, tmp_path: Path) -> None:
+    write("over/train.txt", "calibration\n\n" + "the storm in the river, " * 20)
+    write("over/test.txt", prose(40, 5))
+    corpus = str(write("over/validation.txt", prose(60, 6)).parent)
+    recovery = runs.finetune(corpus, steps=24, learning_rate=1e-2, schedule="constant", evaluations=8)
+    trained, outcome = runs.train(runs.small(), recovery, tmp_path / "run")
+    nats = {round(tokens / runs.STEP): value for tokens, value in outcome.curve["validation"]}
+    assert outcome.best_step == min(nats, key=lambda step: nats[step])
+    assert 0 < outcome.best_step < 24
+    assert nats[24] > nats[outcome.best_step] + 0.5
+    # The weights are those that the score is of.
+    _, again = runs.train(trained, runs.finetune(corpus, steps=1), tmp_path / "again")
+    assert again.curve["validation"][0][1] == pytest.approx(nats[outcome.best_step], rel=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "evaluations", "expected"), [(6, 2, [0, 3, 6]), (5, 2, [0, 3, 5]), (3, 9, [0, 1, 2, 3])])
+def test_validation_text_is_scored_before_along_the_way_and_at_the_end(
+    steps: int, evaluations: int, expected: list[int], study_corpus: str, tmp_path: Path
+) -> None:
+    recovery = runs.finetune(study_corpus, steps=steps, evaluations=evaluations)
+    _, outcome = runs.train(runs.small(), recovery, tmp_path / "run")
+    assert [tokens // runs.STEP for tokens, _ in outcome.curve["validation"]] == expected
+
+
+# Stopping early
+
+
+@pytest.mark.parametrize(
+    ("patience", "nats", "stops", "best"),
+    [
+        (None, [5.0, 6.0, 7.0, 8.0, 9.0, 9.0, 9.0], 6, 0),
+        # fails, all with a patience: the score before training counts as one that is no better than itself
+        (1, [5.0, 4.0, 3.0, 3.5, 1.0, 1.0, 1.0], 3, 2),
+        (1, [5.0, 6.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1, 0),
+        (2, [5.0, 6.0, 4.0, 4.5, 4.6, 1.0, 1.0], 4, 2),
+        (2, [5.0, 6.0, 7.0, 1.0, 1.0, 1.0, 1.0], 2, 0),
+        (3, [5.0, 4.0, 4.1, 4.2, 3.0, 3.1, 3.2], 6, 4),
+    ],
+)
+def test_patience_counts_the_evaluations_without_a_better_one(
+    patience: int | None,
+    nats: list[float],
+    stops: int,
+    best: int,
+    validation: Script,
+    study_corpus: str,
+    tmp_path: Path,
+) -> None:
+    validation(dict(enumerate(nats)))
+    recovery = runs.finetune(study_corpus, evaluations=6, patience=patience)
+    _, outcome = runs.train(runs.small(), recovery, tmp_path / "run")
+    assert (outcome.steps, outcome.best_step) == (stops, best)
+    assert outcome.tokens == stops * runs.STEP
+    assert [value for _, value in outcome.curve["validation"]] == nats[: stops + 1]
+
+
+# The learning rate
+
+
+@contextmanager
+def limit(seconds: int) -> Iterator[None]:
+    """Fail where what is inside does not end."""
+
+    def stop(*_: Any) -> None:
+        raise AssertionError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def landscape(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[float, float]], list[float]]:
+    """Have each learning rate end where a test says, infinity standing for divergence; return what is tried, as it is."""
+
+    def script(nats: dict[float, float]) -> list[float]:
+        tried: list[float] = []
+        train, evaluate = training.RecoveryTrainer.train, training.RecoveryTrainer.evaluate
+
+        def is_trial(self: Any) -> bool:
+            return str(self.args.save_strategy.value) == "no"
+
+        def train_(self: Any, *arguments: Any, **options: Any) -> Any:
+            if not is_trial(self):
+                return train(self, *arguments, **options)
+            tried.append(self.args.learning_rate)
+            if math.isinf(nats[self.args.learning_rate]):
+                raise TrainingError("diverged")
+            return None
+
+        def evaluate_(self: Any, *arguments: Any, **options: Any) -> Any:
+            if not is_trial(self):
+                return evaluate(self, *arguments, **options)
+            return {"eval_loss": nats[self.args.learning_rate]}
+
+        monkeypatch.setattr(training.RecoveryTrainer, "train", train_)
+        monkeypatch.setattr(training.RecoveryTrainer, "evaluate", evaluate_)
+        return tried
+
+    return script
+
+
+INF = math.inf
+
+
+@pytest.mark.parametrize(
+    ("nats", "tried", "chosen"),
+    [
+        ([9.0, 9.0, 5.0, 4.0, 5.0], {3e-4, 1e-3, 3e-3}, 1e-3),
+        ([9.0, 9.0, 5.0, 4.0, 3.0], {3e-4, 1e-3, 3e-3}, 3e-3),
+        ([9.0, 4.0, 3.0, 4.0, 5.0], {1e-4, 3e-4, 1e-3, 3e-3}, 3e-4),
+        ([9.0, 2.0, 3.0, 4.0, 5.0], set(LEARNING_RATES), 1e-4),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], set(LEARNING_RATES), 3e-5),
+        ([9.0, 9.0, 5.0, 4.0, INF], {3e-4, 1e-3, 3e-3}, 1e-3),
+        ([9.0, 6.0, 5.0, INF, INF], {1e-4, 3e-4, 1e-3, 3e-3}, 3e-4),
+        ([6.0, INF, INF, INF, INF], set(LEARNING_RATES), 3e-5),
+        ([9.0, 9.0, INF, INF, 4.0], {3e-4, 1e-3, 3e-3}, 3e-3),
+    ],
+    ids=str,
+)
+def test_the_learning_rate_goes_downhill_and_tries_few(
+    nats: list[float], tried: set[float], chosen: float, landscape: Any, study_corpus: str, tmp_path: Path
+) -> None:
+    asked = landscape(dict(zip(LEARNING_RATES, nats, strict=True)))
+    with limit(60):
+        _, outcome = runs.train(
+            runs.small(), runs.finetune(study_corpus, steps=2, learning_rate=None, evaluations=1), tmp_path / "run"
+        )
+    assert len(asked) == len(set(asked)), "none twice"
+    assert set(asked) == tried
+    assert outcome.learning_rate == chosen
+    shown = {each["learning_rate"]: each["validation"] for each in outcome.learning_rates}
+    known = dict(zip(LEARNING_RATES, nats, strict=True))
+    assert shown == {
+        rate: None if math.isinf(known[rate]) else pytest.approx(math.exp(known[rate])) for rate in sorted(tried)
+    }
+    json.dumps(outcome.to_json(), allow_nan=False)
+
+
+def test_all_rates_diverging_is_said_in_one_line(landscape: Any, study_corpus: str, tmp_path: Path) -> None:
+    landscape(dict.fromkeys(LEARNING_RATES, INF))
+    with limit(60), pytest.raises(TrainingError, match="diverged at every learning rate tried: .*0.001") as caught:
+        runs.train(runs.small(), runs.finetune(study_corpus, steps=1, learning_rate=None), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_was_tried_is_kept_and_not_repeated(
+    landscape: Any, monkeypatch: pytest.MonkeyPatch, study_corpus: str, tmp_path: Path
+) -> None:
+    nats = dict(zip(LEARNING_RATES, [9.0, 4.0, 3.0, 4.0, 5.0], strict=True))
+    recovery = runs.finetune(study_corpus, steps=2, learning_rate=None, evaluations=1)
+    asked = landscape(nats)
+
+    class Killed(BaseException):
+        pass
+
+    patched = training.RecoveryTrainer.train
+
+    def third_is_killed(self: Any, *arguments: Any, **options: Any) -> Any:
+        if len(asked) == 2:
+            raise Killed
+        return patched(self, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.RecoveryTrainer, "train", third_is_killed)
+        runs.train(runs.small(), recovery, tmp_path / "run")
+    _, outcome = runs.train(runs.small(), recovery, tmp_path / "run")
+    assert len(asked) == len(set(asked)) == 4
+    assert len(outcome.learning_rates) == 4
+    assert outcome.learning_rate == 3e-4
+
+
+def test_a_search_takes_short_runs_and_changes_nothing_of_the_long_one(study_corpus: str, tmp_path: Path) -> None:
+    model = runs.small()
+    searched, outcome = runs.train(model, runs.finetune(study_corpus, steps=8, learning_rate=None), tmp_path / "one")
+    rates = {each["learning_rate"]: each["validation"] for each in outcome.learning_rates}
+    assert 3 <= len(rates) <= 5
+    assert outcome.learning_rate == min(rates, key=lambda rate: rates[rate] or INF)
+    assert outcome.search_tokens == len(rates) * 2 * runs.STEP
+    assert outcome.tokens == 8 * runs.STEP
+    recovery = runs.finetune(study_corpus, steps=8, learning_rate=outcome.learning_rate)
+    given, other = runs.train(model, recovery, tmp_path / "two")
+    assert runs.difference(searched, given) == 0
+    assert outcome.curve == other.curve
+    assert searched.provenance.steps[-1]["method"]["learning_rate"] == outcome.learning_rate
+
+
+# Divergence
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], pytest.MonkeyPatch]:
+    """Put a value into the weights after a step."""
+
+    def at(step: int, value: float) -> pytest.MonkeyPatch:
+        class Poisoned(training._HeldZeros):
+            def __init__(self, model: Any, names: Any) -> None:
+                super().__init__(model, names)
+                self._model = model
+
+            @torch.no_grad()
+            def on_optimizer_step(self, args: Any, state: Any, *rest: Any, **options: Any) -> None:
+                if state.global_step + 1 == step:
+                    list(self._model.parameters())[-1].mul_(value)
+
+        monkeypatch.setattr(training, "_HeldZeros", Poisoned)
+        return monkeypatch
+
+    return at
+
+
+def good_checkpoint(error: BaseException) -> Path:
+    message = str(error)
+    assert "\n" not in message
+    found = re.search(r"the last good checkpoint is (.*)$", message)
+    assert found, message
+    return Path(found[1])
+
+
+@pytest.mark.parametrize(
+    ("step", "last", "value"), [(3, 2, math.nan), (4, 2, math.nan), (5, 4, math.inf), (4, 2, 1e6)], ids=str
+)
+def test_divergence_names_a_checkpoint_that_is_good(
+    step: int, last: int, value: float, poison: Any, study_corpus: str, tmp_path: Path
+) -> None:
+    model, recovery = runs.small(), runs.finetune(study_corpus, evaluations=3)
+    patched = poison(step, value)
+    with pytest.raises(TrainingError, match=r"diverged at learning rate 0\.001: .* step") as caught:
+        runs.train(model, recovery, tmp_path / "run")
+    kept = good_checkpoint(caught.value)
+    assert kept == tmp_path / "run" / f"checkpoint-{last}"
+    loaded: Any = AutoModelForCausalLM.from_pretrained(kept, output_loading_info=True)
+    assert not any(loaded[1].values())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in loaded[0].state_dict().values())
+    # And it is of use: what made it diverge gone, the run goes on from there.
+    patched.undo()
+    trained, outcome = runs.train(model, recovery, tmp_path / "run")
+    straight, _ = runs.train(model, recovery, tmp_path / "straight")
+    assert outcome.steps == 6
+    assert runs.difference(trained, straight) < 1e-5
+
+
+def test_divergence_before_any_checkpoint_says_so(study_corpus: str, tmp_path: Path) -> None:
+    recovery = runs.finetune(study_corpus, learning_rate=1e4, warmup=0.0, clip=1e9)
+    with pytest.raises(TrainingError, match="learning rate 10000: .*no checkpoint had been written yet") as caught:
+        runs.train(runs.small(), recovery, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_at_the_start_are_not_trained_on(study_corpus: str, tmp_path: Path) -> None:
+    model = runs.small()
+    with torch.no_grad():
+        model.decoder.model.transformer.wte.weight[3, 3] = math.nan
+    with pytest.raises(TrainingError, match="no checkpoint had been written yet"):
+        runs.train(model, runs.finetune(study_corpus, steps=2), tmp_path / "run")
+
+
+def test_the_good_checkpoint_outlives_a_call_without_a_training_folder(poison: Any, study_corpus: str) -> None:
+    # fails: it lies in a temporary folder that is gone when the error arrives
+    poison(5, math.nan)
+    with pytest.raises(TrainingError) as caught:
+        layerfold.recover(runs.small(), runs.finetune(study_corpus, evaluations=3))
+    if "the last good checkpoint is" in str(caught.value):
+        assert (good_checkpoint(caught.value) / "model.safetensors").is_file()

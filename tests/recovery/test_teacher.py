@@ -1,0 +1,201 @@
+"""Teachers: which are refused, which is taken where none is named, and which block answers to which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+from tiny import END_OF_TEXT, MERGES, VOCABULARY, tiny, tokenizer
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+import layerfold
+from layerfold.errors import InputError, LayerfoldError, ModelError
+from layerfold.hub import Model, Provenance, load
+from layerfold.methods import Collapse, Merge
+from layerfold.methods.base import Method
+from layerfold.recovery import Distill
+from layerfold.recovery.run import Run
+from layerfold.recovery.teacher import counterparts, default_teacher
+
+
+def kind(method: Method | None) -> str:
+    return "none" if method is None else method.name
+
+
+def after(base: Model, *methods: Method) -> Model:
+    for method in methods:
+        base = layerfold.compress(base, method)
+    return base
+
+
+def original(n_blocks: int = 4, seed: int = 0) -> Model:
+    """A model as `load` gives it, which knows its own hash."""
+    model = tiny("gpt2", seed, n_layer=n_blocks)
+    return Model(model.decoder, model.tokenizer, Provenance("original", base_sha256=model.sha256))
+
+
+def matched(student: Model, teacher: Model, given: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    return counterparts(student, teacher, Distill(tokens=1, hidden_weight=1.0, counterparts=given))
+
+
+@pytest.mark.parametrize(
+    ("n_blocks", "methods", "expected"),
+    [
+        (4, [], (0, 1, 2, 3)),
+        (4, [Collapse(n=2, align="none")], (1, 3)),
+        (4, [Collapse(n=4, align="none")], (3,)),
+        (5, [Collapse(n=2, align="none")], (1, 3, 4)),
+        (6, [Collapse(groups="1-3", align="none")], (0, 3, 4, 5)),
+        (4, [Merge(n=2, align="none")], (0, 1, 2, 3)),
+        (4, [Merge(n=4, align="none", tie=True)], (0, 1, 2, 3)),
+        (8, [Collapse(n=2, align="none"), Collapse(n=2, align="none")], (3, 7)),
+        (8, [Collapse(groups="0-2", align="none"), Collapse(groups="1-2", align="none")], (2, 4, 5, 6, 7)),
+        (8, [Merge(n=2, align="none"), Collapse(n=4, align="none")], (3, 7)),
+    ],
+    ids=str,
+)
+def test_each_block_kept_answers_for_those_that_went_after_it(
+    n_blocks: int, methods: list[Method], expected: tuple[int, ...]
+) -> None:
+    base = original(n_blocks)
+    assert matched(after(base, *methods), base) == expected
+
+
+def test_which_blocks_were_kept_survives_saving_and_recovery(tmp_path: Path) -> None:
+    base = original()
+    after(base, Collapse(groups="1-2", align="none")).save(tmp_path / "half")
+    half = load(tmp_path / "half")
+    assert matched(half, base) == (0, 2, 3)
+    trained = half.with_step({"method": {"name": "distill"}, "notes": {}})
+    assert matched(trained, base) == (0, 2, 3)
+
+
+@pytest.mark.parametrize(("own", "theirs", "expected"), [(2, 4, (1, 3)), (3, 4, (0, 1, 3)), (3, 9, (2, 5, 8))])
+def test_a_model_of_unknown_making_divides_the_depth_evenly(own: int, theirs: int, expected: tuple[int, ...]) -> None:
+    assert matched(original(own), original(theirs)) == expected
+
+
+def test_a_teacher_of_fewer_blocks_has_each_of_them_answer() -> None:
+    # fails: the first index is -1, which is read as what enters the teacher's first block
+    found = matched(original(), original(2))
+    assert len(found) == 4
+    assert list(found) == sorted(found)
+    assert set(found) == {0, 1}
+
+
+@pytest.mark.parametrize("method", [None, Merge(n=2, align="none"), Collapse(n=2, align="none")], ids=kind)
+def test_a_teacher_other_than_the_base_divides_its_depth_evenly(method: Method | None) -> None:
+    # fails: what the provenance says of the base's blocks is read as if it were said of the teacher's
+    model = after(original(), *([] if method is None else [method]))
+    own = model.decoder.n_blocks
+    assert matched(model, original(8, seed=1)) == tuple(range(8 // own - 1, 8, 8 // own))
+
+
+def test_counterparts_that_are_given_are_taken() -> None:
+    base = original()
+    half = after(base, Collapse(n=2, align="none"))
+    assert matched(half, base, (0, 2)) == (0, 2)
+
+
+@pytest.mark.parametrize("given", [(), (0,), (0, 1, 2), (0, 4)], ids=str)
+def test_counterparts_that_do_not_fit_are_refused(given: tuple[int, ...]) -> None:
+    base = original()
+    half = after(base, Collapse(n=2, align="none"))
+    with pytest.raises(InputError, match=r"counterparts \[.*accepted: 2 indices, one for each block, in 0 \.\.\. 3"):
+        matched(half, base, given)
+
+
+def other_merges() -> PreTrainedTokenizerFast:
+    """The same vocabulary, cut otherwise: the merges have another order."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(merge) for merge in MERGES] + [END_OF_TEXT]
+    backend = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=MERGES[2:3] + MERGES[:1]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+
+
+def other_ids() -> PreTrainedTokenizerFast:
+    """The same words under other numbers."""
+    symbols = ["".join(merge) for merge in MERGES] + sorted(pre_tokenizers.ByteLevel.alphabet()) + [END_OF_TEXT]
+    backend = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=MERGES))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+
+
+def with_tokenizer(model: Model, other: Any) -> Model:
+    return Model(model.decoder, other, Provenance("other"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (lambda: runs.small(vocab_size=VOCABULARY + 1), f"a vocabulary of {VOCABULARY + 1} tokens, the model one of"),
+        (lambda: with_tokenizer(runs.small(), other_merges()), "teacher 'other' has another tokenizer"),
+        (lambda: with_tokenizer(runs.small(), other_ids()), "teacher 'other' has another tokenizer"),
+        (lambda: runs.small(n_embd=32), r"hidden_weight: teacher 'tiny' is 32 wide, the model 16"),
+        # fails: an IndexError of torch, from the first batch
+        (lambda: runs.small(n_positions=8), "context 16"),
+    ],
+    ids=["vocabulary", "merges", "ids", "width", "context"],
+)
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
+    teacher: Any, said: str, study_corpus: str, tmp_path: Path
+) -> None:
+    recovery = runs.distill(study_corpus, steps=1, hidden_weight=1.0)
+    with pytest.raises(InputError, match=said) as caught:
+        runs.train(runs.small(), recovery, tmp_path / "run", teacher=teacher())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_another_width_is_welcome_where_no_states_are_compared(study_corpus: str, tmp_path: Path) -> None:
+    teacher = runs.small("llama", hidden_size=64)
+    _, outcome = runs.train(runs.small(), runs.distill(study_corpus, steps=1), tmp_path / "run", teacher=teacher)
+    assert outcome.steps == 1
+
+
+def test_distillation_without_a_teacher_is_refused(study_corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="distill needs a teacher"):
+        Run(runs.small(), runs.distill(study_corpus), tmp_path / "run")
+    with pytest.raises(ModelError, match="no tokenizer"):
+        Run(runs.small(), runs.distill(study_corpus), tmp_path / "run", teacher=with_tokenizer(runs.small(), None))
+
+
+def plain(model: Model, folder: Path) -> Path:
+    """Save as transformers does, without a word of where the model comes from."""
+    model.decoder.model.save_pretrained(folder)
+    model.require_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_model_learns_from_what_it_was_made_from(tmp_path: Path) -> None:
+    base = load(plain(tiny("gpt2"), tmp_path / "base"))
+    after(base, Collapse(n=2, align="none")).save(tmp_path / "half")
+    teacher = default_teacher(load(tmp_path / "half"))
+    assert (teacher.sha256, teacher.decoder.n_blocks) == (base.sha256, 4)
+
+
+def test_a_base_that_went_or_changed_is_no_teacher(tmp_path: Path) -> None:
+    half = after(load(plain(tiny("gpt2"), tmp_path / "base")), Collapse(n=2, align="none"))
+    plain(tiny("gpt2", seed=1), tmp_path / "base")
+    with pytest.raises(InputError, match="no teacher was named, .* is no longer what this model was made from"):
+        default_teacher(half)
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="no teacher was named, and the base .* cannot be loaded"):
+        default_teacher(half)
+
+
+def test_a_base_out_of_reach_says_what_it_was_wanted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # fails: the error speaks of the Hub and of a model that the user may never have named
+    monkeypatch.setattr("layerfold.hub.hub_reachable", lambda: False)
+    with pytest.raises(LayerfoldError, match="no teacher was named"):
+        default_teacher(after(tiny("gpt2"), Collapse(n=2, align="none")))
+
+
+def test_finetuning_has_no_teacher(study_corpus: str) -> None:
+    with pytest.raises(InputError, match="accepted: a teacher with distill"):
+        layerfold.recover(runs.small(), runs.finetune(study_corpus), teacher=runs.small())
