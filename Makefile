@@ -6,6 +6,7 @@ BIN := .venv/bin
 
 demo: .venv/ready-imdb
 	$(BIN)/layerfold study
+	$(BIN)/layerfold study recipes/recovery.yaml
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest -n 2

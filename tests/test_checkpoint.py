@@ -10,11 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import continued, logits, tiny, token_ids, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layerfold.checkpoint import COMPACT_WEIGHTS, FORMATS, MANIFEST, bytes_on_disk, hash_weights, read_manifest
-from layerfold.errors import InputError
+from layerfold.checkpoint import (
+    COMPACT_WEIGHTS,
+    FORMATS,
+    MANIFEST,
+    bytes_on_disk,
+    hash_weights,
+    read_dense_,
+    read_manifest,
+    write_dense,
+)
+from layerfold.errors import InputError, ModelError
 from layerfold.hub import Model, load
 from layerfold.methods import Collapse, Merge
 
@@ -181,3 +191,55 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown format 'compat'; did you mean 'compact'"):
         plain("gpt2").save(tmp_path / "saved", format="compat")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+# The weights alone, as training writes and reads them
+
+
+@KINDS
+def test_weights_that_were_written_are_read_into_another_of_the_structure(
+    build: Build, family: str, tmp_path: Path
+) -> None:
+    model, other = build(family), build(family)
+    with torch.no_grad():
+        for parameter in other.decoder.model.parameters():
+            parameter.add_(1.0)
+    write_dense(model.decoder.model, tmp_path / "weights")
+    read_dense_(other.decoder.model, tmp_path / "weights")
+    assert hash_weights(other.decoder.model) == hash_weights(model.decoder.model), "ties too"
+    plain_ = AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
+    assert torch.equal(plain_(token_ids()).logits, logits(model.decoder))
+
+
+def test_weights_that_are_given_are_written_in_place_of_the_models_own(tmp_path: Path) -> None:
+    model = tied("gpt2").decoder.model
+    state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    write_dense(model, tmp_path / "weights", state)
+    other = tied("gpt2").decoder.model
+    read_dense_(other, tmp_path / "weights")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
+    assert torch.equal(model.state_dict()["lm_head.weight"] + 1, state["lm_head.weight"]), "and the model is let alone"
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "none", "missing", "stray", "shape"])
+def test_weights_that_do_not_fit_are_one_line(damage: str, tmp_path: Path) -> None:
+    model = plain("gpt2").decoder.model
+    write_dense(model, tmp_path / "weights")
+    path = tmp_path / "weights" / "model.safetensors"
+    found = load_file(path)
+    name = "transformer.h.1.mlp.c_fc.weight"
+    if damage == "short":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "none":
+        path.unlink()
+    else:
+        tensor = found.pop(name)
+        added = {"missing": {}, "stray": {name: tensor, "stray": tensor.clone()}, "shape": {name: tensor[:1].clone()}}
+        save_file(found | added[damage], path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="the weights in") as caught:
+        read_dense_(plain("gpt2").decoder.model, tmp_path / "weights")
+    assert "\n" not in str(caught.value)
+    if damage == "stray":
+        assert "stray" in str(caught.value)  # fails: it is told that nothing, "[]", is missing

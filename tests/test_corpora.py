@@ -212,3 +212,25 @@ def test_errors_are_of_the_kinds_that_callers_expect(write: Write) -> None:
         load_corpus("imdb", "dev")
     with pytest.raises(CorpusError):
         load_corpus("missing.txt")
+
+
+def test_which_documents_are_shared_is_said_of_the_first_three() -> None:
+    one = Corpus("one", "train", tuple(f"text {i}" for i in range(9)))
+    two = Corpus("two", "test", ("text 8", *(f" text  {i}\n" for i in (1, 3, 4, 6))))
+    with pytest.raises(CorpusError) as caught:
+        check_disjoint(one, two)
+    assert str(caught.value) == (
+        "5 documents stand in both 'one' train and 'two' test; the texts must be disjoint; "
+        "of 'one' train: 1 ('text 1'), 3 ('text 3'), 4 ('text 4'), ..."
+    )
+    with pytest.raises(CorpusError) as caught:
+        check_disjoint(Corpus("one", "train", ("a", "b\n" * 99)), Corpus("two", "test", ("b " * 99,)))
+    assert str(caught.value).endswith(f"of 'one' train: 1 ('{'b ' * 20}')")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corpus_is_disjoint_from_its_other_splits_and_not_from_itself(write: Write) -> None:
+    path = str(write("rows.jsonl", jsonl(*numbered(60))))
+    check_disjoint(load_corpus(path, "train"), load_corpus(path, "test"))
+    with pytest.raises(CorpusError, match="documents stand in both"):
+        check_disjoint(load_corpus(path, "train"), load_corpus(path, "train"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from layerfold.errors import RecipeError
 from layerfold.methods import Collapse, Merge
-from layerfold.recipe import default_recipe, read_recipe
+from layerfold.recipe import Load, build_recovery, default_recipe, read_recipe
+from layerfold.recovery import Distill, Finetune
 
 
 def test_the_default_is_the_published_comparison() -> None:
@@ -106,3 +108,93 @@ def test_a_recipe_that_is_missing_binary_or_a_folder_is_refused(tmp_path: Path) 
     for path in (tmp_path / "none.yaml", binary, tmp_path):
         with pytest.raises(RecipeError, match="cannot be read"):
             read_recipe(path)
+
+
+DISTILL: dict[str, Any] = {"tokens": 1000, "learning_rate": 1e-3, "freeze": ["*.wte.*"], "counterparts": [1, 3]}
+
+
+def test_a_recovery_is_what_the_recipe_says() -> None:
+    assert read_recipe({"variants": []}).recovery is None
+    assert read_recipe({"variants": [], "recovery": None}).recovery is None
+    assert read_recipe({"variants": [], "recovery": {"finetune": {"tokens": 7}}}).recovery == Finetune(tokens=7)
+    recipe = read_recipe({"variants": [], "recovery": {"distill": DISTILL}})
+    assert recipe.recovery == Distill(tokens=1000, learning_rate=1e-3, freeze=("*.wte.*",), counterparts=(1, 3))
+    # A whole number is a number; what is left out is None.
+    assert build_recovery("finetune", {"tokens": 7, "clip": 2, "patience": None}) == Finetune(tokens=7, clip=2.0)
+
+
+@pytest.mark.parametrize("name", ["finetune", "distill"])
+def test_a_resolved_recovery_reads_back_as_itself(name: str) -> None:
+    settings = {"tokens": 64, "freeze": ["a", "b"], "report_to": "tensorboard", "patience": 2}
+    document = read_recipe({"variants": [], "recovery": {name: settings}}).to_json()
+    assert json.loads(json.dumps(document)) == document
+    assert document["recovery"][name].items() >= settings.items()
+    assert read_recipe(document) == read_recipe({"variants": [], "recovery": {name: settings}})
+
+
+def test_a_model_to_load_is_named_in_short_or_in_full() -> None:
+    variants = [
+        {"label": "short", "load": "distilgpt2"},
+        {"label": "full", "load": {"model": "./folder", "revision": "main"}},
+    ]
+    recipe = read_recipe({"variants": variants})
+    assert [variant.method for variant in recipe.variants] == [Load("distilgpt2"), Load("./folder", "main")]
+    assert read_recipe(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("recovery", "said"),
+    [
+        ("distill", ["recovery", "'distill'; accepted: one of distill, finetune, with its settings"]),
+        ({}, ["recovery", "accepted: one of distill, finetune"]),
+        ([], ["recovery", "accepted: one of distill, finetune"]),
+        ({"distill": {"tokens": 9}, "finetune": {"tokens": 9}}, ["accepted: one of"]),
+        ({"distil": {"tokens": 9}}, ["unknown recovery 'distil'", "did you mean 'distill'?"]),
+        ({"distill": None}, ["distill.tokens", "required"]),
+        ({"distill": 1000}, ["distill: 1000", "settings"]),
+        ({"distill": {"token": 9}}, ["distill: unknown key 'token'", "did you mean 'tokens'?"]),
+        ({"finetune": {"tokens": 9, "lm_weight": 0.5}}, ["finetune: unknown key 'lm_weight'"]),
+        ({"finetune": {"tokens": 9, "name": "x"}}, ["finetune: unknown key 'name'"]),
+        ({"finetune": {"tokens": 1e5}}, ["finetune.tokens", "valid integer"]),
+        ({"finetune": {"tokens": "9"}}, ["finetune.tokens", "valid integer", "'9'"]),
+        ({"finetune": {"tokens": True}}, ["finetune.tokens", "True"]),
+        ({"finetune": {"tokens": 0}}, ["tokens 0; accepted: 1 or more"]),
+        ({"finetune": {"tokens": 9, "learning_rate": "1e-3"}}, ["finetune.learning_rate", "valid number"]),
+        ({"finetune": {"tokens": 9, "freeze": "*.wte.*"}}, ["finetune.freeze", "'*.wte.*'"]),
+        ({"finetune": {"tokens": 9, "freeze": [1]}}, ["finetune.freeze[0]", "1"]),
+        ({"finetune": {"tokens": 9, "schedule": "linaer"}}, ["finetune.schedule", "'linaer'"]),
+        ({"distill": {"tokens": 9, "temperature": 0}}, ["temperature 0.0; accepted: a number above 0"]),
+        ({"distill": {"tokens": 9, "temperature": float("inf")}}, ["temperature"]),
+        ({"distill": {"tokens": 9, "counterparts": [0.5]}}, ["distill.counterparts[0]"]),
+    ],
+    ids=str,
+)
+def test_a_recovery_that_is_wrong_is_said_in_one_line(recovery: Any, said: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe({"variants": [], "recovery": recovery})
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        ({"revision": "main"}, "load.model"),
+        ({"name": "x"}, "load: unknown key 'name'"),
+        (3, "load: 3"),
+        (None, "model"),
+    ],
+)
+def test_a_model_to_load_that_is_not_named_is_refused(load: Any, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe({"variants": [{"label": "a", "load": load}]})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(RecipeError, match="seed"):
+        read_recipe({"variants": [], "seed": seed})

@@ -155,3 +155,36 @@ def test_a_tokenizer_without_end_of_text_is_refused() -> None:
     bare = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer)
     with pytest.raises(InputError, match="no end-of-text token"):
         cut_windows(corpus(), bare, context=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(2, 60), context=st.integers(2, 20), limit=st.one_of(st.none(), st.integers(2, 80)))
+def test_whole_windows_are_the_full_ones_of_the_cut_and_never_none(
+    length: int, context: int, limit: int | None
+) -> None:
+    # fails where the limit is shorter than a window: there are none, and nothing is said
+    text = "".join(chr(33 + i) for i in range(length))
+    if min(length, limit or length) < context:
+        with pytest.raises((CorpusError, InputError), match=r"at least|accepted"):
+            cut(text, context=context, limit_tokens=limit, whole=True)
+        return
+    found, all_of_them = (cut(text, context=context, limit_tokens=limit, whole=each) for each in (True, False))
+    full = int((all_of_them.lengths == context).sum())
+    assert len(found) == full == min(length, limit or length) // context
+    assert torch.equal(found.input_ids, all_of_them.input_ids[:full])
+    assert found.lengths.tolist() == [context] * full
+    assert found.bytes == found.tokens == full * (context - 1)
+
+
+def test_whole_windows_overlap_where_they_are_told_to() -> None:
+    found = cut("0123456789", context=4, stride=3, whole=True)
+    assert [tokenizer().decode(row) for row in found.input_ids] == ["0123", "3456", "6789"]
+    assert [tokenizer().decode(row) for row in cut("012345678", context=4, stride=3, whole=True).input_ids] == [
+        "0123",
+        "3456",
+    ]
+
+
+def test_windows_left_out_change_the_hash() -> None:
+    assert cut("0123456789").sha256 != cut("0123456789", whole=True).sha256
+    assert cut("01234567").sha256 == cut("01234567", whole=True).sha256

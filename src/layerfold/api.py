@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from layerfold import defaults
 from layerfold.calibration import Calibration
 from layerfold.corpora import check_disjoint, load_corpus
-from layerfold.errors import InputError, TrainingError, one_of
+from layerfold.errors import InputError, one_of
 from layerfold.evaluators import EVALUATORS, Latency, Perplexity, Score
 from layerfold.evaluators.base import Protocols, check_protocol
 from layerfold.hub import POCKET, Model, default_corpus, load
@@ -87,6 +86,7 @@ def recover(
     """
     from layerfold.recovery.run import Run
     from layerfold.recovery.teacher import default_teacher
+    from layerfold.recovery.workspace import temporary_folder
 
     model = model if isinstance(model, Model) else load(model)
     if held_out is None and model.provenance.base == POCKET:
@@ -102,17 +102,9 @@ def recover(
         teacher = default_teacher(model)
     elif not isinstance(teacher, Model):
         teacher = load(teacher)
-    temporary = None if training_dir is not None else tempfile.mkdtemp(prefix="layerfold-")
-    folder = Path(temporary or str(training_dir))
-    try:
+    with temporary_folder() if training_dir is None else contextlib.nullcontext(Path(training_dir)) as folder:
         run = Run(model, recovery, folder, teacher=teacher, seed=seed, overwrite=overwrite)
         recovered, _ = run(progress)
-    except TrainingError:
-        temporary = None  # it keeps the last good checkpoint, which the error names
-        raise
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return recovered
 
 

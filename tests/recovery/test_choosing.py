@@ -107,7 +107,9 @@ def test_where_training_overfits_it_is_the_lowest_point_that_is_kept(write: Writ
     assert again.curve["validation"][0][1] == pytest.approx(nats[outcome.best_step], rel=1e-5)
 
 
-@pytest.mark.parametrize(("steps", "evaluations", "expected"), [(6, 2, [0, 3, 6]), (5, 2, [0, 3, 5]), (3, 9, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("steps", "evaluations", "expected"), [(6, 2, [0, 3, 6]), (5, 2, [0, 3, 5]), (3, 9, [0, 1, 2, 3])]
+)
 def test_validation_text_is_scored_before_along_the_way_and_at_the_end(
     steps: int, evaluations: int, expected: list[int], study_corpus: str, tmp_path: Path
 ) -> None:
@@ -123,7 +125,7 @@ def test_validation_text_is_scored_before_along_the_way_and_at_the_end(
     ("patience", "nats", "stops", "best"),
     [
         (None, [5.0, 6.0, 7.0, 8.0, 9.0, 9.0, 9.0], 6, 0),
-        # fails, all with a patience: the score before training counts as one that is no better than itself
+        # The score before training is none of them.
         (1, [5.0, 4.0, 3.0, 3.5, 1.0, 1.0, 1.0], 3, 2),
         (1, [5.0, 6.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1, 0),
         (2, [5.0, 6.0, 4.0, 4.5, 4.6, 1.0, 1.0], 4, 2),
@@ -169,7 +171,7 @@ def limit(seconds: int) -> Iterator[None]:
 
 @pytest.fixture
 def landscape(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[float, float]], list[float]]:
-    """Have each learning rate end where a test says, infinity standing for divergence; return what is tried, as it is."""
+    """Have each learning rate end where a test says, infinity standing for divergence; return what is tried."""
 
     def script(nats: dict[float, float]) -> list[float]:
         tried: list[float] = []
@@ -237,7 +239,7 @@ def test_the_learning_rate_goes_downhill_and_tries_few(
 
 def test_all_rates_diverging_is_said_in_one_line(landscape: Any, study_corpus: str, tmp_path: Path) -> None:
     landscape(dict.fromkeys(LEARNING_RATES, INF))
-    with limit(60), pytest.raises(TrainingError, match="diverged at every learning rate tried: .*0.001") as caught:
+    with limit(60), pytest.raises(TrainingError, match=r"diverged at every learning rate tried: .*0\.001") as caught:
         runs.train(runs.small(), runs.finetune(study_corpus, steps=1, learning_rate=None), tmp_path / "run")
     assert "\n" not in str(caught.value)
 
@@ -259,9 +261,10 @@ def test_what_was_tried_is_kept_and_not_repeated(
             raise Killed
         return patched(self, *arguments, **options)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(training.RecoveryTrainer, "train", third_is_killed)
-        runs.train(runs.small(), recovery, tmp_path / "run")
+        with pytest.raises(Killed):
+            runs.train(runs.small(), recovery, tmp_path / "run")
     _, outcome = runs.train(runs.small(), recovery, tmp_path / "run")
     assert len(asked) == len(set(asked)) == 4
     assert len(outcome.learning_rates) == 4
@@ -340,7 +343,7 @@ def test_divergence_names_a_checkpoint_that_is_good(
 
 def test_divergence_before_any_checkpoint_says_so(study_corpus: str, tmp_path: Path) -> None:
     recovery = runs.finetune(study_corpus, learning_rate=1e4, warmup=0.0, clip=1e9)
-    with pytest.raises(TrainingError, match="learning rate 10000: .*no checkpoint had been written yet") as caught:
+    with pytest.raises(TrainingError, match=r"learning rate 10000: .*no checkpoint had been written yet") as caught:
         runs.train(runs.small(), recovery, tmp_path / "run")
     assert "\n" not in str(caught.value)
 
@@ -354,7 +357,6 @@ def test_weights_that_are_not_finite_at_the_start_are_not_trained_on(study_corpu
 
 
 def test_the_good_checkpoint_outlives_a_call_without_a_training_folder(poison: Any, study_corpus: str) -> None:
-    # fails: it lies in a temporary folder that is gone when the error arrives
     poison(5, math.nan)
     with pytest.raises(TrainingError) as caught:
         layerfold.recover(runs.small(), runs.finetune(study_corpus, evaluations=3))

@@ -98,7 +98,11 @@ def test_what_the_last_position_predicts_is_of_no_account_to_the_text_but_to_the
     student, teacher = outputs(), outputs(seed=1)
     changed = Given(student.logits.clone())
     changed.logits[:, -1] += 50 * torch.randn(VOCABULARY)
-    for recovery, equal in ((Finetune(tokens=1), True), (Distill(tokens=1), False), (Distill(tokens=1, lm_weight=1), True)):
+    for recovery, equal in (
+        (Finetune(tokens=1), True),
+        (Distill(tokens=1), False),
+        (Distill(tokens=1, lm_weight=1), True),
+    ):
         before, after = (recovery.loss(each, IDS, teacher, ()) for each in (student, changed))
         assert torch.equal(before.language_model, after.language_model)
         assert torch.equal(before.objective, after.objective) == equal

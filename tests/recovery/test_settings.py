@@ -19,7 +19,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"accumulation": 0}, "accumulation 0; accepted: 1 or more"),
     ({"accumulation": 3, "batch_size": 8}, "accumulation 3; accepted: a divisor of the batch_size, 8"),
     ({"validation_tokens": 0}, "validation_tokens 0; accepted"),
-    ({"validation_tokens": 1}, "validation_tokens 1; accepted: 2 or more"),  # fails: accepted here, refused by the run
+    ({"validation_tokens": 1}, "validation_tokens 1; accepted: 2 or more"),
     ({"evaluations": 0}, "evaluations 0; accepted: 1 or more"),
     ({"patience": 0}, "patience 0; accepted: 1 or more evaluations"),
     ({"context": 1}, "context 1: at least 2 tokens are needed"),

@@ -111,7 +111,9 @@ def test_running_again_trains_and_measures_nothing(
     run(Study(recipe(study_corpus), tmp_path / "run", base=taught))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()}
     trained.clear()
-    study = Study(recipe(study_corpus, {"finetune": FINETUNE["finetune"] | {"report_to": "all"}}), tmp_path / "run", base=taught)
+    study = Study(
+        recipe(study_corpus, {"finetune": FINETUNE["finetune"] | {"report_to": "all"}}), tmp_path / "run", base=taught
+    )
     assert run(study) == []
     assert trained == []
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()} == files
@@ -126,7 +128,9 @@ def test_changed_settings_train_again_and_measure_nothing_of_before(
     one = {"variants": VARIANTS[:1]}
     run(Study(recipe(study_corpus, **one), tmp_path / "run", base=taught))
     trained.clear()
-    changed = Study(recipe(study_corpus, {"finetune": FINETUNE["finetune"] | changes}, **one), tmp_path / "run", base=taught)
+    changed = Study(
+        recipe(study_corpus, {"finetune": FINETUNE["finetune"] | changes}, **one), tmp_path / "run", base=taught
+    )
     again = run(changed)
     assert again == [(label, name) for label in (BASE_LABEL, "half") for name in (RECOVERY, "size", "perplexity")]
     assert len(trained) == 2 * changes.get("tokens", 256) // 64
@@ -134,9 +138,7 @@ def test_changed_settings_train_again_and_measure_nothing_of_before(
     assert run(Study(recipe(study_corpus, **one), tmp_path / "run", base=taught)) == [], "the records of both are kept"
 
 
-def test_recovery_added_to_a_study_finds_its_before_measured(
-    taught: Model, study_corpus: str, tmp_path: Path
-) -> None:
+def test_recovery_added_to_a_study_finds_its_before_measured(taught: Model, study_corpus: str, tmp_path: Path) -> None:
     one = {"variants": VARIANTS[:1]}
     first = run(Study(recipe(study_corpus, None, **one), tmp_path / "run", base=taught))
     assert Counter(first) == Counter((label, name) for label in (BASE_LABEL, "half") for name in ("size", "perplexity"))
@@ -207,8 +209,7 @@ def test_a_study_killed_in_the_midst_of_training_goes_on_from_there(
     patch = kill(2 * trials[0] + 4 + 2 * trials[1] + 3)  # the base's search and training, the variant's search, 3 steps
     done: list[Record] = []
     with pytest.raises(Killed):
-        for record in Study(wanted, tmp_path / "run", base=taught).run():
-            done.append(record)
+        done.extend(Study(wanted, tmp_path / "run", base=taught).run())
     assert [record.evaluator for record in done] == ["perplexity", RECOVERY, "size", "perplexity", "perplexity"]
     patch.undo()
     taken: list[int] = []
@@ -251,7 +252,6 @@ FILES = ("config.json", "layerfold.json", "layerfold.safetensors", "tokenizer.js
 def test_a_kept_model_that_was_damaged_is_trained_again(
     name: str, gone: bool, taught: Model, study_corpus: str, tmp_path: Path, trained: list[int]
 ) -> None:
-    # fails where the tokenizer is missing: the model loads without one, and cannot be measured
     wanted = recipe(study_corpus, {"finetune": FINETUNE["finetune"] | {"tokens": 64, "evaluations": 1}}, variants=[])
     study = Study(wanted, tmp_path / "run", base=taught)
     run(study)
@@ -323,7 +323,6 @@ def test_a_variant_that_is_loaded_is_trained_like_the_others(
 def test_a_variant_that_the_base_cannot_teach_is_named(
     changes: dict[str, Any], taught: Model, study_corpus: str, tmp_path: Path
 ) -> None:
-    # fails: what is wrong is found where the run is made, outside what puts the variant's name before it
     runs.small(**changes).save(tmp_path / "theirs")
     wanted = recipe(study_corpus, DISTILL, variants=loading(tmp_path / "theirs"), evaluate=["size"])
     with pytest.raises(InputError, match=r"variant 'theirs': .*(vocabulary|context)") as caught:
@@ -332,7 +331,6 @@ def test_a_variant_that_the_base_cannot_teach_is_named(
 
 
 def test_a_variant_without_a_tokenizer_is_named(taught: Model, study_corpus: str, tmp_path: Path) -> None:
-    # fails: as above, and of another kind
     runs.small().decoder.model.save_pretrained(tmp_path / "theirs")
     wanted = recipe(study_corpus, variants=loading(tmp_path / "theirs"), evaluate=["size"])
     with pytest.raises(LayerfoldError, match=r"variant 'theirs': .*no tokenizer"):
@@ -342,8 +340,7 @@ def test_a_variant_without_a_tokenizer_is_named(taught: Model, study_corpus: str
 def test_all_rows_are_trained_on_the_same_text(
     taught: Model, study_corpus: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # fails: without a corpus in the recipe, a model that is loaded is trained on the one that fits itself, and that
-    # one is not held against the text that is scored
+    # Which is the base's where the recipe names none, and is held against the text that is scored.
     other = str(write("other.txt", "\n\n".join(prose(30, seed) for seed in range(100, 160))))
     runs.small().save(tmp_path / "theirs")
 
@@ -368,8 +365,7 @@ def test_a_training_that_diverges_names_its_variant(taught: Model, study_corpus:
 def test_a_training_begun_otherwise_does_not_stand_in_the_way(
     taught: Model, study_corpus: str, tmp_path: Path, kill: Any
 ) -> None:
-    # fails: the folder is the study's own, and yet a run in it that cannot be gone on with (another machine's rounding
-    # made other weights) is refused for good
+    # The folder is the study's own; another machine's rounding makes other weights.
     wanted = recipe(study_corpus, variants=[], evaluate=["size"])
     patch = kill(3)
     with pytest.raises(Killed):
@@ -405,7 +401,7 @@ def test_a_score_on_the_text_that_chose_the_weights_is_refused(
     taught: Model, study_corpus: str, tmp_path: Path
 ) -> None:
     scored = recipe(study_corpus, evaluate=[{"perplexity": {"corpus": study_corpus, "split": "validation"}}])
-    with pytest.raises(CorpusError, match="documents stand in both .* validation and .* validation"):
+    with pytest.raises(CorpusError, match=r"documents stand in both .* validation and .* validation"):
         run(Study(scored, tmp_path / "run", base=taught))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import runs
-from tiny import END_OF_TEXT, MERGES, VOCABULARY, tiny, tokenizer
+from tiny import END_OF_TEXT, MERGES, VOCABULARY, tiny
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -80,7 +80,6 @@ def test_a_model_of_unknown_making_divides_the_depth_evenly(own: int, theirs: in
 
 
 def test_a_teacher_of_fewer_blocks_has_each_of_them_answer() -> None:
-    # fails: the first index is -1, which is read as what enters the teacher's first block
     found = matched(original(), original(2))
     assert len(found) == 4
     assert list(found) == sorted(found)
@@ -89,7 +88,7 @@ def test_a_teacher_of_fewer_blocks_has_each_of_them_answer() -> None:
 
 @pytest.mark.parametrize("method", [None, Merge(n=2, align="none"), Collapse(n=2, align="none")], ids=kind)
 def test_a_teacher_other_than_the_base_divides_its_depth_evenly(method: Method | None) -> None:
-    # fails: what the provenance says of the base's blocks is read as if it were said of the teacher's
+    # What the provenance says of the base's blocks is not said of this teacher's.
     model = after(original(), *([] if method is None else [method]))
     own = model.decoder.n_blocks
     assert matched(model, original(8, seed=1)) == tuple(range(8 // own - 1, 8, 8 // own))
@@ -137,7 +136,6 @@ def with_tokenizer(model: Model, other: Any) -> Model:
         (lambda: with_tokenizer(runs.small(), other_merges()), "teacher 'other' has another tokenizer"),
         (lambda: with_tokenizer(runs.small(), other_ids()), "teacher 'other' has another tokenizer"),
         (lambda: runs.small(n_embd=32), r"hidden_weight: teacher 'tiny' is 32 wide, the model 16"),
-        # fails: an IndexError of torch, from the first batch
         (lambda: runs.small(n_positions=8), "context 16"),
     ],
     ids=["vocabulary", "merges", "ids", "width", "context"],
@@ -182,15 +180,15 @@ def test_a_model_learns_from_what_it_was_made_from(tmp_path: Path) -> None:
 def test_a_base_that_went_or_changed_is_no_teacher(tmp_path: Path) -> None:
     half = after(load(plain(tiny("gpt2"), tmp_path / "base")), Collapse(n=2, align="none"))
     plain(tiny("gpt2", seed=1), tmp_path / "base")
-    with pytest.raises(InputError, match="no teacher was named, .* is no longer what this model was made from"):
+    with pytest.raises(InputError, match=r"no teacher was named, .* is no longer what this model was made from"):
         default_teacher(half)
     (tmp_path / "base").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="no teacher was named, and the base .* cannot be loaded"):
+    with pytest.raises(InputError, match=r"no teacher was named, and the base .* cannot be loaded"):
         default_teacher(half)
 
 
 def test_a_base_out_of_reach_says_what_it_was_wanted_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    # fails: the error speaks of the Hub and of a model that the user may never have named
+    # The user may never have named that model.
     monkeypatch.setattr("layerfold.hub.hub_reachable", lambda: False)
     with pytest.raises(LayerfoldError, match="no teacher was named"):
         default_teacher(after(tiny("gpt2"), Collapse(n=2, align="none")))

@@ -54,7 +54,8 @@ def recover(
     from layerfold import api, folders
     from layerfold.hub import load
     from layerfold.recipe import build_recovery
-    from layerfold.recovery.workspace import clear, is_main
+    from layerfold.recovery.processes import is_main
+    from layerfold.recovery.workspace import clear
 
     given = {
         "tokens": tokens,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from layerfold.errors import InputError, one_of
 from layerfold.recovery.base import Recovery
+from layerfold.recovery.processes import on_cpu, this_process
 from layerfold.recovery.text import TrainingText
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def training_arguments(
         logging_steps=_logging_steps(text.steps, between),
         logging_nan_inf_filter=False,
         report_to=recovery.report_to if checkpoints else "none",
+        use_cpu=on_cpu(),
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         log_level="error",
         log_level_replica="error",
@@ -93,7 +95,7 @@ def training_arguments(
 
 
 def _windows_a_piece(recovery: Recovery) -> int:
-    parts = recovery.accumulation * int(PartialState().num_processes)
+    parts = recovery.accumulation * int(this_process().num_processes)
     if recovery.batch_size % parts:
         raise InputError(
             f"batch_size {recovery.batch_size}; accepted: a multiple of {parts}, "

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from layerfold.progress import Progress
 from layerfold.records import write_text
+from layerfold.recovery.processes import this_process
 
 _WHOLE = "layerfold-training.json"
 
@@ -71,7 +71,7 @@ class Bookkeeper(TrainerCallback):
 
     def resume(self) -> str | None:
         """Remove what a killed process left half-written; return what training can go on from."""
-        process, newest = PartialState(), self.newest()
+        process, newest = this_process(), self.newest()
         if process.is_main_process:
             for path in self._folder.glob("checkpoint-*"):
                 if not (path / _WHOLE).is_file():

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import TrainerState
 
 from layerfold import checkpoint
@@ -21,11 +20,12 @@ from layerfold.recovery.arguments import check
 from layerfold.recovery.base import FIRST_LEARNING_RATE, Recovery
 from layerfold.recovery.callbacks import Bar, Bookkeeper
 from layerfold.recovery.outcome import Outcome, outcome_of
+from layerfold.recovery.processes import is_main, this_process
 from layerfold.recovery.rates import Trial, search
 from layerfold.recovery.teacher import check_teacher, counterparts
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.recovery.trainer import RecoveryTrainer
-from layerfold.recovery.workspace import claim, is_main, output_errors
+from layerfold.recovery.workspace import claim, output_errors
 
 _SEARCH = "search.json"
 
@@ -139,7 +139,7 @@ class Run:
     def _placed_teacher(self) -> Decoder | None:
         if self.teacher is None or not self.recovery.needs_teacher:
             return None
-        device = PartialState().device
+        device = this_process().device
         if device.type == "cpu":
             return self.teacher.decoder
         copied = self.teacher.decoder.copy()

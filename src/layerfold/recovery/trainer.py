@@ -118,7 +118,11 @@ class RecoveryTrainer(Trainer):
             with torch.no_grad():
                 taught = self._forward(self._teacher.model, self._teacher.blocks[-1].module, ids)
         loss = self._recovery.loss(outputs, ids, taught, self._counterparts)
-        self._check(float(loss.language_model), float(loss.objective.detach()))
+        both = torch.stack([loss.language_model, loss.objective.detach()]).float()
+        if self.accelerator.num_processes > 1:
+            # Their mean, so that all processes stop together: one that stopped alone would leave the others waiting.
+            both = self.accelerator.gather(both[None]).mean(0)
+        self._check(*both.tolist())
         self._recent.append(loss.language_model)
         return loss.objective
 

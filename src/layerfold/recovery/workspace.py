@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from layerfold.errors import InputError, LayerfoldError, OutputError
+from layerfold.errors import InputError, LayerfoldError, OutputError, TrainingError
 from layerfold.records import write_text
+from layerfold.recovery.processes import is_main, this_process
 
 _SETTINGS = "recovery.json"
 _TRACKED = "runs"
@@ -44,7 +46,24 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         known = None
     if known is None and is_main():
         write_text(path, json.dumps(settings, indent=1))
-    PartialState().wait_for_everyone()
+    this_process().wait_for_everyone()
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder, the same in all processes; it stays where a run in it diverged, for it keeps a checkpoint."""
+    names = [tempfile.mkdtemp(prefix="layerfold-") if is_main() else ""]
+    if this_process().num_processes > 1:
+        broadcast_object_list(names)
+    try:
+        yield Path(names[0])
+    except TrainingError:
+        raise
+    except BaseException:
+        shutil.rmtree(names[0], ignore_errors=True)
+        raise
+    this_process().wait_for_everyone()
+    shutil.rmtree(names[0], ignore_errors=True)
 
 
 def clear(folder: Path) -> None:
@@ -55,7 +74,7 @@ def clear(folder: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
-    PartialState().wait_for_everyone()
+    this_process().wait_for_everyone()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -64,11 +83,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes: the only one, or the first of those launched together."""
-    return bool(PartialState().is_main_process)
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""What two processes do together, for `test_processes`: each part leaves a file in the folder that is named first.
+
+Run by torchrun, not by pytest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny; this file's own folder is there already
+
+import runs
+
+import layerfold
+from layerfold import cli
+from layerfold.recovery import Finetune
+
+RANK = int(os.environ["RANK"])
+
+
+def command(typed: list[str]) -> None:
+    cli.app(typed, standalone_mode=False)
+
+
+def without_a_folder(corpus: str) -> dict[str, Any]:
+    done = layerfold.recover(runs.small(), runs.finetune(corpus, steps=2, evaluations=1))
+    return {"best_step": done.provenance.steps[-1]["notes"]["best_step"], "sha256": done.sha256}
+
+
+def diverging_in_one(corpus: str, folder: Path) -> list[dict[str, Any]]:
+    """Have the loss of the second process's share alone grow, in the last step of the third rate's trial."""
+    original, calls = Finetune.loss, [0]
+
+    def loss(self: Any, *arguments: Any) -> Any:
+        calls[0] += 1
+        found = original(self, *arguments)
+        grown = RANK == 1 and calls[0] == 6
+        return replace(found, language_model=100 * found.language_model) if grown else found
+
+    Finetune.loss = loss  # type: ignore[method-assign]
+    recovery = runs.finetune(corpus, steps=8, learning_rate=None, search_fraction=0.25)
+    done = layerfold.recover(runs.small(), recovery, training_dir=folder)
+    rates: list[dict[str, Any]] = done.provenance.steps[-1]["notes"]["learning_rates"]
+    return rates
+
+
+def part(folder: Path, name: str, do: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        found = do(*arguments)
+    except Exception as error:  # the other process goes on, and so must this one
+        found = {"error": f"{type(error).__name__}: {error}"}
+    (folder / f"{name}-{RANK}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    out, corpus, *typed = sys.argv[1:]
+    part(Path(out), "command", command, typed)
+    part(Path(out), "folder", without_a_folder, corpus)
+    part(Path(out), "diverging", diverging_in_one, corpus, Path(out) / "diverging.training")
