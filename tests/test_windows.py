@@ -162,7 +162,6 @@ def test_a_tokenizer_without_end_of_text_is_refused() -> None:
 def test_whole_windows_are_the_full_ones_of_the_cut_and_never_none(
     length: int, context: int, limit: int | None
 ) -> None:
-    # fails where the limit is shorter than a window: there are none, and nothing is said
     text = "".join(chr(33 + i) for i in range(length))
     if min(length, limit or length) < context:
         with pytest.raises((CorpusError, InputError), match=r"at least|accepted"):

@@ -103,7 +103,8 @@ def read_dense_(model: PreTrainedModel, folder: Path) -> None:
         raise ModelError(f"the weights in {str(folder)!r} cannot be read: {_first_line(error)}") from error
     missing = set(found.missing_keys) - set(_aliases(model))
     if missing or found.unexpected_keys:
-        raise ModelError(f"the weights in {str(folder)!r} are of another model: {sorted(missing)[:3]} are missing")
+        told = f"missing {sorted(missing)[:3]}, unexpected {sorted(found.unexpected_keys)[:3]}"
+        raise ModelError(f"the weights in {str(folder)!r} are of another model: {told}")
 
 
 def _write_compact(model: PreTrainedModel, folder: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def cut_windows(
     if seed is not None:
         random.Random(seed).shuffle(documents)
     ids, widths = _stream(documents, tokenizer, limit_tokens)
-    if len(ids) < min(context, limit_tokens or context):
+    if len(ids) < (context if whole else min(context, limit_tokens or context)):
         raise CorpusError(
             f"corpus {corpus.name!r} split {corpus.split!r} has {len(ids):,} tokens; "
             f"at least one window of {context:,} is needed"

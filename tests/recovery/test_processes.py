@@ -73,7 +73,9 @@ def test_a_process_killed_anywhere_goes_on(study_corpus: str, tmp_path: Path) ->
     )
 
     def reached() -> int:
-        marked = [int(path.parent.name.rpartition("-")[2]) for path in training.glob("checkpoint-*/layerfold-*.json")]
+        names = os.listdir(training) if training.is_dir() else []
+        steps = [int(name.rpartition("-")[2]) for name in names if name.startswith("checkpoint-")]
+        marked = [step for step in steps if (training / f"checkpoint-{step}" / "layerfold-training.json").is_file()]
         return max(marked, default=0)
 
     deadline = time.monotonic() + 120
@@ -148,8 +150,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
 
 def test_two_processes_train_as_one_does(together: Together, tmp_path: Path) -> None:
     """A step's windows are shared between them; three windows of validation text are not evenly."""
-    # fails: `PartialState()`, asked before the Trainer's arguments are made, does not know of the other process where
-    # both are on the processor. So each takes a whole batch, reads the text twice, and writes.
     assert together.found("command") == [None, None]
     assert together.said.count("validation perplexity") == 1, "one process speaks"
     straight = runs.train(
@@ -161,14 +161,19 @@ def test_two_processes_train_as_one_does(together: Together, tmp_path: Path) -> 
 
 
 def test_two_processes_share_the_folder_that_was_not_named(together: Together) -> None:
-    # fails: each makes a temporary folder of its own, and the second looks there for what the first has written
     one, two = together.found("folder")
     assert one == two
     assert one["best_step"] == 2
 
 
 def test_a_loss_that_grows_in_one_process_is_divergence_in_both(together: Together) -> None:
-    # fails: that one gives the trial up, while the other waits for its gradients, for ever
+    # Else that one would give the trial up, and the other wait for its gradients, for ever.
     one, two = together.found("diverging")
     assert one == two
     assert [each["learning_rate"] for each in one if each["validation"] is None] == [3e-3]
+
+
+def test_a_process_that_comes_late_finds_the_folder_of_this_run(together: Together) -> None:
+    one, two = together.found("overwriting")
+    assert one == two
+    assert one["rate"] == 2e-3

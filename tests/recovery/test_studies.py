@@ -119,9 +119,7 @@ def test_running_again_trains_and_measures_nothing(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()} == files
 
 
-@pytest.mark.parametrize(
-    "changes", [{"learning_rate": 1e-3}, {"tokens": 128}, {"freeze": ["*.wte.*"]}, {"evaluations": 2}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"freeze": ["*.wte.*"]}, {"tokens": 128}], ids=str)
 def test_changed_settings_train_again_and_measure_nothing_of_before(
     taught: Model, study_corpus: str, tmp_path: Path, changes: dict[str, Any], trained: list[int]
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import runs
 
 import layerfold
 from layerfold import cli
-from layerfold.recovery import Finetune
+from layerfold.recovery import Finetune, run
 
 RANK = int(os.environ["RANK"])
 
@@ -50,6 +51,22 @@ def diverging_in_one(corpus: str, folder: Path) -> list[dict[str, Any]]:
     return rates
 
 
+def overwriting(corpus: str, folder: Path) -> dict[str, Any]:
+    """Begin anew where another run lies, the second process coming late."""
+    layerfold.recover(runs.small(), runs.finetune(corpus, steps=2, evaluations=1), training_dir=folder)
+    original = run.claim
+
+    def claim(*arguments: Any) -> None:
+        time.sleep(0.5 * RANK)
+        original(*arguments)
+
+    run.claim = claim
+    recovery = runs.finetune(corpus, steps=2, evaluations=1, learning_rate=2e-3)
+    done = layerfold.recover(runs.small(), recovery, training_dir=folder, overwrite=True)
+    run.claim = original
+    return {"sha256": done.sha256, "rate": done.provenance.steps[-1]["notes"]["learning_rate"]}
+
+
 def part(folder: Path, name: str, do: Callable[..., Any], *arguments: Any) -> None:
     try:
         found = do(*arguments)
@@ -63,3 +80,4 @@ if __name__ == "__main__":
     part(Path(out), "command", command, typed)
     part(Path(out), "folder", without_a_folder, corpus)
     part(Path(out), "diverging", diverging_in_one, corpus, Path(out) / "diverging.training")
+    part(Path(out), "overwriting", overwriting, corpus, Path(out) / "overwriting.training")

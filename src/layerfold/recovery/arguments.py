@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CURVE_POINTS = 200
+"""About so many points a long run's curve has."""
 
 
 def check(model: PreTrainedModel, recovery: Recovery) -> None:
@@ -56,7 +57,9 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return the Trainer's arguments."""
     pieces = _windows_a_piece(recovery)
-    between = math.ceil(text.steps / recovery.evaluations)
+    point = max(1, text.steps // _CURVE_POINTS)
+    # Whole points between checkpoints: one within a point would lose the point's first part when a run goes on there.
+    between = point * math.ceil(text.steps / recovery.evaluations / point)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=text.steps,
@@ -78,7 +81,7 @@ def training_arguments(
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
         logging_strategy="steps",
-        logging_steps=_logging_steps(text.steps, between),
+        logging_steps=point,
         logging_nan_inf_filter=False,
         report_to=recovery.report_to if checkpoints else "none",
         use_cpu=on_cpu(),
@@ -102,12 +105,3 @@ def _windows_a_piece(recovery: Recovery) -> int:
             "accumulation times the number of processes"
         )
     return recovery.batch_size // parts
-
-
-def _logging_steps(steps: int, between: int) -> int:
-    """Return how many steps a point of the curve spans: a divisor of those between checkpoints.
-
-    Else a checkpoint would lie within a point, and a run resumed there would lose the point's first part.
-    """
-    divisors = [span for span in range(1, between + 1) if between % span == 0]
-    return next((span for span in divisors if steps <= _CURVE_POINTS * span), between)

@@ -186,9 +186,10 @@ def _evaluating(model: Model | None) -> Iterator[None]:
     if model is None:
         yield
         return
-    was = model.decoder.model.training
+    were = [(module, module.training) for module in model.decoder.model.modules()]
     model.decoder.model.eval()
     try:
         yield
     finally:
-        model.decoder.model.train(was)
+        for module, was in were:
+            module.training = was

@@ -32,6 +32,20 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         InputError: it holds a run with others; names them.
         OutputError: it holds something else.
     """
+    # One process looks and decides for all: another would see the folder as the first has left it.
+    refusals: list[LayerfoldError | None] = [None]
+    if is_main():
+        try:
+            _claim(folder, settings, overwrite)
+        except LayerfoldError as error:
+            refusals = [error]
+    if this_process().num_processes > 1:
+        broadcast_object_list(refusals)
+    if refusals[0] is not None:
+        raise refusals[0]
+
+
+def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     path = folder / _SETTINGS
     known = _read_json(path)
     held = folder.is_dir() and any(each.suffix != ".tmp" and each.name != _TRACKED for each in folder.iterdir())
@@ -42,11 +56,10 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
             changed = [key for key in {**known, **settings} if known.get(key) != settings.get(key)]
             told = ", ".join(f"{key} was {known.get(key)!r:.40} and is {settings.get(key)!r:.40}" for key in changed)
             raise InputError(f"the run in {str(folder)!r} was begun with other settings: {told}")
-        clear(folder)
+        _empty(folder)
         known = None
-    if known is None and is_main():
+    if known is None:
         write_text(path, json.dumps(settings, indent=1))
-    this_process().wait_for_everyone()
 
 
 @contextmanager
@@ -69,12 +82,16 @@ def temporary_folder() -> Iterator[Path]:
 def clear(folder: Path) -> None:
     """Remove a run's files, once the recovered model is safe elsewhere; what a tracker wrote there stays."""
     if is_main() and folder.is_dir():
-        for path in folder.iterdir():
-            if path.name != _TRACKED:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        _empty(folder)
     this_process().wait_for_everyone()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != _TRACKED:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
