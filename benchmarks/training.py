@@ -16,7 +16,7 @@ from layerfold.recovery.run import Run
 from layerfold.recovery.text import TrainingText, training_text
 from layerfold.recovery.trainer import RecoveryTrainer
 
-ROUNDS, STEPS = 5, 10
+ROUNDS, STEPS = 5, 6
 
 
 def bare_loop(model: Model, recovery: Finetune, text: TrainingText) -> float:
@@ -38,7 +38,7 @@ def bare_loop(model: Model, recovery: Finetune, text: TrainingText) -> float:
 def steps_alone(model: Model, recovery: Finetune, text: TrainingText, folder: Path) -> float:
     """Train by layerfold, without scoring validation text or writing checkpoints; return the seconds it took."""
     trainer = RecoveryTrainer(
-        model.decoder.copy().model,
+        model.decoder.copy(),
         recovery,
         text,
         learning_rate=1e-3,

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -356,9 +357,13 @@ def test_weights_that_are_not_finite_at_the_start_are_not_trained_on(study_corpu
         runs.train(model, runs.finetune(study_corpus, steps=2), tmp_path / "run")
 
 
-def test_the_good_checkpoint_outlives_a_call_without_a_training_folder(poison: Any, study_corpus: str) -> None:
+def test_the_good_checkpoint_outlives_a_call_without_a_training_folder(
+    poison: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    layerfold.recover(runs.small(), runs.finetune(study_corpus, steps=1))
+    assert not list(tmp_path.glob("layerfold-*")), "where all went well nothing is left"
     poison(5, math.nan)
     with pytest.raises(TrainingError) as caught:
         layerfold.recover(runs.small(), runs.finetune(study_corpus, evaluations=3))
-    if "the last good checkpoint is" in str(caught.value):
-        assert (good_checkpoint(caught.value) / "model.safetensors").is_file()
+    assert (good_checkpoint(caught.value) / "model.safetensors").is_file()

@@ -303,6 +303,28 @@ def test_a_model_that_is_its_own_teacher_does_not_move(study_corpus: str, tmp_pa
     assert max(nats) - min(nats) < 2e-2
 
 
+def test_a_model_that_is_its_own_teacher_learns_where_other_blocks_are_to_answer(
+    taught: Model, study_corpus: str, tmp_path: Path
+) -> None:
+    recovery = runs.distill(study_corpus, steps=2, hidden_weight=1.0, counterparts=(1, 1, 3, 3))
+    _, outcome = runs.train(taught, recovery, tmp_path / "run", teacher=taught)
+    assert outcome.steps == 2
+
+
+def test_what_is_trained_is_for_the_settings_to_say_and_not_for_the_callers_flags(
+    study_corpus: str, tmp_path: Path
+) -> None:
+    model, frozen = runs.small(), runs.small()
+    for parameter in frozen.decoder.model.parameters():
+        parameter.requires_grad_(False)
+    recovery = runs.finetune(study_corpus, steps=2)
+    one, outcome = runs.train(frozen, recovery, tmp_path / "one")
+    two, other = runs.train(model, recovery, tmp_path / "two")
+    assert runs.difference(one, two) == 0
+    assert outcome.parameters_trained == other.parameters_trained
+    assert not any(parameter.requires_grad for parameter in frozen.decoder.model.parameters())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ffns_that_are_tied_stay_tied(family: str, study_corpus: str, tmp_path: Path) -> None:
     base = tiny(family)

@@ -11,7 +11,7 @@ from accelerate.utils import str_to_bool
 
 def on_cpu() -> bool:
     """Whether training is on the processor: there is nothing else, or the launcher said so."""
-    return not torch.accelerator.is_available() or bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
+    return not torch.accelerator.is_available() or bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU") or "false"))
 
 
 def this_process() -> PartialState:

@@ -148,7 +148,9 @@ class Run:
 
     def _is_its_own_teacher(self) -> bool:
         """Whether there is nothing to learn; what gradients remain are rounding errors, which Adam would magnify."""
-        return self.recovery.only_imitates and self.teacher is not None and self.teacher.sha256 == self.model.sha256
+        itself = self.teacher is not None and self.teacher.sha256 == self.model.sha256
+        own_blocks = self._counterparts in ((), tuple(range(self.model.decoder.n_blocks)))
+        return self.recovery.only_imitates and itself and own_blocks
 
     def _unchanged(self) -> tuple[Model, Outcome]:
         started = time.perf_counter()

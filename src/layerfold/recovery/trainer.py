@@ -61,6 +61,7 @@ class RecoveryTrainer(Trainer):
     ) -> None:
         model = decoder.model
         _without_dropout(model)
+        model.requires_grad_(True)  # whatever the caller had frozen: the recipe says what is trained
         for name in frozen(model, recovery):
             model.get_parameter(name).requires_grad_(False)
         super().__init__(

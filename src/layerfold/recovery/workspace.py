@@ -87,7 +87,8 @@ def clear(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
+    # What says whose folder it is goes last, so that one half emptied is still known.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == _SETTINGS):
         if path.name != _TRACKED:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not any(folder.iterdir()):
