@@ -41,7 +41,8 @@ class RecoveryTrainer(Trainer):
 
     Attributes:
         parameters_trained: how many, those shared counted once.
-        first_loss: language-model loss of the run's first batch, which tells later whether it has diverged.
+        first_loss: language-model loss that was measured first, on validation text where checkpoints are written and on
+            the first batch in a trial: what tells later whether the run has diverged.
     """
 
     def __init__(
