@@ -19,7 +19,7 @@ FLOORS = {
     1: "families decoder stepping checkpoint",
     2: "corpora textfiles decoding windows calibration scoring hub",
     3: "methods evaluators recovery",
-    4: "recipe variants study api",
+    4: "recipe variants search study api",
     5: "report console doctor cli",
     6: "__init__",  # of layerfold itself: above all
 }

@@ -1,0 +1,1 @@
+"""Searches: which blocks to drop."""
