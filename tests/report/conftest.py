@@ -1,15 +1,18 @@
-"""Results as a study of eleven variants would leave them, without running one."""
+"""Results as a study of eleven variants would leave them, and what searches would find, without running any."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
 
 from layerfold.records import Record, Results
+from layerfold.search.found import Candidate, Found, HeldOut, Timing
+from layerfold.statistics import Interval
 
 PERPLEXITY = {
     "base": 81.2379,
@@ -284,3 +287,89 @@ def hostile_recovery(make_recovered: MakeResults) -> Results:
         if label == hostile
     }
     return replace(results, records={**results.records, **changed})
+
+
+SINGLE = [8080.0, 160.25, 96.5, 93.125, 92.0, 91.25, 91.5, 92.75, 93.5, 94.0, 95.75, 138.0]
+BASE_PERPLEXITY = 86.8
+TEXTS = [
+    {"corpus": "movie-reviews", "split": split, "tokens": tokens, "tokens_sha256": digest * 32}
+    for split, tokens, digest in (("validation", 65536, "0f"), ("test", 131072, "a3"))
+]
+
+
+def candidate(removed: Sequence[int], perplexity: float, blocks: int = 12, **changes: Any) -> Candidate:
+    values: dict[str, Any] = {
+        "removed": tuple(removed),
+        "blocks": blocks - len(removed),
+        "perplexity": perplexity,
+        "kl": 0.5 * len(removed),
+        "parameters": 2501888 + 405504 * (blocks - len(removed)),
+    }
+    return Candidate(**values | changes)
+
+
+def on_test(perplexity: float, base: float) -> HeldOut:
+    ratio = perplexity / base
+    return HeldOut(
+        Interval(perplexity, 0.96 * perplexity, 1.04 * perplexity),
+        Interval(ratio, 0.98 * ratio, 1.02 * ratio) if ratio != 1 else Interval(1.0, 1.0, 1.0),
+    )
+
+
+def timing(removed: int, blocks: int) -> Timing:
+    milliseconds, speedup = 1.0 + 0.5 * (blocks - removed), (1.0 + 0.5 * blocks) / (1.0 + 0.5 * (blocks - removed))
+    return Timing(
+        Interval(milliseconds, 0.99 * milliseconds, 1.02 * milliseconds),
+        Interval(speedup, 0.98 * speedup, 1.02 * speedup) if removed else Interval(1.0, 1.0, 1.0),
+    )
+
+
+@pytest.fixture
+def make_found() -> Callable[..., Found]:
+    """Build what a search of 12 blocks finds when it removes one; `perplexities` are other candidates', by removed."""
+
+    def make(perplexities: Mapping[tuple[int, ...], float] | None = None, blocks: int = 12, **changes: Any) -> Found:
+        if perplexities is None:
+            perplexities = {(index,): perplexity for index, perplexity in enumerate(SINGLE)}
+        base = candidate((), BASE_PERPLEXITY, blocks)
+        candidates = tuple(candidate(removed, perplexity, blocks) for removed, perplexity in perplexities.items())
+        best: dict[int, Candidate] = {}
+        for each in candidates:
+            if each.perplexity < best.get(len(each.removed), replace(each, perplexity=math.inf)).perplexity:
+                best[len(each.removed)] = each
+        numbers = {0, *(len(each.removed) for each in candidates)}
+        values: dict[str, Any] = {
+            "model": "pocket",
+            "model_sha256": "5e" * 32,
+            "settings": {"part": "block", "remove": sorted(numbers - {0}), "objective": "perplexity", "seed": None},
+            "text": TEXTS[0],
+            "test_text": TEXTS[1],
+            "base": base,
+            "candidates": candidates,
+            "best": best,
+            "tests": {
+                each.removed: on_test(1.25 * each.perplexity, 1.25 * base.perplexity) for each in (base, *best.values())
+            },
+            "timings": {number: timing(number, blocks) for number in sorted(numbers)},
+            "work": {"block_tokens": 786432, "one_by_one": {"block_tokens": 9437184}, "saved_fraction": 0.75},
+            "environment": {"versions": {"torch": "2.13.0"}, "threads": 2},
+        }
+        return Found(**values | changes)
+
+    return make
+
+
+@pytest.fixture
+def make_sets() -> Callable[..., dict[tuple[int, ...], float]]:
+    """Return perplexities of all sets of up to so many of the 12 blocks: products of those of single blocks."""
+
+    def make(most: int, blocks: int = 12) -> dict[tuple[int, ...], float]:
+        return {
+            removed: BASE_PERPLEXITY
+            * math.prod(SINGLE[index % 12] / BASE_PERPLEXITY for index in removed)
+            * (1.1 + 0.1 * math.sin(17 * sum((index + 1) ** 2 for index in removed))) ** (len(removed) - 1)
+            for number in range(1, most + 1)
+            for removed in combinations(range(blocks), number)
+        }
+
+    return make

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 
 import pytest
+from pages import HOSTILE
 
-from layerfold.report import write_html
+from layerfold.report import write_html, write_search_html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -62,6 +63,15 @@ def test_hostile_recovery_runs_nothing_and_reports_no_error(open_page, hostile_r
     assert "<title>layerfold: pocket</title>" in document
     assert '<h2 id="recovery">' in document
     assert document.count("<svg") == 4
+
+
+def test_hostile_search_runs_nothing_and_reports_no_error(open_page, make_found, tmp_path):
+    write_search_html(make_found(model=HOSTILE, text={HOSTILE: HOSTILE}), tmp_path / "search.html")
+    document, console = open_page(tmp_path / "search.html")
+    assert console == []
+    assert "<title>layerfold: &lt;script&gt;" in document
+    assert document.count("<svg") == 2
+    assert "</html>" in document
 
 
 def test_the_check_sees_what_it_looks_for(open_page, tmp_path):

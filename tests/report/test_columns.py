@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from layerfold.report import numerals
-from layerfold.report.columns import COLUMNS, DASH, TIMES_BASE, Cell, columns
+from layerfold.report.columns import COLUMNS, columns
+from layerfold.report.tables import DASH, TIMES_BASE, Cell
 from layerfold.statistics import Interval
 
 

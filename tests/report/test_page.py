@@ -5,40 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
+from pages import HOSTILE, Page
 
 from layerfold.report import write_html
 from layerfold.report.columns import columns
-
-HOSTILE = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
-
-
-class Page(HTMLParser):
-    """The page's elements, and the text of its table cells, row by row."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.rows, self.text, self.cell = [], [], [], None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.cell = []
-            self.rows[-1].append(self.cell)
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.cell = None
-
-    def handle_data(self, data):
-        self.text.append(data)
-        if self.cell is not None and data.strip():
-            self.cell.append(data.strip())
 
 
 def page_of(results, tmp_path):

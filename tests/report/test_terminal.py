@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from layerfold.report import print_table
-from layerfold.report.columns import MISSING, columns
+from layerfold.report.columns import columns
+from layerfold.report.tables import MISSING
 
 
 def printed(results, width, **options):

@@ -1,7 +1,18 @@
-"""What a study shows: a table in the terminal, a CSV file and one self-contained HTML page."""
+"""What a study, or a search, shows: tables in the terminal and in files, and one self-contained HTML page."""
 
 from layerfold.report.page import write_html
+from layerfold.report.search_page import write_search_html
+from layerfold.report.search_spreadsheet import write_search_csv, write_search_parquet
+from layerfold.report.search_terminal import print_search
 from layerfold.report.spreadsheet import write_csv
 from layerfold.report.terminal import print_table
 
-__all__ = ["print_table", "write_csv", "write_html"]
+__all__ = [
+    "print_search",
+    "print_table",
+    "write_csv",
+    "write_html",
+    "write_search_csv",
+    "write_search_html",
+    "write_search_parquet",
+]

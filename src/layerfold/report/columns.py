@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from layerfold.records import BASE_LABEL, RECOVERY, Json, Results
 from layerfold.report import numerals
+from layerfold.report.tables import TIMES_BASE, Cell, Direction, Table, shown
 from layerfold.statistics import Interval
-
-DASH = "\N{EN DASH}"
-TIMES_BASE = "\N{MULTIPLICATION SIGN} base"
-
-MISSING = DASH
-"""What stands where nothing was measured."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure as it is shown: the value, and its interval (empty where the value has none)."""
-
-    value: str
-    interval: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,7 @@ class Column:
     evaluator: str
     key: str = "value"
     show: Callable[[float], str] = numerals.significant
-    better: Literal["lower", "higher", ""] = ""
+    better: Direction = ""
     interval: bool = False
     removed: bool = False
     detail: bool = False
@@ -73,15 +59,7 @@ class Column:
 
     def cell(self, results: Results, label: str) -> Cell:
         """Return the figure of a variant as it is shown."""
-        found = self.read(results, label)
-        if found is None:
-            return Cell(MISSING, "")
-        bounds = [self.show(bound) for bound in (found.low, found.high)]
-        certain = found.low == found.value == found.high
-        if not self.interval or certain or bounds == ["nan", "nan"]:
-            return Cell(self.show(found.value), "")
-        separator = " to " if found.low < 0 else DASH
-        return Cell(self.show(found.value), f"{bounds[0].removesuffix('%')}{separator}{bounds[1]}")
+        return shown(self.read(results, label), self.show, self.interval)
 
 
 COLUMNS = (
@@ -149,6 +127,13 @@ def columns(results: Results) -> tuple[Column, ...]:
     )
 
 
+def table(results: Results, detail: bool = False) -> Table:
+    """Return the table of these results: the columns of the first, or the details."""
+    chosen = [column for column in columns(results) if column.detail == detail]
+    rows = [(label, [column.cell(results, label) for column in chosen]) for label in results.labels]
+    return Table("variant", BASE_LABEL, chosen, rows)
+
+
 def _qualified(results: Results, column: Column) -> Column:
     """Say in the header what the figures are of: the published protocols, models after recovery.
 
@@ -171,7 +156,7 @@ def _generic(results: Results, evaluator: str) -> Column:
     scores = (results.score(label, evaluator) for label in results.labels)
     score = next((score for score in scores if score is not None), {})
     unit = str(score.get("unit", ""))
-    directions: dict[Json, Literal["lower", "higher"]] = {True: "lower", False: "higher"}
+    directions: dict[Json, Direction] = {True: "lower", False: "higher"}
     return Column(
         name=evaluator,
         title=evaluator,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from layerfold.records import BASE_LABEL, Results
 from layerfold.report import numerals
+from layerfold.report.placement import Box, place
 
 # Stand-ins that `_embed` replaces by the page's colours, so that one drawing follows the light and the dark scheme.
 INK, MUTED, GRID, CARD = "#000001", "#000002", "#000003", "#000004"
@@ -29,6 +30,8 @@ PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", C
 SIZE = (5.5, 4.6)
 FONT_SIZE = 9.5
 LABEL_LENGTH = 22
+# Of 1, 2 and 5 times the powers of ten, a logarithmic axis no longer than this factor may have one or none.
+NARROW = 5.0
 STYLE = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -108,7 +111,8 @@ def draw(
 def scales(axes: Axes, x: str, show_x: Callable[[float], str], y: str, show_y: Callable[[float], str]) -> None:
     """Name both axes and write their numbers; y is logarithmic."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > NARROW * low else MaxNLocator(6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(show_y, value)))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -151,6 +155,18 @@ def annotate(
         arrowprops=leader | {"relpos": (0.0 if align == "left" else 0.5, 0.5)},
         zorder=4,
     )
+
+
+def name_points(axes: Axes, points: Sequence[tuple[str, float, float]], obstacles: Sequence[Box]) -> None:
+    """Write labels beside their points of the axes' data, so that they cover no marker and no obstacle."""
+    centres = [on_page(axes, x, y) for _, x, y in points]
+    sizes = [(width(label), 1.15 * FONT_SIZE) for label, _, _ in points]
+    markers = [Box.around(*centre, 12, 12) for centre in centres]
+    area = axes.bbox
+    bounds = Box(area.x0 + 4, area.y0 + 2, area.x1, area.y1)
+    targets = place(centres, sizes, [*markers, *obstacles], bounds)
+    for (label, *point), centre, target in zip(points, centres, targets, strict=True):
+        annotate(axes, label, (point[0], point[1]), (target[0] - centre[0], target[1] - centre[1]))
 
 
 def on_page(axes: Axes, x: float, y: float) -> tuple[float, float]:

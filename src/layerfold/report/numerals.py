@@ -63,6 +63,14 @@ def rough_percent(value: float) -> str:
     return f"{100 * value:.0f}%" if 0.0995 <= abs(value) < math.inf else percent(value)
 
 
+def change(percent: float) -> str:
+    """Write a change in percent with its sign: ``-43.0%``, ``+107%``, ``+30,686%``."""
+    if not math.isfinite(percent):
+        return significant(percent)
+    sign = "+" if percent > 0 else ""
+    return f"{percent:+.1f}%" if abs(percent) < 99.95 else f"{sign}{significant(percent)}%"
+
+
 def printable(text: str) -> str:
     """Replace what is not printable (line ends, escape sequences, surrogates), so that text stays in its place."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

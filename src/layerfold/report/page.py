@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from base64 import b64encode
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from layerfold.records import BASE_LABEL, RECOVERY, Results, write_text
+from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import numerals
-from layerfold.report.columns import COLUMNS, MISSING, Cell, Column, columns
+from layerfold.report.columns import COLUMNS, columns, table
 from layerfold.report.plots import plot
 from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
 from layerfold.report.recovery import section
+from layerfold.report.tables import MISSING
+from layerfold.report.template import write_page
 
 PLOTTED = (("parameters", "perplexity"), ("latency_ms", "perplexity"))
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns with their cells, by label, as the page shows them."""
-
-    columns: Sequence[Column]
-    rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
 @dataclass(frozen=True)
@@ -49,29 +38,16 @@ def write_html(results: Results, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    # Half of a surrogate pair, which a recipe in JSON can hold, has no UTF-8.
-    write_text(path, _render(results).encode("utf-8", "replace").decode("utf-8"))
-
-
-def _render(results: Results) -> str:
-    template_environment = Environment(
-        loader=PackageLoader("layerfold.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template_environment.globals.update(BASE_LABEL=BASE_LABEL, MISSING=MISSING)
-    style = files("layerfold.report").joinpath("report.css").read_text(encoding="utf-8")
     shown = {column.name: column for column in columns(results)}
     drawings = [plot(results, shown[x], shown[y]) for x, y in PLOTTED if x in shown and y in shown]
     recovery = section(results)
-    return template_environment.get_template("report.html.j2").render(
-        base=results.base,
-        style=Markup(style),
-        style_hash=b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+    write_page(
+        path,
+        "report.html.j2",
+        kind="report",
+        title=results.base,
         summary=_summary(results),
-        tables=[_table(results, detail) for detail in (False, True)],
+        tables=[table(results, detail) for detail in (False, True)],
         plots=[(drawing, Markup(drawing.svg)) for drawing in drawings],
         recovery=recovery,
         curves=[(drawing, Markup(drawing.svg)) for drawing in recovery.plots] if recovery else [],
@@ -82,11 +58,6 @@ def _render(results: Results) -> str:
         environments=environments(results),
         recipe=json.dumps(results.recipe, indent=2, ensure_ascii=False, default=str),
     )
-
-
-def _table(results: Results, detail: bool) -> Table:
-    shown = [column for column in columns(results) if column.detail == detail]
-    return Table(shown, [(label, [column.cell(results, label) for column in shown]) for label in results.labels])
 
 
 def _summary(results: Results) -> str:

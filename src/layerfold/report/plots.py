@@ -14,20 +14,18 @@ from layerfold.report import numerals
 from layerfold.report.columns import Column
 from layerfold.report.drawing import (
     CARD,
-    FONT_SIZE,
     INK,
     MUTED,
     SERIES,
     Plot,
-    annotate,
     draw,
     family,
     legend,
+    name_points,
     on_page,
     scales,
-    width,
 )
-from layerfold.report.placement import Box, place
+from layerfold.report.placement import Box
 from layerfold.statistics import Interval
 
 MARKERS = "osD^vPX"
@@ -127,19 +125,14 @@ def _axis(column: Column) -> str:
 
 
 def _label(axes: Axes, points: Sequence[_Point]) -> None:
-    centres = [on_page(axes, point.x.value, point.y.value) for point in points]
-    sizes = [(width(point.label), 1.15 * FONT_SIZE) for point in points]
-    obstacles = [Box.around(*centre, 12, 12) for centre in centres]
-    for point, centre in zip(points, centres, strict=True):
+    bars = []
+    for point in points:
+        x, y = on_page(axes, point.x.value, point.y.value)
         (before,), (after,) = _error(point.x)
         ends = [on_page(axes, point.x.value + shift, point.y.value)[0] for shift in (-before, after)]
-        obstacles.append(Box(ends[0], centre[1] - 1.5, ends[1], centre[1] + 1.5))
+        bars.append(Box(ends[0], y - 1.5, ends[1], y + 1.5))
         (below,), (above,) = _error(point.y)
         lowest = point.y.value - below if below < point.y.value else point.y.value
         ends = [on_page(axes, point.x.value, end)[1] for end in (lowest, point.y.value + above)]
-        obstacles.append(Box(centre[0] - 1.5, ends[0], centre[0] + 1.5, ends[1]))
-    area = axes.bbox
-    bounds = Box(area.x0 + 4, area.y0 + 2, area.x1, area.y1)
-    for point, centre, target in zip(points, centres, place(centres, sizes, obstacles, bounds), strict=True):
-        offset = (target[0] - centre[0], target[1] - centre[1])
-        annotate(axes, point.label, (point.x.value, point.y.value), offset)
+        bars.append(Box(x - 1.5, ends[0], x + 1.5, ends[1]))
+    name_points(axes, [(point.label, point.x.value, point.y.value) for point in points], bars)

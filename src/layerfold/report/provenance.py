@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from layerfold.records import RECOVERY, Json, Record, Results
 from layerfold.report.columns import COLUMNS
+from layerfold.report.tables import MISSING
 
 NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better", "parameters", "base_value", "mean"} | {
     column.key for column in COLUMNS if column.evaluator != RECOVERY
@@ -62,12 +63,12 @@ def protocols(results: Results) -> list[Protocol]:
             reported = {} if evaluator == RECOVERY else record.score
             for key, value in [*(given if isinstance(given, dict) else {}).items(), *reported.items()]:
                 if key not in NOT_A_SETTING and not isinstance(value, (list, dict)) and value is not None:
-                    settings.setdefault(key, []).append(f"{value:,}" if type(value) is int else str(value))
+                    settings.setdefault(key, []).append(_phrase(value))
         if records:
             versions = list(dict.fromkeys(record.protocol for record in records))
-            listing = [(_words(key), "; ".join(dict.fromkeys(values))) for key, values in settings.items()]
+            entries = [(_words(key), "; ".join(dict.fromkeys(values))) for key, values in settings.items()]
             published = any(record.score.get("protocol") == "published" for record in records)
-            found.append(Protocol(evaluator, versions, listing, published))
+            found.append(Protocol(evaluator, versions, entries, published))
     return found
 
 
@@ -90,22 +91,28 @@ def other_notes(results: Results) -> list[tuple[str, Listing]]:
         (label, [(_words(key), _text(value)) for key, value in notes.items() if key != "pairs"])
         for label, notes in _notes(results)
     )
-    return [(label, listing) for label, listing in listings if listing]
+    return [(label, entries) for label, entries in listings if entries]
 
 
 def environments(results: Results) -> list[Listing]:
     """Return each distinct environment that records were made in."""
-    found = [
-        [
-            (
-                _words(key),
-                ", ".join(f"{name} {of}" for name, of in value.items()) if isinstance(value, dict) else str(value),
-            )
-            for key, value in record.environment.items()
-        ]
-        for record in _records(results)
-    ]
-    return [listing for index, listing in enumerate(found) if listing and listing not in found[:index]]
+    found = [listing(record.environment) for record in _records(results)]
+    return [entries for index, entries in enumerate(found) if entries and entries not in found[:index]]
+
+
+def listing(values: Mapping[str, Json]) -> Listing:
+    """Return names with their values as the page lists them."""
+    return [(_words(name), _phrase(value)) for name, value in values.items()]
+
+
+def _phrase(value: Json) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_phrase(of)}" for name, of in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_phrase, value))
+    if value is None:
+        return MISSING
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _records(results: Results) -> Iterator[Record]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from layerfold.records import BASE_LABEL, RECOVERY, Json, Results
 from layerfold.report import numerals
-from layerfold.report.columns import DASH, MISSING
 from layerfold.report.curves import curves
 from layerfold.report.drawing import Plot
 from layerfold.report.provenance import Listing
+from layerfold.report.tables import DASH, MISSING
 
 METHODS = {"distill": "distillation", "finetune": "fine-tuning"}
 

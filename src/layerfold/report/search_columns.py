@@ -1,0 +1,198 @@
+"""The tables of a search for blocks to drop: the one definition that the terminal and the page read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from layerfold.report import numerals
+from layerfold.report.tables import DASH, MISSING, TIMES_BASE, Direction, Table, shown
+from layerfold.search.found import Candidate, Found
+from layerfold.statistics import Interval
+
+NONE = "none"
+NOUNS = {"attention": "attention layer", "ffn": "FFN"}
+"""What a search removes, by its ``part``; blocks otherwise."""
+
+Read = Callable[[Found, Candidate], Interval | None]
+
+
+@dataclass(frozen=True)
+class SearchColumn:
+    """One figure of every candidate.
+
+    Attributes:
+        title, unit: the two lines of the header.
+        meaning: what the figure is, in a phrase.
+        read: returns the figure, or None where it has not been measured.
+        show: writes a number of this column.
+        better: which direction is better, where one is.
+        interval: whether to show bounds.
+        group: what columns that stay together have in common.
+    """
+
+    title: str
+    unit: str
+    meaning: str
+    read: Read
+    show: Callable[[float], str]
+    better: Direction = ""
+    interval: bool = False
+    group: str = ""
+
+
+def removed(candidate: Candidate) -> str:
+    """Write what is removed, as the published tables do."""
+    return " ".join(map(str, candidate.removed)) or NONE
+
+
+def condensed(candidate: Candidate) -> str:
+    """Write what is removed in little room: of three or more in a row, the first and the last."""
+    parts = []
+    for _, run in groupby(enumerate(candidate.removed), key=lambda each: each[1] - each[0]):
+        indices = [str(index) for _, index in run]
+        parts.append(DASH.join((indices[0], indices[-1])) if len(indices) > 2 else " ".join(indices))
+    return " ".join(parts)
+
+
+def noun(found: Found) -> str:
+    """Return the word for one of what the search removes."""
+    return NOUNS.get(str(found.settings.get("part")), "block")
+
+
+def counted(number: int, noun: str) -> str:
+    """Write how many there are of something: ``1 block``, ``1,203 blocks``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def left(found: Found, candidate: Candidate) -> int:
+    """Return how many are left of what the search removes; without attention, say, all blocks are left."""
+    return found.base.blocks - len(candidate.removed)
+
+
+def best(found: Found) -> list[Candidate]:
+    """Return the base, then the best of each number removed."""
+    return [found.base, *(found.best[number] for number in sorted(found.best) if number)]
+
+
+def singly(found: Found) -> bool:
+    """Return whether every candidate removes one block, as those of the published sequential table do."""
+    return all(len(candidate.removed) == 1 for candidate in found.candidates)
+
+
+def candidate_table(found: Found, most: int) -> Table:
+    """Return the published table: the base, then at most so many candidates.
+
+    Those that remove one block each stand in the order of the blocks, others by the objective.
+    """
+    objective = "kl" if found.settings.get("objective") == "kl" else "perplexity"
+
+    def rank(candidate: Candidate) -> tuple[bool, float]:
+        figure = getattr(candidate, objective)
+        return math.isnan(figure), figure
+
+    ordered = found.candidates if singly(found) else sorted(found.candidates, key=rank)
+    median = replace(MILLISECONDS, interval=False, meaning="median time per generated token")
+    columns = (_left(found), PERPLEXITY, median, PARAMETERS, PERPLEXITY_CHANGE, SPEED_CHANGE, KL)
+    return _table(found, columns, [found.base, *ordered[:most]])
+
+
+def footnotes(found: Found, table: Table) -> list[str]:
+    """Return what to say below a table of candidates: how many it leaves out, and why."""
+    # One row is the base's.
+    more = len(found.candidates) + 1 - len(table.rows)
+    given_up = "given up in the race, before all of the text was read"
+    return [
+        *([f"{counted(more, 'more candidate')} in the CSV file"] if more else []),
+        *([f"{counted(found.eliminated, 'more candidate')} {given_up}"] if found.eliminated else []),
+    ]
+
+
+def best_table(found: Found) -> Table:
+    """Return the base and the best of each number removed, with what they score on the test text."""
+    chosen_on = replace(PERPLEXITY, unit="selection")
+    columns = (_left(found), chosen_on, TEST_PERPLEXITY, TEST_RATIO, MILLISECONDS, SPEEDUP, PARAMETERS)
+    return _table(found, columns, best(found))
+
+
+def described(text: Mapping[str, Any]) -> str:
+    """Write which text was read: ``movie-reviews train, 65,536 tokens``."""
+    name = " ".join(str(text[key]) for key in ("corpus", "split") if text.get(key))
+    tokens = text.get("tokens")
+    return ", ".join(filter(None, (name, f"{tokens:,} tokens" if isinstance(tokens, int) else ""))) or MISSING
+
+
+def _table(found: Found, columns: Sequence[SearchColumn], candidates: Sequence[Candidate]) -> Table:
+    rows = [
+        (removed(candidate), [shown(column.read(found, candidate), column.show, column.interval) for column in columns])
+        for candidate in candidates
+    ]
+    return Table("removed", NONE, columns, rows)
+
+
+def _left(found: Found) -> SearchColumn:
+    words = f"{noun(found)}s left"
+    title, _, unit = words.partition(" ")
+    return SearchColumn(
+        title,
+        unit,
+        f"how many {noun(found)}s are left",
+        lambda found, each: _certain(left(found, each)),
+        numerals.whole,
+    )
+
+
+def _certain(value: float | None) -> Interval | None:
+    return None if value is None else Interval(value, value, value)
+
+
+def _figure(name: str) -> Read:
+    return lambda found, candidate: _certain(getattr(candidate, name))
+
+
+def _timing(name: str) -> Read:
+    return lambda found, candidate: getattr(found.timings.get(len(candidate.removed)), name, None)
+
+
+def _test(name: str) -> Read:
+    return lambda found, candidate: getattr(found.tests.get(candidate.removed), name, None)
+
+
+PERPLEXITY = SearchColumn(
+    "perplexity", "", "perplexity on the selection text", _figure("perplexity"), numerals.precise, "lower"
+)
+KL = SearchColumn(
+    "KL", "nats", "mean divergence from the base's next-token distribution, on the selection text", _figure("kl"),
+    numerals.significant, "lower",
+)  # fmt: skip
+PARAMETERS = SearchColumn(
+    "parameters", "", "distinct parameters: a shared tensor counts once", _figure("parameters"), numerals.count, "lower"
+)
+PERPLEXITY_CHANGE = SearchColumn(
+    "perplexity", "change", "perplexity on the selection text against the base's",
+    lambda found, candidate: _certain(found.perplexity_change_percent(candidate)), numerals.change, "lower",
+)  # fmt: skip
+SPEED_CHANGE = SearchColumn(
+    "latency", "change", "time per token against the base's: less than zero is faster",
+    lambda found, candidate: _certain(found.speed_change_percent(candidate)), numerals.change, "lower",
+)  # fmt: skip
+MILLISECONDS = SearchColumn(
+    "latency", "ms/token", "median time per generated token, with its quartiles", _timing("milliseconds"),
+    numerals.significant, "lower", interval=True, group="latency",
+)  # fmt: skip
+SPEEDUP = SearchColumn(
+    "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval", _timing("speedup"),
+    numerals.times, "higher", interval=True, group="latency",
+)  # fmt: skip
+TEST_PERPLEXITY = SearchColumn(
+    "perplexity", "test", "perplexity on the test text, with its 95% bootstrap interval", _test("perplexity"),
+    numerals.precise, "lower", interval=True, group="test",
+)  # fmt: skip
+TEST_RATIO = SearchColumn(
+    "perplexity", f"test, {TIMES_BASE}",
+    "perplexity on the test text divided by the base's, with the 95% interval of a paired bootstrap",
+    _test("versus_base"), numerals.times, "lower", interval=True, group="test",
+)  # fmt: skip

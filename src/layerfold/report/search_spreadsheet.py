@@ -1,0 +1,77 @@
+"""The candidates of a search as a CSV file and as a parquet file: one table in two forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from layerfold.errors import MissingExtraError
+from layerfold.records import replacing, write_text
+from layerfold.report.search_columns import removed
+from layerfold.search.found import Candidate, Found
+from layerfold.statistics import Interval
+
+Row = dict[str, str | float | None]
+
+# In parquet; other columns are of doubles.
+TYPES = {"removed": "string", "blocks": "int64", "parameters": "int64", "best": "bool"}
+
+
+def write_search_csv(found: Found, path: Path) -> None:
+    """Write one row a candidate, the base first: unrounded, and empty where nothing was measured.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    buffer = io.StringIO()
+    rows = _rows(found)
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | {"best": str(row["best"]).lower()} for row in rows)
+    write_text(path, buffer.getvalue())
+
+
+def write_search_parquet(found: Found, path: Path) -> None:
+    """Write the same table as parquet, with null where nothing was measured.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+        OutputError: the file cannot be written.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "datasets") from error
+    rows = _rows(found)
+    schema = pyarrow.schema([(name, TYPES.get(name, "double")) for name in rows[0]])
+    with replacing(path) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
+
+
+def _rows(found: Found) -> list[Row]:
+    return [_row(found, candidate) for candidate in (found.base, *found.candidates)]
+
+
+def _row(found: Found, candidate: Candidate) -> Row:
+    timing = found.timings.get(len(candidate.removed))
+    test = found.tests.get(candidate.removed)
+    return {
+        "removed": removed(candidate),
+        "blocks": candidate.blocks,
+        "perplexity": candidate.perplexity,
+        "kl": candidate.kl,
+        "parameters": candidate.parameters,
+        "milliseconds": None if timing is None else timing.milliseconds.value,
+        "perplexity_change_percent": found.perplexity_change_percent(candidate),
+        "speed_change_percent": found.speed_change_percent(candidate),
+        "best": candidate.removed == found.best.get(len(candidate.removed), found.base).removed,
+        **_bounds("test_perplexity", None if test is None else test.perplexity),
+        **_bounds("test_versus_base", None if test is None else test.versus_base),
+    }
+
+
+def _bounds(name: str, interval: Interval | None) -> Row:
+    figures = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), figures, strict=True))
