@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,14 @@ def tied(family: str) -> Model:
     return model
 
 
-KINDS = pytest.mark.parametrize("build", [plain, collapsed, tied])
+def lacking(family: str) -> Model:
+    model = tiny(family)
+    model.decoder.remove_("attention", [0, 3])
+    model.decoder.remove_("ffn", [1, 3])
+    return model
+
+
+KINDS = pytest.mark.parametrize("build", [plain, collapsed, tied, lacking])
 Build = Callable[[str], Model]
 
 
@@ -128,6 +136,112 @@ def test_compact_restores_ties_and_dense_does_not(family: str, tmp_path: Path) -
     assert pointers[1] == pointers[2] == pointers[3] != pointers[0]
     assert len({block.ffn.up.weight.data_ptr() for block in dense.blocks}) == 4
     assert dense.size() == tiny(family).decoder.size()
+
+
+def test_what_is_removed_is_named_and_only_the_dense_form_holds_its_zeros(family: str, tmp_path: Path) -> None:
+    model = lacking(family)
+    whole = set(tiny(family).decoder.model.state_dict())
+    gone = {name for name in whole if name.startswith(model.decoder.removed_prefixes)}
+    assert gone
+    for form in FORMATS:
+        model.save(tmp_path / form, format=form)
+        manifest = read_manifest(tmp_path / form)
+        assert manifest is not None
+        assert manifest["removed"] == {"attention": [0, 3], "ffn": [1, 3]}
+        loaded = load(tmp_path / form)
+        assert loaded.sha256 == model.sha256
+        assert loaded.decoder.size() == model.decoder.size()
+        assert loaded.decoder.size().parameters < tiny(family).decoder.size().parameters
+        assert loaded.decoder.removed_parts == model.decoder.removed_parts
+    compact = load_file(tmp_path / "compact" / COMPACT_WEIGHTS)
+    dense = load_file(tmp_path / "dense" / "model.safetensors")
+    assert not gone & compact.keys()
+    assert gone <= dense.keys()
+    assert not any(dense[name].any() for name in gone)
+    assert all(dense[name].shape == tiny(family).decoder.model.state_dict()[name].shape for name in gone)
+
+
+def test_a_tied_ffn_of_which_one_use_is_removed_comes_back(tmp_path: Path) -> None:
+    model = tied("llama")
+    model.decoder.remove_("ffn", [1])  # the one that gave the tensors their names
+    for form in FORMATS:
+        model.save(tmp_path / form, format=form)
+        loaded = load(tmp_path / form).decoder
+        assert torch.equal(logits(loaded), logits(model.decoder))
+        assert (loaded.size() == model.decoder.size()) == (form == "compact")
+
+
+@FORMAT
+def test_a_manifest_of_before_there_was_anything_to_remove_is_read(form: str, tmp_path: Path) -> None:
+    model = plain("gpt2")
+    model.save(tmp_path, format=form, overwrite=True)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    del manifest["removed"]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert load(tmp_path).sha256 == model.sha256
+
+
+@FORMAT
+@pytest.mark.parametrize(
+    "removed",
+    [
+        {"attention": [4]},
+        {"attention": [-1]},
+        {"attention": [0, 0]},
+        {"attention": 0},
+        {"attention": "03"},
+        {"attention": [0.0]},
+        {"attention": [[0]]},
+        {"attention": None},
+        {"atention": [0]},
+        ["attention"],
+        "attention",
+        None,
+        1,
+    ],
+)
+def test_a_damaged_list_of_what_is_removed_is_one_line(form: str, removed: Any, tmp_path: Path) -> None:
+    lacking("gpt2").save(tmp_path / "saved", format=form)
+    path = tmp_path / "saved" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"removed": removed}))
+    with pytest.raises(ModelError, match=r"layerfold\.json' is damaged: removed: .") as caught:
+        load(tmp_path / "saved")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "removed", "said"),
+    [
+        ("dense", {"attention": [0, 1]}, "'transformer.h.1.ln_1.weight' is of a removed sublayer, and not zero"),
+        ("dense", {"ffn": [0]}, "'transformer.h.0.ln_2.weight' is of a removed sublayer, and not zero"),
+        ("compact", {"attention": [0]}, "cannot be read"),
+        ("compact", {"attention": [0, 1, 3], "ffn": [1, 3]}, "cannot be read"),
+        ("compact", {"attention": [1, 3], "ffn": [1, 3]}, "cannot be read"),
+    ],
+)
+def test_a_list_that_names_other_sublayers_than_are_gone_is_one_line(
+    form: Any, removed: Any, said: str, tmp_path: Path
+) -> None:
+    lacking("gpt2").save(tmp_path / "saved", format=form)
+    path = tmp_path / "saved" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"removed": removed}))
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path / "saved")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hash_of_weights_tells_what_is_removed_from_what_is_zero() -> None:
+    zeros = tiny("gpt2").decoder
+    for name, tensor in zeros.model.state_dict().items():
+        if name.startswith(("transformer.h.1.attn.", "transformer.h.1.ln_1.")):
+            tensor.zero_()
+    attention, ffn, other = (tiny("gpt2").decoder for _ in range(3))
+    attention.remove_("attention", [1])
+    ffn.remove_("ffn", [1])
+    other.remove_("attention", [2])
+    assert torch.equal(logits(zeros), logits(attention))
+    assert len({hash_weights(decoder.model) for decoder in (tiny("gpt2").decoder, zeros, attention, ffn, other)}) == 5
 
 
 def test_compact_keeps_embeddings_tied_as_the_architecture_ties_them(tmp_path: Path) -> None:
@@ -219,6 +333,15 @@ def test_weights_that_are_given_are_written_in_place_of_the_models_own(tmp_path:
     read_dense_(other, tmp_path / "weights")
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     assert torch.equal(model.state_dict()["lm_head.weight"] + 1, state["lm_head.weight"]), "and the model is let alone"
+
+
+def test_weights_that_are_not_zero_where_a_sublayer_was_removed_are_of_another_model(tmp_path: Path) -> None:
+    write_dense(plain("gpt2").decoder.model, tmp_path / "weights")
+    model = lacking("gpt2").decoder.model
+    before = hash_weights(model)
+    with pytest.raises(ModelError, match=r"the weights in .* is of a removed sublayer, and not zero$"):
+        read_dense_(model, tmp_path / "weights")
+    assert hash_weights(model) == before
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "none", "missing", "stray", "shape"])

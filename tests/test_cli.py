@@ -96,6 +96,31 @@ def test_a_tied_merge_is_smaller_in_compact_form_and_exports_to_dense(
     assert torch.equal(load(again).decoder.model(ids).logits, load(dense).decoder.model(ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("words", "dropped", "blocks"),
+    [
+        (["--blocks", "1,3"], "blocks 1,3", 2),
+        (["--random", 2, "--seed", 1], "blocks 1,2", 2),
+        (["--fraction", 0.5, "--part", "attention", "--format", "compact"], "the attention of blocks 1,3", 4),
+        (["--blocks", "0-3", "--part", "ffn"], "the ffn of blocks 0,1,2,3", 4),
+    ],
+    ids=["named", "drawn", "attention", "ffn"],
+)
+def test_drop_says_what_it_dropped_and_what_is_left(
+    layerfold: Any, model: Path, tmp_path: Path, words: list[object], dropped: str, blocks: int
+) -> None:
+    out = tmp_path / "out"
+    done = layerfold("compress", "drop", *words, "--model", model, "--output-dir", out)
+    assert done.code == 0, done.err
+    smaller = load(out).decoder.size().parameters
+    assert smaller < 60_320
+    assert done.out.splitlines() == [
+        f"dropped {dropped}",
+        f"60,320 distinct parameters in 4 blocks -> {smaller:,} in {blocks}",
+        f"wrote {out} ({'compact' if '--format' in words else 'dense'})",
+    ]
+
+
 def test_eval_json_is_one_document_and_nothing_else(layerfold: Any, model: Path, study_corpus: str) -> None:
     done = layerfold("eval", model, "--corpus", study_corpus, "--metrics", "perplexity,size", "--json")
     assert done.code == 0, done.err
@@ -154,6 +179,13 @@ REFUSED = [
     (["compress", "merge", "--n", 2, "--groups", "0-1"], "accepted: one of the two"),
     (["compress", "collapse", "--groups", "2-4"], "groups '2-4' for a model of blocks 0 ... 3"),
     (["compress", "collapse", "--groups", "2"], "group '2'; accepted: first-last"),
+    (["compress", "drop"], "blocks None, random None and fraction None; accepted: one of the three"),
+    (["compress", "drop", "--blocks", "1", "--random", 1], "accepted: one of the three"),
+    (["compress", "drop", "--blocks", "1,4"], "blocks '1,4' for a model of blocks 0 ... 3"),
+    (["compress", "drop", "--blocks", "3-1"], "block '3-1'; accepted: an index or first-last"),
+    (["compress", "drop", "--blocks", "0-3"], "blocks '0-3' is 4 of the model's 4 blocks; accepted: at most 3"),
+    (["compress", "drop", "--random", 4], "random 4 is 4 of the model's 4 blocks; accepted: at most 3"),
+    (["compress", "drop", "--fraction", 1], "fraction 1.0; accepted: above 0 and below 1"),
     (["compress", "merge", "--n", 2, "--corpus", "imbd"], "unknown corpus 'imbd'; did you mean 'imdb'?"),
     (["compress", "merge", "--n", 2, "--corpus", "wikitext/wikitext-2-raw-v1"], "the Hub cannot be reached"),
     (["compress", "merge", "--n", 2, "--corpus", "imdb", "--tokens", 0], "limit of 0 tokens; accepted: 2 or more"),

@@ -66,6 +66,42 @@ def test_tied_ffns_share_storage_count_once_and_stay_tied_in_a_copy(family: str)
     assert decoder.blocks[0].ffn.up.weight.all()
 
 
+def test_the_norm_is_the_one_before_the_head(family: str) -> None:
+    decoder, seen = tiny(family).decoder, []
+    handle = decoder.norm.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    expected = logits(decoder)
+    handle.remove()
+    assert torch.equal(decoder.model.get_output_embeddings()(seen[0]), expected)
+
+
+@pytest.mark.parametrize(("family", "overrides"), INDEXED)
+def test_a_sharing_copy_has_the_parameters_and_a_structure_of_its_own(
+    family: str, overrides: dict[str, object]
+) -> None:
+    decoder = tiny(family, **overrides).decoder
+    decoder.blocks[2].ffn.tie_(decoder.blocks[1].ffn)
+    before, size = logits(decoder), decoder.size()
+    shared = decoder.copy(share=True)
+    names = dict(decoder.model.named_parameters(remove_duplicate=False))
+    assert dict(shared.model.named_parameters(remove_duplicate=False)).keys() == names.keys()
+    for name, parameter in shared.model.named_parameters(remove_duplicate=False):
+        assert parameter is names[name], name
+    assert shared.size() == size
+    assert torch.equal(logits(shared), before)
+    by_hand = step_through(decoder, [0, 3], token_ids())
+    shared.keep_([0, 3])
+    with torch.no_grad():
+        kept = shared.model.base_model(input_ids=token_ids(), use_cache=False).last_hidden_state
+    assert torch.allclose(kept, by_hand, atol=1e-4)
+    for part in ("attention", "ffn"):
+        shared.remove_(part, [0])
+    # None of which the other notices.
+    assert torch.equal(logits(decoder), before)
+    assert decoder.size() == size
+    assert continued(decoder) == continued(decoder, use_cache=False)
+    assert decoder.model.config.num_hidden_layers == decoder.n_blocks == BLOCKS
+
+
 def test_size_counts_zeros_apart() -> None:
     decoder = tiny("gpt2").decoder
     before = decoder.size()
@@ -128,6 +164,50 @@ def test_keep_refuses_what_are_not_blocks_in_order(indices: list[int]) -> None:
     with pytest.raises(InputError, match=r"blocks to keep: .*accepted: distinct indices in 0 \.\.\. 3"):
         decoder.keep_(indices)
     assert decoder.n_blocks == BLOCKS
+
+
+def test_the_view_of_a_block_without_ffn_says_so_and_all_else_goes_on(family: str) -> None:
+    decoder = tiny(family).decoder
+    ids = token_ids()
+    decoder.remove_("ffn", [1])
+    assert [block.index for block in decoder.blocks] == list(range(BLOCKS))
+    assert decoder.blocks[2].ffn.d_ffn > 0
+    with pytest.raises(InputError, match=r"^block 1 has no FFN: it was dropped$"):
+        _ = decoder.blocks[1].ffn
+    with torch.no_grad():
+        hidden = decoder.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    assert torch.equal(step_through(decoder, list(range(BLOCKS)), ids), hidden)
+    decoder.check_finite()
+
+
+def test_what_is_removed_is_named_by_what_is_not_in_the_state(family: str) -> None:
+    decoder = tiny(family).decoder
+    assert decoder.removed_prefixes == ()
+    before = set(decoder.model.state_dict())
+    decoder.remove_("attention", [0, 2])
+    decoder.remove_("ffn", [2])
+    after = set(decoder.model.state_dict())
+    gone = {name for name in before if name.startswith(decoder.removed_prefixes)}
+    assert gone == before - after
+    assert len(gone) > 10
+    assert all(any(name.startswith(prefix) for name in gone) for prefix in decoder.removed_prefixes)
+    assert decoder.removed_parts == decoder.copy().removed_parts == {"attention": (0, 2), "ffn": (2,)}
+
+
+@pytest.mark.parametrize("indices", [[1, 1], [-1], [BLOCKS], [0, BLOCKS], ["1"]])
+@pytest.mark.parametrize("part", ["attention", "ffn"])
+def test_removing_what_is_not_there_is_refused(part: str, indices: list[int]) -> None:
+    decoder = tiny("gpt2").decoder
+    with pytest.raises(
+        InputError, match=rf"blocks to remove the {part} of: .*accepted: distinct indices in 0 \.\.\. 3"
+    ):
+        decoder.remove_(part, indices)
+    with pytest.raises(
+        InputError, match=r"unknown part 'atention'; did you mean 'attention'\? accepted: attention, ffn"
+    ):
+        decoder.remove_("atention", [1])
+    decoder.remove_(part, [])
+    assert decoder.removed_parts == {"attention": (), "ffn": ()}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

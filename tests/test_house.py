@@ -16,7 +16,7 @@ import layerfold
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
     0: "errors defaults folders memory network linalg statistics progress records yamlfiles",
-    1: "families decoder stepping checkpoint",
+    1: "families ffn sublayers decoder stepping checkpoint",
     2: "corpora textfiles decoding windows calibration scoring hub",
     3: "methods evaluators recovery",
     4: "recipe variants search study api",
@@ -27,7 +27,7 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.spl
 APART = ("methods", "evaluators")  # one file a method, one an evaluator: none knows another
 MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "recovery"}
 PUBLIC = {
-    *("Collapse", "Decoder", "Distill", "Finetune", "recover"),
+    *("Collapse", "Decoder", "Distill", "Drop", "Finetune", "recover"),
     *("Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Recipe"),
     *("Score", "Size", "Study", "compress", "default_recipe", "evaluate", "load", "read_recipe"),
 }

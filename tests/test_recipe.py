@@ -59,7 +59,7 @@ VARIANT: dict[str, Any] = {"label": "a", "merge": {"n": 2}}
         ({"variants": [VARIANT | {"label": ""}]}, ["variants[0].label", "at least 1"]),
         ({"variants": [VARIANT | {"label": 3}]}, ["variants[0].label", "valid string", "3"]),
         ({"variants": [{"merge": {"n": 2}}]}, ["variants[0].label", "Field required"]),
-        ({"variants": [{"label": "a"}]}, ["variants[0]", "one of collapse, load, merge"]),
+        ({"variants": [{"label": "a"}]}, ["variants[0]", "one of collapse, drop, load, merge"]),
         ({"variants": [{"label": "a", "merg": {"n": 2}}]}, ["unknown key or method 'merg'", "did you mean 'merge'?"]),
         ({"variants": [VARIANT | {"collapse": {"n": 2}}]}, ["accepted: label and one of"]),
         (

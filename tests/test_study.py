@@ -188,7 +188,7 @@ def test_calibration_text_in_the_test_text_is_an_error(base: Model, write: Any, 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(base: Model, study_corpus: str, write: Any) -> None:
     kept = write("mine/notes.txt", "mine")
-    with pytest.raises(OutputError, match="something other than a study"):
+    with pytest.raises(OutputError, match="something other than such a run"):
         Study(recipe(study_corpus), kept.parent, base=base)
     run(Study(recipe(study_corpus, evaluate=["size"]), kept.parent, base=base, overwrite=True))
     assert kept.read_text() == "mine"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from layerfold.errors import LayerfoldError
     from layerfold.evaluators import Generation, Latency, Perplexity, Score, Size
     from layerfold.hub import Model, load
-    from layerfold.methods import Collapse, Merge
+    from layerfold.methods import Collapse, Drop, Merge
     from layerfold.recipe import Recipe, default_recipe, read_recipe
     from layerfold.recovery import Distill, Finetune
     from layerfold.study import Study
@@ -22,6 +22,7 @@ _WHERE = {
     "Collapse": "methods",
     "Decoder": "decoder",
     "Distill": "recovery",
+    "Drop": "methods",
     "Finetune": "recovery",
     "Generation": "evaluators",
     "Latency": "evaluators",
@@ -45,6 +46,7 @@ __all__ = [
     "Collapse",
     "Decoder",
     "Distill",
+    "Drop",
     "Finetune",
     "Generation",
     "Latency",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from layerfold import memory
-from layerfold.decoder import FFN, Decoder
+from layerfold.decoder import Decoder
 from layerfold.errors import InputError
+from layerfold.ffn import FFN
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import CrossMoments

@@ -2,17 +2,19 @@
 
 Two forms, and no third by tying keys:
 
-- *dense*: what transformers writes, ties between FFNs materialised; loads with plain transformers.
+- *dense*: what transformers writes, ties between FFNs materialised and removed sublayers written as zeros; loads with
+  plain transformers.
 - *compact*: each distinct tensor once, with the names that share it in ``layerfold.json``; layerfold rebuilds it
   exactly. Its weights are not called ``model.safetensors``, so that a plain load fails instead of filling what is
   missing with random values.
 
-Both hold the tokenizer and ``layerfold.json``, which says where the model comes from.
+Both hold the tokenizer and ``layerfold.json``, which says where the model comes from and which sublayers are gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import tempfile
@@ -61,6 +63,7 @@ def save(
     check_format(format)
     with quiet(), writing_folder(directory, overwrite=overwrite) as folder:
         manifest: dict[str, Any] = {"format": format, "format_version": FORMAT_VERSION, "provenance": dict(provenance)}
+        manifest["removed"] = decoder.removed_parts
         if format == "compact":
             manifest |= _write_compact(decoder.model, folder)
         else:
@@ -79,15 +82,34 @@ def check_format(format: str) -> None:
 def write_dense(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write what plain transformers loads: tensors tied beyond what the architecture declares are copied.
 
+    Zeros stand for what was removed: they compute the same.
+
     Args:
         state: the weights, where they are not to be taken from the model, as when it is sharded.
     """
     state = dict(model.state_dict() if state is None else state)
+    state |= _zeros(model)
     declared = {alias for alias in _aliases(model) if alias in model.all_tied_weights_keys}
     for alias in _aliases(model):
         if alias not in declared:
             state[alias] = state[alias].clone()
     model.save_pretrained(folder, state_dict=state)
+
+
+def _zeros(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Zeros for every tensor of the removed sublayers."""
+    prefixes = Decoder(model).removed_prefixes
+    if not prefixes:
+        return {}
+    with torch.device("meta"):  # for the shapes alone
+        whole = type(model)(copy.deepcopy(model.config)).state_dict()
+    return {name: torch.zeros(t.shape, dtype=model.dtype) for name, t in whole.items() if name.startswith(prefixes)}
+
+
+def _check_zeros(state: Mapping[str, Tensor], prefixes: tuple[str, ...], folder: Path) -> None:
+    for name, tensor in state.items():
+        if name.startswith(prefixes) and tensor.any():
+            raise ModelError(f"the weights in {str(folder)!r}: {name!r} is of a removed sublayer, and not zero")
 
 
 def read_dense_(model: PreTrainedModel, folder: Path) -> None:
@@ -98,13 +120,35 @@ def read_dense_(model: PreTrainedModel, folder: Path) -> None:
     """
     try:
         state = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-        found = model.load_state_dict(state, strict=False)
+        removed = Decoder(model).removed_prefixes
+        _check_zeros(state, removed, folder)
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(removed)}
+        found = model.load_state_dict(kept, strict=False)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ModelError(f"the weights in {str(folder)!r} cannot be read: {_first_line(error)}") from error
     missing = set(found.missing_keys) - set(_aliases(model))
     if missing or found.unexpected_keys:
         told = f"missing {sorted(missing)[:3]}, unexpected {sorted(found.unexpected_keys)[:3]}"
         raise ModelError(f"the weights in {str(folder)!r} are of another model: {told}")
+
+
+def remove_parts_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> None:
+    """Remove the sublayers that a manifest says are gone, from a decoder whose dense form holds zeros there.
+
+    Raises:
+        ModelError: the manifest names what cannot be removed, or there are no zeros.
+    """
+    state = decoder.model.state_dict()
+    _remove_(decoder, manifest, folder)
+    _check_zeros(state, decoder.removed_prefixes, folder)
+
+
+def _remove_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> None:
+    try:
+        for part, indices in manifest.get("removed", {}).items():
+            decoder.remove_(part, indices)
+    except (InputError, AttributeError, TypeError) as error:
+        raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: removed: {error}") from error
 
 
 def _write_compact(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
@@ -172,6 +216,7 @@ def load_compact(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedMode
         tensors = load_file(weights)
         config = AutoConfig.from_pretrained(directory)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+        _remove_(Decoder(model), manifest, directory)
         state = tensors | {alias: tensors[name] for alias, name in aliases.items()}
         model.load_state_dict(state, strict=True, assign=True)
         if (directory / "generation_config.json").is_file():

@@ -1,8 +1,4 @@
-"""A uniform live view of a causal language model, and the edits on it.
-
-Nothing here copies weights: a `Matrix` reads and writes the model's own parameters, always in (out, in) orientation,
-so that no method needs to know that GPT-2's `Conv1D` stores the transpose.
-"""
+"""A uniform live view of a causal language model, and the edits on it."""
 
 from __future__ import annotations
 
@@ -10,121 +6,20 @@ import copy
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from layerfold import defaults
-from layerfold.errors import InputError, ModelError
-from layerfold.families import family_of
+from layerfold.errors import InputError, ModelError, one_of
+from layerfold.families import Family, family_of
+from layerfold.ffn import FFN, Matrix
+from layerfold.sublayers import PARTS, AbsentAttention, AbsentFFN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class Matrix:
-    """A live view of one affine map, whatever stores it (`nn.Linear`, `Conv1D`)."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self._transposed = type(module).__name__ == "Conv1D"
-
-    @property
-    def weight(self) -> Tensor:
-        """(out, in); writing into it changes the model."""
-        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
-        return weight.T if self._transposed else weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """(out,), or None; writing into it changes the model."""
-        bias = self.module.bias
-        return None if bias is None else bias.detach()  # type: ignore[operator]
-
-    def tie_(self, other: Matrix) -> None:
-        """Use the other matrix's parameters from now on."""
-        self.module.weight = other.module.weight
-        self.module.bias = other.module.bias
-
-    def own_(self) -> None:
-        """Use parameters of its own from now on, with the values they have."""
-        for name, parameter in list(self.module.named_parameters(recurse=False)):
-            setattr(self.module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
-
-
-class FFN:
-    """A block's feed-forward part: down(act(up x)), or down(act(gate x) * up x) where it is gated.
-
-    A *neuron* is one of the `d_ffn` inputs of `down`.
-    """
-
-    def __init__(self, module: nn.Module, up: Matrix, gate: Matrix | None, down: Matrix) -> None:
-        self.module = module
-        self.up, self.gate, self.down = up, gate, down
-
-    @property
-    def matrices(self) -> tuple[Matrix, ...]:
-        """`up`, `gate` where there is one, `down`."""
-        return (self.up, self.down) if self.gate is None else (self.up, self.gate, self.down)
-
-    @property
-    def d_ffn(self) -> int:
-        """The number of neurons."""
-        return self.down.weight.shape[1]
-
-    def tensors(self, order: Tensor | None = None) -> list[Tensor]:
-        """All weights and biases in a fixed order: live, or copied with the neurons reordered by `order`, (d_ffn,)."""
-        found: list[Tensor] = []
-        for matrix in self.matrices:
-            weight, bias = matrix.weight, matrix.bias
-            if order is not None and matrix is self.down:
-                weight = weight[:, order]
-            elif order is not None:
-                weight, bias = weight[order], None if bias is None else bias[order]
-            found += [weight] if bias is None else [weight, bias]
-        return found
-
-    def copy_(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite all weights and biases, given in the order of `tensors`."""
-        for target, source in zip(self.tensors(), tensors, strict=True):
-            target.copy_(source)
-
-    def permute_(self, order: Tensor) -> None:
-        """Reorder the neurons; neuron i becomes the old neuron order[i]. Changes no output."""
-        self.copy_(self.tensors(order))
-
-    def tie_(self, other: FFN) -> None:
-        """Use the other FFN's parameters from now on."""
-        for mine, theirs in zip(self.matrices, other.matrices, strict=True):
-            mine.tie_(theirs)
-
-    def own_(self) -> None:
-        """Use parameters of its own from now on, with the values they have."""
-        for matrix in self.matrices:
-            matrix.own_()
-
-    @torch.no_grad()
-    def neurons(self, inputs: Tensor) -> Tensor:
-        """Compute the neurons' activations, (..., d_ffn), from the FFN's inputs, (..., d_model)."""
-        captured: list[Tensor] = []
-
-        def stop(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            captured.append(arguments[0])
-            raise _Stop
-
-        handle = self.down.module.register_forward_pre_hook(stop)
-        try:
-            self.module(inputs)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-        return captured[0]
-
-
-class _Stop(Exception):
-    """Ends a forward pass once what was wanted has been seen."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +28,19 @@ class Block:
 
     index: int
     module: nn.Module
-    ffn: FFN
+    family: Family
+
+    @cached_property
+    def ffn(self) -> FFN:
+        """Its feed-forward part.
+
+        Raises:
+            InputError: it was removed.
+        """
+        ffn: nn.Module = operator.attrgetter(self.family.ffn)(self.module)
+        if isinstance(ffn, AbsentFFN):
+            raise InputError(f"block {self.index} has no FFN: it was dropped")
+        return FFN(ffn, self.family)
 
 
 @dataclass(frozen=True)
@@ -168,16 +75,13 @@ class Decoder:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks, first to last."""
-        return tuple(Block(i, module, self._ffn(module)) for i, module in enumerate(self._modules))
+        return tuple(Block(i, module, self.family) for i, module in enumerate(self._modules))
 
-    def _ffn(self, block: nn.Module) -> FFN:
-        ffn: nn.Module = operator.attrgetter(self.family.ffn)(block)
-
-        def matrix(name: str) -> Matrix:
-            return Matrix(operator.attrgetter(name)(ffn))
-
-        gate = None if self.family.gate is None else matrix(self.family.gate)
-        return FFN(ffn, matrix(self.family.up), gate, matrix(self.family.down))
+    @property
+    def norm(self) -> nn.Module:
+        """The norm after the last block, before the LM head."""
+        norm: nn.Module = operator.attrgetter(self.family.norm)(self.model)
+        return norm
 
     @property
     def n_blocks(self) -> int:
@@ -237,15 +141,62 @@ class Decoder:
             if getattr(self.model.config, "scale_attn_by_inverse_layer_idx", False) and hasattr(module, "c_attn"):
                 # The scale is 1 / (index + 1) of the place where a block is built: take the new place's, as a reload
                 # will, and keep what the block computes by folding the quotient into the queries.
-                fused = module.c_attn
-                with torch.no_grad():
-                    fused.weight[:, : self.d_model] *= (index + 1) / (old + 1)
-                    fused.bias[: self.d_model] *= (index + 1) / (old + 1)
+                fused = Matrix(module.c_attn)
+                fused.own_()  # another decoder may use these parameters, at the old place
+                for tensor in fused.tensors:
+                    tensor[: self.d_model] *= (index + 1) / (old + 1)
                 module.scaling = module.scaling * (old + 1) / (index + 1)
 
-    def copy(self) -> Decoder:
-        """Return an independent copy; tensors tied here are tied there."""
-        return Decoder(copy.deepcopy(self.model))
+    @property
+    def removed_parts(self) -> dict[str, tuple[int, ...]]:
+        """The indices of the blocks that have no attention, under ``attention``, and of those that have no FFN."""
+        return {part: tuple(i for i in range(self.n_blocks) if self._is_absent(part, i)) for part in PARTS}
+
+    @property
+    def removed_prefixes(self) -> tuple[str, ...]:
+        """What the names of the tensors that are gone with the removed parts would begin with."""
+        gone = ((part, index) for part, indices in self.removed_parts.items() for index in indices)
+        return tuple(f"{path}." for part, index in gone for path in self._paths(part, index))
+
+    def _is_absent(self, part: str, index: int) -> bool:
+        return isinstance(self.model.get_submodule(self._paths(part, index)[0]), AbsentAttention | AbsentFFN)
+
+    def _paths(self, part: str, index: int) -> tuple[str, str]:
+        """Paths from the causal LM to a part of a block and to the norm before it."""
+        family = self.family
+        names = (family.ffn, family.ffn_norm) if part == "ffn" else (family.attention, family.attention_norm)
+        return f"{family.blocks}.{index}.{names[0]}", f"{family.blocks}.{index}.{names[1]}"
+
+    def remove_(self, part: str, indices: Sequence[int]) -> None:
+        """Remove the ``attention`` or the ``ffn`` of some blocks, with the norm before it.
+
+        Raises:
+            InputError: no such part, an index that is not a block, a repeated one, or a part that is gone already.
+        """
+        if part not in PARTS:
+            raise InputError(f"unknown part {one_of(part, PARTS)}")
+        chosen = list(indices)
+        if len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(self.n_blocks)):
+            raise InputError(
+                f"blocks to remove the {part} of: {chosen}; accepted: distinct indices in 0 ... {self.n_blocks - 1}"
+            )
+        for index in chosen:
+            if self._is_absent(part, index):
+                raise InputError(f"block {index} has no {'FFN' if part == 'ffn' else part}: it was dropped")
+        for index in chosen:
+            sublayer, norm = self._paths(part, index)
+            self.model.set_submodule(sublayer, AbsentFFN() if part == "ffn" else AbsentAttention(index))
+            self.model.set_submodule(norm, nn.Identity())
+
+    def copy(self, *, share: bool = False) -> Decoder:
+        """Return a copy that can be edited while this one stays; tensors tied here are tied there.
+
+        Args:
+            share: let it use the same parameters, so that it needs no memory of its own: what changes its structure
+                leaves this decoder alone, what writes into its weights does not.
+        """
+        tensors = (*self.model.parameters(), *self.model.buffers()) if share else ()
+        return Decoder(copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors}))
 
     def size(self) -> Size:
         """Count distinct and non-zero parameters."""

@@ -6,6 +6,9 @@ CALIBRATION_TOKENS = 16_384
 LIMIT_TOKENS = 65_536
 """Tokens of test text that a study's perplexity is measured on, unless its recipe says otherwise."""
 
+SELECTION_TOKENS = 16_384
+"""Tokens of validation text that a search judges its candidates by."""
+
 CONTEXT = 2048
 """Longest window that text is cut into unless a recipe says otherwise; a model's own maximum where that is less."""
 

@@ -13,23 +13,51 @@ class Family:
 
     Attributes:
         blocks: path from the causal LM to the list of blocks.
-        ffn: path from a block to its FFN.
+        norm: path from the causal LM to the norm after the last block.
+        attention, attention_norm: a block's attention and the norm before it.
+        ffn, ffn_norm: a block's FFN and the norm before it.
         up, gate, down: matrices inside the FFN; `gate` is None where there is none.
         depth: the configuration's name for the number of blocks.
     """
 
     blocks: str
+    norm: str
+    attention: str
+    attention_norm: str
     ffn: str
+    ffn_norm: str
     up: str
     gate: str | None
     down: str
     depth: str
 
 
-_GATED = Family("model.layers", "mlp", "up_proj", "gate_proj", "down_proj", "num_hidden_layers")
+_GATED = Family(
+    blocks="model.layers",
+    norm="model.norm",
+    attention="self_attn",
+    attention_norm="input_layernorm",
+    ffn="mlp",
+    ffn_norm="post_attention_layernorm",
+    up="up_proj",
+    gate="gate_proj",
+    down="down_proj",
+    depth="num_hidden_layers",
+)
 
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("transformer.h", "mlp", "c_fc", None, "c_proj", "n_layer"),
+    "gpt2": Family(
+        blocks="transformer.h",
+        norm="transformer.ln_f",
+        attention="attn",
+        attention_norm="ln_1",
+        ffn="mlp",
+        ffn_norm="ln_2",
+        up="c_fc",
+        gate=None,
+        down="c_proj",
+        depth="n_layer",
+    ),
     "llama": _GATED,
     "mistral": _GATED,
     "qwen2": _GATED,

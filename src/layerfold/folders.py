@@ -35,6 +35,24 @@ def check_folder(directory: Path, *, overwrite: bool) -> None:
             )
 
 
+def check_run_folder(directory: Path, marker: str, *, overwrite: bool) -> None:
+    """Raise OutputError for a folder that holds something other than a run, which would be gone on with.
+
+    Args:
+        marker: glob pattern of a file that a run's folder has.
+        overwrite: accept it all the same; nothing in it is removed.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty, new or a run's")
+    # What a killed process left of a file it was writing is no reason to refuse.
+    held = directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
+    if held and not overwrite and not any(directory.glob(marker)):
+        raise OutputError(
+            f"the output folder {str(directory)!r} holds something other than such a run ({marker}); "
+            "--overwrite writes into it"
+        )
+
+
 @contextlib.contextmanager
 def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder beside `directory` that takes its place when the block ends without an error."""

@@ -164,7 +164,10 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
         raise ModelError(
             f"the folder {str(folder)!r} holds no .safetensors weights{f' (only {kinds}, not loaded)' if kinds else ''}"
         )
-    return Model(_from_pretrained(str(folder), options), tokenizer, provenance)
+    decoder = _from_pretrained(str(folder), options)
+    if manifest is not None:
+        checkpoint.remove_parts_(decoder, manifest, folder)
+    return Model(decoder, tokenizer, provenance)
 
 
 def _load_gguf(path: Path, options: dict[str, Any]) -> Model:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,8 +41,7 @@ def window_nats(
     with fused_activations(decoder.model):
         for batch in progress.track(windows.batches(_BATCH_TOKENS), description):
             input_ids = windows.input_ids[batch]
-            position = torch.arange(windows.context)
-            scored = (position >= windows.first_scored[batch, None]) & (position < windows.lengths[batch, None])
+            scored = scored_positions(windows, batch)
             hidden = decoder.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             # The state at position t predicts the token at t + 1.
             nats = token_nats(decoder, hidden[:, :-1][scored[:, 1:]], input_ids[scored])
@@ -49,32 +50,83 @@ def window_nats(
     return totals
 
 
+def scored_positions(windows: Windows, batch: slice | list[int]) -> Tensor:
+    """Return which tokens of these windows are scored, (windows, context) bool."""
+    position = torch.arange(windows.context)
+    return (position >= windows.first_scored[batch, None]) & (position < windows.lengths[batch, None])
+
+
 @torch.no_grad()
 def token_nats(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each target, (tokens,), from final hidden states, (tokens, d_model).
+    """Negative log-likelihood of each target, (tokens,), from final hidden states, (tokens, d_model)."""
+    return log_partition(decoder, hidden) - target_logits(decoder, hidden, targets)
+
+
+def target_logits(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Logit of each target, (tokens,), from final hidden states, (tokens, d_model)."""
+    weight, bias = _head(decoder)
+    logits = (hidden.to(weight.dtype) * weight[targets]).sum(1)
+    return (logits if bias is None else logits + bias[targets]).float()
+
+
+def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
+    """Log of the sum of the exponentials of all logits, (tokens,), from final hidden states, (tokens, d_model).
 
     Goes through the vocabulary in tiles for all tokens at once: products of that shape run near the machine's full
     rate, where a few tokens against the whole vocabulary do not.
     """
-    head = decoder.model.get_output_embeddings()
-    weight: Tensor = head.weight
-    bias: Tensor | None = getattr(head, "bias", None)
+    weight, bias = _head(decoder)
     hidden = hidden.to(weight.dtype)
-    chosen = torch.empty(len(hidden))
-    largest = torch.full((len(hidden), 1), -torch.inf)
-    total = torch.zeros(len(hidden), 1)
+    zero = hidden.new_zeros(len(hidden), 1)
+    _, first = next(_tiles(weight, bias, hidden, zero))
+    shift = first.amax(1, keepdim=True)
+    total = _sum_exponentials(weight, bias, hidden, shift)
+    if not torch.isfinite(total).all():
+        # A logit lies further above the first tile's largest than float32 can tell: take the largest of all.
+        for _, logits in _tiles(weight, bias, hidden, zero):
+            shift = torch.maximum(shift, logits.amax(1, keepdim=True))
+        total = _sum_exponentials(weight, bias, hidden, shift)
+    return (total.log_() + shift)[:, 0].float()
+
+
+@torch.no_grad()
+def expected_embedding(decoder: Decoder, hidden: Tensor) -> Tensor:
+    """Mean of the LM head's rows under the predicted distribution, (tokens, d_model), from final hidden states.
+
+    With w that mean under p, and logits linear in the hidden state, KL(p || q) = log Z_q - log Z_p + (h_p - h_q) w:
+    one look at the vocabulary for each q, the same that its perplexity takes.
+    """
+    weight, bias = _head(decoder)
+    shift = log_partition(decoder, hidden)[:, None].to(weight.dtype)
+    hidden = hidden.to(weight.dtype)
+    mean = torch.zeros_like(hidden)
+    for rows, logits in _tiles(weight, bias, hidden, shift):
+        mean.addmm_(logits.exp_(), weight[rows])
+    return mean.float()
+
+
+def _head(decoder: Decoder) -> tuple[Tensor, Tensor | None]:
+    """The LM head's weight, (vocabulary, d_model), and bias."""
+    head = decoder.model.get_output_embeddings()
+    bias: Tensor | None = getattr(head, "bias", None)
+    return head.weight.detach(), None if bias is None else bias.detach()
+
+
+def _tiles(weight: Tensor, bias: Tensor | None, hidden: Tensor, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of the vocabulary with their logits less `shift`, (tokens, rows), in one buffer."""
     columns = min(max(_LEAST_COLUMNS, _LOGIT_BYTES // (4 * max(1, len(hidden)))), len(weight))
     buffer = torch.empty(len(hidden) * columns, dtype=weight.dtype)
     for first in range(0, len(weight), columns):
-        piece = weight[first : first + columns]
-        logits = torch.mm(hidden, piece.T, out=buffer[: len(hidden) * len(piece)].view(len(hidden), len(piece)))
-        if bias is not None:
-            logits += bias[first : first + columns]
-        here = torch.nonzero((targets >= first) & (targets < first + columns))[:, 0]
-        chosen[here] = logits[here, targets[here] - first].float()
-        # Sum of exponentials so far, rescaled whenever a larger logit turns up.
-        larger = torch.maximum(largest, logits.amax(1, keepdim=True))
-        total *= (largest - larger).exp_()
-        total += logits.sub_(larger).exp_().sum(1, keepdim=True)
-        largest = larger
-    return (total.log_() + largest)[:, 0] - chosen
+        rows = slice(first, min(first + columns, len(weight)))
+        piece = weight[rows]
+        logits = buffer[: len(hidden) * len(piece)].view(len(hidden), len(piece))
+        # The shift goes in with the product: one reading of the tile less.
+        torch.addmm(shift, hidden, piece.T, beta=-1, out=logits)
+        yield rows, logits if bias is None else logits.add_(bias[rows])
+
+
+def _sum_exponentials(weight: Tensor, bias: Tensor | None, hidden: Tensor, shift: Tensor) -> Tensor:
+    total = torch.zeros_like(shift)
+    for _, logits in _tiles(weight, bias, hidden, shift):
+        total += logits.exp_().sum(1, keepdim=True)
+    return total

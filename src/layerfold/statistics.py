@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,16 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def map(self, function: Callable[[float], float]) -> Interval:
+        """Return the interval of what a rising function makes of the estimate."""
+        return Interval(function(self.value), function(self.low), function(self.high))
+
+
+def exponential(nats: float) -> float:
+    """Return e to that power; infinity where that is beyond all numbers."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats))
 
 
 class CrossMoments:

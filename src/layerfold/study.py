@@ -11,9 +11,9 @@ from typing import Any
 
 from layerfold import defaults
 from layerfold.corpora import check_disjoint
-from layerfold.errors import OutputError
 from layerfold.evaluators import Comparison, Evaluator, Perplexity, Score
 from layerfold.evaluators.perplexity import versus
+from layerfold.folders import check_run_folder
 from layerfold.hub import Model, load
 from layerfold.methods.base import Notes
 from layerfold.progress import SILENT, Progress, Step
@@ -51,16 +51,7 @@ class Study:
         self, recipe: Recipe, output_dir: Path | str, *, base: Model | None = None, overwrite: bool = False
     ) -> None:
         self.output_dir = Path(output_dir)
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise OutputError(
-                f"the output {str(output_dir)!r} is a file; accepted: a folder that is empty, new or a study's"
-            )
-        # What a killed process left of the marker itself is no reason to refuse.
-        held = [] if not self.output_dir.is_dir() else [p for p in self.output_dir.iterdir() if p.suffix != ".tmp"]
-        if held and not overwrite and not self._marker.is_file():
-            raise OutputError(
-                f"the output folder {str(output_dir)!r} holds something other than a study; --overwrite writes into it"
-            )
+        check_run_folder(self.output_dir, _MARKER, overwrite=overwrite)
         self.base = base if base is not None else load(recipe.base, revision=recipe.revision)
         self._store = RecordStore(self.output_dir / "records")
         self._variants = Variants(recipe, self.base, self.output_dir)

@@ -33,6 +33,14 @@ def test_flops_of_a_tiny_gpt2_by_hand() -> None:
     assert flops_per_token(tiny("gpt2").decoder, 10) == 2 * matrices + attention
 
 
+def test_flops_without_attention_or_ffn_by_hand() -> None:
+    decoder = tiny("gpt2").decoder
+    decoder.remove_("attention", [0, 2])
+    decoder.remove_("ffn", [2])
+    matrices = VOCABULARY * 32 + BLOCKS * GPT2_BLOCK_MATRICES - 2 * (32 * 96 + 32 * 32) - 2 * 32 * 128
+    assert flops_per_token(decoder, 10) == 2 * matrices + (BLOCKS - 2) * 4 * 32 * 5.5
+
+
 def test_flops_of_a_gated_ffn_with_grouped_keys_by_hand() -> None:
     # Qwen 3: four query heads of 16 channels over two key heads, three FFN matrices of 32 x 48, an untied head.
     block = 32 * 64 + 2 * 32 * 32 + 64 * 32 + 3 * 32 * 48

@@ -19,7 +19,7 @@ from tiny import tiny
 import layerfold
 from layerfold.errors import InputError, OutputError
 from layerfold.hub import Model, Provenance
-from layerfold.methods import Collapse, Merge
+from layerfold.methods import Collapse, Drop, Merge
 from layerfold.recovery import Recovery, callbacks
 from layerfold.recovery import trainer as training
 from layerfold.recovery.arguments import training_arguments
@@ -241,10 +241,11 @@ def masked(model: Model) -> Model:
     [
         (lambda base: runs.small("llama"), {"accumulation": 2}),
         (lambda base: layerfold.compress(base, Merge(n=2, align="none", tie=True)), {}),
+        (lambda base: layerfold.compress(base, Drop(blocks="0,2", part="attention")), {}),
         (lambda base: masked(runs.small()), {"weight_decay": 0.1}),
         (lambda base: runs.small(), {"freeze": ("*.wte.*",), "schedule": "cosine", "warmup": 0.5}),
     ],
-    ids=["gated, in pieces", "tied", "masked", "frozen"],
+    ids=["gated, in pieces", "tied", "dropped", "masked", "frozen"],
 )
 def test_whatever_is_trained_goes_on_as_it_was(
     make: Any, settings: dict[str, Any], study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

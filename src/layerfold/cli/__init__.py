@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from layerfold.cli import compress, measure, recover
+from layerfold.cli import compress, measure, recover, search
 from layerfold.errors import LayerfoldError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     help="Make GPT-2-style language models smaller by their layers, and measure what that cost.",
 )
 app.add_typer(compress.app, name="compress")
+app.add_typer(search.app, name="search")
 app.command("recover")(recover.recover)
 app.command("export")(compress.export)
 app.command("eval")(measure.evaluate)

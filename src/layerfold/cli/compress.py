@@ -39,7 +39,8 @@ def merge(
     from layerfold.methods import Merge
 
     method = Merge(n=n, groups=groups, align=align.value, anchor=anchor.value, tie=tie)
-    _compress(method, model, revision, trust_remote_code, corpus, tokens, seed, output_dir, format, overwrite)
+    base = (model, revision, trust_remote_code)
+    _compress(method, *base, output_dir, format, overwrite, corpus=corpus, tokens=tokens, seed=seed)
 
 
 @app.command()
@@ -62,7 +63,29 @@ def collapse(
     from layerfold.methods import Collapse
 
     method = Collapse(n=n, groups=groups, align=align.value, anchor=anchor.value)
-    _compress(method, model, revision, trust_remote_code, corpus, tokens, seed, output_dir, format, overwrite)
+    base = (model, revision, trust_remote_code)
+    _compress(method, *base, output_dir, format, overwrite, corpus=corpus, tokens=tokens, seed=seed)
+
+
+@app.command()
+def drop(
+    output_dir: options.OutputDir,
+    model: options.ModelName = "pocket",
+    blocks: options.Blocks = None,
+    random: options.DrawnCount = None,
+    fraction: options.DrawnFraction = None,
+    seed: options.DrawSeed = 0,
+    part: options.PartName = options.Part.block,
+    format: options.FormatName = options.Format.dense,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Remove blocks, or the attention or the FFN of blocks."""
+    from layerfold.methods import Drop
+
+    method = Drop(blocks=blocks, random=random, fraction=fraction, part=part.value, seed=seed)
+    _compress(method, model, revision, trust_remote_code, output_dir, format, overwrite)
 
 
 def _compress(
@@ -70,12 +93,13 @@ def _compress(
     name: str,
     revision: str | None,
     trust_remote_code: bool,
-    corpus: str | None,
-    tokens: int,
-    seed: int,
     output_dir: Path,
     format: options.Format,
     overwrite: bool,
+    *,
+    corpus: str | None = None,
+    tokens: int = defaults.CALIBRATION_TOKENS,
+    seed: int = 0,
 ) -> None:
     from layerfold import folders
     from layerfold.api import compress
@@ -94,6 +118,10 @@ def _compress(
             f"block {pair['block']:>2} to {pair['anchor']:>2}: mean matched correlation {pair['correlation']:.3f} "
             f"(unaligned {pair['unaligned']:.3f})"
         )
+    done = smaller.provenance.steps[-1]["method"]
+    if done["name"] == "drop":
+        kind = "blocks" if done["part"] == "block" else f"the {done['part']} of blocks"
+        typer.echo(f"dropped {kind} {done['blocks']}")
     after = smaller.decoder.size().parameters, smaller.decoder.n_blocks
     typer.echo(f"{before[0]:,} distinct parameters in {before[1]} blocks -> {after[0]:,} in {after[1]}")
     typer.echo(f"wrote {output_dir} ({format.value})")

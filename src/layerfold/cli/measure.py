@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from layerfold.cli import options
+from layerfold.cli.output import print_json
 from layerfold.console import drawn
 
 
@@ -45,7 +43,7 @@ def evaluate(
             progress=progress,
         )
     if as_json:
-        _print_json({name: score.to_json() for name, score in scores.items()})
+        print_json({name: score.to_json() for name, score in scores.items()})
         return
     for name, score in scores.items():
         interval = "" if score.low == score.high else f" [{score.low:,.4g}, {score.high:,.4g}]"
@@ -94,7 +92,7 @@ def study(
     write_csv(results, folder / "results.csv")
     write_html(results, folder / "report.html")
     if as_json:
-        _print_json(results.to_json())
+        print_json(results.to_json())
         return
     print_table(results, Console())
     typer.echo(f"run: {folder}\nreport: {folder / 'report.html'}")
@@ -106,24 +104,9 @@ def doctor(as_json: options.AsJson = False) -> None:
 
     found = examine()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for heading, entries in found.items():
         typer.echo(heading)
         for key, value in entries.items():
             typer.echo(f"  {key}: {value}")
-
-
-def _print_json(document: Any) -> None:
-    sys.stdout.write(json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no number for by null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

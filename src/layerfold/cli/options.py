@@ -31,6 +31,14 @@ class Format(StrEnum):
     compact = "compact"
 
 
+class Part(StrEnum):
+    """What of a block is dropped."""
+
+    block = "block"
+    attention = "attention"
+    ffn = "ffn"
+
+
 class ProtocolName(StrEnum):
     """How figures are measured."""
 
@@ -48,6 +56,13 @@ GroupSize = Annotated[int | None, typer.Option("--n", help="Blocks a group, from
 Groups = Annotated[str | None, typer.Option(help="Instead of --n: first-last block of each group, as 1-4,5-8.")]
 AlignName = Annotated[Align, typer.Option(help="How neurons are aligned.")]
 AnchorName = Annotated[Anchor, typer.Option(help="The block of each group that the others are aligned to.")]
+Blocks = Annotated[str | None, typer.Option(help="Blocks by index, from 0, as 1,3 or 2-4.")]
+DrawnCount = Annotated[int | None, typer.Option("--random", help="Instead of --blocks: how many to draw.")]
+DrawnFraction = Annotated[
+    float | None, typer.Option("--fraction", help="Instead of --blocks: what share of the depth to draw.")
+]
+DrawSeed = Annotated[int, typer.Option("--seed", help="Seed of the draw.")]
+PartName = Annotated[Part, typer.Option(help="The blocks themselves, or only their attention or FFN.")]
 CalibrationCorpus = Annotated[
     str | None, typer.Option("--corpus", help="Calibration text; by default the model's own.")
 ]

@@ -16,7 +16,7 @@ from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.hub import Model, default_corpus
 from layerfold.progress import SILENT, Progress
 from layerfold.scoring import window_nats
-from layerfold.statistics import Floats, bootstrap_ratio
+from layerfold.statistics import Floats, bootstrap_ratio, exponential
 from layerfold.windows import Windows, cut_windows
 
 _PUBLISHED_LINES, _PUBLISHED_BATCH, _PUBLISHED_TOKENS = 200, 2, 128
@@ -84,8 +84,7 @@ class Perplexity:
             nats = window_nats(model.decoder, windows, progress, "perplexity, windows")
             tokens = (windows.lengths - windows.first_scored).double().numpy()
             bits_per_byte = nats.sum() / math.log(2) / windows.bytes if windows.bytes else None
-        interval = bootstrap_ratio(nats, tokens)
-        value, low, high = (float(x) for x in np.exp([interval.value, interval.low, interval.high]))
+        interval = bootstrap_ratio(nats, tokens).map(exponential)
         details = {
             "tokens": int(tokens.sum()),
             "bits_per_byte": bits_per_byte,
@@ -93,7 +92,7 @@ class Perplexity:
             "window_nats": nats.tolist(),
             "window_tokens": tokens.astype(int).tolist(),
         }
-        return Score(value, low, high, "perplexity", lower_is_better=True, details=details)
+        return Score(interval.value, interval.low, interval.high, "perplexity", lower_is_better=True, details=details)
 
     @cached_property
     def _read(self) -> dict[str, Corpus]:
@@ -162,6 +161,5 @@ def versus(score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | No
     if score.get("tokens_sha256") != base.get("tokens_sha256") or score["window_tokens"] != base["window_tokens"]:
         return None
     difference = np.array(score["window_nats"]) - np.array(base["window_nats"])
-    interval = bootstrap_ratio(difference, np.array(score["window_tokens"], dtype=np.float64))
-    value, low, high = (float(x) for x in np.exp([interval.value, interval.low, interval.high]))
-    return {"value": value, "low": low, "high": high}
+    interval = bootstrap_ratio(difference, np.array(score["window_tokens"], dtype=np.float64)).map(exponential)
+    return {"value": interval.value, "low": interval.low, "high": interval.high}

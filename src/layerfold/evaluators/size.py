@@ -67,4 +67,5 @@ def flops_per_token(decoder: Decoder, context: int) -> int:
     config = decoder.model.config
     heads = int(config.num_attention_heads)
     channels = heads * int(getattr(config, "head_dim", None) or decoder.d_model // heads)
-    return 2 * (head + matrices) + 2 * channels * (context + 1) * decoder.n_blocks
+    attending = decoder.n_blocks - len(decoder.removed_parts["attention"])
+    return 2 * (head + matrices) + 2 * channels * (context + 1) * attending

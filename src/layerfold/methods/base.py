@@ -149,15 +149,23 @@ def _blocks(n_blocks: int) -> str:
 
 
 def _parse(groups: str) -> list[range]:
-    """Parse ``"1-4,5-8"`` into ranges, in order and disjoint."""
+    return parse_ranges(groups, "group", "first-last block of two or more, as in '1-4,5-8'", shortest=2)
+
+
+def parse_ranges(text: str, kind: str, accepted: str, *, shortest: int) -> list[range]:
+    """Parse inclusive ranges of block indices, as ``"0,2-4"``, in order and disjoint.
+
+    Raises:
+        InputError: a part that is no range of the shortest length, or an index that two of them hold.
+    """
     parsed = []
-    for part in groups.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part)
-        if not match or int(match[1]) >= int(match[2]):
-            raise InputError(f"group {part!r}; accepted: first-last block of two or more, as in '1-4,5-8'")
-        parsed.append(range(int(match[1]), int(match[2]) + 1))
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        if not match or int(match[2] or match[1]) < int(match[1]) + shortest - 1:
+            raise InputError(f"{kind} {part!r}; accepted: {accepted}")
+        parsed.append(range(int(match[1]), int(match[2] or match[1]) + 1))
     parsed.sort(key=lambda group: group.start)
     for one, two in pairwise(parsed):
         if two.start < one.stop:
-            raise InputError(f"groups {groups!r} overlap at block {two.start}")
+            raise InputError(f"{kind}s {text!r} name block {two.start} twice")
     return parsed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class TestFigure:
+class HeldOut:
     """What a candidate scores on the test text, which took no part in choosing it.
 
     Attributes:
@@ -73,7 +74,7 @@ class Found:
         tests: figures on the test text of the base, under (), and of the best.
         timings: by the number removed, 0 for the base; empty where nothing was timed.
         eliminated: how many more candidates a race gave up on before it had read all of the text.
-        work: passes over one block and over the LM head, in tokens, and what measuring each candidate by itself takes.
+        work: how many times a candidate was scored on a window, and how many times for all candidates on all windows.
         environment: versions, threads, processor.
     """
 
@@ -85,7 +86,7 @@ class Found:
     base: Candidate
     candidates: tuple[Candidate, ...]
     best: Mapping[int, Candidate]
-    tests: Mapping[tuple[int, ...], TestFigure]
+    tests: Mapping[tuple[int, ...], HeldOut]
     timings: Mapping[int, Timing] = field(default_factory=dict)
     eliminated: int = 0
     work: dict[str, Any] = field(default_factory=dict)
@@ -128,11 +129,11 @@ class Found:
         return {
             "removed": list(candidate.removed),
             "blocks": candidate.blocks,
-            "perplexity": candidate.perplexity,
-            "kl": candidate.kl,
+            "perplexity": _number(candidate.perplexity),
+            "kl": _number(candidate.kl),
             "parameters": candidate.parameters,
             "milliseconds": None if timing is None else timing.milliseconds.value,
-            "perplexity_change_percent": self.perplexity_change_percent(candidate),
+            "perplexity_change_percent": _number(self.perplexity_change_percent(candidate)),
             "speed_change_percent": self.speed_change_percent(candidate),
         } | (
             {}
@@ -141,5 +142,10 @@ class Found:
         )
 
 
-def _bounds(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+def _bounds(interval: Interval) -> dict[str, float | None]:
+    return {"value": _number(interval.value), "low": _number(interval.low), "high": _number(interval.high)}
+
+
+def _number(figure: float) -> float | None:
+    """JSON has no word for what is not a number or beyond all numbers."""
+    return figure if math.isfinite(figure) else None

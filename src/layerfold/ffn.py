@@ -1,0 +1,128 @@
+"""Live views of a block's feed-forward part and of its matrices, and the edits on them.
+
+Nothing here copies weights: a `Matrix` reads and writes the model's own parameters, always in (out, in) orientation,
+so that no method needs to know that GPT-2's `Conv1D` stores the transpose.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from layerfold.families import Family
+
+
+class Matrix:
+    """A live view of one affine map, whatever stores it (`nn.Linear`, `Conv1D`)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._transposed = type(module).__name__ == "Conv1D"
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in); writing into it changes the model."""
+        weight: Tensor = self.module.weight.detach()  # type: ignore[operator]
+        return weight.T if self._transposed else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,), or None; writing into it changes the model."""
+        bias = self.module.bias
+        return None if bias is None else bias.detach()  # type: ignore[operator]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """`weight`, and `bias` where there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def tie_(self, other: Matrix) -> None:
+        """Use the other matrix's parameters from now on."""
+        self.module.weight = other.module.weight
+        self.module.bias = other.module.bias
+
+    def own_(self) -> None:
+        """Use parameters of its own from now on, with the values they have."""
+        for name, parameter in list(self.module.named_parameters(recurse=False)):
+            setattr(self.module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+
+
+class FFN:
+    """A block's feed-forward part: down(act(up x)), or down(act(gate x) * up x) where it is gated.
+
+    A *neuron* is one of the `d_ffn` inputs of `down`.
+    """
+
+    def __init__(self, module: nn.Module, family: Family) -> None:
+        def matrix(name: str) -> Matrix:
+            return Matrix(operator.attrgetter(name)(module))
+
+        self.module = module
+        self.up, self.down = matrix(family.up), matrix(family.down)
+        self.gate = None if family.gate is None else matrix(family.gate)
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """`up`, `gate` where there is one, `down`."""
+        return (self.up, self.down) if self.gate is None else (self.up, self.gate, self.down)
+
+    @property
+    def d_ffn(self) -> int:
+        """The number of neurons."""
+        return self.down.weight.shape[1]
+
+    def tensors(self, order: Tensor | None = None) -> list[Tensor]:
+        """All weights and biases in a fixed order: live, or copied with the neurons reordered by `order`, (d_ffn,)."""
+        found: list[Tensor] = []
+        for matrix in self.matrices:
+            weight, bias = matrix.weight, matrix.bias
+            if order is not None and matrix is self.down:
+                weight = weight[:, order]
+            elif order is not None:
+                weight, bias = weight[order], None if bias is None else bias[order]
+            found += [weight] if bias is None else [weight, bias]
+        return found
+
+    def copy_(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite all weights and biases, given in the order of `tensors`."""
+        for target, source in zip(self.tensors(), tensors, strict=True):
+            target.copy_(source)
+
+    def permute_(self, order: Tensor) -> None:
+        """Reorder the neurons; neuron i becomes the old neuron order[i]. Changes no output."""
+        self.copy_(self.tensors(order))
+
+    def tie_(self, other: FFN) -> None:
+        """Use the other FFN's parameters from now on."""
+        for mine, theirs in zip(self.matrices, other.matrices, strict=True):
+            mine.tie_(theirs)
+
+    def own_(self) -> None:
+        """Use parameters of its own from now on, with the values they have."""
+        for matrix in self.matrices:
+            matrix.own_()
+
+    @torch.no_grad()
+    def neurons(self, inputs: Tensor) -> Tensor:
+        """Compute the neurons' activations, (..., d_ffn), from the FFN's inputs, (..., d_model)."""
+        captured: list[Tensor] = []
+
+        def stop(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            captured.append(arguments[0])
+            raise _Stop
+
+        handle = self.down.module.register_forward_pre_hook(stop)
+        try:
+            self.module(inputs)
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+        return captured[0]
+
+
+class _Stop(Exception):
+    """Ends a forward pass once what was wanted has been seen."""

@@ -1,0 +1,215 @@
+"""What has been measured of each candidate, in a file that an interrupted search goes on from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path as File
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from layerfold.decoder import Decoder
+from layerfold.progress import SILENT, Progress
+from layerfold.records import replacing
+from layerfold.scoring import expected_embedding, log_partition, scored_positions, target_logits
+from layerfold.search.walk import Path, walk
+from layerfold.statistics import Floats
+from layerfold.stepping import Stepper, fused_activations
+from layerfold.windows import Windows
+
+Part = Literal["block", "attention", "ffn"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""What candidates lack: whole blocks, or only that sublayer of them."""
+
+Removed = tuple[int, ...]
+"""Indices of the blocks that a candidate lacks (or whose attention or FFN it lacks), in order."""
+
+Objective = Literal["perplexity", "kl"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+PIECES = 8
+"""Each window is measured in so many pieces, from whose scatter a race tells how sure it is."""
+_BATCH_TOKENS = 1024
+_SAVE_SECONDS = 30.0
+
+
+class Scores:
+    """Nats and divergence of candidates on the windows of one text.
+
+    The divergence is KL(model as it is || candidate), which takes no more than the nats do: see
+    `scoring.expected_embedding`, of whose result d_model float32 a token are held.
+
+    Args:
+        decoder: the model as it is; never edited.
+        windows: the text.
+        part: what candidates lack.
+        file: where to keep what is measured; None keeps nothing.
+        key: says of what model and text the file must be; another file is replaced.
+
+    Attributes:
+        indices: the blocks that a candidate can lack.
+        tokens: (windows, pieces), how many tokens are scored in each piece.
+        block_tokens, head_tokens: work done here: tokens times blocks passed, and tokens for which the whole vocabulary
+            was gone through.
+    """
+
+    def __init__(
+        self, decoder: Decoder, windows: Windows, part: Part = "block", file: File | None = None, key: str = ""
+    ) -> None:
+        self.windows, self.part = windows, part
+        self._decoder, self._file, self._key = decoder, file, key
+        self._steppers = [Stepper(decoder)]
+        if part == "block":
+            self.indices = tuple(range(decoder.n_blocks))
+        else:
+            self.indices = tuple(i for i in range(decoder.n_blocks) if i not in decoder.removed_parts[part])
+            lacking = decoder.copy(share=True)
+            lacking.remove_(part, self.indices)
+            self._steppers.append(Stepper(lacking))
+        everything = list(range(len(windows)))
+        counts = torch.bincount(self._cells(everything), minlength=len(windows) * PIECES)
+        self.tokens: Floats = counts.view(len(windows), PIECES).double().numpy()
+        self._rows: dict[Removed, NDArray[np.float32]] = {}
+        self._references: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self.block_tokens = self.head_tokens = 0
+        self._read()
+
+    def path(self, removed: Removed) -> Path:
+        """Return the stages that a candidate passes: blocks, or, numbered on from the last, blocks lacking a part."""
+        n = self._decoder.n_blocks
+        if self.part == "block":
+            return tuple(i for i in range(n) if i not in removed)
+        return tuple(n + i if i in removed else i for i in range(n))
+
+    def values(self, removed: Removed, objective: Objective) -> Floats:
+        """Return sums of nats (``perplexity``) or divergence (``kl``), (windows, pieces); nan where not measured."""
+        values: Floats = self._rows[removed][OBJECTIVES.index(objective)].astype(np.float64)
+        return values
+
+    def mean(self, removed: Removed, objective: Objective) -> float:
+        """Return nats (``perplexity``) or divergence (``kl``) a token over all of the text; nan where not measured."""
+        return float(self.values(removed, objective).sum() / self.tokens.sum())
+
+    def parameters(self, removed: Removed) -> int:
+        """Count the distinct parameters of a candidate."""
+        blocks = [block.module for stepper in self._steppers for block in stepper.decoder.blocks]
+        used = {id(tensor): tensor.numel() for tensor in self._decoder.model.parameters()}
+        for block in blocks[: self._decoder.n_blocks]:
+            for tensor in block.parameters():
+                used.pop(id(tensor), None)
+        for stage in self.path(removed):
+            used |= {id(tensor): tensor.numel() for tensor in blocks[stage].parameters()}
+        return sum(used.values())
+
+    def measure(
+        self,
+        candidates: Iterable[Removed],
+        windows: Sequence[int] | None = None,
+        progress: Progress = SILENT,
+        description: str = "measuring",
+    ) -> None:
+        """Measure what is missing of candidates on these windows, all by default."""
+        chosen = list(range(len(self.windows))) if windows is None else list(windows)
+        size = max(1, _BATCH_TOKENS // self.windows.context)
+        batches = [chosen[first : first + size] for first in range(0, len(chosen), size)]
+        wanted = list(dict.fromkeys(candidates))
+        for removed in wanted:
+            if removed not in self._rows:
+                self._rows[removed] = np.full((len(OBJECTIVES), len(self.windows), PIECES), np.nan, dtype=np.float32)
+        missing = {tuple(batch): [c for c in wanted if np.isnan(self._rows[c][0, batch]).any()] for batch in batches}
+        work = self._measured(missing)
+        saved = time.monotonic()
+        try:
+            for _ in progress.track(work, description, float(sum(map(len, missing.values())))):
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    self._write()
+                    saved = time.monotonic()
+        finally:
+            work.close()
+            self._write()
+
+    @torch.no_grad()
+    def _measured(self, missing: dict[tuple[int, ...], list[Removed]]) -> Generator[Removed, None, None]:
+        """Measure candidates on batches of windows, yielding each that is done."""
+        self._decoder.model.eval()
+        for batch, candidates in missing.items():
+            if not candidates:
+                continue
+            rows = list(batch)
+            by_path = {self.path(removed): removed for removed in candidates}
+            input_ids, scored = self.windows.input_ids[rows], scored_positions(self.windows, rows)
+            targets, cells = input_ids[scored], self._cells(rows)
+            with ExitStack() as stack:
+                for stepper in self._steppers:
+                    stack.enter_context(fused_activations(stepper.decoder.model))
+                # Each stepper records what its blocks are called with; the states are the same.
+                first, *_ = [stepper.embed(input_ids) for stepper in self._steppers]
+                expected, constant = self._reference(batch, first, scored)
+                for path, hidden in walk(by_path, first, self._step):
+                    final = self._final(hidden, scored)
+                    partition = log_partition(self._decoder, final)
+                    nats = partition - target_logits(self._decoder, final, targets)
+                    # The constant is log Z_p - h_p w; what is left of the divergence is log Z_q - h_q w.
+                    divergence = partition - (final * expected).sum(1) - constant
+                    table = self._rows[by_path[path]]
+                    for sums, figures in zip(table, (nats, divergence), strict=True):
+                        total = torch.zeros(len(rows) * PIECES, dtype=torch.float64)
+                        sums[rows] = total.index_add_(0, cells, figures.double()).view(-1, PIECES).numpy()
+                    self.head_tokens += len(targets)
+                    yield by_path[path]
+
+    def _cells(self, rows: list[int]) -> Tensor:
+        """For each scored token of these windows, in order: which piece it is in, numbered through."""
+        pieces = torch.arange(self.windows.context) * PIECES // self.windows.context
+        return (torch.arange(len(rows))[:, None] * PIECES + pieces)[scored_positions(self.windows, rows)]
+
+    def _step(self, stage: int, hidden: Tensor) -> Tensor:
+        which, index = divmod(stage, self._decoder.n_blocks)
+        self.block_tokens += hidden.shape[0] * hidden.shape[1]
+        return self._steppers[which].step(index, hidden)
+
+    def _final(self, hidden: Tensor, scored: Tensor) -> Tensor:
+        """Normalised states from which the scored tokens are predicted: each stands one position before its token."""
+        states: Tensor = self._decoder.norm(hidden[:, :-1][scored[:, 1:]])
+        return states
+
+    def _reference(self, batch: tuple[int, ...], first: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+        """What the divergence needs of the model as it is: the expected embedding, and log Z less the state's part."""
+        if batch not in self._references:
+            hidden = first
+            for index in range(self._decoder.n_blocks):
+                hidden = self._step(index, hidden)
+            final = self._final(hidden, scored)
+            expected = expected_embedding(self._decoder, final)
+            constant = log_partition(self._decoder, final) - (final * expected).sum(1)
+            self._references[batch] = expected, constant
+            self.head_tokens += 3 * len(final)
+        return self._references[batch]
+
+    def _write(self) -> None:
+        if self._file is None or not self._rows:
+            return
+        lacking = np.zeros((len(self._rows), self._decoder.n_blocks), dtype=np.uint8)
+        for row, removed in enumerate(self._rows):
+            lacking[row, list(removed)] = 1
+        with replacing(self._file) as temporary:
+            save_file({"removed": lacking, "sums": np.stack(list(self._rows.values()))}, temporary, {"key": self._key})
+
+    def _read(self) -> None:
+        if self._file is None or not self._file.is_file():
+            return
+        try:
+            with safe_open(self._file, framework="numpy") as stored:
+                if stored.metadata()["key"] != self._key:
+                    return
+                lacking, sums = stored.get_tensor("removed"), stored.get_tensor("sums")
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            return  # damaged: it is measured again, and replaced
+        self._rows = {tuple(np.flatnonzero(row).tolist()): table for row, table in zip(lacking, sums, strict=True)}

@@ -1,0 +1,106 @@
+"""Choosing among candidates: by all of the text, or by a race that gives up on those that are clearly behind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerfold.progress import Progress
+from layerfold.search.scores import Objective, Removed, Scores
+from layerfold.statistics import Floats
+
+Groups = Mapping[int, Sequence[Removed]]
+"""Candidates that compete with each other, by how many blocks they lack."""
+
+MARGIN = 4.0
+"""Standard errors by which a candidate must be behind to be given up."""
+
+
+class Selection:
+    """Measures candidates and picks the best of each group.
+
+    With `race`, candidates are measured on one window, two, four and so on, and one is given up as soon as its paired
+    difference to the last of the leaders exceeds `MARGIN` standard errors. Windows come in a random order and without
+    replacement, so that the standard error shrinks to nothing as all of the text is read (finite population
+    correction); whoever is left then has been measured exactly. Without, all of the text is read at once.
+
+    Args:
+        seed: orders the windows of a race.
+
+    Attributes:
+        finished: the candidates that were measured on all of the text, in the order of their groups.
+        given_up: how many were not.
+        scored, all_windows: how often a candidate was scored on a window; how often it would have been without a race.
+
+    Source: the idea is that of Hoeffding races (Maron and Moore, NeurIPS 1994); the bound here is a normal one.
+    """
+
+    def __init__(self, scores: Scores, objective: Objective, *, race: bool, seed: int, progress: Progress) -> None:
+        self._scores, self._objective, self._progress = scores, objective, progress
+        order = list(range(len(scores.windows)))
+        self._rounds = list(_rounds(random.Random(seed).sample(order, len(order)))) if race else [order]
+        self.finished: list[Removed] = []
+        self.given_up = self.scored = self.all_windows = 0
+
+    def __call__(self, groups: Groups, keep: int) -> dict[int, list[Removed]]:
+        """Return the best of each group, so many, best first."""
+        running = {count: list(candidates) for count, candidates in groups.items()}
+        self.all_windows += sum(map(len, running.values())) * len(self._scores.windows)
+        read = 0
+        for windows in self._rounds:
+            self.scored += sum(map(len, running.values())) * (len(windows) - read)
+            read = len(windows)
+            said = f"{sum(map(len, running.values())):,} candidates on {len(windows)} windows"
+            self._scores.measure(chain(*running.values()), windows, self._progress, said)
+            if windows is not self._rounds[-1]:
+                running = {count: self._still_running(each, windows, keep) for count, each in running.items()}
+        self.finished += chain(*running.values())
+        return {count: self._ranked(candidates)[:keep] for count, candidates in running.items()}
+
+    def _still_running(self, candidates: list[Removed], windows: list[int], keep: int) -> list[Removed]:
+        values = np.stack([self._scores.values(removed, self._objective)[windows] for removed in candidates])
+        gone = behind(values, self._scores.tokens, windows, keep)
+        self.given_up += int(gone.sum())
+        return [removed for removed, given_up in zip(candidates, gone, strict=True) if not given_up]
+
+    def _ranked(self, candidates: list[Removed]) -> list[Removed]:
+        """Best first; of equal ones the first in order, and what is not a number last."""
+        means = {removed: self._scores.mean(removed, self._objective) for removed in candidates}
+        return sorted(means, key=lambda removed: (np.isnan(means[removed]), means[removed], removed))
+
+
+def behind(values: Floats, tokens: Floats, windows: Sequence[int], keep: int) -> NDArray[np.bool_]:
+    """Say which candidates are too far behind to be among the best `keep` in the end.
+
+    Args:
+        values: (candidates, windows read, pieces), sums over the tokens of each piece.
+        tokens: (all windows, pieces).
+        windows: which have been read.
+
+    Returns:
+        (candidates,).
+    """
+    if len(values) <= keep:
+        return np.zeros(len(values), dtype=bool)
+    used = tokens[windows] > 0
+    population, read = int((tokens > 0).sum()), int(used.sum())
+    pieces = values[:, used]
+    last = int(np.argsort(pieces.sum(1), kind="stable")[keep - 1])
+    difference = pieces - pieces[last]
+    error = difference.std(1, ddof=1) * np.sqrt(read * (1 - read / population))
+    gone: NDArray[np.bool_] = difference.sum(1) > MARGIN * error
+    gone[last] = False
+    return gone
+
+
+def _rounds(order: list[int]) -> Iterator[list[int]]:
+    """The first window, the first two, four, ... and all."""
+    size = 1
+    while size < len(order):
+        yield order[:size]
+        size *= 2
+    yield order

@@ -1,0 +1,49 @@
+"""Which candidates a search looks at: all of them, or those that follow from the best so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from math import comb
+from typing import Literal, get_args
+
+from layerfold.errors import InputError
+from layerfold.search.scores import Removed
+from layerfold.search.selection import Selection
+
+Strategy = Literal["exhaustive", "greedy", "beam"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+MOST_CANDIDATES = 10_000
+"""What an exhaustive search enumerates at most."""
+
+
+def exhaustive(select: Selection, indices: Sequence[int], counts: range) -> dict[int, Removed]:
+    """Look at every set of so many of these indices.
+
+    Raises:
+        InputError: more than `MOST_CANDIDATES` of them.
+    """
+    number = sum(comb(len(indices), count) for count in counts)
+    if number > MOST_CANDIDATES:
+        raise InputError(
+            f"strategy 'exhaustive' for {number:,} candidates; accepted: {MOST_CANDIDATES:,} at most; "
+            "take strategy beam or greedy, or remove fewer"
+        )
+    best = select({count: list(combinations(indices, count)) for count in counts}, 1)
+    return {count: candidates[0] for count, candidates in best.items()}
+
+
+def beam(select: Selection, indices: Sequence[int], counts: range, width: int) -> dict[int, Removed]:
+    """From the best `width` sets of each size, look at those with one index more; a width of 1 is the greedy search.
+
+    Sizes below the first of `counts` are gone through as well, being on the way.
+    """
+    best: dict[int, Removed] = {}
+    kept: list[Removed] = [()]
+    for count in range(1, counts.stop):
+        grown = {tuple(sorted((*removed, index))) for removed in kept for index in indices if index not in removed}
+        kept = select({count: sorted(grown)}, width)[count]
+        if count in counts:
+            best[count] = kept[0]
+    return best

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+from tables import flat, selection
+
+from layerfold.errors import InputError
+from layerfold.search.scores import Removed
+from layerfold.search.strategies import beam, exhaustive
+
+
+def trap(removed: Removed) -> float:
+    """1 and 2 are bad alone and best together; 0 is the best alone."""
+    if set(removed) >= {1, 2}:
+        return 1.0 + 0.01 * sum(removed)
+    return 3.0 + {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.4}[removed[0]] + 0.5 * (len(removed) - 1)
+
+
+def test_exhaustive_looks_at_every_set() -> None:
+    scores = flat(trap)
+    assert exhaustive(selection(scores, race=False), range(4), range(1, 4)) == {1: (0,), 2: (1, 2), 3: (0, 1, 2)}
+    assert len(scores.asked) == 4 + 6 + 4
+
+
+def test_greedy_goes_on_from_the_best_and_may_miss() -> None:
+    scores = flat(trap)
+    assert beam(selection(scores, race=False), range(4), range(1, 4), 1) == {1: (0,), 2: (0, 1), 3: (0, 1, 2)}
+    assert len(scores.asked) == 4 + 3 + 2
+
+
+def test_a_wider_beam_finds_what_a_narrow_one_misses() -> None:
+    scores = flat(trap)
+    assert beam(selection(scores, race=False), range(4), range(1, 3), 2)[2] == (1, 2)
+    assert sorted(removed for removed, _ in scores.asked) == sorted(
+        [(0,), (1,), (2,), (3,), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
+    )
+
+
+def test_sizes_before_the_first_are_gone_through_and_not_reported() -> None:
+    scores = flat(trap)
+    assert beam(selection(scores, race=False), range(4), range(3, 4), 1) == {3: (0, 1, 2)}
+
+
+def test_only_these_indices_are_removed() -> None:
+    scores = flat(lambda removed: float(sum(removed)))
+    assert exhaustive(selection(scores, race=False), (1, 5, 7), range(1, 3)) == {1: (1,), 2: (1, 5)}
+    assert beam(selection(scores, race=False), (1, 5, 7), range(1, 4), 4) == {1: (1,), 2: (1, 5), 3: (1, 5, 7)}
+
+
+def test_too_many_sets_are_refused_before_any_is_measured() -> None:
+    scores = flat(lambda _: 3.0)
+    with pytest.raises(InputError, match=r"'exhaustive' for 18,472 .*accepted: 10,000 at most; take strategy beam"):
+        exhaustive(selection(scores, race=False), range(48), range(1, 4))
+    assert scores.asked == []
