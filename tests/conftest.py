@@ -6,11 +6,15 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is imported: no test may reach for the network
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILY_NAMES, Write, prose
+from tiny import FAMILY_NAMES, Write, prose, tiny
+
+from layerfold import cli
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -44,3 +48,42 @@ def corpus_folder(write: Write) -> str:
 def study_corpus(write: Write) -> str:
     """A file with documents enough for all four splits."""
     return str(write("text/study.txt", "\n\n".join(prose(30, seed) for seed in range(60))))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say that there is no Hub."""
+    for module in ("hub", "corpora", "doctor"):
+        monkeypatch.setattr(f"layerfold.{module}.hub_reachable", lambda: False)
+
+
+class Outcome:
+    """What a command did."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def layerfold(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in this process and return its exit code and what it printed."""
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["layerfold", *map(str, words)])
+        capfd.readouterr()
+        code: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capfd.readouterr()
+        return Outcome(int(code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A checkpoint of four blocks."""
+    tiny("gpt2").save(tmp_path / "model")
+    return tmp_path / "model"

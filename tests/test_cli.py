@@ -16,46 +16,10 @@ import yaml
 from tiny import tiny, tiny_model, tokenizer
 from transformers import AutoModelForCausalLM
 
-from layerfold import cli
 from layerfold.errors import OutputError
 from layerfold.hub import load
 
 pytestmark = pytest.mark.usefixtures("offline")
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("hub", "corpora", "doctor"):
-        monkeypatch.setattr(f"layerfold.{module}.hub_reachable", lambda: False)
-
-
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def layerfold(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Run a command in this process and return its exit code and what it printed."""
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["layerfold", *map(str, words)])
-        capfd.readouterr()
-        code: int | str | None = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capfd.readouterr()
-        return Outcome(int(code or 0), captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    tiny("gpt2").save(tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.mark.parametrize("method", ["merge", "collapse"])

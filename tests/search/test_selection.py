@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from tables import TableOfScores, flat, selection
 
 from layerfold.search.scores import PIECES, Removed
@@ -81,13 +82,13 @@ class TestBehind:
 
     tokens = np.ones((4, 2))
 
-    def test_by_four_standard_errors_of_the_paired_differences(self) -> None:
+    def test_by_more_than_chance_in_the_paired_differences(self) -> None:
         # Two of four windows read: the differences to the first are d = 1 + e and have a deviation of s; the standard
         # error of their sum of four is s sqrt(4) sqrt(1 - 4 / 8).
         scatter = np.array([[0.1, -0.1], [0.1, -0.1]])
         deviation = scatter.std(ddof=1)
         first = np.zeros((2, 2))
-        limit = 4 * deviation * math.sqrt(4) * math.sqrt(1 / 2)
+        limit = t.ppf(0.9995, 3) * deviation * math.sqrt(4) * math.sqrt(1 / 2)
         just_in, just_out = first + scatter + 0.999 * limit / 4, first + scatter + 1.001 * limit / 4
         found = behind(np.stack([first, just_in, just_out]), self.tokens, [0, 1], 1)
         assert found.tolist() == [False, False, True]

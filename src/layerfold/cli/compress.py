@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from layerfold.console import drawn
 from layerfold.errors import InputError
 
 if TYPE_CHECKING:
+    from layerfold.hub import Model
     from layerfold.methods import Method
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a smaller checkpoint.")
@@ -74,6 +77,10 @@ def drop(
     blocks: options.Blocks = None,
     random: options.DrawnCount = None,
     fraction: options.DrawnFraction = None,
+    from_search: Annotated[
+        Path | None, typer.Option("--from-search", help="Instead: the search.json of a search for what to drop.")
+    ] = None,
+    remove: Annotated[int | None, typer.Option(help="With --from-search: how many.")] = None,
     seed: options.DrawSeed = 0,
     part: options.PartName = options.Part.block,
     format: options.FormatName = options.Format.dense,
@@ -83,13 +90,22 @@ def drop(
 ) -> None:
     """Remove blocks, or the attention or the FFN of blocks."""
     from layerfold.methods import Drop
+    from layerfold.search import best_drop
 
-    method = Drop(blocks=blocks, random=random, fraction=fraction, part=part.value, seed=seed)
+    method: Method | Callable[[Model], Method]
+    if from_search is None:
+        if remove is not None:
+            raise InputError(f"--remove {remove} without --from-search; accepted: --random for so many at random")
+        method = Drop(blocks=blocks, random=random, fraction=fraction, part=part.value, seed=seed)
+    elif [blocks, random, fraction] != [None] * 3 or part is not options.Part.block:
+        raise InputError("--from-search, which says what to drop, beside --blocks, --random, --fraction or --part")
+    else:
+        method = partial(best_drop, from_search, remove=remove)
     _compress(method, model, revision, trust_remote_code, output_dir, format, overwrite)
 
 
 def _compress(
-    method: Method,
+    method: Method | Callable[[Model], Method],
     name: str,
     revision: str | None,
     trust_remote_code: bool,
@@ -109,6 +125,8 @@ def _compress(
     with drawn() as progress:
         with progress.doing(f"loading {name}"):
             base = load(name, revision=revision, trust_remote_code=trust_remote_code)
+        if callable(method):
+            method = method(base)
         before = base.decoder.size().parameters, base.decoder.n_blocks
         smaller = compress(base, method, corpus=corpus, tokens=tokens, seed=seed, in_place=True, progress=progress)
         with progress.doing(f"writing {output_dir}"):

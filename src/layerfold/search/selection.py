@@ -8,6 +8,7 @@ from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from layerfold.progress import Progress
 from layerfold.search.scores import Objective, Removed, Scores
@@ -16,17 +17,17 @@ from layerfold.statistics import Floats
 Groups = Mapping[int, Sequence[Removed]]
 """Candidates that compete with each other, by how many blocks they lack."""
 
-MARGIN = 4.0
-"""Standard errors by which a candidate must be behind to be given up."""
+CONFIDENCE = 0.9995
+"""That a candidate is behind, before it is given up: 3.3 standard errors, and more where little has been read."""
 
 
 class Selection:
     """Measures candidates and picks the best of each group.
 
     With `race`, candidates are measured on one window, two, four and so on, and one is given up as soon as its paired
-    difference to the last of the leaders exceeds `MARGIN` standard errors. Windows come in a random order and without
-    replacement, so that the standard error shrinks to nothing as all of the text is read (finite population
-    correction); whoever is left then has been measured exactly. Without, all of the text is read at once.
+    difference to the last of the leaders is more than chance, by Student's t at `CONFIDENCE`. Windows come in a random
+    order and without replacement, so that the standard error shrinks to nothing as all of the text is read (finite
+    population correction); whoever is left then has been measured exactly. Without, all of the text is read at once.
 
     Args:
         seed: orders the windows of a race.
@@ -36,7 +37,7 @@ class Selection:
         given_up: how many were not.
         scored, all_windows: how often a candidate was scored on a window; how often it would have been without a race.
 
-    Source: the idea is that of Hoeffding races (Maron and Moore, NeurIPS 1994); the bound here is a normal one.
+    Source: the idea is that of Hoeffding races (Maron and Moore, NeurIPS 1994); the bound here is Student's.
     """
 
     def __init__(self, scores: Scores, objective: Objective, *, race: bool, seed: int, progress: Progress) -> None:
@@ -84,15 +85,15 @@ def behind(values: Floats, tokens: Floats, windows: Sequence[int], keep: int) ->
     Returns:
         (candidates,).
     """
-    if len(values) <= keep:
-        return np.zeros(len(values), dtype=bool)
     used = tokens[windows] > 0
     population, read = int((tokens > 0).sum()), int(used.sum())
+    if len(values) <= keep or read < 2:
+        return np.zeros(len(values), dtype=bool)
     pieces = values[:, used]
     last = int(np.argsort(pieces.sum(1), kind="stable")[keep - 1])
     difference = pieces - pieces[last]
     error = difference.std(1, ddof=1) * np.sqrt(read * (1 - read / population))
-    gone: NDArray[np.bool_] = difference.sum(1) > MARGIN * error
+    gone: NDArray[np.bool_] = difference.sum(1) > stdtrit(read - 1, CONFIDENCE) * error
     gone[last] = False
     return gone
 

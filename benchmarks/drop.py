@@ -1,0 +1,169 @@
+"""The search for blocks to drop against measuring each candidate from scratch."""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import chain, combinations
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from shape import VOCABULARY, Figures, arguments, gpt2_folder, load_touched, random_windows, report, seconds
+
+from layerfold.decoder import Decoder
+from layerfold.evaluators import Perplexity
+from layerfold.evaluators.size import flops_per_token
+from layerfold.hub import POCKET, load
+from layerfold.progress import SILENT
+from layerfold.scoring import window_nats
+from layerfold.search.scores import Removed, Scores
+from layerfold.search.selection import Selection
+from layerfold.search.strategies import beam, exhaustive
+from layerfold.windows import Windows
+
+RUN = Path("runs/benchmark-drop")
+SLICES = 16
+SEEDS = 200
+
+
+def subsets(n: int) -> list[Removed]:
+    """All sets of blocks to remove, the empty one and the full one included."""
+    return list(chain.from_iterable(combinations(range(n), size) for size in range(n + 1)))
+
+
+def from_scratch(decoder: Decoder, removed: Removed, windows: Windows) -> float:
+    """Nats of a candidate that is built and scored by itself, as `layerfold eval` does it; all removed is left out."""
+    one = decoder.copy(share=True)
+    one.keep_([index for index in range(decoder.n_blocks) if index not in removed])
+    return float(window_nats(one, windows).sum())
+
+
+def limit(decoder: Decoder, context: int) -> float:
+    """By how much sharing prefixes can win at most over all subsets, by operations."""
+    n = decoder.n_blocks
+    head = 2 * decoder.model.get_output_embeddings().weight.numel()
+    block = (flops_per_token(decoder, context) - head) / n
+    return (n / 2 * block + head) / ((2**n - 1) / 2**n * block + head)
+
+
+def walk_against_scratch(decoder: Decoder, windows: Windows, sample: int) -> Figures:
+    """Time the walk over all subsets, and between its slices candidates from scratch, drawn from all of them."""
+    scores = Scores(decoder, windows)
+    candidates = sorted(subsets(decoder.n_blocks), key=scores.path)
+    drawn = random.Random(0).choices([removed for removed in candidates if len(removed) < decoder.n_blocks], k=sample)
+    scores.measure([()])  # what the divergence needs of the model as it is; a search takes it once
+    from_scratch(decoder, (), windows)
+    walked, scratched, worst = [], [], 0.0
+    for part in range(SLICES):
+        mine = candidates[part * len(candidates) // SLICES : (part + 1) * len(candidates) // SLICES]
+        walked.append(seconds(lambda mine=mine: scores.measure(mine)))
+        started = time.perf_counter()
+        found = [(removed, from_scratch(decoder, removed, windows)) for removed in drawn[part::SLICES]]
+        scratched.append((time.perf_counter() - started) / len(found))
+        for removed, nats in found:
+            if not np.isnan(scores.mean(removed, "perplexity")):
+                mean = nats / windows.tokens
+                worst = max(worst, abs(np.expm1(scores.mean(removed, "perplexity") - mean)))
+    faster = len(candidates) * sum(scratched) / SLICES / sum(walked)
+    most = limit(decoder, windows.context)
+    return {
+        "candidates": len(candidates),
+        "tokens": windows.tokens,
+        "walk, s": sum(walked),
+        "from scratch, s for each": median(scratched),
+        "times faster": faster,
+        "limit by operations": most,
+        "of the limit": faster / most,
+        "largest relative difference of perplexity": worst,
+    }
+
+
+def best_of_each_size(decoder: Decoder, windows: Windows, sample: int) -> Figures:
+    """Time the race for the best subset of each size, and before and after it candidates from scratch."""
+    n = decoder.n_blocks
+    drawn = random.Random(1).choices([removed for removed in subsets(n) if len(removed) < n], k=sample)
+    half = [drawn[: sample // 2], drawn[sample // 2 :]]
+    before = seconds(lambda: [from_scratch(decoder, removed, windows) for removed in half[0]])
+    scores = Scores(decoder, windows)
+    select = Selection(scores, "perplexity", race=True, seed=0, progress=SILENT)
+    best: dict[int, Removed] = {}
+    took = seconds(lambda: best.update(exhaustive(select, range(n), range(1, n))))
+    after = seconds(lambda: [from_scratch(decoder, removed, windows) for removed in half[1]])
+    brute = (2**n - 2) * (before + after) / sample
+    return {
+        "race, s": took,
+        "from scratch, s for all": brute,
+        "times faster": brute / took,
+        "windows scored, of all": select.scored / select.all_windows,
+    } | {f"best without {count}": " ".join(map(str, removed)) for count, removed in best.items()}
+
+
+def regrets(scores: Scores) -> Figures:
+    """What strategies lose against the full enumeration that `scores` holds; nothing is measured again."""
+    n = len(scores.indices)
+    counts = range(1, n)
+    exact = exhaustive(Selection(scores, "perplexity", race=False, seed=0, progress=SILENT), range(n), counts)
+
+    def regret(best: dict[int, Removed]) -> list[float]:
+        """Perplexity over the best one's, less 1, by how many are removed."""
+        return [
+            float(np.expm1(scores.mean(best[count], "perplexity") - scores.mean(exact[count], "perplexity")))
+            for count in counts
+        ]
+
+    figures: Figures = {}
+    raced, scored = [], []
+    for seed in range(SEEDS):
+        select = Selection(scores, "perplexity", race=True, seed=seed, progress=SILENT)
+        raced.append(regret(exhaustive(select, range(n), counts)))
+        scored.append(select.scored / select.all_windows)
+    figures["race, seeds"] = SEEDS
+    figures["race, seeds with regret at any size from 1 to 6"] = sum(max(each[:6]) > 0 for each in raced)
+    figures["race, seeds with regret at any size"] = sum(max(each) > 0 for each in raced)
+    figures["race, largest regret"] = max(map(max, raced))
+    figures["race, windows scored, of all, median"] = median(scored)
+    for width in (1, 2, 4, 8):
+        select = Selection(scores, "perplexity", race=False, seed=0, progress=SILENT)
+        lost = regret(beam(select, range(n), counts, width))
+        name = "greedy" if width == 1 else f"beam of {width}"
+        figures[f"{name}, candidates"] = len(select.finished)
+        figures[f"{name}, largest regret"] = max(lost)
+        for count, each in zip(counts, lost, strict=True):
+            figures[f"{name}, regret without {count}"] = each
+    return figures
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    torch.set_grad_enabled(False)
+    figures: Figures = {}
+
+    def add(name: str, found: Figures) -> None:
+        print(f"\n{name}")
+        report("drop", found, None)
+        figures.update({f"{name}: {key}": value for key, value in found.items()})
+
+    pocket = load(POCKET)
+    few, many = (
+        Perplexity(split="validation", limit_tokens=tokens).windows(pocket)
+        for tokens in ((256, 1024) if options.quick else (1024, 8192))
+    )
+    add("pocket, walk", walk_against_scratch(pocket.decoder, few, 64 if options.quick else 256))
+    add("pocket, best of each size", best_of_each_size(pocket.decoder, many, 32 if options.quick else 128))
+    with gpt2_folder() as folder:
+        gpt2 = load_touched(folder)
+        windows = random_windows(1, 32 if options.quick else 128)
+        assert int(windows.input_ids.max()) < VOCABULARY
+        add("GPT-2 shape, walk", walk_against_scratch(gpt2, windows, 32 if options.quick else 128))
+        del gpt2
+    # Not timed, and kept: half an hour.
+    scores = Scores(pocket.decoder, many, file=RUN / f"scores-{many.sha256[:12]}.safetensors", key=pocket.sha256)
+    scores.measure(subsets(12))
+    add("pocket, regret", regrets(scores))
+    report("drop", figures, options.json)
+
+
+if __name__ == "__main__":
+    main()
