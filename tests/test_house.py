@@ -27,7 +27,7 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.spl
 APART = ("methods", "evaluators")  # one file a method, one an evaluator: none knows another
 MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "recovery"}
 PUBLIC = {
-    *("Collapse", "Decoder", "Distill", "Drop", "Finetune", "recover"),
+    *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "recover"),
     *("Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Recipe"),
     *("Score", "Size", "Study", "compress", "default_recipe", "evaluate", "load", "read_recipe"),
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from layerfold.methods import Collapse, Drop, Merge
     from layerfold.recipe import Recipe, default_recipe, read_recipe
     from layerfold.recovery import Distill, Finetune
+    from layerfold.search import DropSearch
     from layerfold.study import Study
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ _WHERE = {
     "Decoder": "decoder",
     "Distill": "recovery",
     "Drop": "methods",
+    "DropSearch": "search",
     "Finetune": "recovery",
     "Generation": "evaluators",
     "Latency": "evaluators",
@@ -47,6 +49,7 @@ __all__ = [
     "Decoder",
     "Distill",
     "Drop",
+    "DropSearch",
     "Finetune",
     "Generation",
     "Latency",

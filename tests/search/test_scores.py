@@ -15,9 +15,10 @@ from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
 from layerfold.hub import load
 from layerfold.methods import Merge
+from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import Silent
 from layerfold.scoring import window_nats
-from layerfold.search.scores import PARTS, PIECES, Part, Removed, Scores
+from layerfold.search.scores import PIECES, Removed, Scores
 from layerfold.windows import Windows, cut_windows
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
 from layerfold.methods.base import Notes, parse_ranges
 
-_PARTS = ("block", "attention", "ffn")
+Part = Literal["block", "attention", "ffn"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Drop:
     blocks: str | int | tuple[int, ...] | None = None
     random: int | None = None
     fraction: float | None = None
-    part: Literal["block", "attention", "ffn"] = "block"
+    part: Part = "block"
     seed: int = 0
     name: ClassVar[str] = "drop"
 
@@ -46,8 +47,8 @@ class Drop:
             raise InputError(f"random {self.random}; accepted: how many to drop, 1 or more")
         if self.fraction is not None and not 0 < self.fraction < 1:
             raise InputError(f"fraction {self.fraction}; accepted: above 0 and below 1")
-        if self.part not in _PARTS:
-            raise InputError(f"part {one_of(self.part, _PARTS)}")
+        if self.part not in PARTS:
+            raise InputError(f"part {one_of(self.part, PARTS)}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed {self.seed}; accepted: 0 ... {2**32 - 1}")
         if self.blocks is not None:

@@ -13,10 +13,11 @@ from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
 from layerfold.folders import check_run_folder
 from layerfold.hub import Model, default_corpus
+from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import SILENT, Progress
 from layerfold.records import environment, hash_json, write_text
 from layerfold.search.found import Candidate, Found, HeldOut
-from layerfold.search.scores import OBJECTIVES, PARTS, Objective, Part, Removed, Scores
+from layerfold.search.scores import OBJECTIVES, Objective, Removed, Scores
 from layerfold.search.selection import Selection
 from layerfold.search.strategies import STRATEGIES, Strategy, beam, exhaustive
 from layerfold.search.timing import time_depths

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from layerfold.decoder import Decoder
+from layerfold.methods.drop import Part
 from layerfold.progress import SILENT, Progress
 from layerfold.records import replacing
 from layerfold.scoring import expected_embedding, log_partition, scored_positions, target_logits
@@ -23,10 +24,6 @@ from layerfold.search.walk import Path, walk
 from layerfold.statistics import Floats
 from layerfold.stepping import Stepper, fused_activations
 from layerfold.windows import Windows
-
-Part = Literal["block", "attention", "ffn"]
-PARTS: tuple[Part, ...] = get_args(Part)
-"""What candidates lack: whole blocks, or only that sublayer of them."""
 
 Removed = tuple[int, ...]
 """Indices of the blocks that a candidate lacks (or whose attention or FFN it lacks), in order."""

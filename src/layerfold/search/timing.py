@@ -8,10 +8,10 @@ from typing import Any
 
 from layerfold.evaluators import Latency
 from layerfold.hub import Model
+from layerfold.methods.drop import Part
 from layerfold.progress import Progress
 from layerfold.records import Record, RecordStore, environment, hash_json
 from layerfold.search.found import Timing
-from layerfold.search.scores import Part
 from layerfold.statistics import Interval
 
 
