@@ -42,10 +42,17 @@ def check_run_folder(directory: Path, marker: str, *, overwrite: bool) -> None:
         marker: glob pattern of a file that a run's folder has.
         overwrite: accept it all the same; nothing in it is removed.
     """
-    if directory.exists() and not directory.is_dir():
-        raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty, new or a run's")
-    # What a killed process left of a file it was writing is no reason to refuse.
-    held = directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise OutputError(
+                f"the output {str(directory)!r} is a file; accepted: a folder that is empty, new or a run's"
+            )
+        # What a killed process left of a file it was writing is no reason to refuse.
+        held = directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the output folder {str(directory)[:60]!r}: {error.strerror or error}") from error
     if held and not overwrite and not any(directory.glob(marker)):
         raise OutputError(
             f"the output folder {str(directory)!r} holds something other than such a run ({marker}); "

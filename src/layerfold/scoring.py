@@ -90,14 +90,17 @@ def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def expected_embedding(decoder: Decoder, hidden: Tensor) -> Tensor:
+def expected_embedding(decoder: Decoder, hidden: Tensor, partition: Tensor) -> Tensor:
     """Mean of the LM head's rows under the predicted distribution, (tokens, d_model), from final hidden states.
+
+    Args:
+        partition: their `log_partition`.
 
     With w that mean under p, and logits linear in the hidden state, KL(p || q) = log Z_q - log Z_p + (h_p - h_q) w:
     one look at the vocabulary for each q, the same that its perplexity takes.
     """
     weight, bias = _head(decoder)
-    shift = log_partition(decoder, hidden)[:, None].to(weight.dtype)
+    shift = partition[:, None].to(weight.dtype)
     hidden = hidden.to(weight.dtype)
     mean = torch.zeros_like(hidden)
     for rows, logits in _tiles(weight, bias, hidden, shift):

@@ -344,6 +344,7 @@ def make_found() -> Callable[..., Found]:
             "settings": {"part": "block", "remove": sorted(numbers - {0}), "objective": "perplexity", "seed": None},
             "text": TEXTS[0],
             "test_text": TEXTS[1],
+            "parts": blocks,
             "base": base,
             "candidates": candidates,
             "best": best,
@@ -351,7 +352,7 @@ def make_found() -> Callable[..., Found]:
                 each.removed: on_test(1.25 * each.perplexity, 1.25 * base.perplexity) for each in (base, *best.values())
             },
             "timings": {number: timing(number, blocks) for number in sorted(numbers)},
-            "work": {"block_tokens": 786432, "one_by_one": {"block_tokens": 9437184}, "saved_fraction": 0.75},
+            "work": {"scored_windows": 786432, "windows_of_all_candidates": 9437184},
             "environment": {"versions": {"torch": "2.13.0"}, "threads": 2},
         }
         return Found(**values | changes)

@@ -50,8 +50,8 @@ def test_both_tables_have_every_row_the_best_first(make_found, make_sets, tmp_pa
 def test_4096_candidates_are_cut_to_a_page(make_found, make_sets, tmp_path):
     text = page_of(make_found(make_sets(12), eliminated=77), tmp_path)
     assert len(text) < 1_000_000
-    assert "3,595 more candidates in the CSV file." in text
-    assert len(Page(text).rows) == 2 + 13 + 501
+    assert "3,583 more candidates in the CSV file." in text
+    assert len(Page(text).rows) == 2 + 13 + 513
     assert "77 more candidates given up in the race, before all of the text was read." in text
 
 
@@ -90,9 +90,8 @@ def test_texts_settings_work_and_environment_are_listed(make_found, tmp_path):
         "model sha256": "5e" * 32,
     }
     assert listed(cards["Work"]) == {
-        "block tokens": "786,432",
-        "one by one": "block_tokens 9,437,184",
-        "saved fraction": "0.75",
+        "scored windows": "786,432",
+        "windows of all candidates": "9,437,184",
     }
     assert listed(section(text, "environment")) == {"versions": "torch 2.13.0", "threads": "2"}
 

@@ -12,7 +12,7 @@ from layerfold.errors import MissingExtraError, OutputError
 from layerfold.report import write_search_csv, write_search_parquet
 
 HEADER = (
-    "removed,blocks,perplexity,kl,parameters,milliseconds,perplexity_change_percent,speed_change_percent,best,"
+    "removed,blocks,perplexity,kl,parameters,milliseconds,parameters_change_percent,perplexity_change_percent,speed_change_percent,best,"
     "test_perplexity,test_perplexity_low,test_perplexity_high,"
     "test_versus_base,test_versus_base_low,test_versus_base_high"
 )
@@ -27,13 +27,14 @@ def test_every_figure_is_there_unrounded(make_found, tmp_path):
     found = make_found({(1,): 160.25, (1, 3): 217.0, (2, 3): 434.0})
     assert csv_of(found, tmp_path).splitlines() == [
         HEADER,
-        f"none,12,86.8,0.0,7367936,7.0,0.0,0.0,true,108.5,{0.96 * 108.5},{1.04 * 108.5},1.0,1.0,1.0",
-        f"1,11,160.25,0.5,6962432,6.5,{100 * (160.25 / 86.8 - 1)},{100 * (6.5 / 7 - 1)},true,"
+        f"none,12,86.8,0.0,7367936,7.0,0.0,0.0,0.0,true,108.5,{0.96 * 108.5},{1.04 * 108.5},1.0,1.0,1.0",
+        f"1,11,160.25,0.5,6962432,6.5,{100 * (6962432 / 7367936 - 1)},{100 * (160.25 / 86.8 - 1)},"
+        f"{100 * (6.5 / 7 - 1)},true,"
         f"200.3125,{0.96 * 200.3125},{1.04 * 200.3125},"
         f"{200.3125 / 108.5},{0.98 * (200.3125 / 108.5)},{1.02 * (200.3125 / 108.5)}",
-        f"1 3,10,217.0,1.0,6556928,6.0,150.0,{100 * (1 / (7 / 6) - 1)},true,"
+        f"1 3,10,217.0,1.0,6556928,6.0,{100 * (6556928 / 7367936 - 1)},150.0,{100 * (1 / (7 / 6) - 1)},true,"
         f"271.25,{0.96 * 271.25},{1.04 * 271.25},2.5,{0.98 * 2.5},{1.02 * 2.5}",
-        f"2 3,10,434.0,1.0,6556928,6.0,400.0,{100 * (1 / (7 / 6) - 1)},false,,,,,,",
+        f"2 3,10,434.0,1.0,6556928,6.0,{100 * (6556928 / 7367936 - 1)},400.0,{100 * (1 / (7 / 6) - 1)},false,,,,,,",
     ]
 
 
@@ -42,7 +43,7 @@ def test_what_is_not_measured_is_empty_and_what_is_not_finite_is_written(make_fo
     rows = list(csv.DictReader(csv_of(found, tmp_path).splitlines()))
     assert [row["perplexity"] for row in rows] == ["86.8", "nan", "inf", "100000.0"]
     assert [row["perplexity_change_percent"] for row in rows][:3] == ["0.0", "nan", "inf"]
-    for name in ("milliseconds", "speed_change_percent", *HEADER.split(",")[9:]):
+    for name in ("milliseconds", "speed_change_percent", *HEADER.split(",")[10:]):
         assert {row[name] for row in rows} == {""}
     assert [row["best"] for row in rows] == ["true", "false", "false", "true"]
 

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 
 from layerfold.progress import SILENT, Progress
-from layerfold.search.scores import PIECES, Removed
+from layerfold.search.scores import Removed
 from layerfold.search.selection import Selection
 
 Figure = Callable[[Removed], np.ndarray]
-"""(windows, pieces) of nats a token."""
+"""(windows,) of nats a token."""
 
 
 class TableOfScores:
-    """Stands in for `Scores`: ten tokens a piece, and figures from a function."""
+    """Stands in for `Scores`: ten tokens a window, and figures from a function."""
 
-    def __init__(self, figure: Figure, windows: int = 16) -> None:
+    def __init__(self, figure: Figure, windows: int = 64) -> None:
         self.windows = range(windows)
-        self.tokens = np.full((windows, PIECES), 10.0)
+        self.tokens = np.full(windows, 10.0)
         self._figure = figure
         self.asked: list[tuple[Removed, int]] = []
 
@@ -40,12 +40,12 @@ class TableOfScores:
         return float(self._figure(removed).mean())
 
 
-def flat(nats: Callable[[Removed], float], noise: float = 0.0, windows: int = 16) -> TableOfScores:
+def flat(nats: Callable[[Removed], float], noise: float = 0.0, windows: int = 64) -> TableOfScores:
     """Each candidate scores what `nats` says, with noise that is its own but fixed."""
 
     def figure(removed: Removed) -> np.ndarray:
         generator = np.random.default_rng([len(removed), *removed])
-        scatter = noise * generator.standard_normal((windows, PIECES))
+        scatter = noise * generator.standard_normal(windows)
         return np.asarray(nats(removed) + scatter - scatter.mean())
 
     return TableOfScores(figure, windows)

@@ -165,6 +165,16 @@ def test_another_model_or_text_in_the_same_folder_is_measured_apart(search: Any,
     assert search(tokens=100)(tiny("gpt2"), run).base.perplexity != first.base.perplexity
 
 
+def test_a_model_that_was_edited_is_another_model(search: Any, tmp_path: Path) -> None:
+    model = tiny("gpt2")
+    before = search()(model, tmp_path / "run")
+    with torch.no_grad():
+        model.decoder.blocks[1].module.mlp.c_proj.weight.mul_(2)
+    after = search()(model, tmp_path / "run")
+    assert after.model_sha256 != before.model_sha256
+    assert after.base.perplexity != before.base.perplexity
+
+
 def test_a_folder_of_something_else_is_left_alone(search: Any, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -217,7 +227,7 @@ def test_a_model_of_one_block_has_none_to_remove(search: Any) -> None:
 def test_too_many_candidates_are_refused_at_once(search: Any) -> None:
     model = tiny("gpt2", n_layer=48, n_embd=16, n_head=2)
     with pytest.raises(InputError, match=r"18,472 candidates; accepted: 10,000 at most; take strategy beam"):
-        search(remove=(1, 3))(model)
+        search(remove=(1, 3), corpus="/nowhere/text.txt")(model)  # before the text is looked for
     found = search(remove=(1, 3), strategy="beam", width=2, race=True, tokens=64)(model)
     assert len(found.best[3].removed) == 3
 
@@ -281,3 +291,4 @@ def test_a_search_of_what_a_drop_left(search: Any) -> None:
     Drop(blocks="1", part="attention").apply(model.decoder, None)
     found = search(part="attention", remove=(1, 1))(model)
     assert [candidate.removed for candidate in found.candidates] == [(0,), (2,), (3,), (4,), (5,)]
+    assert (found.parts, found.base.blocks) == (5, 6)

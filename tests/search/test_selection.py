@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t
 from tables import TableOfScores, flat, selection
 
-from layerfold.search.scores import PIECES, Removed
+from layerfold.search.scores import Removed
 from layerfold.search.selection import behind
 
 PAIRS: list[Removed] = list(combinations(range(6), 2))
@@ -23,9 +23,9 @@ def test_without_a_race_all_are_measured_on_all_of_the_text() -> None:
     select = selection(scores, race=False)
     best = select({1: [(2,), (0,), (1,)], 2: PAIRS}, 2)
     assert best == {1: [(0,), (1,)], 2: [(0, 1), (0, 2)]}
-    assert scores.asked == [(removed, 16) for removed in [(2,), (0,), (1,), *PAIRS]]
+    assert scores.asked == [(removed, 64) for removed in [(2,), (0,), (1,), *PAIRS]]
     assert select.finished == [(2,), (0,), (1,), *PAIRS]
-    assert (select.given_up, select.scored, select.all_windows) == (0, 18 * 16, 18 * 16)
+    assert (select.given_up, select.scored, select.all_windows) == (0, 18 * 64, 18 * 64)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -37,7 +37,7 @@ def test_a_race_finds_the_same_leaders_with_less_work(seed: int, keep: int) -> N
     assert select(groups, keep) == selection(flat(by_sum, noise=0.3), race=False)(groups, keep)
     assert select.given_up > 0
     assert select.given_up + len(select.finished) == 21
-    assert select.scored < 0.8 * select.all_windows == 0.8 * 21 * 16
+    assert select.scored < 0.8 * select.all_windows == 0.8 * 21 * 64
     assert [windows for _, windows in scores.asked] == sorted(windows for _, windows in scores.asked)
 
 
@@ -63,7 +63,7 @@ def test_a_race_reads_windows_in_an_order_of_its_seed() -> None:
 @pytest.mark.parametrize("race", [False, True])
 def test_what_is_not_a_number_comes_last_and_of_equals_the_first(race: bool) -> None:
     figures = {(0,): math.nan, (1,): 4.0, (2,): 4.0, (3,): math.inf}
-    scores = TableOfScores(lambda removed: np.full((16, PIECES), figures[removed]))
+    scores = TableOfScores(lambda removed: np.full(64, figures[removed]))
     with np.errstate(invalid="ignore"):
         best = selection(scores, race=race)({1: list(figures)}, 4)
     assert best[1][:2] == [(1,), (2,)]
@@ -77,34 +77,39 @@ def test_one_window_is_all_of_the_text() -> None:
     assert select.given_up == 0
 
 
+@pytest.mark.parametrize("alike", [0.0, 3.0])
+def test_the_winner_survives_races_whose_windows_differ_more_than_their_tokens(alike: float) -> None:
+    """Two candidates, of which the second is ahead on many windows: what counts is how windows differ."""
+    lost = 0
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        scatter = 0.1 * (1 + alike) * generator.standard_normal(32)
+        figures = {(0,): np.zeros(32), (1,): 0.02 + scatter - scatter.mean()}
+        select = selection(TableOfScores(figures.__getitem__, windows=32), race=True, seed=seed)
+        lost += select({1: list(figures)}, 1) != {1: [(0,)]}
+    assert lost <= 3
+
+
 class TestBehind:
     """`behind` on a table small enough to do by hand."""
 
-    tokens = np.ones((4, 2))
-
     def test_by_more_than_chance_in_the_paired_differences(self) -> None:
-        # Two of four windows read: the differences to the first are d = 1 + e and have a deviation of s; the standard
-        # error of their sum of four is s sqrt(4) sqrt(1 - 4 / 8).
-        scatter = np.array([[0.1, -0.1], [0.1, -0.1]])
-        deviation = scatter.std(ddof=1)
-        first = np.zeros((2, 2))
-        limit = t.ppf(0.9995, 3) * deviation * math.sqrt(4) * math.sqrt(1 / 2)
-        just_in, just_out = first + scatter + 0.999 * limit / 4, first + scatter + 1.001 * limit / 4
-        found = behind(np.stack([first, just_in, just_out]), self.tokens, [0, 1], 1)
-        assert found.tolist() == [False, False, True]
+        # Four of eight windows read: the standard error of the sum of four differences of deviation s is
+        # s sqrt(4) sqrt(1 - 4 / 8).
+        scatter = np.array([0.1, -0.1, 0.1, -0.1])
+        limit = t.ppf(0.999, 3) * scatter.std(ddof=1) * math.sqrt(4) * math.sqrt(1 / 2)
+        just_in, just_out = scatter + 0.999 * limit / 4, scatter + 1.001 * limit / 4
+        assert behind(np.stack([np.zeros(4), just_in, just_out]), 8, 1).tolist() == [False, False, True]
 
     def test_after_all_of_the_text_whoever_is_worse(self) -> None:
-        values = np.stack([np.zeros((4, 2)), np.full((4, 2), 1e-9), np.zeros((4, 2))])
-        assert behind(values, self.tokens, [0, 1, 2, 3], 1).tolist() == [False, True, False]
+        values = np.stack([np.zeros(4), np.full(4, 1e-9), np.zeros(4)])
+        assert behind(values, 4, 1).tolist() == [False, True, False]
 
     def test_the_last_of_the_leaders_counts(self) -> None:
-        values = np.stack([np.full((2, 2), float(i)) for i in range(4)])
-        assert behind(values, self.tokens, [0, 1], 2).tolist() == [False, False, True, True]
-        assert behind(values, self.tokens, [0, 1], 4).tolist() == [False] * 4
-        assert behind(values, self.tokens, [0, 1], 9).tolist() == [False] * 4
+        values = np.stack([np.full(4, float(i)) for i in range(4)])
+        assert behind(values, 8, 2).tolist() == [False, False, True, True]
+        assert behind(values, 8, 4).tolist() == [False] * 4
+        assert behind(values, 8, 9).tolist() == [False] * 4
 
-    def test_pieces_without_tokens_say_nothing(self) -> None:
-        tokens = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
-        values = np.zeros((2, 2, 2))
-        values[1] = [[1.0, 0.0], [1.0, 1.0]]  # by one at each token: no scatter at all
-        assert behind(values, tokens, [0, 1], 1).tolist() == [False, True]
+    def test_a_single_window_says_nothing(self) -> None:
+        assert behind(np.array([[0.0], [9.0]]), 8, 1).tolist() == [False, False]

@@ -5,7 +5,7 @@ from tables import flat, selection
 
 from layerfold.errors import InputError
 from layerfold.search.scores import Removed
-from layerfold.search.strategies import beam, exhaustive
+from layerfold.search.strategies import Strategy, beam, check_number, exhaustive
 
 
 def trap(removed: Removed) -> float:
@@ -46,8 +46,43 @@ def test_only_these_indices_are_removed() -> None:
     assert beam(selection(scores, race=False), (1, 5, 7), range(1, 4), 4) == {1: (1,), 2: (1, 5), 3: (1, 5, 7)}
 
 
-def test_too_many_sets_are_refused_before_any_is_measured() -> None:
-    scores = flat(lambda _: 3.0)
-    with pytest.raises(InputError, match=r"'exhaustive' for 18,472 .*accepted: 10,000 at most; take strategy beam"):
-        exhaustive(selection(scores, race=False), range(48), range(1, 4))
-    assert scores.asked == []
+@pytest.mark.parametrize(
+    ("strategy", "width", "there", "counts", "said"),
+    [
+        ("exhaustive", 8, 48, range(1, 4), r"'exhaustive' for 18,472 .*accepted: 10,000 at most; take strategy beam"),
+        ("exhaustive", 8, 14, range(1, 14), r"'exhaustive' for 16,382 "),
+        (
+            "beam",
+            10**9,
+            48,
+            range(1, 4),
+            r"'beam' for 18,472 .*; take a smaller width than 1000000000, or",
+        ),
+        ("beam", 16, 48, range(1, 48), r"'beam' for 18,080 "),
+    ],
+)
+def test_too_many_candidates_are_refused(strategy: Strategy, width: int, there: int, counts: range, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check_number(strategy, width, there, counts)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "width", "there", "counts"),
+    [
+        ("exhaustive", 8, 12, range(13)),
+        ("exhaustive", 8, 48, range(1, 3)),
+        ("greedy", 10**9, 48, range(1, 48)),
+        ("beam", 8, 48, range(1, 48)),
+    ],
+)
+def test_what_is_not_too_many(strategy: Strategy, width: int, there: int, counts: range) -> None:
+    check_number(strategy, width, there, counts)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_beam_looks_at_no_more_than_what_is_counted(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = flat(lambda removed: float(sum(removed)))
+    beam(selection(scores, race=False), range(7), range(1, 6), width)
+    monkeypatch.setattr("layerfold.search.strategies.MOST_CANDIDATES", len(scores.asked) - 1)
+    with pytest.raises(InputError):
+        check_number("beam", width, 7, range(1, 6))

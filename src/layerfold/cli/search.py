@@ -69,13 +69,19 @@ def drop(
     from rich.console import Console
 
     from layerfold.hub import load
-    from layerfold.report import print_search, write_search_csv, write_search_html, write_search_parquet
+    from layerfold.report import (
+        check_parquet,
+        print_search,
+        write_search_csv,
+        write_search_html,
+        write_search_parquet,
+    )
     from layerfold.search import DropSearch
 
     if remove is not None and everything:
         raise InputError(f"--remove {remove} and --all; accepted: one of the two")
     search = DropSearch(
-        remove=None if everything else _counts(remove or "1"),
+        remove=None if everything else _counts("1" if remove is None else remove),
         part=part.value,
         strategy=strategy.value,
         width=width,
@@ -88,12 +94,16 @@ def drop(
         rounds=rounds,
         seed=seed,
     )
-    folder = output_dir or Path("runs") / f"{Path(model).name or model}-drop"
+    kind = "drop" if part is options.Part.block else f"drop-{part.value}"
+    folder = output_dir or Path("runs") / f"{Path(model).name or model}-{kind}"
+    if parquet:
+        check_parquet()
     with drawn() as progress:
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         found = search(loaded, folder, overwrite=overwrite, progress=progress)
     write_search_csv(found, folder / "candidates.csv")
+    (folder / "candidates.parquet").unlink(missing_ok=True)  # an earlier search's
     if parquet:
         write_search_parquet(found, folder / "candidates.parquet")
     write_search_html(found, folder / "report.html")
@@ -106,7 +116,7 @@ def drop(
 
 def _counts(text: str) -> tuple[int, int]:
     """Read ``3`` or ``1..3``."""
-    match = re.fullmatch(r"\s*(\d{1,4})\s*(?:\.\.\s*(\d{1,4})\s*)?", text)
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:\.\.\s*(\d{1,9})\s*)?", text)
     if not match:
         raise InputError(f"--remove {text!r}; accepted: how many, as 2 or 1..3")
     return int(match[1]), int(match[2] or match[1])

@@ -2,12 +2,13 @@
 
 from layerfold.report.page import write_html
 from layerfold.report.search_page import write_search_html
-from layerfold.report.search_spreadsheet import write_search_csv, write_search_parquet
+from layerfold.report.search_spreadsheet import check_parquet, write_search_csv, write_search_parquet
 from layerfold.report.search_terminal import print_search
 from layerfold.report.spreadsheet import write_csv
 from layerfold.report.terminal import print_table
 
 __all__ = [
+    "check_parquet",
     "print_search",
     "print_table",
     "write_csv",

@@ -70,7 +70,7 @@ def counted(number: int, noun: str) -> str:
 
 def left(found: Found, candidate: Candidate) -> int:
     """Return how many are left of what the search removes; without attention, say, all blocks are left."""
-    return found.base.blocks - len(candidate.removed)
+    return found.parts - len(candidate.removed)
 
 
 def best(found: Found) -> list[Candidate]:
@@ -78,26 +78,19 @@ def best(found: Found) -> list[Candidate]:
     return [found.base, *(found.best[number] for number in sorted(found.best) if number)]
 
 
-def singly(found: Found) -> bool:
-    """Return whether every candidate removes one block, as those of the published sequential table do."""
-    return all(len(candidate.removed) == 1 for candidate in found.candidates)
-
-
 def candidate_table(found: Found, most: int) -> Table:
-    """Return the published table: the base, then at most so many candidates.
-
-    Those that remove one block each stand in the order of the blocks, others by the objective.
-    """
+    """Return the published tables in one: the base, each block alone, then so many others at most, best first."""
     objective = "kl" if found.settings.get("objective") == "kl" else "perplexity"
 
     def rank(candidate: Candidate) -> tuple[bool, float]:
         figure = getattr(candidate, objective)
         return math.isnan(figure), figure
 
-    ordered = found.candidates if singly(found) else sorted(found.candidates, key=rank)
+    alone = [candidate for candidate in found.candidates if len(candidate.removed) == 1]
+    together = sorted((candidate for candidate in found.candidates if len(candidate.removed) > 1), key=rank)
     median = replace(MILLISECONDS, interval=False, meaning="median time per generated token")
     columns = (_left(found), PERPLEXITY, median, PARAMETERS, PERPLEXITY_CHANGE, SPEED_CHANGE, KL)
-    return _table(found, columns, [found.base, *ordered[:most]])
+    return _table(found, columns, [found.base, *alone, *together[:most]])
 
 
 def footnotes(found: Found, table: Table) -> list[str]:
@@ -176,7 +169,7 @@ PERPLEXITY_CHANGE = SearchColumn(
     lambda found, candidate: _certain(found.perplexity_change_percent(candidate)), numerals.change, "lower",
 )  # fmt: skip
 SPEED_CHANGE = SearchColumn(
-    "latency", "change", "time per token against the base's: less than zero is faster",
+    "latency", "change", "time per token against the base's, the median of paired rounds: less than zero is faster",
     lambda found, candidate: _certain(found.speed_change_percent(candidate)), numerals.change, "lower",
 )  # fmt: skip
 MILLISECONDS = SearchColumn(

@@ -47,7 +47,7 @@ def write_search_html(found: Found, path: Path) -> None:
 
 def _summary(found: Found) -> str:
     """Return one sentence: how much was looked at, and what removing the least and the most costs."""
-    sets, parts = counted(len(found.candidates), "set"), counted(found.base.blocks, noun(found))
+    sets, parts = counted(len(found.candidates), "set"), counted(found.parts, noun(found))
     subject = f"{sets} of {found.model}'s {parts} measured"
     chosen = best(found)[1:]
     findings = [_finding(found, candidate) for candidate in dict.fromkeys((*chosen[:1], *chosen[-1:]))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def write_search_csv(found: Found, path: Path) -> None:
     write_text(path, buffer.getvalue())
 
 
+def check_parquet() -> None:
+    """Raise MissingExtraError where `write_search_parquet` would: call it before long work."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "datasets")
+
+
 def write_search_parquet(found: Found, path: Path) -> None:
     """Write the same table as parquet, with null where nothing was measured.
 
@@ -39,11 +46,10 @@ def write_search_parquet(found: Found, path: Path) -> None:
         MissingExtraError: pyarrow is not installed.
         OutputError: the file cannot be written.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "datasets") from error
+    check_parquet()
+    import pyarrow
+    from pyarrow import parquet
+
     rows = _rows(found)
     schema = pyarrow.schema([(name, TYPES.get(name, "double")) for name in rows[0]])
     with replacing(path) as temporary:
@@ -64,6 +70,7 @@ def _row(found: Found, candidate: Candidate) -> Row:
         "kl": candidate.kl,
         "parameters": candidate.parameters,
         "milliseconds": None if timing is None else timing.milliseconds.value,
+        "parameters_change_percent": found.parameters_change_percent(candidate),
         "perplexity_change_percent": found.perplexity_change_percent(candidate),
         "speed_change_percent": found.speed_change_percent(candidate),
         "best": candidate.removed == found.best.get(len(candidate.removed), found.base).removed,

@@ -6,16 +6,16 @@ from rich.console import Console
 from rich.text import Text
 
 from layerfold.report import numerals
-from layerfold.report.search_columns import best_table, candidate_table, described, footnotes, singly
+from layerfold.report.search_columns import best_table, candidate_table, described, footnotes
 from layerfold.report.terminal import print_parts
 from layerfold.search.found import Found
 
-MOST_CANDIDATES = 20
+MOST_TOGETHER = 15
 
 
 def print_search(found: Found, console: Console) -> None:
-    """Print the candidates, those alone that rank first where there are many, and the best of each number removed."""
-    candidates = candidate_table(found, len(found.candidates) if singly(found) else MOST_CANDIDATES)
+    """Print each block alone and the best of the other candidates, and the best of each number removed."""
+    candidates = candidate_table(found, MOST_TOGETHER)
     print_parts(candidates, console)
     if below := footnotes(found, candidates):
         _note(console, "; ".join(below))

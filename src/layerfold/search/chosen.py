@@ -7,7 +7,7 @@ from pathlib import Path
 
 from layerfold.errors import InputError
 from layerfold.hub import Model
-from layerfold.methods import Drop
+from layerfold.methods.drop import Drop, spelled
 from layerfold.search.found import FORMAT_VERSION
 
 
@@ -25,7 +25,9 @@ def best_drop(file: Path, model: Model, remove: int | None = None) -> Drop:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         version, sha256, part = document["format_version"], document["model_sha256"], document["settings"]["part"]
-        best = {int(count): [int(index) for index in row["removed"]] for count, row in document["best"].items()}
+        best = {int(count): spelled(row["removed"]) for count, row in document["best"].items()}
+        if document["search"] != "drop":
+            raise ValueError("not a search for what to drop")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InputError(f"search file {str(file)!r} cannot be read ({reason}); accepted: a search.json") from error
@@ -41,4 +43,4 @@ def best_drop(file: Path, model: Model, remove: int | None = None) -> Drop:
     if remove not in best:
         accepted = ", ".join(map(str, sorted(best))) or "none"
         raise InputError(f"remove {remove}; accepted: what the search {str(file)!r} tells of: {accepted}")
-    return Drop(blocks=",".join(map(str, best[remove])), part=part)
+    return Drop(blocks=best[remove], part=part)

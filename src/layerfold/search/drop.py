@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold import defaults
+from layerfold.checkpoint import hash_weights
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
 from layerfold.folders import check_run_folder
@@ -17,13 +18,14 @@ from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import SILENT, Progress
 from layerfold.records import environment, hash_json, write_text
 from layerfold.search.found import Candidate, Found, HeldOut
-from layerfold.search.scores import OBJECTIVES, Objective, Removed, Scores
+from layerfold.search.scores import OBJECTIVES, Objective, Removed, Scores, removable
 from layerfold.search.selection import Selection
-from layerfold.search.strategies import STRATEGIES, Strategy, beam, exhaustive
-from layerfold.search.timing import time_depths
+from layerfold.search.strategies import STRATEGIES, Strategy, beam, check_number, exhaustive
+from layerfold.search.timing import latency, time_depths
 from layerfold.statistics import bootstrap_ratio, exponential
 
 RESULT = "search.json"
+PROTOCOL = "drop-1"
 _SCORES = "scores-*.safetensors"
 
 
@@ -90,6 +92,9 @@ class DropSearch:
         folder = None if folder is None else Path(folder)
         if folder is not None:
             check_run_folder(folder, _SCORES, overwrite=overwrite)
+        indices = removable(model.decoder, self.part)
+        counts = self._counts(model.decoder.n_blocks, len(indices))
+        check_number(self.strategy, self.width, len(indices), counts)
         corpus = self.corpus or default_corpus(model)
         with progress.doing("reading text"):
             selection, test = (
@@ -97,19 +102,22 @@ class DropSearch:
                 for split, tokens in (("validation", self.tokens), ("test", self.test_tokens))
             )
             texts = [_describe(text, model) for text in (selection, test)]
-        scores, test_scores = (_open(model, text, self.part, folder) for text in (selection, test))
+        # Of the weights as they are now: the decoder may have been edited since its hash was first asked for.
+        sha256 = hash_weights(model.decoder.model)
+        scores, test_scores = (
+            _open(model, sha256, text, self.part, folder, divergence=text is selection) for text in (selection, test)
+        )
         select = Selection(scores, self.objective, race=self.race, seed=self.seed, progress=progress)
-        counts = self._counts(model.decoder.n_blocks, len(scores.indices))
         if self.strategy == "exhaustive":
-            best = exhaustive(select, scores.indices, counts)
+            best = exhaustive(select, indices, counts)
         else:
-            best = beam(select, scores.indices, counts, 1 if self.strategy == "greedy" else self.width)
+            best = beam(select, indices, counts, 1 if self.strategy == "greedy" else self.width)
         scores.measure([()], progress=progress, description="measuring the model as it is")
         winners = [(), *best.values()]
         test_scores.measure(winners, progress=progress, description="measuring the best on test text")
         timings = {}
         if self.rounds:
-            timings = time_depths(model, self.part, list(best), self.rounds, folder, progress)
+            timings = time_depths(model, sha256, self.part, list(best), self.rounds, folder, progress)
 
         def measured(removed: Removed) -> Candidate:
             return Candidate(
@@ -122,12 +130,19 @@ class DropSearch:
 
         found = Found(
             model=model.name,
-            model_sha256=model.sha256,
-            settings=asdict(self) | {"remove": [counts[0], counts[-1]], "corpus": corpus},
+            model_sha256=sha256,
+            settings={
+                "protocol": PROTOCOL,
+                **asdict(self),
+                "remove": [counts[0], counts[-1]],
+                "corpus": corpus,
+                "latency": latency(model, self.rounds).settings(model) if self.rounds else None,
+            },
             text=texts[0],
             test_text=texts[1],
+            parts=len(indices),
             base=measured(()),
-            candidates=tuple(map(measured, select.finished)),
+            candidates=tuple(measured(removed) for removed in select.finished if len(removed) in counts),
             best={count: measured(removed) for count, removed in best.items()},
             tests=_judged(test_scores, winners),
             timings=timings,
@@ -151,22 +166,22 @@ class DropSearch:
 
 
 def _describe(text: Perplexity, model: Model) -> dict[str, Any]:
-    return {**text.settings(model), "tokens": text.windows(model).tokens}
+    return {**text.settings(model), "protocol": text.protocol_id, "tokens": text.windows(model).tokens}
 
 
-def _open(model: Model, text: Perplexity, part: Part, folder: Path | None) -> Scores:
-    key = hash_json({"model": model.sha256, "part": part, "text": text.windows(model).sha256, "version": 1})
+def _open(model: Model, sha256: str, text: Perplexity, part: Part, folder: Path | None, *, divergence: bool) -> Scores:
+    windows = text.windows(model)
+    key = hash_json({"model": sha256, "part": part, "text": windows.sha256, "protocol": PROTOCOL})
     file = None if folder is None else folder / f"scores-{key[:24]}.safetensors"
-    return Scores(model.decoder, text.windows(model), part, file, key)
+    return Scores(model.decoder, windows, part, divergence=divergence, file=file, key=key)
 
 
 def _judged(scores: Scores, winners: Sequence[Removed]) -> dict[Removed, HeldOut]:
-    tokens = scores.tokens.sum(1)
-    nats = {removed: scores.values(removed, "perplexity").sum(1) for removed in winners}
+    nats = {removed: scores.values(removed, "perplexity") for removed in winners}
     return {
         removed: HeldOut(
-            perplexity=bootstrap_ratio(each, tokens).map(exponential),
-            versus_base=bootstrap_ratio(each - nats[()], tokens).map(exponential),
+            perplexity=bootstrap_ratio(each, scores.tokens).map(exponential),
+            versus_base=bootstrap_ratio(each - nats[()], scores.tokens).map(exponential),
         )
         for removed, each in nats.items()
     }

@@ -68,6 +68,7 @@ class Found:
             and so on.
         text: corpus, split, tokens and hashes of the selection text.
         test_text: the same of the test text.
+        parts: how many of what is removed the model has.
         base: the model as it is.
         candidates: those measured on all of the selection text, by the number removed and then by what is removed.
         best: of each number removed, the one that the objective prefers.
@@ -83,6 +84,7 @@ class Found:
     settings: dict[str, Any]
     text: dict[str, Any]
     test_text: dict[str, Any]
+    parts: int
     base: Candidate
     candidates: tuple[Candidate, ...]
     best: Mapping[int, Candidate]
@@ -96,13 +98,17 @@ class Found:
         """Return the change of perplexity on the selection text against the base."""
         return 100 * (candidate.perplexity / self.base.perplexity - 1)
 
+    def parameters_change_percent(self, candidate: Candidate) -> float:
+        """Return the change of the number of distinct parameters against the base."""
+        return 100 * (candidate.parameters / self.base.parameters - 1)
+
     def speed_change_percent(self, candidate: Candidate) -> float | None:
         """Return the change in milliseconds a token against the base: negative is faster."""
         timing = self.timings.get(len(candidate.removed))
         return None if timing is None else 100 * (1 / timing.speedup.value - 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document that `read` takes."""
+        """Return the document that `best_drop` reads."""
         return {
             "format_version": FORMAT_VERSION,
             "search": "drop",
@@ -111,6 +117,7 @@ class Found:
             "settings": self.settings,
             "text": self.text,
             "test_text": self.test_text,
+            "parts": self.parts,
             "base": self._row(self.base),
             "candidates": [self._row(candidate) for candidate in self.candidates],
             "best": {str(removed): self._row(candidate) for removed, candidate in self.best.items()},
@@ -133,6 +140,7 @@ class Found:
             "kl": _number(candidate.kl),
             "parameters": candidate.parameters,
             "milliseconds": None if timing is None else timing.milliseconds.value,
+            "parameters_change_percent": self.parameters_change_percent(candidate),
             "perplexity_change_percent": _number(self.perplexity_change_percent(candidate)),
             "speed_change_percent": self.speed_change_percent(candidate),
         } | (

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path as File
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from layerfold.decoder import Decoder
 from layerfold.methods.drop import Part
-from layerfold.progress import SILENT, Progress
+from layerfold.progress import SILENT, Progress, Step
 from layerfold.records import replacing
 from layerfold.scoring import expected_embedding, log_partition, scored_positions, target_logits
 from layerfold.search.walk import Path, walk
@@ -31,10 +30,14 @@ Removed = tuple[int, ...]
 Objective = Literal["perplexity", "kl"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
-PIECES = 8
-"""Each window is measured in so many pieces, from whose scatter a race tells how sure it is."""
 _BATCH_TOKENS = 1024
 _SAVE_SECONDS = 30.0
+
+
+def removable(decoder: Decoder, part: Part) -> tuple[int, ...]:
+    """Return the blocks that a candidate can lack, or whose attention or FFN it can: those that are there."""
+    gone = () if part == "block" else decoder.removed_parts[part]
+    return tuple(index for index in range(decoder.n_blocks) if index not in gone)
 
 
 class Scores:
@@ -47,34 +50,36 @@ class Scores:
         decoder: the model as it is; never edited.
         windows: the text.
         part: what candidates lack.
+        divergence: whether to measure it beside the nats.
         file: where to keep what is measured; None keeps nothing.
         key: says of what model and text the file must be; another file is replaced.
 
     Attributes:
-        indices: the blocks that a candidate can lack.
-        tokens: (windows, pieces), how many tokens are scored in each piece.
+        tokens: (windows,), how many are scored in each.
         block_tokens, head_tokens: work done here: tokens times blocks passed, and tokens for which the whole vocabulary
             was gone through.
     """
 
     def __init__(
-        self, decoder: Decoder, windows: Windows, part: Part = "block", file: File | None = None, key: str = ""
+        self,
+        decoder: Decoder,
+        windows: Windows,
+        part: Part = "block",
+        *,
+        divergence: bool = True,
+        file: File | None = None,
+        key: str = "",
     ) -> None:
         self.windows, self.part = windows, part
-        self._decoder, self._file, self._key = decoder, file, key
+        self._decoder, self._divergence, self._file, self._key = decoder, divergence, file, key
         self._steppers = [Stepper(decoder)]
-        if part == "block":
-            self.indices = tuple(range(decoder.n_blocks))
-        else:
-            self.indices = tuple(i for i in range(decoder.n_blocks) if i not in decoder.removed_parts[part])
+        if part != "block":
             lacking = decoder.copy(share=True)
-            lacking.remove_(part, self.indices)
+            lacking.remove_(part, removable(decoder, part))
             self._steppers.append(Stepper(lacking))
-        everything = list(range(len(windows)))
-        counts = torch.bincount(self._cells(everything), minlength=len(windows) * PIECES)
-        self.tokens: Floats = counts.view(len(windows), PIECES).double().numpy()
-        self._rows: dict[Removed, NDArray[np.float32]] = {}
-        self._references: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self.tokens: Floats = (windows.lengths - windows.first_scored).double().numpy()
+        self._rows: dict[Removed, Floats] = {}  # (objectives, windows) each
+        self._references: dict[int, tuple[Tensor, Tensor]] = {}
         self.block_tokens = self.head_tokens = 0
         self._read()
 
@@ -86,8 +91,8 @@ class Scores:
         return tuple(n + i if i in removed else i for i in range(n))
 
     def values(self, removed: Removed, objective: Objective) -> Floats:
-        """Return sums of nats (``perplexity``) or divergence (``kl``), (windows, pieces); nan where not measured."""
-        values: Floats = self._rows[removed][OBJECTIVES.index(objective)].astype(np.float64)
+        """Return sums of nats (``perplexity``) or divergence (``kl``), (windows,); nan where not measured."""
+        values: Floats = self._rows[removed][OBJECTIVES.index(objective)]
         return values
 
     def mean(self, removed: Removed, objective: Objective) -> float:
@@ -113,59 +118,58 @@ class Scores:
         description: str = "measuring",
     ) -> None:
         """Measure what is missing of candidates on these windows, all by default."""
-        chosen = list(range(len(self.windows))) if windows is None else list(windows)
-        size = max(1, _BATCH_TOKENS // self.windows.context)
-        batches = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         wanted = list(dict.fromkeys(candidates))
         for removed in wanted:
             if removed not in self._rows:
-                self._rows[removed] = np.full((len(OBJECTIVES), len(self.windows), PIECES), np.nan, dtype=np.float32)
-        missing = {tuple(batch): [c for c in wanted if np.isnan(self._rows[c][0, batch]).any()] for batch in batches}
-        work = self._measured(missing)
+                self._rows[removed] = np.full((len(OBJECTIVES), len(self.windows)), np.nan)
+        chosen = [
+            window
+            for window in (range(len(self.windows)) if windows is None else windows)
+            if any(np.isnan(self._rows[removed][0, window]) for removed in wanted)
+        ]
+        size = max(1, _BATCH_TOKENS // self.windows.context)
+        steps: list[Step] = []
+        for batch in (chosen[first : first + size] for first in range(0, len(chosen), size)):
+            missing = [removed for removed in wanted if np.isnan(self._rows[removed][0, batch]).any()]
+            number = len(steps) * size + len(batch)
+            steps.append(Step(f"{number} of {len(chosen)} windows", len(missing), (batch, missing)))
         saved = time.monotonic()
         try:
-            for _ in progress.track(work, description, float(sum(map(len, missing.values())))):
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    self._write()
-                    saved = time.monotonic()
+            for step in progress.track(steps, description, sum(step.weight for step in steps)):
+                for _ in progress.track(self._measured(*step.payload), "candidates", step.weight):
+                    if time.monotonic() - saved > _SAVE_SECONDS:
+                        self._write()
+                        saved = time.monotonic()
         finally:
-            work.close()
-            self._write()
+            if steps:
+                self._write()
 
     @torch.no_grad()
-    def _measured(self, missing: dict[tuple[int, ...], list[Removed]]) -> Generator[Removed, None, None]:
-        """Measure candidates on batches of windows, yielding each that is done."""
-        self._decoder.model.eval()
-        for batch, candidates in missing.items():
-            if not candidates:
-                continue
-            rows = list(batch)
-            by_path = {self.path(removed): removed for removed in candidates}
-            input_ids, scored = self.windows.input_ids[rows], scored_positions(self.windows, rows)
-            targets, cells = input_ids[scored], self._cells(rows)
-            with ExitStack() as stack:
-                for stepper in self._steppers:
-                    stack.enter_context(fused_activations(stepper.decoder.model))
-                # Each stepper records what its blocks are called with; the states are the same.
-                first, *_ = [stepper.embed(input_ids) for stepper in self._steppers]
+    def _measured(self, batch: list[int], candidates: list[Removed]) -> Iterator[Removed]:
+        """Measure candidates on a batch of windows, yielding each that is done."""
+        by_path = {self.path(removed): removed for removed in candidates}
+        input_ids, scored = self.windows.input_ids[batch], scored_positions(self.windows, batch)
+        targets, window = input_ids[scored], torch.nonzero(scored)[:, 0]
+        with ExitStack() as stack:
+            for stepper in self._steppers:
+                stepper.decoder.model.eval()
+                stack.enter_context(fused_activations(stepper.decoder.model))
+            # Each stepper records what its blocks are called with; the states are the same.
+            first, *_ = [stepper.embed(input_ids) for stepper in self._steppers]
+            if self._divergence:
                 expected, constant = self._reference(batch, first, scored)
-                for path, hidden in walk(by_path, first, self._step):
-                    final = self._final(hidden, scored)
-                    partition = log_partition(self._decoder, final)
-                    nats = partition - target_logits(self._decoder, final, targets)
-                    # The constant is log Z_p - h_p w; what is left of the divergence is log Z_q - h_q w.
-                    divergence = partition - (final * expected).sum(1) - constant
-                    table = self._rows[by_path[path]]
-                    for sums, figures in zip(table, (nats, divergence), strict=True):
-                        total = torch.zeros(len(rows) * PIECES, dtype=torch.float64)
-                        sums[rows] = total.index_add_(0, cells, figures.double()).view(-1, PIECES).numpy()
-                    self.head_tokens += len(targets)
-                    yield by_path[path]
-
-    def _cells(self, rows: list[int]) -> Tensor:
-        """For each scored token of these windows, in order: which piece it is in, numbered through."""
-        pieces = torch.arange(self.windows.context) * PIECES // self.windows.context
-        return (torch.arange(len(rows))[:, None] * PIECES + pieces)[scored_positions(self.windows, rows)]
+            for path, hidden in walk(by_path, first, self._step):
+                final = self._final(hidden, scored)
+                partition = log_partition(self._decoder, final)
+                nats = partition - target_logits(self._decoder, final, targets)
+                # The constant is log Z_p - h_p w; what is left of the divergence is log Z_q - h_q w.
+                divergence = partition - (final * expected).sum(1) - constant if self._divergence else nats * torch.nan
+                table = self._rows[by_path[path]]
+                for sums, figures in zip(table, (nats, divergence), strict=True):
+                    total = torch.zeros(len(batch), dtype=torch.float64)
+                    sums[batch] = total.index_add_(0, window, figures.double()).numpy()
+                self.head_tokens += len(targets)
+                yield by_path[path]
 
     def _step(self, stage: int, hidden: Tensor) -> Tensor:
         which, index = divmod(stage, self._decoder.n_blocks)
@@ -177,18 +181,23 @@ class Scores:
         states: Tensor = self._decoder.norm(hidden[:, :-1][scored[:, 1:]])
         return states
 
-    def _reference(self, batch: tuple[int, ...], first: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+    def _reference(self, batch: list[int], first: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
         """What the divergence needs of the model as it is: the expected embedding, and log Z less the state's part."""
-        if batch not in self._references:
+        if not self._references.keys() >= set(batch):
             hidden = first
             for index in range(self._decoder.n_blocks):
                 hidden = self._step(index, hidden)
             final = self._final(hidden, scored)
-            expected = expected_embedding(self._decoder, final)
-            constant = log_partition(self._decoder, final) - (final * expected).sum(1)
-            self._references[batch] = expected, constant
-            self.head_tokens += 3 * len(final)
-        return self._references[batch]
+            partition = log_partition(self._decoder, final)
+            expected = expected_embedding(self._decoder, final, partition)
+            constant = partition - (final * expected).sum(1)
+            self.head_tokens += 2 * len(final)
+            counts = scored.sum(1).tolist()
+            self._references |= dict(
+                zip(batch, zip(expected.split(counts), constant.split(counts), strict=True), strict=True)
+            )
+        found = [self._references[window] for window in batch]
+        return torch.cat([expected for expected, _ in found]), torch.cat([constant for _, constant in found])
 
     def _write(self) -> None:
         if self._file is None or not self._rows:
@@ -209,4 +218,6 @@ class Scores:
                 lacking, sums = stored.get_tensor("removed"), stored.get_tensor("sums")
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             return  # damaged: it is measured again, and replaced
-        self._rows = {tuple(np.flatnonzero(row).tolist()): table for row, table in zip(lacking, sums, strict=True)}
+        shape = (len(lacking), len(OBJECTIVES), len(self.windows))
+        if lacking.shape[1:] == (self._decoder.n_blocks,) and sums.shape == shape and sums.dtype == np.float64:
+            self._rows = {tuple(np.flatnonzero(row).tolist()): table for row, table in zip(lacking, sums, strict=True)}

@@ -15,21 +15,34 @@ Strategy = Literal["exhaustive", "greedy", "beam"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 MOST_CANDIDATES = 10_000
-"""What an exhaustive search enumerates at most."""
+"""What a search looks at, at most."""
+
+
+def check_number(strategy: Strategy, width: int, there: int, counts: range) -> None:
+    """Raise InputError where a search would look at more than `MOST_CANDIDATES`.
+
+    Args:
+        there: how many blocks, attentions or FFNs there are to remove.
+        counts: how many to remove.
+    """
+    if strategy == "exhaustive":
+        number = sum(comb(there, count) for count in counts)
+        advice = "take strategy beam or greedy, or remove fewer"
+    else:
+        width = 1 if strategy == "greedy" else width
+        number = sum(
+            min(comb(there, count), min(width, comb(there, count - 1)) * (there - count + 1))
+            for count in range(1, counts.stop)
+        )
+        advice = f"take a smaller width than {width}, or remove fewer"
+    if number > MOST_CANDIDATES:
+        raise InputError(
+            f"strategy {strategy!r} for {number:,} candidates; accepted: {MOST_CANDIDATES:,} at most; {advice}"
+        )
 
 
 def exhaustive(select: Selection, indices: Sequence[int], counts: range) -> dict[int, Removed]:
-    """Look at every set of so many of these indices.
-
-    Raises:
-        InputError: more than `MOST_CANDIDATES` of them.
-    """
-    number = sum(comb(len(indices), count) for count in counts)
-    if number > MOST_CANDIDATES:
-        raise InputError(
-            f"strategy 'exhaustive' for {number:,} candidates; accepted: {MOST_CANDIDATES:,} at most; "
-            "take strategy beam or greedy, or remove fewer"
-        )
+    """Look at every set of so many of these indices."""
     best = select({count: list(combinations(indices, count)) for count in counts}, 1)
     return {count: candidates[0] for count, candidates in best.items()}
 

@@ -12,58 +12,62 @@ from layerfold.methods.drop import Part
 from layerfold.progress import Progress
 from layerfold.records import Record, RecordStore, environment, hash_json
 from layerfold.search.found import Timing
+from layerfold.search.scores import removable
 from layerfold.statistics import Interval
 
 
+def latency(model: Model, rounds: int) -> Latency:
+    """Return the usual measurement, in a model's context."""
+    usual, half = Latency(), model.decoder.context // 2
+    return Latency(rounds=rounds, prompt_tokens=min(usual.prompt_tokens, half), new_tokens=min(usual.new_tokens, half))
+
+
 def time_depths(
-    model: Model, part: Part, counts: Sequence[int], rounds: int, folder: Path | None, progress: Progress
+    model: Model, sha256: str, part: Part, counts: Sequence[int], rounds: int, folder: Path | None, progress: Progress
 ) -> dict[int, Timing]:
     """Time the model as it is and without so many blocks (or attentions, or FFNs), interleaved.
 
+    Which ones are gone is taken not to matter, as it does not where all blocks are of one shape: the last blocks, or
+    the first attentions or FFNs that are there.
+
     Args:
+        sha256: hash of the model's weights.
         counts: how many are removed, of each architecture.
         rounds: see `Latency`.
         folder: where records are kept; what stands there is not timed again.
     """
-    usual = Latency()
-    half = model.decoder.context // 2
-    latency = Latency(
-        rounds=rounds,
-        prompt_tokens=min(usual.prompt_tokens, half),
-        new_tokens=min(usual.new_tokens, half),
-    )
+    measure = latency(model, rounds)
     labels = ["0", *map(str, counts)]
     subject = {
-        "model_sha256": model.sha256,
+        "model_sha256": sha256,
         "part": part,
         "removed": labels,
-        "protocol": latency.protocol_id,
-        **latency.settings(model),
+        "protocol": measure.protocol_id,
+        **measure.settings(model),
     }
     store = None if folder is None else RecordStore(folder / "records")
     keys = {label: hash_json(subject | {"label": label}) for label in labels}
-    kept = {} if store is None else {label: store.get(latency.name, keys[label], label) for label in labels}
-    if kept and all(kept.values()):
+    kept = {} if store is None else {label: store.get(measure.name, keys[label], label) for label in labels}
+    if kept and all(record is not None and record.score.get("value") for record in kept.values()):
         return {int(label): _timing(record.score) for label, record in kept.items() if record is not None}
-    scores = latency.compare({label: _without(model, part, int(label)) for label in labels}, progress)
+    scores = measure.compare({label: _without(model, part, int(label)) for label in labels}, progress)
     if store is not None:
         for label, score in scores.items():
             found = environment()
             record = Record(
-                keys[label], label, latency.name, latency.protocol_id, score.to_json(), subject, {}, found, 0.0
+                keys[label], label, measure.name, measure.protocol_id, score.to_json(), subject, {}, found, 0.0
             )
             store.put(record)
     return {int(label): _timing(score.to_json()) for label, score in scores.items()}
 
 
 def _without(model: Model, part: Part, count: int) -> Model:
-    """A model of the architecture that is left when so many are removed; which ones does not matter to the time."""
+    """A model of the architecture that is left when so many are removed."""
     decoder = model.decoder.copy(share=True)
     if part == "block":
         decoder.keep_(range(decoder.n_blocks - count))
     else:
-        there = [index for index in range(decoder.n_blocks) if index not in decoder.removed_parts[part]]
-        decoder.remove_(part, there[:count])
+        decoder.remove_(part, removable(decoder, part)[:count])
     return Model(decoder, model.tokenizer, model.provenance)
 
 
