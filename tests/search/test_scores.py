@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny import BLOCKS, corpus, logits, tiny, tokenizer, windows
 
 from layerfold.checkpoint import hash_weights
 from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
+from layerfold.errors import OutputError
 from layerfold.hub import load
 from layerfold.methods import Merge
 from layerfold.methods.drop import PARTS, Part
@@ -213,6 +215,16 @@ def test_a_file_of_something_else_is_measured_again(tmp_path: Path, damage: str)
     read.measure([(), (1,)])
     assert read.head_tokens == 0
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("layerfold.search.scores.save_file", full)
+    with pytest.raises(OutputError, match=r"cannot write '.*scores\.safetensors': I/O error: No space left on device"):
+        keeping(tiny("gpt2").decoder, windows(), tmp_path / "scores.safetensors").measure([(1,)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_kept_grows_by_what_is_measured_next(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from tiny import BLOCKS, Write, prose, tiny
+from torch import Tensor
 
 from layerfold.hub import load
+from layerfold.search.scores import Scores
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -128,7 +130,9 @@ def test_ways_of_choosing_that_do_not_go_together(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_search_goes_on_and_finds_the_same(write: Write, tmp_path: Path, layerfold: Any) -> None:
+def test_a_killed_search_goes_on_and_finds_the_same(
+    write: Write, tmp_path: Path, layerfold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny("gpt2", n_layer=8).save(tmp_path / "deep")
     text = write("long/text.txt", "\n\n".join(prose(200, seed) for seed in range(100)))
     words = ["search", "drop", "--model", tmp_path / "deep", "--corpus", text, "--all", "--rounds", "0"]
@@ -147,9 +151,22 @@ def test_a_killed_search_goes_on_and_finds_the_same(write: Write, tmp_path: Path
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "search.json").exists()
-    resumed = layerfold(*words, "--output-dir", tmp_path / "killed")
+    taken = {"killed": 0, "whole": 0}
+
+    def searched(folder: str) -> Any:
+        def step(scores: Scores, stage: int, hidden: Tensor) -> Tensor:
+            taken[folder] += 1
+            return stepping(scores, stage, hidden)
+
+        stepping = Scores._step
+        with monkeypatch.context() as patch:
+            patch.setattr(Scores, "_step", step)
+            return layerfold(*words, "--output-dir", tmp_path / folder)
+
+    resumed = searched("killed")
     assert resumed.code == 0, resumed.err
-    whole = json.loads(layerfold(*words, "--output-dir", tmp_path / "whole").out)
+    whole = json.loads(searched("whole").out)
+    assert 0 < taken["killed"] < taken["whole"]
     for one, two in zip(json.loads(resumed.out)["candidates"], whole["candidates"], strict=True):
         assert one["removed"] == two["removed"]
         assert one["perplexity"] == pytest.approx(two["perplexity"], rel=1e-5)
