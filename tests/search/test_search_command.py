@@ -18,7 +18,7 @@ from tiny import BLOCKS, Write, prose, tiny
 from torch import Tensor
 
 from layerfold.hub import load
-from layerfold.search.scores import Scores
+from layerfold.scoring import target_logits
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -151,22 +151,21 @@ def test_a_killed_search_goes_on_and_finds_the_same(
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "search.json").exists()
-    taken = {"killed": 0, "whole": 0}
+    scored = {"killed": 0, "whole": 0}
 
     def searched(folder: str) -> Any:
-        def step(scores: Scores, stage: int, hidden: Tensor) -> Tensor:
-            taken[folder] += 1
-            return stepping(scores, stage, hidden)
+        def counting(*arguments: Any) -> Tensor:
+            scored[folder] += 1
+            return target_logits(*arguments)
 
-        stepping = Scores._step
         with monkeypatch.context() as patch:
-            patch.setattr(Scores, "_step", step)
+            patch.setattr("layerfold.search.scores.target_logits", counting)
             return layerfold(*words, "--output-dir", tmp_path / folder)
 
     resumed = searched("killed")
     assert resumed.code == 0, resumed.err
     whole = json.loads(searched("whole").out)
-    assert 0 < taken["killed"] < taken["whole"]
+    assert 0 < scored["killed"] < scored["whole"]
     for one, two in zip(json.loads(resumed.out)["candidates"], whole["candidates"], strict=True):
         assert one["removed"] == two["removed"]
         assert one["perplexity"] == pytest.approx(two["perplexity"], rel=1e-5)
