@@ -182,6 +182,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path) -> None
     stopped = keeping(decoder, cut, path)
     with pytest.raises(KeyboardInterrupt):
         stopped.measure(candidates, progress=Stopping(7))
+    assert {type(block.module.mlp.act).__name__ for block in decoder.blocks} == {"NewGELUActivation"}
     resumed = keeping(decoder, cut, path)
     resumed.measure(candidates)
     measured = whole.head_tokens - 2 * cut.tokens  # the model as it is takes two, and again in each process

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path as File
 from typing import Literal, get_args
 
@@ -56,8 +56,7 @@ class Scores:
 
     Attributes:
         tokens: (windows,), how many are scored in each.
-        block_tokens, head_tokens: work done here: tokens times blocks passed, and tokens for which the whole vocabulary
-            was gone through.
+        head_tokens: for how many tokens the whole vocabulary was gone through here.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Scores:
         self.tokens: Floats = (windows.lengths - windows.first_scored).double().numpy()
         self._rows: dict[Removed, Floats] = {}  # (objectives, windows) each
         self._references: dict[int, tuple[Tensor, Tensor]] = {}
-        self.block_tokens = self.head_tokens = 0
+        self.head_tokens = 0
         self._read()
 
     def path(self, removed: Removed) -> Path:
@@ -136,16 +135,18 @@ class Scores:
         saved = time.monotonic()
         try:
             for step in progress.track(steps, description, sum(step.weight for step in steps)):
-                for _ in progress.track(self._measured(*step.payload), "candidates", step.weight):
-                    if time.monotonic() - saved > _SAVE_SECONDS:
-                        self._write()
-                        saved = time.monotonic()
+                # Closed at once where this is interrupted: until then the model runs with other activations.
+                with closing(self._measured(*step.payload)) as work:
+                    for _ in progress.track(work, "candidates", step.weight):
+                        if time.monotonic() - saved > _SAVE_SECONDS:
+                            self._write()
+                            saved = time.monotonic()
         finally:
             if steps:
                 self._write()
 
     @torch.no_grad()
-    def _measured(self, batch: list[int], candidates: list[Removed]) -> Iterator[Removed]:
+    def _measured(self, batch: list[int], candidates: list[Removed]) -> Generator[Removed, None, None]:
         """Measure candidates on a batch of windows, yielding each that is done."""
         by_path = {self.path(removed): removed for removed in candidates}
         input_ids, scored = self.windows.input_ids[batch], scored_positions(self.windows, batch)
@@ -173,7 +174,6 @@ class Scores:
 
     def _step(self, stage: int, hidden: Tensor) -> Tensor:
         which, index = divmod(stage, self._decoder.n_blocks)
-        self.block_tokens += hidden.shape[0] * hidden.shape[1]
         return self._steppers[which].step(index, hidden)
 
     def _final(self, hidden: Tensor, scored: Tensor) -> Tensor:
