@@ -9,24 +9,38 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny; this file's own folder is there already
 
 import runs
 
 import layerfold
-from layerfold import cli
+from layerfold import checkpoint, cli
 from layerfold.recovery import Finetune, run
 
 RANK = int(os.environ["RANK"])
 
 
+def late(do: Callable[..., Any]) -> Callable[..., Any]:
+    """Have the second process come late to a function."""
+
+    def function(*arguments: Any) -> Any:
+        time.sleep(0.5 * RANK)
+        return do(*arguments)
+
+    return function
+
+
 def command(typed: list[str]) -> None:
-    cli.app(typed, standalone_mode=False)
+    """Read the best weights late: the first process is not to have cleared their folder by then."""
+    with patch.object(checkpoint, "read_dense_", late(checkpoint.read_dense_)):
+        cli.app(typed, standalone_mode=False)
 
 
 def without_a_folder(corpus: str) -> dict[str, Any]:
@@ -52,18 +66,12 @@ def diverging_in_one(corpus: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def overwriting(corpus: str, folder: Path) -> dict[str, Any]:
-    """Begin anew where another run lies, the second process coming late."""
-    layerfold.recover(runs.small(), runs.finetune(corpus, steps=2, evaluations=1), training_dir=folder)
-    original = run.claim
-
-    def claim(*arguments: Any) -> None:
-        time.sleep(0.5 * RANK)
-        original(*arguments)
-
-    run.claim = claim
+    """Begin anew where another run lies, the second process coming late out of that and into this."""
+    with patch.object(checkpoint, "read_dense_", late(checkpoint.read_dense_)):
+        layerfold.recover(runs.small(), runs.finetune(corpus, steps=2, evaluations=1), training_dir=folder)
     recovery = runs.finetune(corpus, steps=2, evaluations=1, learning_rate=2e-3)
-    done = layerfold.recover(runs.small(), recovery, training_dir=folder, overwrite=True)
-    run.claim = original
+    with patch.object(run, "claim", late(run.claim)):
+        done = layerfold.recover(runs.small(), recovery, training_dir=folder, overwrite=True)
     return {"sha256": done.sha256, "rate": done.provenance.steps[-1]["notes"]["learning_rate"]}
 
 
@@ -71,6 +79,7 @@ def part(folder: Path, name: str, do: Callable[..., Any], *arguments: Any) -> No
     try:
         found = do(*arguments)
     except Exception as error:  # the other process goes on, and so must this one
+        traceback.print_exc()  # what the test shows should they then wait for each other for ever
         found = {"error": f"{type(error).__name__}: {error}"}
     (folder / f"{name}-{RANK}.json").write_text(json.dumps(found))
 

@@ -173,6 +173,9 @@ class Run:
         recovered = self.model.copy()
         if outcome.best_step:
             checkpoint.read_dense_(recovered.decoder.model, self.folder / f"checkpoint-{outcome.best_step}")
+        # From here on one process may remove the folder, as the command does, or a run that overwrites: not before
+        # the others have read their weights.
+        this_process().wait_for_everyone()
         step = {
             "method": {**settings(self.recovery, self.text, self.teacher), "learning_rate": rate},
             "seed": self.text.seed,
