@@ -16,18 +16,18 @@ from tiny import continued, logits, tiny, token_ids, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layerfold.checkpoint import (
-    COMPACT_WEIGHTS,
     FORMATS,
-    MANIFEST,
     bytes_on_disk,
     hash_weights,
     read_dense_,
     read_manifest,
     write_dense,
 )
+from layerfold.compact import COMPACT_WEIGHTS
 from layerfold.errors import InputError, ModelError
 from layerfold.hub import Model, load
 from layerfold.methods import Collapse, Merge
+from layerfold.structure import MANIFEST
 
 FORMAT = pytest.mark.parametrize("form", FORMATS)
 
@@ -204,7 +204,7 @@ def test_a_damaged_list_of_what_is_removed_is_one_line(form: str, removed: Any, 
     lacking("gpt2").save(tmp_path / "saved", format=form)
     path = tmp_path / "saved" / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"removed": removed}))
-    with pytest.raises(ModelError, match=r"layerfold\.json' is damaged: removed: .") as caught:
+    with pytest.raises(ModelError, match=r"layerfold\.json' is damaged: .") as caught:
         load(tmp_path / "saved")
     assert "\n" not in str(caught.value)
 
@@ -212,8 +212,8 @@ def test_a_damaged_list_of_what_is_removed_is_one_line(form: str, removed: Any, 
 @pytest.mark.parametrize(
     ("form", "removed", "said"),
     [
-        ("dense", {"attention": [0, 1]}, "'transformer.h.1.ln_1.weight' is of a removed sublayer, and not zero"),
-        ("dense", {"ffn": [0]}, "'transformer.h.0.ln_2.weight' is of a removed sublayer, and not zero"),
+        ("dense", {"attention": [0, 1]}, "'transformer.h.1.ln_1.weight' is not zero where the model has nothing"),
+        ("dense", {"ffn": [0]}, "'transformer.h.0.ln_2.weight' is not zero where the model has nothing"),
         ("compact", {"attention": [0]}, "cannot be read"),
         ("compact", {"attention": [0, 1, 3], "ffn": [1, 3]}, "cannot be read"),
         ("compact", {"attention": [1, 3], "ffn": [1, 3]}, "cannot be read"),
@@ -339,7 +339,7 @@ def test_weights_that_are_not_zero_where_a_sublayer_was_removed_are_of_another_m
     write_dense(plain("gpt2").decoder.model, tmp_path / "weights")
     model = lacking("gpt2").decoder.model
     before = hash_weights(model)
-    with pytest.raises(ModelError, match=r"the weights in .* is of a removed sublayer, and not zero$"):
+    with pytest.raises(ModelError, match=r"the weights in .* is not zero where the model has nothing$"):
         read_dense_(model, tmp_path / "weights")
     assert hash_weights(model) == before
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 from tiny import logits, tiny
 
-from layerfold import checkpoint
-from layerfold.checkpoint import COMPACT_WEIGHTS, FORMATS, MANIFEST
+from layerfold import compact
+from layerfold.checkpoint import FORMATS
+from layerfold.compact import COMPACT_WEIGHTS
 from layerfold.errors import LayerfoldError, ModelError, OutputError
 from layerfold.folders import check_folder
 from layerfold.hub import load
 from layerfold.methods import Merge
+from layerfold.structure import MANIFEST
 
 Damage = Callable[[Path], object]
 
@@ -119,7 +121,7 @@ def test_an_interrupted_save_leaves_nothing(form: Any, tmp_path: Path, monkeypat
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(compact, "save_file", full)
     monkeypatch.setattr(type(model.decoder.model), "save_pretrained", full)
     with pytest.raises(OutputError, match=r"cannot write .*No space left on device") as raised:
         model.save(tmp_path / "saved", format=form)
@@ -131,7 +133,7 @@ def test_an_interrupt_from_the_keyboard_leaves_nothing(tmp_path: Path, monkeypat
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", stop)
+    monkeypatch.setattr(compact, "save_file", stop)
     with pytest.raises(KeyboardInterrupt):
         tiny("gpt2").save(tmp_path / "saved", format="compact")
     assert not list(tmp_path.iterdir())
@@ -144,7 +146,7 @@ def test_a_failed_overwrite_keeps_what_was_there(tmp_path: Path, monkeypatch: py
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(compact, "save_file", full)
     with pytest.raises(OutputError):
         tiny("gpt2", seed=1).save(tmp_path / "saved", format="compact", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]

@@ -15,8 +15,8 @@ import layerfold
 
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
-    0: "errors defaults folders memory network linalg statistics progress records yamlfiles",
-    1: "families ffn sublayers decoder stepping checkpoint",
+    0: "errors hashes defaults folders memory network linalg statistics progress records yamlfiles",
+    1: "families ffn sublayers decoder structure masks stepping compact checkpoint",
     2: "corpora textfiles decoding windows calibration scoring hub",
     3: "methods evaluators recovery",
     4: "recipe variants search study api",
@@ -25,7 +25,7 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 APART = ("methods", "evaluators")  # one file a method, one an evaluator: none knows another
-MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "recovery"}
+MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "compact", "recovery"}
 PUBLIC = {
     *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "recover"),
     *("Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Recipe"),

@@ -14,7 +14,7 @@ from tiny import logits, tiny, tiny_model
 from transformers import BertConfig, BertModel
 
 import layerfold
-from layerfold import checkpoint, hub
+from layerfold import hub
 from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError
 from layerfold.hub import Provenance, default_corpus, load
 from layerfold.methods import Collapse
@@ -170,19 +170,3 @@ def test_code_that_a_checkpoint_brings_is_not_run(folder: Path) -> None:
 def test_a_moved_folder_loads(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "moved")
     assert load(tmp_path / "moved").provenance.base == Provenance("tiny").base
-
-
-def test_what_is_masked_is_what_the_steps_name_each_once_in_order(folder: Path) -> None:
-    model = load(folder)
-    assert model.masked == ()
-    for names in (["b", "a"], None, [], ["a", "c"]):
-        model = model.with_step({"method": {"name": "x"}} | ({} if names is None else {"masked": names}))
-    assert model.masked == ("b", "a", "c")
-    assert model.copy().masked == model.masked
-
-
-def test_what_is_masked_survives_saving(folder: Path, tmp_path: Path) -> None:
-    model = load(folder).with_step({"method": {"name": "prune"}, "masked": ["transformer.h.0.mlp.c_fc.weight"]})
-    for form in checkpoint.FORMATS:
-        model.save(tmp_path / form, format=form)
-        assert load(tmp_path / form).masked == ("transformer.h.0.mlp.c_fc.weight",)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import deep
 
 from layerfold.errors import RecipeError
 from layerfold.methods import Collapse, Merge
@@ -42,7 +43,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
 def test_recipes_in_the_repository_are_valid(path: Path) -> None:
     recipe = read_recipe(path)
     for variant in recipe.variants:
-        variant.method.resolved(12)
+        variant.method.resolved(deep(12))
 
 
 VARIANT: dict[str, Any] = {"label": "a", "merge": {"n": 2}}

@@ -70,6 +70,12 @@ def tiny(family: str, seed: int = 0, **overrides: Any) -> Model:
 
 
 @functools.cache
+def deep(n_blocks: int) -> Decoder:
+    """A decoder of so many blocks, to be looked at only."""
+    return tiny("gpt2", n_layer=n_blocks).decoder
+
+
+@functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(merge) for merge in MERGES] + [END_OF_TEXT]
     backend = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=MERGES))

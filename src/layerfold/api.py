@@ -41,12 +41,12 @@ def compress(
         in_place: edit the given model instead of a copy, which needs no second set of weights.
 
     Raises:
-        InputError: a setting that the model's depth does not admit.
+        InputError: a setting that the model does not admit.
         LayerfoldError: what `load` and `load_corpus` raise.
     """
     if not isinstance(model, Model):
         model, in_place = load(model), True
-    method.resolved(model.decoder.n_blocks)
+    method.resolved(model.decoder)
     model = model if in_place else model.copy()
     calibration = None
     if method.needs_calibration:

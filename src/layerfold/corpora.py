@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
-from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, one_of
+from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, first_line, one_of
 from layerfold.network import hub_reachable
 from layerfold.textfiles import SUFFIXES, read_file, text_of
 
@@ -186,7 +186,7 @@ def _read_hub(location: str, field: str) -> Documents:
     except ConnectionError as error:
         raise OfflineError(f"the Hub cannot be reached and data set {location!r} is not in the local cache") from error
     except Exception as error:  # the library raises many kinds; each is the user's input, said in one line
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise CorpusError(f"data set {location!r} cannot be loaded: {line}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from layerfold import defaults
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.families import Family, family_of
-from layerfold.ffn import FFN, Matrix
+from layerfold.ffn import FFN, Matrix, is_matrix
 from layerfold.sublayers import PARTS, AbsentAttention, AbsentFFN
 
 if TYPE_CHECKING:
@@ -41,6 +41,23 @@ class Block:
         if isinstance(ffn, AbsentFFN):
             raise InputError(f"block {self.index} has no FFN: it was dropped")
         return FFN(ffn, self.family)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One matrix of a block's attention or FFN.
+
+    Attributes:
+        name: its weight's, in the model.
+        block: the block's index.
+        part: ``attention`` or ``ffn``.
+        matrix: the view of it.
+    """
+
+    name: str
+    block: int
+    part: str
+    matrix: Matrix
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,55 @@ class Decoder:
     def blocks(self) -> tuple[Block, ...]:
         """The blocks, first to last."""
         return tuple(Block(i, module, self.family) for i, module in enumerate(self._modules))
+
+    @property
+    def projections(self) -> Iterator[Projection]:
+        """The matrices of all blocks' attention and FFNs, in the order in which blocks use them."""
+        for index in range(self.n_blocks):
+            for part in PARTS:
+                path, _ = self._paths(part, index)
+                for name, module in self.model.get_submodule(path).named_modules(prefix=path):
+                    if is_matrix(module):
+                        yield Projection(f"{name}.weight", index, part, Matrix(module))
+
+    @property
+    def d_ffn(self) -> tuple[int, ...]:
+        """The number of neurons of each block's FFN; 0 where it was dropped."""
+        gone = self.removed_parts["ffn"]
+        return tuple(0 if block.index in gone else block.ffn.d_ffn for block in self.blocks)
+
+    def keep_neurons_(self, kept: Mapping[int, Tensor]) -> None:
+        """Keep only these neurons of some blocks' FFNs, each (kept,) indices; FFNs that are one stay one.
+
+        Raises:
+            InputError: a block without FFN, no neuron at all, or FFNs that are one and would keep different ones.
+        """
+        if not kept:
+            return
+        first: dict[int, int] = {}
+        tied = {
+            index: first.setdefault(id(self.blocks[index].ffn.down.module.weight), index)
+            for index in range(self.n_blocks)
+            if index in kept or index not in self.removed_parts["ffn"]
+        }
+        for index, owner in tied.items():
+            mine, theirs = kept.get(index), kept.get(owner)
+            if mine is not None and not len(mine):
+                raise InputError(f"block {index} would keep no neuron; accepted: at least 1")
+            if (mine is None) != (theirs is None) or (mine is not None and not torch.equal(mine, cast(Tensor, theirs))):
+                raise InputError(f"blocks {owner} and {index} share an FFN, and would keep different neurons")
+        ffns = {index: self.blocks[index].ffn for index in kept}
+        for index, neurons in kept.items():
+            ffns[index].keep_(neurons)
+            if tied[index] != index:
+                ffns[index].tie_(ffns[tied[index]])
+        self._tell_width()
+
+    def _tell_width(self) -> None:
+        """Write into the configuration, which holds one number for all blocks, the largest there is."""
+        config, widest = self.model.config, max(self.d_ffn)
+        if widest and widest != (getattr(config, self.family.d_ffn) or 4 * self.d_model):  # what no number stands for
+            setattr(config, self.family.d_ffn, widest)
 
     @property
     def norm(self) -> nn.Module:
@@ -129,6 +195,7 @@ class Decoder:
         setattr(config, self.family.depth, len(kept))
         if getattr(config, "layer_types", None) is not None:
             config.layer_types = [config.layer_types[i] for i in kept]
+        self._tell_width()
 
     def _renumber(self, block: nn.Module, index: int) -> None:
         """Tell a block's modules their new place; the cache and, in some GPT-2s, the attention's scale depend on it."""
@@ -187,6 +254,7 @@ class Decoder:
             sublayer, norm = self._paths(part, index)
             self.model.set_submodule(sublayer, AbsentFFN() if part == "ffn" else AbsentAttention(index))
             self.model.set_submodule(norm, nn.Identity())
+        self._tell_width()
 
     def copy(self, *, share: bool = False) -> Decoder:
         """Return a copy that can be edited while this one stays; tensors tied here are tied there.

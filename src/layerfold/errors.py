@@ -76,3 +76,8 @@ def nearest(received: str, accepted: Iterable[str]) -> str:
     """Return a question naming the closest of what is accepted, or nothing where none is close."""
     near = difflib.get_close_matches(received, list(accepted), n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

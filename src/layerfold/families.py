@@ -17,7 +17,7 @@ class Family:
         attention, attention_norm: a block's attention and the norm before it.
         ffn, ffn_norm: a block's FFN and the norm before it.
         up, gate, down: matrices inside the FFN; `gate` is None where there is none.
-        depth: the configuration's name for the number of blocks.
+        depth, d_ffn: the configuration's names for the number of blocks and of an FFN's neurons.
     """
 
     blocks: str
@@ -30,6 +30,7 @@ class Family:
     gate: str | None
     down: str
     depth: str
+    d_ffn: str
 
 
 _GATED = Family(
@@ -43,6 +44,7 @@ _GATED = Family(
     gate="gate_proj",
     down="down_proj",
     depth="num_hidden_layers",
+    d_ffn="intermediate_size",
 )
 
 FAMILIES: dict[str, Family] = {
@@ -57,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         gate=None,
         down="c_proj",
         depth="n_layer",
+        d_ffn="n_inner",
     ),
     "llama": _GATED,
     "mistral": _GATED,

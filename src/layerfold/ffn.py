@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layerfold.families import Family
 
+MASK = "weight_mask"
+"""The buffer beside a weight that says where its zeros are to stay zeros."""
+
+
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a module is an affine map that `Matrix` can view."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
 
 class Matrix:
-    """A live view of one affine map, whatever stores it (`nn.Linear`, `Conv1D`)."""
+    """A live view of one affine map, whatever stores it (`nn.Linear`, `Conv1D`; `nn.Embedding` as its table)."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -31,13 +40,33 @@ class Matrix:
     @property
     def bias(self) -> Tensor | None:
         """(out,), or None; writing into it changes the model."""
-        bias = self.module.bias
-        return None if bias is None else bias.detach()  # type: ignore[operator]
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else bias.detach()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """`weight`, and `bias` where there is one."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def keep_(self, *, inputs: Tensor | None = None, outputs: Tensor | None = None) -> None:
+        """Keep only these inputs and outputs, each (kept,) indices.
+
+        The parameters are new ones: what was tied no longer is.
+        """
+        module: Any = self.module
+        for name in ("weight", MASK, "bias"):
+            old: Tensor | None = getattr(module, name, None)
+            if old is None:
+                continue
+            turned = self._transposed and name != "bias"
+            new = old.detach().T if turned else old.detach()  # outputs first
+            new = new if outputs is None else new[outputs]
+            new = new if inputs is None or name == "bias" else new[:, inputs]
+            new = (new.T if turned else new).clone(memory_format=torch.contiguous_format)
+            setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+        sizes = ("nf", "nx") if self._transposed else ("out_features", "in_features")
+        for name, size in zip(sizes, self.weight.shape, strict=True):
+            setattr(module, name, size)
 
     def tie_(self, other: Matrix) -> None:
         """Use the other matrix's parameters from now on."""
@@ -73,6 +102,14 @@ class FFN:
     def d_ffn(self) -> int:
         """The number of neurons."""
         return self.down.weight.shape[1]
+
+    def keep_(self, neurons: Tensor) -> None:
+        """Keep only these neurons, (kept,) indices; the parameters are new ones."""
+        for matrix in self.matrices:
+            if matrix is self.down:
+                matrix.keep_(inputs=neurons)
+            else:
+                matrix.keep_(outputs=neurons)
 
     def tensors(self, order: Tensor | None = None) -> list[Tensor]:
         """All weights and biases in a fixed order: live, or copied with the neurons reordered by `order`, (d_ffn,)."""

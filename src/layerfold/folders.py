@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from layerfold.errors import OutputError
+from layerfold.errors import OutputError, first_line
 
 
 def check_folder(directory: Path, *, overwrite: bool) -> None:
@@ -87,9 +87,7 @@ def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
     except OutputError:
         raise
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write {str(directory)!r}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
-        ) from error
+        raise OutputError(f"cannot write {str(directory)!r}: {first_line(error)}") from error
 
 
 def _open_up(folder: Path) -> None:

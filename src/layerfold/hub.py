@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerfold import checkpoint
+from layerfold import checkpoint, compact, structure
 from layerfold.decoder import Decoder
-from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError, nearest
+from layerfold.errors import (
+    InputError,
+    LayerfoldError,
+    MissingExtraError,
+    ModelError,
+    OfflineError,
+    first_line,
+    nearest,
+)
 from layerfold.families import FAMILIES, family_of
 from layerfold.network import hub_reachable
 from layerfold.records import versions
@@ -68,11 +76,6 @@ class Model:
     def sha256(self) -> str:
         """Hash of the weights as they were when first asked for."""
         return checkpoint.hash_weights(self.decoder.model)
-
-    @property
-    def masked(self) -> tuple[str, ...]:
-        """Names of the tensors whose zeros are to stay zeros, as whatever pruned them left them."""
-        return tuple(dict.fromkeys(name for step in self.provenance.steps for name in step.get("masked", ())))
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer.
@@ -152,13 +155,13 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
         try:
             provenance = Provenance(**{**known, "steps": tuple(known["steps"])})
         except (TypeError, KeyError) as error:
-            raise ModelError(f"{str(folder / checkpoint.MANIFEST)!r} is damaged: {error}") from error
+            raise ModelError(f"{str(folder / structure.MANIFEST)!r} is damaged: {error}") from error
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} holds no config.json: not a checkpoint")
     tokenizer = _tokenizer(str(folder), options) if _has_tokenizer(folder) else None
     if manifest is not None and manifest["format"] == "compact":
         with _as_model_errors(str(folder)):
-            return Model(Decoder(checkpoint.load_compact(folder, manifest)), tokenizer, provenance)
+            return Model(Decoder(compact.load(folder, manifest)), tokenizer, provenance)
     if not any(folder.glob("*.safetensors")):
         kinds = ", ".join(sorted({file.suffix for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".h5"}}))
         raise ModelError(
@@ -166,7 +169,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
         )
     decoder = _from_pretrained(str(folder), options)
     if manifest is not None:
-        checkpoint.remove_parts_(decoder, manifest, folder)
+        checkpoint.restore_(decoder, manifest, folder)
     return Model(decoder, tokenizer, provenance)
 
 
@@ -242,7 +245,7 @@ def _as_model_errors(source: str, offline: bool = False) -> Iterator[None]:
     except LayerfoldError:
         raise
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         if offline:
             missing = f"the Hub cannot be reached, and {source!r} is neither a folder nor in the Hub's local cache"
             raise OfflineError(f"{missing}. {nearest(source, [POCKET])}".rstrip(". ")) from error

@@ -29,7 +29,7 @@ class Variants:
     Recovered models are kept in ``models/``, so that no training is repeated; runs in progress in ``training/``.
 
     Raises:
-        InputError: a method that the base's depth does not admit.
+        InputError: a method that the base does not admit.
     """
 
     def __init__(self, recipe: Recipe, base: Model, folder: Path) -> None:
@@ -37,12 +37,13 @@ class Variants:
         self.recipe = recipe.with_corpus(default_corpus(base))
         self.base, self._folder = base, folder
         self._sources: dict[str, Method | Load | None] = {BASE_LABEL: None}
+        self._resolved: dict[str, dict[str, Any]] = {}
         self._loaded_sha256: dict[str, str] = {}
         self._texts: dict[int, tuple[object, TrainingText]] = {}
         for variant in recipe.variants:
             if not isinstance(variant.method, Load):
                 try:
-                    variant.method.resolved(base.decoder.n_blocks)
+                    self._resolved[variant.label] = variant.method.resolved(base.decoder)
                 except InputError as error:
                     raise InputError(f"variant {variant.label!r}: {error}") from error
             self._sources[variant.label] = variant.method
@@ -56,13 +57,11 @@ class Variants:
         """Return all that determines a variant, before or after recovery."""
         source = self._sources[label]
         calibrated = self._calibrated(label)
-        resolved = None
+        resolved = self._resolved.get(label)
         if isinstance(source, Load):
             if label not in self._loaded_sha256:
                 self.build(label)
             resolved = source.to_json() | {"name": Load.name, "sha256": self._loaded_sha256[label]}
-        elif source is not None:
-            resolved = source.resolved(self.base.decoder.n_blocks)
         subject = {
             "base_sha256": self.base.sha256,
             "method": resolved,
@@ -163,7 +162,7 @@ def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int
 
 def apply(model: Model, method: Method, calibration: Calibration | None, seed: int) -> tuple[Model, Notes]:
     """Edit the model's decoder in place; return it with the step added to its provenance, and the method's notes."""
-    resolved = method.resolved(model.decoder.n_blocks)
+    resolved = method.resolved(model.decoder)
     if model.provenance.base_sha256 is None and not model.provenance.steps:
         # A model that `load` did not make: it is known by its weights from now on.
         model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, continued, logits, step_through, tiny, token_ids, windows
+from tiny import BLOCKS, continued, deep, logits, step_through, tiny, token_ids, windows
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -198,8 +198,8 @@ def test_of_one_block_only_parts_may_go(family: str) -> None:
 def test_blocks_are_named_by_index_and_by_range(blocks: Any, indices: list[int]) -> None:
     method = Drop(blocks=blocks)
     assert method.indices(12) == indices
-    assert method.resolved(12) == {"name": "drop", "part": "block", "blocks": ",".join(map(str, indices))}
-    assert Drop(blocks=spelled(reversed(indices))).resolved(12) == method.resolved(12)
+    assert method.resolved(deep(12)) == {"name": "drop", "part": "block", "blocks": ",".join(map(str, indices))}
+    assert Drop(blocks=spelled(reversed(indices))).resolved(deep(12)) == method.resolved(deep(12))
 
 
 def test_a_draw_follows_its_seed_and_resolves_as_what_it_drew() -> None:
@@ -211,8 +211,8 @@ def test_a_draw_follows_its_seed_and_resolves_as_what_it_drew() -> None:
     # The numbers that Python's generator has always drawn: a change of them is a change of what recipes mean.
     assert draws[0] == [0, 4, 6, 11]
     named = Drop(blocks=spelled(draws[0]), seed=7)
-    assert Drop(random=4).resolved(12) == named.resolved(12)
-    assert Drop(random=4).resolved(12) != Drop(random=4, part="ffn").resolved(12)
+    assert Drop(random=4).resolved(deep(12)) == named.resolved(deep(12))
+    assert Drop(random=4).resolved(deep(12)) != Drop(random=4, part="ffn").resolved(deep(12))
     assert not Drop(random=4).needs_calibration
 
 
@@ -282,7 +282,7 @@ def test_what_the_depth_does_not_admit_is_refused_before_anything_is_edited(
 ) -> None:
     decoder = tiny("gpt2").decoder
     with pytest.raises(InputError, match=said):
-        Drop(**settings).resolved(BLOCKS)
+        Drop(**settings).resolved(deep(BLOCKS))
     with pytest.raises(InputError, match=said):
         Drop(**settings).apply(decoder, None)
     assert decoder.n_blocks == BLOCKS
@@ -325,7 +325,7 @@ def test_an_ffn_that_is_gone_cannot_be_averaged(method: Any) -> None:
 )
 def test_a_recipe_reads_back_as_itself(settings: dict[str, Any], blocks: str) -> None:
     recipe = read_recipe({"variants": [{"label": "a", "drop": settings}]})
-    assert recipe.variants[0].method.resolved(BLOCKS)["blocks"] == blocks
+    assert recipe.variants[0].method.resolved(deep(BLOCKS))["blocks"] == blocks
     assert read_recipe(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 

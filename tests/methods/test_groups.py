@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny import BLOCKS, tiny
+from tiny import BLOCKS, deep, tiny
 
 from layerfold.errors import InputError
 from layerfold.methods import Collapse, Merge
@@ -27,15 +27,15 @@ METHOD = pytest.mark.parametrize("method", [Merge, Collapse])
 )
 @METHOD
 def test_groups_are_spelled_out(method: type[Merge], settings: dict[str, Any], n_blocks: int, spelled: str) -> None:
-    resolved = method(**settings).resolved(n_blocks)
+    resolved = method(**settings).resolved(deep(n_blocks))
     assert resolved["groups"] == spelled
     assert resolved["name"] == method.name
 
 
 def test_two_spellings_of_the_same_groups_resolve_alike() -> None:
-    assert Merge(n=2).resolved(4) == Merge(groups="0-1,2-3").resolved(4)
-    assert Merge(n=2).resolved(4) != Merge(n=2, tie=True).resolved(4)
-    assert Collapse(n=2).resolved(4) != Collapse(n=2, anchor="last").resolved(4)
+    assert Merge(n=2).resolved(deep(4)) == Merge(groups="0-1,2-3").resolved(deep(4))
+    assert Merge(n=2).resolved(deep(4)) != Merge(n=2, tie=True).resolved(deep(4))
+    assert Collapse(n=2).resolved(deep(4)) != Collapse(n=2, anchor="last").resolved(deep(4))
 
 
 @pytest.mark.parametrize(("anchor", "index"), [("first", 3), ("middle", 4), ("last", 6)])
@@ -83,7 +83,7 @@ def test_a_setting_beyond_the_depth_is_refused_before_anything_is_edited(
     decoder = tiny("gpt2").decoder
     before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
     for act in (
-        lambda: method(**settings).resolved(BLOCKS),
+        lambda: method(**settings).resolved(deep(BLOCKS)),
         lambda: method(**settings, align="none").apply(decoder, None),
     ):
         with pytest.raises(InputError, match=r"for a model of (4 blocks; accepted: 2 \.\.\. 4|blocks 0 \.\.\. 3)"):
@@ -94,7 +94,7 @@ def test_a_setting_beyond_the_depth_is_refused_before_anything_is_edited(
 @METHOD
 def test_a_model_of_one_block_has_no_groups(method: type[Merge]) -> None:
     with pytest.raises(InputError, match="n 2 for a model of 1 block, which has none to be grouped with"):
-        method(n=2).resolved(1)
+        method(n=2).resolved(deep(1))
 
 
 @METHOD

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, tiny
+from tiny import BLOCKS, deep, tiny
 
 from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, OutputError
@@ -248,7 +248,7 @@ class TestBestDrop:
     def test_the_best_of_that_many(self, file: Path, search: Any) -> None:
         found = search(remove=(1, 2), part="ffn")(tiny("gpt2"))
         drop = best_drop(file, tiny("gpt2"), 2)
-        assert drop.resolved(BLOCKS)["blocks"] == ",".join(map(str, found.best[2].removed))
+        assert drop.resolved(deep(BLOCKS))["blocks"] == ",".join(map(str, found.best[2].removed))
         assert drop.part == "ffn"
 
     def test_a_single_number_need_not_be_named(self, search: Any, tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ class Method(Protocol):
         """Whether `apply` reads activations."""
         ...
 
-    def resolved(self, n_blocks: int) -> dict[str, Any]:
-        """Return the full configuration as JSON, defaults and groups spelled out.
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
+        """Return the full configuration as JSON, defaults and groups spelled out for this decoder.
 
         Raises:
-            InputError: a setting that a model of this depth does not admit.
+            InputError: a setting that it does not admit.
         """
         ...
 
@@ -91,9 +91,9 @@ class GroupAverage:
                 raise InputError(f"groups {self.groups!r} for a model of blocks 0 ... {n_blocks - 1}")
         return [group for group in groups if len(group) > 1]
 
-    def resolved(self, n_blocks: int) -> dict[str, Any]:
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the configuration with the groups spelled out."""
-        spelled = ",".join(f"{group[0]}-{group[-1]}" for group in self.group_indices(n_blocks))
+        spelled = ",".join(f"{group[0]}-{group[-1]}" for group in self.group_indices(decoder.n_blocks))
         return {"groups": spelled, "align": self.align, "anchor": self.anchor}
 
     def anchor_of(self, group: range) -> int:

@@ -16,9 +16,9 @@ class Collapse(GroupAverage):
 
     name: ClassVar[str] = "collapse"
 
-    def resolved(self, n_blocks: int) -> dict[str, Any]:
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the configuration with the groups spelled out."""
-        return {"name": self.name, **super().resolved(n_blocks)}
+        return {"name": self.name, **super().resolved(decoder)}
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""

@@ -85,9 +85,9 @@ class Drop:
         if count > most:
             raise InputError(f"{asked} is {count} of the model's {n_blocks} blocks; accepted: at most {most}")
 
-    def resolved(self, n_blocks: int) -> dict[str, Any]:
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the configuration with the indices spelled out: whatever drops the same has the same."""
-        return {"name": self.name, "part": self.part, "blocks": spelled(self.indices(n_blocks))}
+        return {"name": self.name, "part": self.part, "blocks": spelled(self.indices(decoder.n_blocks))}
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""

@@ -23,9 +23,9 @@ class Merge(GroupAverage):
     tie: bool = False
     name: ClassVar[str] = "merge"
 
-    def resolved(self, n_blocks: int) -> dict[str, Any]:
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the configuration with the groups spelled out."""
-        return {"name": self.name, **super().resolved(n_blocks), "tie": self.tie}
+        return {"name": self.name, **super().resolved(decoder), "tie": self.tie}
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""

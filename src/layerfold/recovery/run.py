@@ -132,7 +132,6 @@ class Run:
             tokenizer=self.model.tokenizer,
             teacher=self._placed_teacher(),
             counterparts=self._counterparts,
-            masked=self.model.masked,
             callbacks=list(callbacks),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 
-from layerfold import checkpoint
+from layerfold import checkpoint, masks
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, TrainingError
 from layerfold.recovery.arguments import frozen, training_arguments
@@ -37,7 +37,6 @@ class RecoveryTrainer(Trainer):
         checkpoints: whether to score validation text and write checkpoints along the way.
         teacher: on the device already, in evaluation mode.
         counterparts: see `Recovery.loss`.
-        masked: names of tensors whose zeros stay zeros.
 
     Attributes:
         parameters_trained: how many, those shared counted once.
@@ -57,7 +56,6 @@ class RecoveryTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase | None,
         teacher: Decoder | None,
         counterparts: tuple[int, ...],
-        masked: Sequence[str],
         callbacks: list[TrainerCallback],
     ) -> None:
         model = decoder.model
@@ -76,9 +74,10 @@ class RecoveryTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False  # what the line above was called before
-        if masked and self.is_fsdp_enabled:
+        kept = masks.held(decoder)
+        if kept and self.is_fsdp_enabled:
             raise InputError("zeros that are held, and FSDP, which shards the tensors: accepted: one of the two")
-        self.add_callback(_HeldZeros(model, masked))
+        self.add_callback(_HeldZeros(model, kept))
         self.parameters_trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         self._last_block = decoder.blocks[-1].module
         self._recovery = recovery
@@ -173,6 +172,13 @@ class RecoveryTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return SequentialSampler(cast("TrainingWindows", self.train_dataset))  # the text has its order already
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read what `_save` wrote, whatever of the model is gone."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            checkpoint.read_dense_(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint that loads anywhere, tensors tied between blocks included, and nothing pickled."""
         if not self.args.should_save:
@@ -185,16 +191,15 @@ class RecoveryTrainer(Trainer):
 
 
 class _HeldZeros(TrainerCallback):
-    """Sets the zeros of some tensors to zero again after every step."""
+    """Sets the zeros of some weights to zero again after every step."""
 
-    def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._masks = [(parameters[name], parameters[name] == 0) for name in names if name in parameters]
+    def __init__(self, model: PreTrainedModel, kept: Mapping[str, Tensor]) -> None:
+        self._zeros = [(model.get_parameter(name), ~mask) for name, mask in kept.items()]
 
     @torch.no_grad()
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        for parameter, mask in self._masks:
-            parameter.masked_fill_(mask, 0)
+        for weight, zeros in self._zeros:
+            weight.masked_fill_(zeros.to(weight.device), 0)
 
 
 def _patience(recovery: Recovery) -> list[TrainerCallback]:

@@ -1,0 +1,93 @@
+"""The compact form of a checkpoint: each distinct tensor once, a masked one as its mask's bits and what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from layerfold import masks, structure
+from layerfold.decoder import Decoder
+from layerfold.errors import ModelError, first_line
+from layerfold.hashes import check_hash, hash_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+COMPACT_WEIGHTS = "layerfold.safetensors"
+_BITS = "#mask"
+
+
+def write(decoder: Decoder, folder: Path) -> dict[str, Any]:
+    """Write weights and configuration; return what a manifest must say of them."""
+    model = decoder.model
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    aliases = structure.aliases(model)
+    kept = masks.held(decoder)
+    stored = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in aliases}
+    for name, mask in kept.items():
+        stored |= {name: stored[name][mask], name + _BITS: masks.pack(mask)}
+    save_file(stored, folder / COMPACT_WEIGHTS, metadata={"format": "pt"})
+    shapes = {name: list(mask.shape) for name, mask in kept.items()}
+    return {"aliases": aliases, "masks": shapes, "sha256": _hash(folder / COMPACT_WEIGHTS, aliases)}
+
+
+def _unpacked(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> tuple[dict[str, Tensor], ...]:
+    """The weights, whole, and the masks that they were stored by."""
+    kept = {name: masks.unpack(stored[name + _BITS], tuple(shape)) for name, shape in shapes.items()}
+    tensors = {name: tensor for name, tensor in stored.items() if not name.endswith(_BITS)}
+    for name, mask in kept.items():
+        tensors[name] = torch.zeros(mask.shape, dtype=tensors[name].dtype).masked_scatter_(mask, tensors[name])
+    return tensors, kept
+
+
+def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
+    """Rebuild a model from its compact form, with what was tied tied.
+
+    Raises:
+        ModelError: missing or damaged weights, or a structure that does not fit them.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    weights = directory / COMPACT_WEIGHTS
+    aliases = manifest.get("aliases")
+    if not weights.is_file() or not isinstance(aliases, dict):
+        raise ModelError(f"the compact checkpoint {str(directory)!r} lacks its weights or its structure")
+    check_hash(_hash(weights, aliases), manifest.get("sha256"), weights)
+    try:
+        tensors, kept = _unpacked(load_file(weights), manifest.get("masks", {}))
+        config = AutoConfig.from_pretrained(directory)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+        decoder = Decoder(model)
+        structure.restore_(decoder, manifest, directory)
+        state = tensors | {alias: tensors[name] for alias, name in aliases.items()}
+        model.load_state_dict(state, strict=True, assign=True)
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+        for alias, name in aliases.items():
+            _tie(model, alias, name)
+        masks.hold_(decoder, kept)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"the compact checkpoint {str(directory)!r} cannot be read: {first_line(error)}") from error
+    model.eval()
+    return model
+
+
+def _tie(model: PreTrainedModel, alias: str, name: str) -> None:
+    path, _, attribute = alias.rpartition(".")
+    setattr(model.get_submodule(path), attribute, model.get_parameter(name))
+
+
+def _hash(weights: Path, aliases: Mapping[str, str]) -> str:
+    """SHA-256 over the stored tensors and which names share them."""
+    return hash_file(weights, json.dumps(aliases, sort_keys=True))
