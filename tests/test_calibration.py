@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from tiny import correlations, logits, tiny, windows
+from tiny import BLOCKS, correlations, logits, sparsify, tiny, windows
 
 from layerfold import calibration as module
 from layerfold.calibration import Calibration
-from layerfold.errors import InputError
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError, ModelError
 from layerfold.linalg import match_neurons
+from layerfold.methods import Drop
+from layerfold.statistics import SecondMoments
+from layerfold.windows import Windows
 
 # Overlapping groups, a block that is an anchor and another's other, and an anchor later than its other.
 PAIRS = [(0, 1), (0, 3), (1, 2), (3, 2), (2, 0)]
@@ -78,3 +86,166 @@ def test_blocks_of_different_widths_are_refused() -> None:
     decoder.blocks[1].module.mlp = narrow.blocks[1].module.mlp
     with pytest.raises(InputError, match="blocks 0 and 1 have 48 and 40 neurons"):
         Calibration(decoder, windows()).matches([(0, 1)])
+
+
+# Second moments, block by block
+
+
+def moments(decoder: Decoder, cut: Windows, **settings: Any) -> dict[str, SecondMoments]:
+    """Of all blocks, each as its visit saw it."""
+    found: dict[str, SecondMoments] = {}
+    settings = {"whole": True, "edits": False} | settings
+    Calibration(decoder, cut).each_block(lambda _, each: found.update(each), doing="", **settings)
+    return found
+
+
+@torch.no_grad()
+def reads(decoder: Decoder, cut: Windows) -> dict[str, np.ndarray]:
+    """What each projection reads, (tokens, inputs), window by window from plain forward passes without any padding."""
+    rows: dict[str, list[torch.Tensor]] = {each.name: [] for each in decoder.projections}
+    handles = [
+        each.matrix.module.register_forward_pre_hook(lambda _, inputs, into=rows[each.name]: into.append(inputs[0][0]))
+        for each in decoder.projections
+    ]
+    for ids, length in zip(cut.input_ids, cut.lengths, strict=True):
+        decoder.model(input_ids=ids[None, :length])
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(each).double().numpy() for name, each in rows.items()}
+
+
+def assert_moments_of(found: SecondMoments, x: np.ndarray, whole: bool = True) -> None:
+    scale = np.sqrt(np.outer((x**2).mean(0), (x**2).mean(0))).clip(1e-6)
+    assert (np.abs(found.squares.numpy() - (x**2).mean(0)) / scale.diagonal()).max() < 1e-4
+    assert np.abs(found.mean.numpy() - x.mean(0)).max() < 1e-4 * np.abs(x).max()
+    if whole:
+        assert (np.abs(found.products.numpy() - x.T @ x / len(x)) / scale).max() < 1e-4
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_moments_of_every_projection_equal_numpys(family: str, whole: bool) -> None:
+    decoder, cut = tiny(family).decoder, windows()
+    expected = reads(decoder, cut)
+    found = moments(decoder, cut, whole=whole)
+    assert list(found) == list(expected)
+    for name, x in expected.items():
+        assert_moments_of(found[name], x, whole)
+
+
+def test_projections_that_read_the_same_share_their_moments() -> None:
+    found = moments(tiny("llama").decoder, windows())
+    first = [found[f"model.layers.0.{name}.weight"] for name in ("self_attn.q_proj", "mlp.gate_proj")]
+    assert found["model.layers.0.self_attn.v_proj.weight"] is first[0]
+    assert found["model.layers.0.mlp.up_proj.weight"] is first[1]
+    assert len(set(map(id, found.values()))) == 4 * BLOCKS
+
+
+def test_a_block_sees_what_the_edited_blocks_before_it_make(family: str) -> None:
+    decoder, cut = tiny(family).decoder, windows()
+    found: list[dict[str, SecondMoments]] = []
+    expected: list[dict[str, np.ndarray]] = []
+
+    def visit(index: int, here: dict[str, SecondMoments]) -> None:
+        assert index == len(found)
+        found.append(here)
+        expected.append(reads(decoder, cut))  # of the model as it is: the blocks before this one edited
+        for each in decoder.projections:
+            if each.block == index:
+                sparsify(each.matrix.weight, index)
+
+    before = reads(decoder, cut)
+    Calibration(decoder, cut).each_block(visit, whole=True, edits=True, doing="")
+    for index in range(BLOCKS):
+        for name, each in found[index].items():
+            assert_moments_of(each, expected[index][name])
+            same = np.allclose(expected[index][name], before[name], atol=1e-4)
+            assert same == (index == 0), name
+
+
+def test_padded_positions_are_in_no_moment() -> None:
+    decoder, cut = tiny("gpt2").decoder, windows()
+    before = moments(decoder, cut)
+    cut.input_ids[-1, cut.lengths[-1] :] = 77
+    after = moments(decoder, cut)
+    assert all(torch.equal(after[name].products, before[name].products) for name in before)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 1 << 20])
+@pytest.mark.parametrize("edits", [True, False])
+def test_moments_do_not_depend_on_the_batch_size(tokens: int, edits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, cut = tiny("qwen3").decoder, windows()
+    expected = reads(decoder, cut)
+    monkeypatch.setattr(module, "_BATCH_TOKENS", tokens)
+    for name, each in moments(decoder, cut, edits=edits).items():
+        assert_moments_of(each, expected[name])
+
+
+def test_blocks_that_lack_a_part_have_moments_of_the_other() -> None:
+    decoder, cut = tiny("llama").decoder, windows()
+    Drop(blocks="0-1", part="ffn").apply(decoder, None)
+    Drop(blocks="1-2", part="attention").apply(decoder, None)
+    visited: list[int] = []
+    Calibration(decoder, cut).each_block(
+        lambda index, here: visited.append(len(here)), whole=False, edits=True, doing=""
+    )
+    assert visited == [4, 0, 3, 7]
+    expected = reads(decoder, cut)
+    for name, each in moments(decoder, cut).items():
+        assert_moments_of(each, expected[name])
+
+
+@pytest.mark.parametrize("edits", [True, False])
+def test_the_moments_of_one_block_are_held_and_no_more(edits: bool) -> None:
+    decoder = tiny("gpt2").decoder
+    made: list[weakref.ref[SecondMoments]] = []
+
+    def visit(index: int, here: dict[str, SecondMoments]) -> None:
+        made.extend(map(weakref.ref, here.values()))
+        assert sum(each() is not None for each in made) == len(here) == 4
+
+    Calibration(decoder, windows()).each_block(visit, whole=True, edits=edits, doing="")
+    assert len(made) == 4 * BLOCKS
+    assert [each() for each in made] == [None] * 4 * BLOCKS
+
+
+def test_no_activations_of_a_batch_are_held_while_a_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[torch.Tensor]] = []
+    update = SecondMoments.update
+
+    def watched(self: SecondMoments, x: torch.Tensor) -> None:
+        seen.append(weakref.ref(x))
+        update(self, x)
+
+    def visit(index: int, here: dict[str, SecondMoments]) -> None:
+        assert seen
+        assert not any(each() is not None for each in seen)
+
+    monkeypatch.setattr(SecondMoments, "update", watched)
+    Calibration(tiny("gpt2").decoder, windows()).each_block(visit, whole=False, edits=True, doing="")
+
+
+def test_a_visit_that_fails_leaves_the_model_as_it_was() -> None:
+    decoder = tiny("gpt2").decoder
+    before, activations = logits(decoder), [type(each) for each in decoder.model.modules()]
+
+    def visit(index: int, here: dict[str, SecondMoments]) -> None:
+        assert [type(each) for each in decoder.model.modules()] != activations
+        raise KeyError(index)
+
+    with pytest.raises(KeyError, match="0"):
+        Calibration(decoder, windows()).each_block(visit, whole=False, edits=True, doing="")
+    assert [type(each) for each in decoder.model.modules()] == activations
+    assert torch.equal(logits(decoder), before)
+    assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in decoder.model.modules())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_activations_that_are_not_finite_name_the_matrix_that_reads_them(bad: float) -> None:
+    decoder = tiny("llama").decoder
+    decoder.blocks[1].ffn.up.weight[0, 0] = bad
+    visited: list[int] = []
+    with pytest.raises(ModelError, match=r"'model.layers.1.mlp.down_proj.weight' reads .* not finite"):
+        Calibration(decoder, windows()).each_block(
+            lambda index, _: visited.append(index), whole=False, edits=False, doing=""
+        )
+    assert visited == [0]

@@ -15,9 +15,9 @@ import layerfold
 
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
-    0: "errors hashes defaults folders memory network linalg statistics progress records yamlfiles",
+    0: "errors hashes ranking surgeon defaults folders memory network linalg statistics progress records yamlfiles",
     1: "families ffn sublayers decoder structure masks stepping compact checkpoint",
-    2: "corpora textfiles decoding windows calibration scoring hub",
+    2: "corpora textfiles decoding windows calibration zeroing narrowing scoring hub",
     3: "methods evaluators recovery",
     4: "recipe variants search study api",
     5: "report console doctor cli",
@@ -28,7 +28,7 @@ APART = ("methods", "evaluators")  # one file a method, one an evaluator: none k
 MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "compact", "recovery"}
 PUBLIC = {
     *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "recover"),
-    *("Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Recipe"),
+    *("Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Prune", "Recipe"),
     *("Score", "Size", "Study", "compress", "default_recipe", "evaluate", "load", "read_recipe"),
 }
 

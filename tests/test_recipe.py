@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import deep
 
 from layerfold.errors import RecipeError
-from layerfold.methods import Collapse, Merge
+from layerfold.hub import POCKET, load
+from layerfold.methods import Collapse, Merge, Prune
 from layerfold.recipe import Load, build_recovery, default_recipe, read_recipe
 from layerfold.recovery import Distill, Finetune
 
@@ -20,15 +20,17 @@ def test_the_default_is_the_published_comparison() -> None:
     assert [variant.label for variant in recipe.variants] == [
         *(f"merged_{n}" for n in (2, 4, 6, 8, 10)),
         *(f"compressed_{n}" for n in (2, 4, 6, 8, 10)),
+        "pruned_104M",
     ]
     assert recipe.variants[1].method == Merge(n=4)
-    assert recipe.variants[-1].method == Collapse(n=10)
+    assert recipe.variants[-2].method == Collapse(n=10)
+    assert recipe.variants[-1].method == Prune(nonzero="84.1289%")
     assert [evaluator.name for evaluator in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
 
 
 def test_the_default_goes_no_deeper_than_the_model() -> None:
     labels = [variant.label for variant in default_recipe("shallow", 5).variants]
-    assert labels == ["merged_2", "merged_4", "compressed_2", "compressed_4"]
+    assert labels == ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M"]
 
 
 def test_a_resolved_recipe_reads_back_as_itself() -> None:
@@ -41,9 +43,9 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipes_in_the_repository_are_valid(path: Path) -> None:
-    recipe = read_recipe(path)
-    for variant in recipe.variants:
-        variant.method.resolved(deep(12))
+    decoder = load(POCKET).decoder
+    for variant in read_recipe(path).variants:
+        variant.method.resolved(decoder)
 
 
 VARIANT: dict[str, Any] = {"label": "a", "merge": {"n": 2}}

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerfold.statistics import CrossMoments, Interval, bootstrap_mean, bootstrap_median, bootstrap_ratio
+from layerfold import statistics
+from layerfold.statistics import (
+    CrossMoments,
+    Interval,
+    SecondMoments,
+    bootstrap_mean,
+    bootstrap_median,
+    bootstrap_ratio,
+)
 
 
 def streamed(x: torch.Tensor, y: torch.Tensor, cuts: list[int]) -> np.ndarray:
@@ -46,6 +54,37 @@ def test_a_constant_variable_correlates_with_nothing(constant: float) -> None:
     assert not found[1].any()
     assert not found[:, 1].any()
     assert found[[0, 2], [0, 2]] == pytest.approx(1, abs=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 60),
+    width=st.integers(1, 9),
+    strip=st.sampled_from([1, 4, 512]),
+    cuts=st.lists(st.integers(1, 59), max_size=6),
+    shift=st.sampled_from([0.0, -30.0, 1e4]),
+    seed=st.integers(0, 2**16),
+)
+def test_second_moments_equal_numpys_for_any_batching(
+    rows: int, width: int, strip: int, cuts: list[int], shift: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(shift + rng.normal(size=(rows, width)) @ rng.normal(size=(width, width))).float()
+    whole, diagonal = SecondMoments(True), SecondMoments(False)
+    bounds = [0, *sorted({cut for cut in cuts if cut < rows}), rows]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(statistics, "_STRIP", strip)
+        for first, last in pairwise(bounds):
+            for each in (whole, diagonal):
+                each.update(x[first:last])
+    exact = x.double().numpy()
+    expected = exact.T @ exact / rows
+    size = np.sqrt(np.outer(expected.diagonal(), expected.diagonal()))
+    assert (np.abs(whole.products.numpy() - expected) <= 1e-5 * size).all()
+    assert torch.equal(whole.products, whole.products.T)
+    for each in (whole, diagonal):
+        assert each.squares.numpy() == pytest.approx(expected.diagonal(), rel=1e-5)
+        assert each.mean.numpy() == pytest.approx(exact.mean(0), abs=1e-5 * np.abs(exact).max())
 
 
 BOOTSTRAPS = pytest.mark.parametrize("bootstrap", [bootstrap_mean, bootstrap_median])

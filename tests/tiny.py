@@ -19,6 +19,7 @@ from layerfold.corpora import Corpus
 from layerfold.decoder import Decoder
 from layerfold.families import FAMILIES
 from layerfold.hub import Model, Provenance
+from layerfold.masks import hold_
 from layerfold.stepping import Stepper
 from layerfold.windows import Windows, cut_windows
 
@@ -67,6 +68,34 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
 
 def tiny(family: str, seed: int = 0, **overrides: Any) -> Model:
     return Model(Decoder(tiny_model(family, seed, **overrides)), tokenizer(), Provenance("tiny"))
+
+
+def sparsify(weight: Tensor, seed: int = 1) -> Tensor:
+    """Set a random half of a weight to zero; return where it is kept."""
+    kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    weight.detach().masked_fill_(~kept, 0)
+    return kept
+
+
+def halve_(decoder: Decoder) -> dict[str, Tensor]:
+    """Hold a random half of all weights of the blocks' matrices at zero; return the masks."""
+    names = {each.name for each in decoder.projections if each.block is not None}
+    weights = [(name, weight) for name, weight in decoder.model.named_parameters() if name in names]
+    kept = {name: sparsify(weight, seed) for seed, (name, weight) in enumerate(weights)}
+    hold_(decoder, kept)
+    return kept
+
+
+def chosen(decoder: Decoder, index: int, width: int) -> Tensor:
+    """So many of a block's neurons, in an order of their own."""
+    return torch.randperm(decoder.d_ffn[index], generator=torch.Generator().manual_seed(index))[:width]
+
+
+def assert_masks_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    assert list(one) == list(two)
+    for name, mask in one.items():
+        assert mask.dtype == torch.bool
+        assert torch.equal(mask, two[name]), name
 
 
 @functools.cache

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from layerfold.errors import LayerfoldError
     from layerfold.evaluators import Generation, Latency, Perplexity, Score, Size
     from layerfold.hub import Model, load
-    from layerfold.methods import Collapse, Drop, Merge
+    from layerfold.methods import Collapse, Drop, Merge, Prune
     from layerfold.recipe import Recipe, default_recipe, read_recipe
     from layerfold.recovery import Distill, Finetune
     from layerfold.search import DropSearch
@@ -32,6 +32,7 @@ _WHERE = {
     "Merge": "methods",
     "Model": "hub",
     "Perplexity": "evaluators",
+    "Prune": "methods",
     "Recipe": "recipe",
     "Score": "evaluators",
     "Size": "evaluators",
@@ -57,6 +58,7 @@ __all__ = [
     "Merge",
     "Model",
     "Perplexity",
+    "Prune",
     "Recipe",
     "Score",
     "Size",

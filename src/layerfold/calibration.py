@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from layerfold import memory
 from layerfold.decoder import Decoder
-from layerfold.errors import InputError
-from layerfold.ffn import FFN
+from layerfold.errors import InputError, ModelError
+from layerfold.ffn import FFN, Matrix
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import CrossMoments
+from layerfold.statistics import CrossMoments, SecondMoments
 from layerfold.stepping import Stepper, fused_activations
 from layerfold.windows import Windows
 
@@ -63,19 +64,13 @@ class Calibration:
         if not pairs:
             return
         ffns = [block.ffn for block in self.decoder.blocks]
-        for one, two in pairs:
-            if ffns[one].d_ffn != ffns[two].d_ffn:
-                widths = f"{ffns[one].d_ffn} and {ffns[two].d_ffn}"
-                raise InputError(f"blocks {one} and {two} have {widths} neurons; accepted: as many")
+        check_widths(self.decoder, pairs)
         # Each pair is met at the later of its two blocks, with the earlier one's FFN inputs at hand.
         last = max(map(max, pairs))
         last_use = {early: max(max(p) for p in pairs if min(p) == early) for early in set(map(min, pairs))}
         stepper = Stepper(self.decoder)
         batches = self.windows.batches(_BATCH_TOKENS)
-        # One large tensor, written batch by batch: small ones that live long would scatter the heap they live in.
-        hidden = self._empty()
-        for batch in batches:
-            hidden[batch] = stepper.embed(self.windows.input_ids[batch])
+        hidden = self._embedded(stepper)
         inputs: dict[int, Tensor] = {}
         for index in self.progress.track(range(last + 1), "calibrating, block", last + 1):
             here = [pair for pair in pairs if max(pair) == index]
@@ -99,6 +94,65 @@ class Calibration:
                 correlation = moments.pop(pair).correlation()
                 yield pair, correlation if pair[0] <= pair[1] else correlation.T
 
+    @torch.no_grad()
+    def each_block(
+        self, visit: Callable[[int, dict[str, SecondMoments]], None], *, whole: bool, edits: bool, doing: str
+    ) -> None:
+        """Visit each block, in order, with the second moments of what its projections read.
+
+        Args:
+            visit: takes a block's index and the moments by projection (the same where several read the same).
+            whole: whether moments of pairs of inputs are wanted too: `SecondMoments`. Those of one block are held.
+            edits: whether a visit changes its block, so that what comes after is to see the changed one's outputs.
+            doing: what the progress bar says.
+
+        Raises:
+            ModelError: what a projection reads is not finite.
+        """
+        stepper = Stepper(self.decoder)
+        batches = self.windows.batches(_BATCH_TOKENS)
+        with fused_activations(self.decoder.model):
+            hidden = self._embedded(stepper)
+            for index in self.progress.track(range(self.decoder.n_blocks), doing, self.decoder.n_blocks):
+                matrices = {each.name: each.matrix for each in self.decoder.projections if each.block == index}
+                moments: dict[str, SecondMoments] = {}
+                for batch in batches:
+                    with _reading(matrices) as seen:
+                        stepped = stepper.step(index, hidden[batch])
+                    self._add(moments, seen, batch, whole)
+                    if not edits:
+                        hidden[batch] = stepped
+                    del seen, stepped
+                    memory.release()
+                _check_finite(moments)
+                visit(index, moments)
+                del moments
+                for batch in batches if edits else ():
+                    hidden[batch] = stepper.step(index, hidden[batch])
+
+    def _add(self, moments: dict[str, SecondMoments], seen: Mapping[str, Tensor], batch: slice, whole: bool) -> None:
+        """Add a batch of what each matrix reads to its moments, which those that read the same share."""
+        for name, inputs in seen.items():
+            first = next(other for other, read in seen.items() if read is inputs)
+            if first == name:
+                moments.setdefault(name, SecondMoments(whole)).update(self._real(inputs, batch))
+            else:
+                moments[name] = moments[first]
+
+    def of(self, decoder: Decoder) -> Calibration:
+        """Return the same text for another decoder."""
+        return Calibration(decoder, self.windows, self.progress)
+
+    def _embedded(self, stepper: Stepper) -> Tensor:
+        """The first block's inputs, (windows, tokens, d_model).
+
+        One large tensor, written batch by batch: small ones that live long would scatter the heap they live in.
+        """
+        hidden = self._empty()
+        for batch in self.windows.batches(_BATCH_TOKENS):
+            hidden[batch] = stepper.embed(self.windows.input_ids[batch])
+        return hidden
+
     def _empty(self) -> Tensor:
         """(windows, tokens, d_model), not initialised."""
         return torch.empty(len(self.windows), self.windows.context, self.decoder.d_model)
@@ -111,6 +165,14 @@ class Calibration:
         return activations[torch.arange(self.windows.context) < lengths[:, None]]
 
 
+def check_widths(decoder: Decoder, pairs: Iterable[Pair]) -> None:
+    """Raise InputError for a pair of blocks whose FFNs have not as many neurons."""
+    widths = decoder.d_ffn
+    for one, two in pairs:
+        if widths[one] != widths[two]:
+            raise InputError(f"blocks {one} and {two} have {widths[one]} and {widths[two]} neurons; accepted: as many")
+
+
 @contextmanager
 def _watching(ffn: FFN) -> Iterator[list[Tensor]]:
     """Yield a list that a forward pass fills with the FFN's inputs and its neurons' activations."""
@@ -120,6 +182,31 @@ def _watching(ffn: FFN) -> Iterator[list[Tensor]]:
         seen.append(arguments[0])
 
     handles = [matrix.module.register_forward_pre_hook(keep) for matrix in (ffn.up, ffn.down)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_finite(moments: Mapping[str, SecondMoments]) -> None:
+    for name, each in moments.items():
+        if not each.squares.isfinite().all():
+            raise ModelError(f"what {name!r} reads on the calibration text is not finite, or its squares are not")
+
+
+@contextmanager
+def _reading(matrices: Mapping[str, Matrix]) -> Iterator[dict[str, Tensor]]:
+    """Yield a dict that a forward pass fills with what each matrix reads, by its name."""
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str, matrix: Matrix) -> RemovableHandle:
+        def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen[name] = arguments[0]
+
+        return matrix.module.register_forward_pre_hook(keep)
+
+    handles = [watch(name, matrix) for name, matrix in matrices.items()]
     try:
         yield seen
     finally:

@@ -124,7 +124,7 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
     state = decoder.model.state_dict()
     structure.restore_(decoder, manifest, folder)
     structure.stripped(decoder, state, folder)
-    shapes = manifest.get("masks", {})
+    shapes = masks.shapes_of(manifest, folder)
     if not shapes:
         return
     file = folder / MASKS
@@ -132,7 +132,7 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
         check_hash(hash_file(file), manifest.get("masks_sha256"), file)
         bits = load_file(file)
         masks.hold_(decoder, {name: masks.unpack(bits[name], tuple(shape)) for name, shape in shapes.items()})
-    except (InputError, SafetensorError, OSError, KeyError, TypeError) as error:
+    except (InputError, SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"the masks in {str(folder)!r} do not fit: {first_line(error)}") from error
 
 

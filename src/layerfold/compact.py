@@ -14,7 +14,7 @@ from torch import Tensor
 
 from layerfold import masks, structure
 from layerfold.decoder import Decoder
-from layerfold.errors import ModelError, first_line
+from layerfold.errors import ModelError
 from layerfold.hashes import check_hash, hash_file
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     if not weights.is_file() or not isinstance(aliases, dict):
         raise ModelError(f"the compact checkpoint {str(directory)!r} lacks its weights or its structure")
     check_hash(_hash(weights, aliases), manifest.get("sha256"), weights)
+    shapes = masks.shapes_of(manifest, directory)
     try:
-        tensors, kept = _unpacked(load_file(weights), manifest.get("masks", {}))
+        tensors, kept = _unpacked(load_file(weights), shapes)
         config = AutoConfig.from_pretrained(directory)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
         decoder = Decoder(model)
@@ -78,7 +79,9 @@ def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
             _tie(model, alias, name)
         masks.hold_(decoder, kept)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"the compact checkpoint {str(directory)!r} cannot be read: {first_line(error)}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        said = " ".join(line.strip() for line in lines[:2])[:300]  # torch names the tensor in the second
+        raise ModelError(f"the compact checkpoint {str(directory)!r} cannot be read: {said}") from error
     model.eval()
     return model
 

@@ -45,17 +45,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Projection:
-    """One matrix of a block's attention or FFN.
+    """One matrix of a block's attention or FFN, or a table of token embeddings.
 
     Attributes:
         name: its weight's, in the model.
-        block: the block's index.
-        part: ``attention`` or ``ffn``.
+        block: the block's index; None for a table outside of them.
+        part: ``attention`` or ``ffn``; what table it is.
         matrix: the view of it.
     """
 
     name: str
-    block: int
+    block: int | None
     part: str
     matrix: Matrix
 
@@ -114,10 +114,17 @@ class Decoder:
         """Keep only these neurons of some blocks' FFNs, each (kept,) indices; FFNs that are one stay one.
 
         Raises:
-            InputError: a block without FFN, no neuron at all, or FFNs that are one and would keep different ones.
+            InputError: what is no block, or no neuron of it, or given twice; a block without FFN, no neuron at all, or
+                FFNs that are one and would keep different ones.
         """
         if not kept:
             return
+        if not kept.keys() <= set(range(self.n_blocks)):
+            raise InputError(f"blocks to keep neurons of: {list(kept)}; accepted: 0 ... {self.n_blocks - 1}")
+        for index, neurons in kept.items():
+            d_ffn = self.blocks[index].ffn.d_ffn
+            if not set(neurons.tolist()) <= set(range(d_ffn)) or len(neurons.unique()) < len(neurons):
+                raise InputError(f"neurons to keep of block {index}; accepted: distinct indices in 0 ... {d_ffn - 1}")
         first: dict[int, int] = {}
         tied = {
             index: first.setdefault(id(self.blocks[index].ffn.down.module.weight), index)
@@ -131,7 +138,7 @@ class Decoder:
             if (mine is None) != (theirs is None) or (mine is not None and not torch.equal(mine, cast(Tensor, theirs))):
                 raise InputError(f"blocks {owner} and {index} share an FFN, and would keep different neurons")
         ffns = {index: self.blocks[index].ffn for index in kept}
-        for index, neurons in kept.items():
+        for index, neurons in sorted(kept.items()):  # the owner of those that are one comes first
             ffns[index].keep_(neurons)
             if tied[index] != index:
                 ffns[index].tie_(ffns[tied[index]])

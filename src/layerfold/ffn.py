@@ -69,9 +69,10 @@ class Matrix:
             setattr(module, name, size)
 
     def tie_(self, other: Matrix) -> None:
-        """Use the other matrix's parameters from now on."""
+        """Use the other matrix's parameters from now on, and its mask."""
         self.module.weight = other.module.weight
         self.module.bias = other.module.bias
+        self.module.register_buffer(MASK, getattr(other.module, MASK, None), persistent=False)
 
     def own_(self) -> None:
         """Use parameters of its own from now on, with the values they have."""

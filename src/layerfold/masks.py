@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from layerfold.decoder import Decoder
-from layerfold.errors import InputError
+from layerfold.errors import InputError, ModelError
 from layerfold.ffn import MASK
+from layerfold.structure import MANIFEST
 
 
 def hold_(decoder: Decoder, kept: Mapping[str, Tensor]) -> None:
-    """Let weights that are zero stay zero from now on.
+    """Let weights that are zero stay zero from now on, all of them or, after an error, none.
+
+    What is held is plain zero then: a negative one is not kept apart.
 
     Args:
         kept: by the weight's name, a boolean tensor of its shape as stored, False where it is held at zero.
@@ -39,7 +44,9 @@ def hold_(decoder: Decoder, kept: Mapping[str, Tensor]) -> None:
             raise InputError(f"the mask of {name!r} is {tuple(mask.shape)}; accepted: {tuple(weight.shape)}, its shape")
         if not _holds(weight, mask):
             raise InputError(f"the weight {name!r} is not zero everywhere that its mask says")
-        for module in users[id(weight)]:
+    for name, mask in kept.items():
+        parameters[name].detach().masked_fill_(~mask, 0)
+        for module in users[id(parameters[name])]:
             module.register_buffer(MASK, mask, persistent=False)
 
 
@@ -61,6 +68,18 @@ def _masked(decoder: Decoder) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 def _holds(weight: Tensor, mask: Tensor) -> bool:
     return not torch.count_nonzero(weight.detach().masked_fill(mask, 0))
+
+
+def shapes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, list[int]]:
+    """Return a manifest's masks, their shapes by the weight's name.
+
+    Raises:
+        ModelError: it holds something else in their place.
+    """
+    shapes = manifest.get("masks", {})
+    if not isinstance(shapes, dict):
+        raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: the masks are {str(shapes)[:60]!r}, not by name")
+    return shapes
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from layerfold import defaults
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS, Evaluator
 from layerfold.hub import POCKET
-from layerfold.methods import METHODS, Collapse, Merge
+from layerfold.methods import METHODS, Collapse, Merge, Prune
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
 from layerfold.yamlfiles import read_yaml
@@ -213,7 +213,10 @@ def default_evaluator(name: str) -> Evaluator:
 
 
 def default_recipe(base: str = POCKET, n_blocks: int = 12) -> Recipe:
-    """Return the published comparison: merged_n and compressed_n for n = 2, 4, 6, 8, 10, as far as the depth goes."""
+    """Return the published comparison: merged_n and compressed_n for n = 2, 4, 6, 8, 10, as far as the depth goes.
+
+    And pruned_104M, by the fraction of the parameters that this leaves of GPT-2's.
+    """
     methods: list[tuple[str, type[Merge] | type[Collapse]]] = [("merged", Merge), ("compressed", Collapse)]
     variants = [
         Variant(label=f"{prefix}_{n}", method=method(n=n))
@@ -221,6 +224,7 @@ def default_recipe(base: str = POCKET, n_blocks: int = 12) -> Recipe:
         for n in defaults.GROUP_SIZES
         if n <= n_blocks
     ]
+    variants.append(Variant(label="pruned_104M", method=Prune(nonzero=defaults.PRUNED)))
     return Recipe.model_construct(
         base=base,
         revision=None,

@@ -12,6 +12,9 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 
+_STRIP = 512
+"""Rows of a symmetric product that `SecondMoments` computes at a time."""
+
 _ROWS = 256
 """Rows that `CrossMoments` copies at a time."""
 
@@ -79,6 +82,51 @@ class CrossMoments:
         product *= scales[0][:, None]
         product *= scales[1]
         return product.clamp_(-1, 1)
+
+
+class SecondMoments:
+    """Accumulate E[x x^T], or only its diagonal, one batch of rows at a time.
+
+    Args:
+        whole: whether the moments of pairs of variables are wanted too.
+    """
+
+    def __init__(self, whole: bool) -> None:
+        self._whole = whole
+        self._count = 0
+
+    def update(self, x: Tensor) -> None:
+        """Add rows: x is (rows, d)."""
+        if self._count == 0:
+            self._sums = torch.zeros(x.shape[1], dtype=torch.float64)
+            self._products = torch.zeros(x.shape[1], x.shape[1] if self._whole else 0)
+            self._squares = torch.zeros(x.shape[1], dtype=torch.float64)
+        self._count += len(x)
+        self._sums += x.sum(0)
+        if not self._whole:
+            self._squares += x.square().sum(0)
+            return
+        for start in range(0, x.shape[1], _STRIP):  # the matrix is symmetric: of what is below its diagonal little
+            strip = self._products[start : start + _STRIP, start:]
+            strip.addmm_(x[:, start : start + _STRIP].T, x[:, start:])
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], (d,)."""
+        return (self._sums / self._count).float()
+
+    @property
+    def squares(self) -> Tensor:
+        """E[x^2], (d,)."""
+        found = self._products.diagonal() if self._whole else self._squares
+        return (found / self._count).float()
+
+    @property
+    def products(self) -> Tensor:
+        """E[x x^T], (d, d), where it was wanted."""
+        for start in range(_STRIP, len(self._products), _STRIP):
+            self._products[start:, start - _STRIP : start] = self._products[start - _STRIP : start, start:].T
+        return self._products / self._count
 
 
 def _resamples(n: int, replicates: int, seed: int) -> NDArray[np.int64]:

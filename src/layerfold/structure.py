@@ -40,11 +40,18 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
             decoder.remove_(part, indices)
         narrow = {int(index): width for index, width in manifest.get("d_ffn", {}).items()}
         have = dict(enumerate(decoder.d_ffn))
-        if any(width not in range(1, have.get(index, 0)) for index, width in narrow.items()):
-            raise InputError(f"d_ffn {narrow}; accepted: blocks, each with a number below {max(have.values())}")
+        whole = have.keys() - narrow.keys() - set(decoder.removed_parts["ffn"])
+        if narrow and not (whole and all(_cuts(width, have.get(index, 0)) for index, width in narrow.items())):
+            raise InputError(
+                f"d_ffn {narrow}; accepted: blocks, not all, each with a number below {max(have.values())}"
+            )
         decoder.keep_neurons_({index: torch.arange(width) for index, width in narrow.items()})
     except (InputError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: {error}") from error
+
+
+def _cuts(width: object, of: int) -> bool:
+    return type(width) is int and 0 < width < of
 
 
 def filled(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny import BLOCKS, deep, tiny
+import torch
+from tiny import BLOCKS, deep, tiny, windows
 
+from layerfold.calibration import Calibration
 from layerfold.errors import InputError
+from layerfold.hub import Model
 from layerfold.methods import Collapse, Merge
 
 METHOD = pytest.mark.parametrize("method", [Merge, Collapse])
@@ -103,3 +106,14 @@ def test_aligning_without_calibration_text_is_refused(method: type[Merge]) -> No
     assert not method(n=2, align="none").needs_calibration
     with pytest.raises(InputError, match="needs calibration text"):
         method(n=2).apply(tiny("gpt2").decoder, None)
+
+
+@pytest.mark.parametrize("align", ["hungarian", "none"])
+@METHOD
+def test_ffns_of_different_widths_have_no_average(method: type[Merge | Collapse], align: Any) -> None:
+    model = tiny("gpt2")
+    model.decoder.keep_neurons_({1: torch.arange(7)})
+    before = model.sha256
+    with pytest.raises(InputError, match="blocks 0 and 1 have 128 and 7 neurons; accepted: as many"):
+        method(groups="0-1", align=align).apply(model.decoder, Calibration(model.decoder, windows()))
+    assert Model(model.decoder, None, model.provenance).sha256 == before

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
-from tiny import prose
+from tiny import assert_masks_equal, chosen, halve_, prose
 
 from layerfold import cli
 from layerfold.hub import Model, load
+from layerfold.masks import held
 from layerfold.recovery.run import Outcome
 
 STEPS = 90
@@ -126,6 +127,10 @@ class Together:
         self.folder, self.corpus, self.model = folder, corpus, folder / "model"
         runs.small().save(self.model)
         typed = words(self.model, corpus, folder / "out", steps=6, **SETTINGS)
+        self.masked = runs.small()
+        halve_(self.masked.decoder)
+        self.masked.decoder.keep_neurons_({1: chosen(self.masked.decoder, 1, 17)})
+        self.masked.save(folder / "masked")
         script = Path(__file__).with_name("together.py")
         self.said = launch(str(script), str(folder), corpus, *typed)
 
@@ -173,3 +178,19 @@ def test_a_process_that_comes_late_finds_the_folder_of_this_run(together: Togeth
     one, two = together.found("overwriting")
     assert one == two
     assert one["rate"] == 2e-3
+
+
+def test_two_processes_hold_the_zeros_that_one_does(together: Together, tmp_path: Path) -> None:
+    one, two = together.found("masked")
+    assert one == two
+    kept = held(together.masked.decoder)
+    assert one["masks"] == len(kept) > 0
+    assert one["widths"] == [64, 17]
+    recovery = runs.finetune(together.corpus, steps=6, accumulation=2, weight_decay=0.1, learning_rate=3e-3)
+    straight = runs.train(together.masked, recovery, tmp_path / "straight")
+    assert straight[1].best_step == 6
+    trained = load(together.folder / "masked.out")
+    assert_equal(trained, straight)
+    assert_masks_equal(held(trained.decoder), kept)
+    assert all(not trained.decoder.model.get_parameter(name)[~mask].any() for name, mask in kept.items())
+    assert trained.decoder.size() == together.masked.decoder.size()

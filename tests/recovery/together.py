@@ -22,6 +22,7 @@ import runs
 
 import layerfold
 from layerfold import checkpoint, cli
+from layerfold.masks import held
 from layerfold.recovery import Finetune, run
 
 RANK = int(os.environ["RANK"])
@@ -75,6 +76,15 @@ def overwriting(corpus: str, folder: Path) -> dict[str, Any]:
     return {"sha256": done.sha256, "rate": done.provenance.steps[-1]["notes"]["learning_rate"]}
 
 
+def masked(corpus: str, model: Path, out: Path) -> dict[str, Any]:
+    """Train a model with zeros that are held, in FFNs of two widths; the first process keeps what came of it."""
+    recovery = runs.finetune(corpus, steps=6, accumulation=2, weight_decay=0.1, learning_rate=3e-3)
+    done = layerfold.recover(layerfold.load(model), recovery)
+    if RANK == 0:
+        done.save(out, format="compact")
+    return {"sha256": done.sha256, "masks": len(held(done.decoder)), "widths": done.decoder.d_ffn}
+
+
 def part(folder: Path, name: str, do: Callable[..., Any], *arguments: Any) -> None:
     try:
         found = do(*arguments)
@@ -89,4 +99,5 @@ if __name__ == "__main__":
     part(Path(out), "command", command, typed)
     part(Path(out), "folder", without_a_folder, corpus)
     part(Path(out), "diverging", diverging_in_one, corpus, Path(out) / "diverging.training")
+    part(Path(out), "masked", masked, corpus, Path(out) / "masked", Path(out) / "masked.out")
     part(Path(out), "overwriting", overwriting, corpus, Path(out) / "overwriting.training")

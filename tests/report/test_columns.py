@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from layerfold.report import numerals
-from layerfold.report.columns import COLUMNS, columns
+from layerfold.report.columns import COLUMNS, columns, table
 from layerfold.report.tables import DASH, TIMES_BASE, Cell
 from layerfold.statistics import Interval
 
@@ -187,3 +187,14 @@ def test_every_writer_takes_every_number(value):
 )
 def test_numbers_as_people_read_them(write, value, expected):
     assert write(value) == expected
+
+
+def test_non_zero_parameters_are_shown_where_a_row_has_many_zeros(make_results):
+    plain = make_results()
+    title = "nonzero_parameters"
+    assert title not in [column.name for column in table(plain).columns]
+    size = plain.records["merged_2", "size"]
+    pruned = replace(size, score=size.score | {"nonzero": 0.84 * size.score["value"]})
+    assert title in [column.name for column in table(make_results(replace={("merged_2", "size"): pruned})).columns]
+    few = replace(size, score=size.score | {"nonzero": 0.999 * size.score["value"]})  # biases that are zero
+    assert title not in [column.name for column in table(make_results(replace={("merged_2", "size"): few})).columns]

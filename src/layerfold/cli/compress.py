@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -104,6 +104,39 @@ def drop(
     _compress(method, model, revision, trust_remote_code, output_dir, format, overwrite)
 
 
+@app.command()
+def prune(
+    output_dir: options.OutputDir,
+    model: options.ModelName = "pocket",
+    nonzero: options.NonZero = None,
+    sparsity: options.Sparsity = None,
+    criterion: options.CriterionName = options.Criterion.magnitude,
+    structure: options.StructureName = options.Structure.unstructured,
+    scope: options.ScopeName = None,
+    parts: options.Parts = "attention,ffn",
+    format: options.FormatName = options.Format.dense,
+    corpus: options.CalibrationCorpus = None,
+    tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    seed: options.Seed = 0,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Zero weights and hold them at zero, or remove neurons, to a budget."""
+    from layerfold.methods import Prune
+
+    method = Prune(
+        nonzero=nonzero,
+        sparsity=sparsity,
+        criterion=criterion.value,
+        structure=structure.value,
+        scope=None if scope is None else scope.value,
+        parts=parts,
+    )
+    base = (model, revision, trust_remote_code)
+    _compress(method, *base, output_dir, format, overwrite, corpus=corpus, tokens=tokens, seed=seed)
+
+
 def _compress(
     method: Method | Callable[[Model], Method],
     name: str,
@@ -127,22 +160,41 @@ def _compress(
             base = load(name, revision=revision, trust_remote_code=trust_remote_code)
         if callable(method):
             method = method(base)
-        before = base.decoder.size().parameters, base.decoder.n_blocks
+        before = base.decoder.size(), base.decoder.n_blocks
         smaller = compress(base, method, corpus=corpus, tokens=tokens, seed=seed, in_place=True, progress=progress)
         with progress.doing(f"writing {output_dir}"):
             smaller.save(output_dir, format=format.value, overwrite=overwrite)
-    for pair in smaller.provenance.steps[-1]["notes"].get("pairs", []):
-        typer.echo(
+    done = smaller.provenance.steps[-1]
+    for line in _told(done["method"], done["notes"]):
+        typer.echo(line)
+    if "warning" in done["notes"]:
+        typer.echo(f"warning: {done['notes']['warning']}", err=True)
+    after = smaller.decoder.size(), smaller.decoder.n_blocks
+    typer.echo(
+        f"{before[0].parameters:,} distinct parameters in {before[1]} blocks -> {after[0].parameters:,} in {after[1]}"
+    )
+    if before[0].nonzero - after[0].nonzero != before[0].parameters - after[0].parameters:
+        typer.echo(f"{before[0].nonzero:,} of them not zero -> {after[0].nonzero:,}")
+    typer.echo(f"wrote {output_dir} ({format.value})")
+
+
+def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
+    """Say what a method did besides what the sizes say."""
+    for pair in notes.get("pairs", []):
+        yield (
             f"block {pair['block']:>2} to {pair['anchor']:>2}: mean matched correlation {pair['correlation']:.3f} "
             f"(unaligned {pair['unaligned']:.3f})"
         )
-    done = smaller.provenance.steps[-1]["method"]
-    if done["name"] == "drop":
-        kind = "blocks" if done["part"] == "block" else f"the {done['part']} of blocks"
-        typer.echo(f"dropped {kind} {done['blocks']}")
-    after = smaller.decoder.size().parameters, smaller.decoder.n_blocks
-    typer.echo(f"{before[0]:,} distinct parameters in {before[1]} blocks -> {after[0]:,} in {after[1]}")
-    typer.echo(f"wrote {output_dir} ({format.value})")
+    if method["name"] == "drop":
+        kind = "blocks" if method["part"] == "block" else f"the {method['part']} of blocks"
+        yield f"dropped {kind} {method['blocks']}"
+    if "zeros" in notes:
+        parts = ", ".join(f"{100 * share:.1f}% of {part}" for part, share in notes["sparsity"].items())
+        yield f"{notes['zeros']:,} of {notes['weights']:,} weights are zero: {parts}"
+    if "removed" in method:
+        yield f"removed {method['removed']:,} of {method['neurons']:,} neurons"
+    if "speed" in notes:
+        yield notes["speed"]
 
 
 def export(

@@ -39,6 +39,31 @@ class Part(StrEnum):
     ffn = "ffn"
 
 
+class Criterion(StrEnum):
+    """What says which weights go."""
+
+    magnitude = "magnitude"
+    wanda = "wanda"
+    sparsegpt = "sparsegpt"
+    published = "published"
+
+
+class Structure(StrEnum):
+    """What pattern the zeros have, or whether whole neurons go."""
+
+    unstructured = "unstructured"
+    two_of_four = "2:4"
+    neurons = "neurons"
+
+
+class Scope(StrEnum):
+    """Where the lowest are chosen."""
+
+    everywhere = "global"
+    matrix = "matrix"
+    row = "row"
+
+
 class ProtocolName(StrEnum):
     """How figures are measured."""
 
@@ -63,6 +88,16 @@ DrawnFraction = Annotated[
 ]
 DrawSeed = Annotated[int, typer.Option("--seed", help="Seed of the draw.")]
 PartName = Annotated[Part, typer.Option(help="The blocks themselves, or only their attention or FFN.")]
+NonZero = Annotated[
+    str | None, typer.Option("--nonzero", help="Budget of non-zero parameters for the whole model: 104.69M, or 84.13%.")
+]
+Sparsity = Annotated[float | None, typer.Option(help="Instead of --nonzero: share of the prunable weights, as 0.3.")]
+CriterionName = Annotated[Criterion, typer.Option(help="What goes; wanda and sparsegpt read calibration text.")]
+StructureName = Annotated[Structure, typer.Option(help="Single weights, two of every four, or whole FFN neurons.")]
+ScopeName = Annotated[
+    Scope | None, typer.Option(help="Where the lowest are chosen; by default as the criterion was published.")
+]
+Parts = Annotated[str, typer.Option(help="Which matrices: of attention, ffn, embeddings and head.")]
 CalibrationCorpus = Annotated[
     str | None, typer.Option("--corpus", help="Calibration text; by default the model's own.")
 ]

@@ -4,7 +4,8 @@ from layerfold.methods.base import Method
 from layerfold.methods.collapse import Collapse
 from layerfold.methods.drop import Drop
 from layerfold.methods.merge import Merge
+from layerfold.methods.prune import Prune
 
-METHODS: dict[str, type[Method]] = {Merge.name: Merge, Collapse.name: Collapse, Drop.name: Drop}
+METHODS: dict[str, type[Method]] = {each.name: each for each in (Merge, Collapse, Drop, Prune)}
 
-__all__ = ["METHODS", "Collapse", "Drop", "Merge", "Method"]
+__all__ = ["METHODS", "Collapse", "Drop", "Merge", "Method", "Prune"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
-from layerfold.calibration import Calibration
+from layerfold.calibration import Calibration, check_widths
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 
@@ -105,6 +105,7 @@ class GroupAverage:
         """Overwrite each anchor's FFN by its group's average."""
         groups = self.group_indices(decoder.n_blocks)
         pairs = [(self.anchor_of(g), other) for g in groups for other in g if other != self.anchor_of(g)]
+        check_widths(decoder, pairs)
         matches = {}
         if self.needs_calibration:
             if calibration is None:

@@ -86,6 +86,7 @@ def training_arguments(
         report_to=recovery.report_to if checkpoints else "none",
         use_cpu=on_cpu(),
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # masks and rotary tables: they never change
         disable_tqdm=True,
         log_level="error",
         log_level_replica="error",

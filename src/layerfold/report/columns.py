@@ -10,6 +10,9 @@ from layerfold.report import numerals
 from layerfold.report.tables import TIMES_BASE, Cell, Direction, Table, shown
 from layerfold.statistics import Interval
 
+_SPARSE = 0.99
+"""A row with fewer of its parameters other than zero has been pruned."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -68,7 +71,8 @@ COLUMNS = (
            numerals.count, better="lower"),
     Column("removed_fraction", "removed", "", "share of the base's parameters that is gone", "size", "value",
            numerals.percent, better="higher", removed=True),
-    Column("nonzero_parameters", "non-zero", "parameters", "distinct parameters that are not zero", "size", "nonzero",
+    Column("nonzero_parameters", "non-zero", "parameters",
+           "distinct parameters that are not zero; zeros alone make nothing faster on dense kernels", "size", "nonzero",
            numerals.count, better="lower", detail=True),
     Column("dense_bytes", "dense", "checkpoint", "size of the plain checkpoint on disk", "size", "bytes",
            numerals.memory, better="lower", detail=True),
@@ -137,7 +141,7 @@ def table(results: Results, detail: bool = False) -> Table:
 def _qualified(results: Results, column: Column) -> Column:
     """Say in the header what the figures are of: the published protocols, models after recovery.
 
-    Published figures must not pass for sound ones.
+    Published figures must not pass for sound ones. Zeros are worth a look where there are many.
     """
     scores = [results.score(label, column.group) or {} for label in results.labels]
     published = next((score for score in scores if score.get("protocol") == "published"), None)
@@ -149,6 +153,8 @@ def _qualified(results: Results, column: Column) -> Column:
     if column.evaluator == "perplexity" and RECOVERY in results.evaluators:
         units = ("after", column.unit) if column.key == "value" else (column.unit,)
         column = replace(column, unit=", ".join(filter(None, units)), meaning=f"after recovery, {column.meaning}")
+    if column.key == "nonzero" and any(score["nonzero"] < _SPARSE * score["value"] for score in scores if score):
+        column = replace(column, detail=False)
     return column
 
 

@@ -1,0 +1,241 @@
+"""Prune: weights become zeros, to a budget, and stay zeros; or whole neurons of FFNs go."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast, get_args
+
+from layerfold import narrowing, zeroing
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder, Projection, Size
+from layerfold.errors import InputError, one_of
+from layerfold.methods.base import Notes
+
+Criterion = Literal["magnitude", "wanda", "sparsegpt", "published"]
+Structure = Literal["unstructured", "2:4", "neurons"]
+Scope = Literal["global", "matrix", "row"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+PARTS = ("attention", "ffn", *zeroing.TABLES)
+
+_DEFAULT_PARTS = "attention,ffn"
+_OWN_SCOPE: dict[str, Scope] = {"magnitude": "global", "wanda": "row", "sparsegpt": "matrix", "published": "global"}
+_SCOPES: dict[str, tuple[Scope, ...]] = {
+    "magnitude": SCOPES,
+    "wanda": SCOPES,
+    "sparsegpt": ("matrix",),
+    "published": ("global",),
+}
+_SPEED = {
+    "unstructured": "zeros make nothing faster on dense kernels; the compact checkpoint stores only what is kept",
+    "2:4": "GPUs with sparse tensor cores (NVIDIA, compute capability 8.0 and above, half precision or int8) profit, "
+    "through runtimes with kernels for it (PyTorch's semi-structured sparse tensors, cuSPARSELt, TensorRT, vLLM); "
+    "dense kernels and CPUs do not",
+    "neurons": "smaller matrices, which every kernel profits from",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Zero the weights that a criterion misses least, or remove neurons by it.
+
+    Attributes:
+        nonzero: how many parameters of the whole model may be other than zero: a count as ``104690000`` or
+            ``"104.69M"``, or a percentage of the parameters, as ``"84.13%"``. Met exactly; by neurons to the
+            nearest whole number of them, at what they hold on average.
+        sparsity: instead, the share of the weights (of the neurons) of `parts` that is to be zero (to go), from 0 to
+            below 1.
+        criterion: ``magnitude``; ``wanda`` and ``sparsegpt``, which read activations; or ``published``: magnitude over
+            every ``nn.Linear``, which in a GPT-2 is the LM head alone, and with it the token embedding.
+        structure: ``unstructured``; ``2:4``, two of every four neighbours in a row, which leaves half; ``neurons``:
+            whole neurons of the FFNs.
+        scope: where the lowest are chosen: ``global``, in each ``matrix`` (each FFN), or in each ``row`` of one. By
+            default as the criterion was published: global, by row, and by matrix for sparsegpt; neurons by FFN.
+        parts: which matrices, of ``attention``, ``ffn``, ``embeddings`` and ``head``, separated by commas.
+
+    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015 (magnitude); Sun et
+    al., 2023 (Wanda); Frantar and Alistarh, 2023 (SparseGPT).
+    """
+
+    nonzero: str | int | None = None
+    sparsity: float | None = None
+    criterion: Criterion = "magnitude"
+    structure: Structure = "unstructured"
+    scope: Scope | None = None
+    parts: str = _DEFAULT_PARTS
+    name: ClassVar[str] = "prune"
+
+    def __post_init__(self) -> None:
+        for kind, accepted in (("criterion", CRITERIA), ("structure", STRUCTURES)):
+            if getattr(self, kind) not in accepted:
+                raise InputError(f"{kind} {one_of(str(getattr(self, kind)), accepted)}")
+        if self.structure == "2:4":
+            if self.nonzero is not None or self.sparsity not in (None, 0.5):
+                raise InputError(
+                    f"nonzero {self.nonzero!r} and sparsity {self.sparsity} with structure 2:4, which leaves half; "
+                    "accepted: neither"
+                )
+        elif (self.nonzero is None) == (self.sparsity is None):
+            raise InputError(f"nonzero {self.nonzero!r} and sparsity {self.sparsity}; accepted: one of the two")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise InputError(f"sparsity {self.sparsity}; accepted: from 0 to below 1")
+        if self.nonzero is not None:
+            _parse(self.nonzero)
+        self._check_scope()
+        self._check_parts()
+
+    def _check_scope(self) -> None:
+        if self.scope is None:
+            return
+        if self.scope not in SCOPES:
+            raise InputError(f"scope {one_of(self.scope, SCOPES)}")
+        accepted: tuple[str, ...] = _SCOPES[self.criterion]
+        if self.structure == "2:4":
+            raise InputError(f"scope {self.scope!r} with structure 2:4, which chooses among four; accepted: none")
+        if self.structure == "neurons":
+            accepted = tuple(each for each in accepted if each != "row")
+        if self.scope not in accepted:
+            raise InputError(
+                f"scope {self.scope!r} for {self.criterion} of {self.structure}; accepted: {', '.join(accepted)}"
+            )
+
+    def _check_parts(self) -> None:
+        chosen = self._parts
+        for part in chosen:
+            if part not in PARTS:
+                raise InputError(f"part {one_of(part, PARTS)}")
+        if len(set(chosen)) < len(chosen):
+            raise InputError(f"parts {self.parts!r} name one twice")
+        default = set(chosen) == set(_DEFAULT_PARTS.split(","))
+        if self.criterion == "published" and (self.structure != "unstructured" or not default):
+            raise InputError(
+                "criterion published prunes every nn.Linear, unstructured; accepted: no structure, no parts"
+            )
+        if self.structure == "neurons" and not default and chosen != ("ffn",):
+            raise InputError(f"parts {self.parts!r} with structure neurons; accepted: ffn, which has them")
+        if set(chosen) & set(zeroing.TABLES) and self.needs_calibration:
+            raise InputError(f"parts {self.parts!r} with criterion {self.criterion}; accepted: attention, ffn")
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.parts.split(","))
+
+    @property
+    def _own_scope(self) -> str:
+        if self.scope is not None:
+            return self.scope
+        return {"2:4": "row", "neurons": "matrix"}.get(self.structure) or _OWN_SCOPE[self.criterion]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the criterion reads activations."""
+        return self.criterion in ("wanda", "sparsegpt")
+
+    def _matrices(self, decoder: Decoder) -> list[Projection]:
+        if self.criterion == "published":
+            return zeroing.linear_modules(decoder)
+        return zeroing.matrices(decoder, self._parts)
+
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
+        """Return the configuration with the budget as a count: weights that are zero in the end, or neurons that go."""
+        settings = {"name": self.name, "criterion": self.criterion, "structure": self.structure}
+        settings |= {"scope": self._own_scope}
+        if self.structure == "neurons":
+            removed, neurons = self._removed_neurons(decoder)
+            return settings | {"neurons": neurons, "removed": removed}
+        found = self._matrices(decoder)
+        zeros, weights = self._zeros(decoder, found)
+        return settings | {"parts": sorted({each.part for each in found}), "weights": weights, "zeros": zeros}
+
+    def _zeros(self, decoder: Decoder, found: list[Projection]) -> tuple[int, int]:
+        """How many of the weights are to be zero, and how many weights there are."""
+        if not found:
+            raise InputError(f"the model has no matrices to prune in parts {self.parts!r}")
+        weights, left = zeroing.sizes(found)
+        if self.structure == "2:4":
+            zeroing.check_fours(found)
+            return weights // 2, weights
+        if self.sparsity is not None:
+            return max(round(self.sparsity * weights), weights - left), weights
+        size = decoder.size()
+        wanted = self._wanted(size, size.nonzero - left)
+        return weights + (size.nonzero - left) - wanted, weights
+
+    def _removed_neurons(self, decoder: Decoder) -> tuple[int, int]:
+        """How many neurons go, and how many there are."""
+        neurons, removable, weights = narrowing.sizes(decoder)
+        if not neurons:
+            raise InputError("the model has no FFN to remove neurons from")
+        if self.criterion == "sparsegpt":
+            narrowing.check_refit(decoder)
+        if self.sparsity is not None:
+            removed = round(self.sparsity * neurons)
+            if removed > removable:
+                most = removable / neurons
+                raise InputError(f"sparsity {self.sparsity} leaves an FFN without neurons; accepted: 0 ... {most:.6f}")
+            return removed, neurons
+        size, each = decoder.size(), weights / neurons
+        wanted = self._wanted(size, round(size.nonzero - removable * each))
+        return round((size.nonzero - wanted) / each) if each else 0, neurons
+
+    def _wanted(self, size: Size, least: int) -> int:
+        """The budget as a count.
+
+        Raises:
+            InputError: it cannot be met.
+        """
+        kind, value = _parse(cast("str | int", self.nonzero))
+        wanted = round(value * size.parameters) if kind == "fraction" else round(value)
+        if not least <= wanted <= size.nonzero:
+            raise InputError(
+                f"nonzero {self.nonzero!r} is {wanted:,} parameters; accepted: {least:,} ... {size.nonzero:,}"
+            )
+        return wanted
+
+    def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
+        """Edit the decoder in place."""
+        if self.needs_calibration and calibration is None:
+            raise InputError(f"criterion {self.criterion!r} needs calibration text; give a corpus, or take magnitude")
+        text = calibration if self.needs_calibration else None
+        notes: Notes = {"speed": _SPEED[self.structure]}
+        if self.structure == "neurons":
+            removed, _ = self._removed_neurons(decoder)
+            narrowing.narrow_(decoder, removed, self.criterion, self._own_scope, text)
+            return notes | {"neurons_left": list(decoder.d_ffn)}
+        found = self._matrices(decoder)
+        zeros, weights = self._zeros(decoder, found)
+        two_of_four = self.structure == "2:4"
+        zeroing.zero_(decoder, found, None if two_of_four else zeros, self.criterion, self._own_scope, text)
+        notes |= {"weights": weights, "zeros": weights - zeroing.sizes(found)[1], "sparsity": _by_part(found)}
+        return notes | _warning(decoder, found)
+
+
+def _by_part(found: list[Projection]) -> dict[str, float]:
+    """What share of each part's weights is zero."""
+    shares = {}
+    for part in dict.fromkeys(each.part for each in found):
+        weights, left = zeroing.sizes([each for each in found if each.part == part])
+        shares[part] = round(1 - left / weights, 6)
+    return shares
+
+
+def _warning(decoder: Decoder, found: list[Projection]) -> Notes:
+    embeddings, head = decoder.model.get_input_embeddings(), decoder.model.get_output_embeddings()
+    pruned = {each.matrix.module.weight for each in found}
+    if embeddings.weight is head.weight and head.weight in pruned:
+        return {"warning": "the token embedding and the LM head are one matrix: what is zeroed in it is lost to both"}
+    if embeddings.weight in pruned or head.weight in pruned:
+        return {"warning": "embedding tables are look-ups: a row's zeros change every occurrence of its token"}
+    return {}
+
+
+def _parse(nonzero: str | int) -> tuple[Literal["count", "fraction"], float]:
+    match = re.fullmatch(r"\s*(\d[\d,_]{0,30}(?:\.\d+)?)\s*([kKmMbB%]?)\s*", str(nonzero))
+    if isinstance(nonzero, bool) or not match:
+        raise InputError(f"nonzero {nonzero!r}; accepted: a count, as 104690000 or 104.69M, or a percentage, as 84.13%")
+    value = float(match[1].replace(",", "").replace("_", ""))
+    if match[2] == "%":
+        return "fraction", value / 100
+    return "count", value * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]

@@ -1,0 +1,131 @@
+"""Removing whole neurons from FFNs: smaller matrices, which every kernel profits from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError
+from layerfold.ffn import FFN, MASK
+from layerfold.ranking import lowest, lowest_in_rows, shares
+from layerfold.statistics import SecondMoments
+from layerfold.surgeon import refitted, removal_errors
+
+
+def owners(decoder: Decoder) -> dict[int, list[int]]:
+    """For each distinct FFN the first block that has it: all blocks that do."""
+    first: dict[int, int] = {}
+    found: dict[int, list[int]] = {}
+    for index, width in enumerate(decoder.d_ffn):
+        if width:
+            owner = first.setdefault(id(decoder.blocks[index].ffn.down.module.weight), index)
+            found.setdefault(owner, []).append(index)
+    return found
+
+
+def sizes(decoder: Decoder) -> tuple[int, int, int]:
+    """Count all neurons, those that can go, since each FFN keeps one, and how many of their weights are not zero."""
+    ffns = [decoder.blocks[index].ffn for index in owners(decoder)]
+    neurons = sum(ffn.d_ffn for ffn in ffns)
+    weights = 0
+    for ffn in ffns:
+        biases = [matrix.bias for matrix in ffn.matrices if matrix is not ffn.down and matrix.bias is not None]
+        weights += sum(int(torch.count_nonzero(each)) for each in [*(m.weight for m in ffn.matrices), *biases])
+    return neurons, neurons - len(ffns), weights
+
+
+def check_refit(decoder: Decoder) -> None:
+    """Raise InputError for an FFN that a refit would fill where zeros are to stay."""
+    for index in owners(decoder):
+        mask: Tensor | None = getattr(decoder.blocks[index].ffn.down.module, MASK, None)
+        if mask is not None and not mask.all():
+            raise InputError(
+                f"criterion 'sparsegpt' refits the FFN of block {index}, which holds zeros that are to stay; accepted: "
+                "magnitude, wanda, or neurons first and zeros then"
+            )
+
+
+@torch.no_grad()
+def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibration: Calibration | None) -> None:
+    """Remove neurons from all FFNs.
+
+    Args:
+        removed: how many in all.
+        criterion: ``magnitude``, the norm of all of a neuron's weights; ``wanda``, the root mean square of its
+            activation times the norm of what it is multiplied by in `down`; ``sparsegpt``, the error of its removal
+            when the others make up for it, which they then do, and the bias too, by least squares.
+        scope: where the lowest are chosen: ``global``, or in each ``matrix``, as many in proportion to its neurons.
+        calibration: text for the two criteria that read activations.
+    """
+    blocks = owners(decoder)
+    ffns = {index: decoder.blocks[index].ffn for index in blocks}
+    downs = {each.matrix.module: each.name for each in decoder.projections}
+    counts = shares(removed, torch.tensor([ffn.d_ffn - 1 for ffn in ffns.values()]))
+    count_of = dict(zip(ffns, counts.tolist(), strict=True))
+
+    def keep(index: int, kept: Tensor) -> None:
+        decoder.keep_neurons_(dict.fromkeys(blocks[index], kept))
+
+    def edit(index: int, moments: SecondMoments | None) -> None:
+        lost = lowest_in_rows(scores(ffns[index], criterion, moments)[None], torch.tensor(count_of[index]))[0]
+        kept = (~lost).nonzero()[:, 0]
+        if criterion == "sparsegpt" and lost.any():
+            assert moments is not None
+            refit_(ffns[index], moments, kept)
+        keep(index, kept)
+
+    if scope == "global":
+        found = {index: scores(ffn, criterion, None) for index, ffn in ffns.items() if calibration is None}
+
+        def rate(index: int, moments: dict[str, SecondMoments]) -> None:
+            if index in ffns:
+                found[index] = scores(ffns[index], criterion, moments[downs[ffns[index].down.module]])
+
+        if calibration is not None:
+            calibration.of(decoder).each_block(rate, whole=False, edits=False, doing="calibrating, block")
+        for each in found.values():
+            each[each.argmax()] = torch.inf  # so that none is left without any
+        marked = list(lowest(lambda: found.values(), removed))
+        for index, lost in zip(found, marked, strict=True):
+            keep(index, (~lost).nonzero()[:, 0])
+    elif calibration is None:
+        for index in ffns:
+            edit(index, None)
+    else:
+        calibration.of(decoder).each_block(
+            lambda index, moments: edit(index, moments[downs[ffns[index].down.module]]) if index in ffns else None,
+            whole=criterion == "sparsegpt",
+            edits=True,
+            doing="pruning, block",
+        )
+
+
+def scores(ffn: FFN, criterion: str, moments: SecondMoments | None) -> Tensor:
+    """How much each neuron would be missed, (d_ffn,)."""
+    down = ffn.down.weight
+    if moments is None:
+        inner: Sequence[Tensor] = [matrix.weight.square().sum(1) for matrix in ffn.matrices if matrix is not ffn.down]
+        return torch.stack([*inner, down.square().sum(0)]).sum(0).sqrt()
+    if criterion == "wanda":
+        return down.square().sum(0).mul_(moments.squares).sqrt_()
+    return removal_errors(down, moments.products)
+
+
+def refit_(ffn: FFN, moments: SecondMoments, kept: Tensor) -> None:
+    """Overwrite what the neurons that are kept are multiplied by in `down`, and its bias if it has one."""
+    weight, bias, products = ffn.down.weight, ffn.down.bias, moments.products
+    if bias is None:
+        weight[:, kept] = refitted(weight, products, kept)
+        return
+    # The bias is the weight of one more input, which is always 1, and always kept.
+    mean = torch.cat([moments.mean, torch.ones(1)])
+    products = torch.cat([torch.cat([products, mean[None, :-1]]), mean[:, None]], dim=1)
+    found = refitted(
+        torch.cat([weight, bias[:, None]], dim=1), products, torch.cat([kept, torch.tensor([len(mean) - 1])])
+    )
+    weight[:, kept] = found[:, :-1]
+    bias.copy_(found[:, -1])

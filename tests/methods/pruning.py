@@ -1,0 +1,58 @@
+"""Pruning tiny models, and what is counted and compared of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tiny import windows
+
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder, Projection
+from layerfold.methods import Prune
+from layerfold.methods.base import Notes
+
+CUT = windows(limit_tokens=150)
+SCOPES = ("global", "matrix", "row")
+WAYS = [{"criterion": criterion, "scope": scope} for criterion in ("magnitude", "wanda") for scope in SCOPES]
+WAYS += [{"criterion": "sparsegpt"}]
+
+
+def prune(decoder: Decoder, **changes: Any) -> Notes:
+    method = Prune(**changes)
+    return method.apply(decoder, Calibration(decoder, CUT) if method.needs_calibration else None)
+
+
+def blocks(decoder: Decoder) -> list[Projection]:
+    """The matrices of the blocks; one that several use once."""
+    return list({id(each.matrix.module.weight): each for each in reversed(list(decoder.projections))}.values())[::-1]
+
+
+def prunable(decoder: Decoder) -> tuple[int, int]:
+    """How many weights the blocks' matrices have, and how many that are not zero."""
+    found = [each.matrix.weight for each in blocks(decoder)]
+    return sum(each.numel() for each in found), sum(int(each.count_nonzero()) for each in found)
+
+
+def weights(decoder: Decoder) -> dict[str, torch.Tensor]:
+    return {name: each.detach().clone() for name, each in decoder.model.named_parameters()}
+
+
+@torch.no_grad()
+def norms(decoder: Decoder) -> dict[str, np.ndarray]:
+    """The 2-norms of what each projection reads, over all tokens, from plain forward passes."""
+    squares: dict[str, Any] = {each.name: 0 for each in decoder.projections}
+
+    def watch(name: str) -> Any:
+        def add(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+            squares[name] = squares[name] + arguments[0][0].double().square().sum(0).numpy()
+
+        return add
+
+    handles = [each.matrix.module.register_forward_pre_hook(watch(each.name)) for each in decoder.projections]
+    for ids, length in zip(CUT.input_ids, CUT.lengths, strict=True):
+        decoder.model(input_ids=ids[None, :length])
+    for handle in handles:
+        handle.remove()
+    return {name: np.sqrt(each) for name, each in squares.items()}

@@ -1,0 +1,200 @@
+"""Settings of `prune`: how they are refused, what they resolve to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from pruning import prune
+from tiny import logits, tiny, windows
+
+from layerfold.calibration import Calibration
+from layerfold.errors import InputError
+from layerfold.methods import Prune
+
+HALF = {"sparsity": 0.5}
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "nonzero None and sparsity None; accepted: one of the two"),
+        ({"nonzero": "50%", "sparsity": 0.5}, "nonzero '50%' and sparsity 0.5; accepted: one of the two"),
+        ({"sparsity": 1.0}, "sparsity 1.0; accepted: from 0 to below 1"),
+        ({"sparsity": -0.1}, "sparsity -0.1; accepted: from 0 to below 1"),
+        ({"sparsity": float("nan")}, "sparsity nan; accepted: from 0 to below 1"),
+        ({"sparsity": float("inf")}, "sparsity inf; accepted: from 0 to below 1"),
+        *(
+            ({"nonzero": wrong}, f"nonzero {wrong!r}; accepted: a count, as 104690000 or 104.69M, or a percentage, as")
+            for wrong in ("12X", "-5", "", " ", "nan%", "nan", "%", "M", "1.M", "1e6", "5 0", "½", True, -5, "9" * 400)
+        ),
+        (
+            HALF | {"criterion": "magnitud"},
+            "criterion 'magnitud'; did you mean 'magnitude'? accepted: magnitude, publi",
+        ),
+        (HALF | {"structure": "neuron"}, "structure 'neuron'; did you mean 'neurons'? accepted: 2:4, neurons, unstr"),
+        (HALF | {"scope": "globl"}, "scope 'globl'; did you mean 'global'? accepted: global, matrix, row"),
+        (HALF | {"parts": "atention"}, "part 'atention'; did you mean 'attention'? accepted: attention, embeddings"),
+        (HALF | {"parts": "ffn,"}, "part ''; accepted: attention, embeddings, ffn, head"),
+        (HALF | {"parts": ""}, "part ''; accepted: attention, embeddings, ffn, head"),
+        (HALF | {"parts": "ffn, ffn"}, "parts 'ffn, ffn' name one twice"),
+        (
+            {"structure": "2:4", "sparsity": 0.3},
+            "sparsity 0.3 with structure 2:4, which leaves half; accepted: neither",
+        ),
+        (
+            {"structure": "2:4", "nonzero": "50%"},
+            "nonzero '50%' and sparsity None with structure 2:4, which leaves hal",
+        ),
+        (
+            {"structure": "2:4", "scope": "row"},
+            "scope 'row' with structure 2:4, which chooses among four; accepted: no",
+        ),
+        (
+            HALF | {"structure": "neurons", "scope": "row"},
+            "scope 'row' for magnitude of neurons; accepted: global, mat",
+        ),
+        (
+            HALF | {"structure": "neurons", "parts": "attention"},
+            "parts 'attention' with structure neurons; accepted: f",
+        ),
+        (
+            HALF | {"criterion": "sparsegpt", "scope": "global"},
+            "scope 'global' for sparsegpt of unstructured; accepted: m",
+        ),
+        (
+            HALF | {"criterion": "published", "scope": "row"},
+            "scope 'row' for published of unstructured; accepted: glob",
+        ),
+        (HALF | {"criterion": "published", "structure": "neurons"}, "criterion published prunes every nn.Linear, unst"),
+        (HALF | {"criterion": "published", "parts": "ffn"}, "criterion published prunes every nn.Linear, unstructured"),
+        (
+            HALF | {"criterion": "wanda", "parts": "embeddings"},
+            "parts 'embeddings' with criterion wanda; accepted: atte",
+        ),
+        (
+            HALF | {"criterion": "sparsegpt", "parts": "ffn,head"},
+            "parts 'ffn,head' with criterion sparsegpt; accepted: ",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_wrong_setting_says_what_was_received_and_what_is_accepted(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Prune(**settings)
+    assert str(caught.value).startswith(said) or said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("structure", ["unstructured", "2:4", "neurons"])
+def test_activations_need_text(criterion: Any, structure: Any) -> None:
+    decoder = tiny("gpt2").decoder
+    before = logits(decoder)
+    method = Prune(sparsity=0.5, criterion=criterion, structure=structure)
+    assert method.needs_calibration
+    with pytest.raises(
+        InputError, match=f"criterion '{criterion}' needs calibration text; give a corpus, or take magn"
+    ):
+        method.apply(decoder, None)
+    assert torch.equal(logits(decoder), before)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparsegpt"])
+def test_two_of_four_needs_fours(criterion: Any) -> None:
+    decoder = tiny("llama", intermediate_size=6).decoder
+    before = logits(decoder)
+    said = r"structure 2:4, and 'model.layers.0.mlp.down_proj.weight' has 6 inputs; accepted: a multiple of 4"
+    with pytest.raises(InputError, match=said):
+        Prune(structure="2:4", criterion=criterion).resolved(decoder)
+    with pytest.raises(InputError, match=said):
+        prune(decoder, structure="2:4", criterion=criterion)
+    assert torch.equal(logits(decoder), before)
+    prune(decoder, structure="2:4", criterion=criterion, parts="attention")
+
+
+# What settings mean
+
+
+@pytest.mark.parametrize(
+    ("nonzero", "count"),
+    [
+        ("50000", 50_000),
+        (50_000, 50_000),
+        ("50,000", 50_000),
+        ("50_000", 50_000),
+        (" 50k ", 50_000),
+        ("0.05M", 50_000),
+        ("0.00005B", 50_000),
+        ("50.25K", 50_250),
+        ("80%", round(0.8 * 60_320)),
+        ("80.01 %", round(0.8001 * 60_320)),
+        ("100%", 60_320),
+    ],
+)
+def test_a_budget_is_a_count_or_a_percentage_of_the_parameters(nonzero: Any, count: int) -> None:
+    decoder = tiny("gpt2").decoder
+    assert decoder.size().parameters == 60_320
+    prune(decoder, nonzero=nonzero)
+    assert decoder.size().nonzero == count
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        [
+            {"nonzero": 40_740},
+            {"nonzero": "40.74k"},
+            {"sparsity": 19_580 / 49_152},
+            {"nonzero": 40_740, "scope": "global"},
+        ],
+        [{"nonzero": 40_740, "parts": each} for each in ("attention,ffn", "ffn,attention", " ffn , attention ")],
+        [{"structure": "2:4"}, {"structure": "2:4", "sparsity": 0.5}],
+        [{"criterion": "wanda", "sparsity": 0.5, "scope": scope} for scope in (None, "row")],
+        [{"criterion": "sparsegpt", "sparsity": 0.5, "scope": scope} for scope in (None, "matrix")],
+        [{"criterion": "published", "sparsity": 0.5, "parts": each} for each in ("attention,ffn", "ffn,attention")],
+        [
+            {"structure": "neurons", "sparsity": 0.25} | more
+            for more in ({}, {"scope": "matrix"}, {"parts": "ffn"}, {"parts": "ffn,attention"})
+        ]
+        + [{"structure": "neurons", "nonzero": 60_320 - 128 * 65}],
+    ],
+    ids=str,
+)
+def test_settings_that_prune_the_same_resolve_to_the_same(alike: list[dict[str, Any]]) -> None:
+    decoder = tiny("gpt2").decoder
+    first, *others = [Prune(**settings).resolved(decoder) for settings in alike]
+    assert others
+    assert all(other == first for other in others)
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_settings_that_prune_otherwise_resolve_to_something_else() -> None:
+    decoder = tiny("gpt2").decoder
+    ways: list[dict[str, Any]] = [
+        {},
+        {"scope": "row"},
+        {"parts": "ffn"},
+        {"criterion": "wanda"},
+        {"structure": "neurons"},
+    ]
+    found = [json.dumps(Prune(sparsity=0.5, **way).resolved(decoder)) for way in ways]
+    assert len(set(found)) == len(ways)
+
+
+def test_the_text_of_another_decoder_is_read_for_the_one_that_is_pruned() -> None:
+    base, narrow = tiny("gpt2").decoder, tiny("gpt2").decoder
+    Prune(sparsity=0.5, structure="neurons").apply(narrow, None)
+    text = Calibration(base, windows())
+    before = logits(base)
+    Prune(sparsity=0.5, criterion="sparsegpt").apply(narrow, text)
+    assert torch.equal(logits(base), before)
+    again = tiny("gpt2").decoder
+    Prune(sparsity=0.5, structure="neurons").apply(again, None)
+    Prune(sparsity=0.5, criterion="sparsegpt").apply(again, Calibration(again, windows()))
+    assert torch.equal(logits(again), logits(narrow))

@@ -1,0 +1,124 @@
+"""`prune` in recipes and studies, and what is left on record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import assert_masks_equal, tiny
+
+from layerfold.api import compress
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError, RecipeError
+from layerfold.hub import Model, load
+from layerfold.masks import held
+from layerfold.methods import Prune
+from layerfold.recipe import read_recipe
+from layerfold.study import Study
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"nonzero": "84.13%"},
+        {"nonzero": 50_000, "scope": "row"},
+        {"sparsity": 0.5, "criterion": "wanda", "parts": "ffn"},
+        {"structure": "2:4", "criterion": "sparsegpt"},
+    ],
+    ids=str,
+)
+def test_a_recipe_reads_back_as_itself(settings: dict[str, Any]) -> None:
+    recipe = read_recipe({"variants": [{"label": "p", "prune": settings}]})
+    assert recipe.variants[0].method == Prune(**settings)
+    assert read_recipe(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sparsty": 0.5}, "prune: unknown key 'sparsty'; did you mean 'sparsity'?"),
+        ({"nonzero": True}, "prune.*nonzero"),
+        ({"nonzero": 0.8413}, "prune.*nonzero"),
+        ({"nonzero": "12X"}, "nonzero '12X'; accepted: a count"),
+        ({"sparsity": "half"}, "prune.*sparsity.*'half'"),
+        ({"sparsity": float("nan")}, "accepted: one of the two"),
+        ({"sparsity": 1.5}, "sparsity 1.5; accepted: from 0 to below 1"),
+        ({"sparsity": 0.5, "criterion": "wnda"}, "wanda.*'wnda'"),
+        ({"sparsity": 0.5, "structure": 24}, "structure.*24"),
+        (None, "accepted: one of the two"),
+    ],
+    ids=str,
+)
+def test_a_wrong_recipe_is_one_line(settings: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=said) as caught:
+        read_recipe({"variants": [{"label": "p", "prune": settings}]})
+    assert "\n" not in str(caught.value)
+
+
+VARIANTS = [
+    {"label": "p", "prune": {"nonzero": "84.13%"}},
+    {"label": "w", "prune": {"sparsity": 0.5, "criterion": "wanda"}},
+    {"label": "n", "prune": {"nonzero": "80%", "structure": "neurons"}},
+]
+
+
+def study(corpus: str, folder: Path, base: Model, **changes: Any) -> Study:
+    document = {"variants": VARIANTS, "evaluate": ["size", {"perplexity": {"corpus": corpus}}]}
+    return Study(
+        read_recipe(document | {"calibration": {"corpus": corpus, "tokens": 256}} | changes), folder, base=base
+    )
+
+
+def test_a_study_compares_what_is_pruned(study_corpus: str, tmp_path: Path) -> None:
+    base = tiny("gpt2")
+    before, parameters = base.sha256, base.decoder.size().parameters
+
+    def measured(name: str) -> list[Any]:
+        run = study(study_corpus, tmp_path / name, base)
+        assert len(list(run.run())) == 8
+        assert list(study(study_corpus, tmp_path / name, base).run()) == []
+        results = run.results()
+        return [results.score(label, kind) for label in ("base", "p", "w", "n") for kind in ("size", "perplexity")]
+
+    one = measured("one")
+    assert one == measured("two")
+    assert [one[i]["nonzero"] for i in (0, 2)] == [parameters, round(0.8413 * parameters)]
+    assert [one[i]["parameters"] for i in (0, 2, 4)] == [parameters] * 3
+    assert one[6]["parameters"] == one[6]["nonzero"] < parameters
+    assert Model(base.decoder, base.tokenizer, base.provenance).sha256 == before
+
+
+def test_a_budget_that_the_base_does_not_admit_names_its_variant(study_corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"variant 'p': nonzero '1%' is 603 parameters; accepted: 11,168 \.\.\. 60,320"
+    ):
+        study(study_corpus, tmp_path / "run", tiny("gpt2"), variants=[{"label": "p", "prune": {"nonzero": "1%"}}])
+
+
+def test_training_keeps_the_zeros(study_corpus: str, tmp_path: Path) -> None:
+    base = tiny("gpt2", n_layer=2, n_embd=16, n_head=2)
+    training = {"tokens": 128, "context": 16, "batch_size": 4, "validation_tokens": 64, "corpus": study_corpus}
+    run = study(study_corpus, tmp_path / "run", base, recovery={"finetune": training}, variants=VARIANTS[:2])
+    list(run.run())
+    kept = {}
+    for model in map(load, (tmp_path / "run" / "models").iterdir()):
+        if masks := held(model.decoder):
+            kept[model.decoder.size().nonzero] = masks
+    assert len(kept) == 2
+    for label in ("p", "w"):
+        untrained, _ = run._variants.build(label)
+        left, masks = untrained.decoder.size().nonzero, held(untrained.decoder)
+        assert run.results().score(label, "size")["nonzero"] == left  # type: ignore[index]
+        assert_masks_equal(kept[left], masks)
+
+
+def test_the_step_says_what_was_done() -> None:
+    model = compress(tiny("gpt2"), Prune(sparsity=0.3))
+    step = model.provenance.steps[-1]
+    assert step["method"] == Prune(sparsity=0.3).resolved(tiny("gpt2").decoder)
+    assert step["notes"]["sparsity"].keys() == {"attention", "ffn"}
+    assert step["calibration"] is None
+    again = compress(model, Prune(structure="neurons", sparsity=0.5))
+    assert [each["method"]["structure"] for each in again.provenance.steps] == ["unstructured", "neurons"]
+    assert isinstance(again.decoder, Decoder)

@@ -1,0 +1,255 @@
+"""Training models of which zeros are held, or whose FFNs have different widths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import assert_masks_equal, chosen, halve_, logits, token_ids
+from transformers import AutoModelForCausalLM
+
+from layerfold.checkpoint import FORMATS
+from layerfold.errors import ModelError
+from layerfold.hub import Model, load
+from layerfold.masks import held
+from layerfold.methods import Merge
+from layerfold.recovery import Recovery, callbacks
+from layerfold.recovery.run import Outcome
+from layerfold.recovery.trainer import RecoveryTrainer
+
+
+def masked(family: str = "gpt2") -> Model:
+    model = runs.small(family)
+    halve_(model.decoder)
+    return model
+
+
+def uneven(family: str = "gpt2") -> Model:
+    """FFNs of two widths, of which the narrower has masks too, and is the width of neither zeros nor config."""
+    model = runs.small(family)
+    halve_(model.decoder)
+    model.decoder.keep_neurons_({0: chosen(model.decoder, 0, 30), 1: chosen(model.decoder, 1, 17)})
+    return model
+
+
+def tied(family: str = "gpt2") -> Model:
+    model = runs.small(family)
+    Merge(n=2, align="none", tie=True).apply(model.decoder, None)
+    halve_(model.decoder)
+    return model
+
+
+def lacking(family: str = "gpt2") -> Model:
+    model = uneven(family)
+    model.decoder.remove_("attention", [0])
+    model.decoder.remove_("ffn", [0])
+    return model
+
+
+def assert_zeros(model: Model, like: Model) -> None:
+    """Zeros where they were held, to the last, and hardly any elsewhere."""
+    kept = held(like.decoder)
+    assert kept
+    assert_masks_equal(held(model.decoder), kept)
+    for name, mask in kept.items():
+        weight = model.decoder.model.get_parameter(name)
+        assert not weight[~mask].any()
+        assert torch.count_nonzero(weight) == mask.sum()
+    assert model.decoder.d_ffn == like.decoder.d_ffn
+    assert model.decoder.removed_parts == like.decoder.removed_parts
+    assert model.decoder.size() == like.decoder.size()
+
+
+@pytest.mark.parametrize(
+    ("make", "family", "settings"),
+    [
+        (masked, "gpt2", {"weight_decay": 0.1, "accumulation": 2}),
+        (uneven, "gpt2", {}),
+        (uneven, "qwen2", {"weight_decay": 0.1, "accumulation": 4}),
+        (tied, "llama", {}),
+        (lacking, "mistral", {}),
+    ],
+)
+def test_zeros_and_widths_survive_training_and_its_checkpoints(
+    make: Any, family: str, settings: dict[str, Any], study_corpus: str, tmp_path: Path
+) -> None:
+    model = make(family)
+    recovery = runs.finetune(study_corpus, steps=4, learning_rate=3e-3, **settings)
+    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
+    assert outcome.best_step == 4
+    assert outcome.parameters_trained == model.decoder.size().parameters
+    assert runs.difference(recovered, model) > 1e-4
+    assert_zeros(recovered, model)
+    assert recovered.sha256 != model.sha256
+    for step in (2, 4):  # each on the disk, whether it is the best or not, is one that plain transformers loads
+        path = tmp_path / "run" / f"checkpoint-{step}"
+        if path.is_dir():
+            plain, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+            assert not any(info.values())
+    assert torch.allclose(plain(token_ids()).logits, logits(recovered.decoder), atol=1e-5)
+    for form in FORMATS:
+        recovered.save(tmp_path / form, format=form)
+        loaded = load(tmp_path / form)
+        assert_masks_equal(held(loaded.decoder), held(recovered.decoder))
+        assert loaded.decoder.d_ffn == model.decoder.d_ffn
+        assert torch.equal(logits(loaded.decoder), logits(recovered.decoder))
+
+
+def test_each_step_is_a_plain_one_after_which_zeros_are_set_again(study_corpus: str, tmp_path: Path) -> None:
+    """What is held gets no step of its own: the others' are those of a loop that multiplies by the mask."""
+    model = masked()
+    recovered, outcome = runs.train(model, runs.finetune(study_corpus, steps=4, weight_decay=0.1), tmp_path / "run")
+    kept = held(model.decoder)
+    expected: Any = model.decoder.copy().model.eval()
+    named = dict(expected.named_parameters())
+    plain = [p for name, p in named.items() if name.endswith("bias") or ".ln_" in name]
+    decayed = [p for p in named.values() if not any(p is other for other in plain)]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    for step, ids in enumerate(runs.batches(study_corpus, 4)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 - step / 4)
+        expected(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for name, mask in kept.items():
+                named[name].mul_(mask)
+    assert outcome.best_step == 4
+    assert runs.drift(recovered, expected) < 1e-5
+
+
+@pytest.mark.parametrize("make", [masked, uneven])
+def test_a_student_keeps_its_zeros_and_widths(make: Any, taught: Model, study_corpus: str, tmp_path: Path) -> None:
+    model = taught.copy()
+    halve_(model.decoder)
+    if make is uneven:
+        model.decoder.keep_neurons_({1: chosen(model.decoder, 1, 20), 3: chosen(model.decoder, 3, 5)})
+    before = runs.weights(taught)
+    recovery = runs.distill(study_corpus, steps=4, hidden_weight=0.5, learning_rate=3e-3)
+    recovered, outcome = runs.train(model, recovery, tmp_path / "run", teacher=taught)
+    assert outcome.best_step == 4
+    assert_zeros(recovered, model)
+    assert runs.difference(before, taught) == 0
+
+
+def test_the_search_of_a_rate_holds_zeros_too(
+    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ends = masked(), []
+    original = RecoveryTrainer.evaluate
+
+    def evaluate(self: Any, *arguments: Any, **options: Any) -> dict[str, float]:
+        weights = runs.weights(self.model)
+        ends.append(max(float(weights[name][~mask].abs().max()) for name, mask in held(model.decoder).items()))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(RecoveryTrainer, "evaluate", evaluate)
+    recovery = runs.finetune(study_corpus, steps=8, learning_rate=None, search_fraction=0.25, evaluations=1)
+    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
+    assert len(ends) == len(outcome.learning_rates) + 2
+    assert set(ends) == {0.0}
+    assert_zeros(recovered, model)
+
+
+# Killed and resumed
+
+
+class Killed(BaseException):
+    """What no layer may catch."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    def on_step_end(self: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(callbacks.Bar, "on_step_end", on_step_end)
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, step: int, *arguments: Any, **options: Any) -> None:
+    with monkeypatch.context() as inner:
+        kill_at(inner, step)
+        with pytest.raises(Killed):
+            runs.train(*arguments, **options)
+
+
+def three_checkpoints(corpus: str, **changes: Any) -> Recovery:
+    return runs.finetune(corpus, **{"steps": 6, "evaluations": 3, "learning_rate": 3e-3, "weight_decay": 0.1} | changes)
+
+
+def assert_equal(one: tuple[Model, Outcome], two: tuple[Model, Outcome]) -> None:
+    assert runs.drift(one[0], two[0]) < 1e-5
+    for name in ("train", "validation"):
+        assert np.allclose(one[1].curve[name], two[1].curve[name], atol=1e-5)
+    assert one[1].best_step == two[1].best_step
+    assert one[1].parameters_trained == two[1].parameters_trained
+
+
+@pytest.mark.parametrize(
+    ("make", "family", "settings"),
+    [
+        (uneven, "gpt2", {"accumulation": 2}),
+        (masked, "llama", {}),
+        (tied, "gpt2", {}),
+        (lacking, "qwen3", {}),
+    ],
+)
+def test_a_killed_run_goes_on_with_its_zeros_and_widths(
+    make: Any,
+    family: str,
+    settings: dict[str, Any],
+    study_corpus: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, recovery = make(family), three_checkpoints(study_corpus, **settings)
+    whole = runs.train(model, recovery, tmp_path / "whole")
+    for step in (3, 5):
+        killed(monkeypatch, step, model, recovery, tmp_path / "run")
+    again = runs.train(model, recovery, tmp_path / "run")
+    assert_equal(again, whole)
+    for recovered, _ in (again, whole):
+        assert_zeros(recovered, model)
+
+
+def test_a_reloaded_model_goes_on_with_the_run_of_the_one_that_was_saved(
+    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recovery = uneven(), three_checkpoints(study_corpus)
+    whole = runs.train(model, recovery, tmp_path / "whole")
+    for form in FORMATS:
+        model.save(tmp_path / form, format=form)
+        killed(monkeypatch, 3, model, recovery, tmp_path / f"run-{form}")
+        assert_equal(runs.train(load(tmp_path / form), recovery, tmp_path / f"run-{form}"), whole)
+
+
+@pytest.mark.parametrize("kind", ["mask", "width"])
+@pytest.mark.parametrize("over", [False, True], ids=["resumed", "finished"])
+def test_a_checkpoint_that_is_not_zero_where_it_must_be_is_refused(
+    kind: str, over: bool, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recovery = uneven(), three_checkpoints(study_corpus)
+    if over:
+        assert runs.train(model, recovery, tmp_path / "run")[1].best_step == 6
+    else:
+        killed(monkeypatch, 3, model, recovery, tmp_path / "run")
+    path = tmp_path / "run" / f"checkpoint-{6 if over else 2}" / "model.safetensors"
+    found = load_file(path)
+    name = "transformer.h.1.mlp.c_fc.weight"  # (d_model, d_ffn)
+    assert found[name].shape[1] == 30
+    if kind == "mask":
+        found[name][tuple(torch.nonzero(~held(model.decoder)[name])[0])] = 1e-9
+    else:
+        found[name][0, 17] = 1e-9
+    save_file(found, path, metadata={"format": "pt"})
+    said = "is not zero everywhere that its mask says" if kind == "mask" else "is not zero where the model has nothing"
+    with pytest.raises(ModelError, match=f"'{name}' {said}$") as caught:
+        runs.train(model, recovery, tmp_path / "run")
+    assert "\n" not in str(caught.value)
