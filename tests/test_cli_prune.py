@@ -19,16 +19,15 @@ pytestmark = pytest.mark.usefixtures("offline")
 PARAMETERS, PRUNABLE = 60_320, 49_152
 
 
-@pytest.mark.parametrize("form", ["dense", "compact"])
 @pytest.mark.parametrize(
-    ("words", "nonzero"),
+    ("words", "nonzero", "form"),
     [
-        (["--sparsity", 0.3], PARAMETERS - round(0.3 * PRUNABLE)),
-        (["--nonzero", "50.69k"], 50_690),
-        (["--nonzero", "84.13%", "--scope", "row", "--parts", "ffn"], round(0.8413 * PARAMETERS)),
-        (["--structure", "2:4"], PARAMETERS - PRUNABLE // 2),
-        (["--sparsity", 0.5, "--criterion", "wanda"], PARAMETERS - PRUNABLE // 2),
-        (["--nonzero", "0.04069M", "--criterion", "sparsegpt"], 40_690),
+        (["--sparsity", 0.3], PARAMETERS - round(0.3 * PRUNABLE), "dense"),
+        (["--nonzero", "50.69k"], 50_690, "compact"),
+        (["--nonzero", "84.13%", "--scope", "row", "--parts", "ffn"], round(0.8413 * PARAMETERS), "dense"),
+        (["--structure", "2:4"], PARAMETERS - PRUNABLE // 2, "compact"),
+        (["--sparsity", 0.5, "--criterion", "wanda"], PARAMETERS - PRUNABLE // 2, "dense"),
+        (["--nonzero", "0.04069M", "--criterion", "sparsegpt"], 40_690, "compact"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
@@ -79,8 +78,7 @@ def test_a_pruned_model_is_smaller_in_compact_form_and_loads_in_plain_transforme
     assert sizes[0] < 0.5 * sizes[1]
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparsegpt"])
-@pytest.mark.parametrize("form", ["dense", "compact"])
+@pytest.mark.parametrize(("criterion", "form"), [("magnitude", "dense"), ("wanda", "compact"), ("sparsegpt", "dense")])
 def test_neurons_go(layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, criterion: str, form: str) -> None:
     out = tmp_path / "out"
     words = ("--structure", "neurons", "--nonzero", "80%", "--criterion", criterion, "--corpus", study_corpus)

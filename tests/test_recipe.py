@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import deep, tiny
 
 from layerfold.errors import RecipeError
 from layerfold.hub import POCKET, load
@@ -29,8 +30,10 @@ def test_the_default_is_the_published_comparison() -> None:
 
 
 def test_the_default_goes_no_deeper_than_the_model() -> None:
-    labels = [variant.label for variant in default_recipe("shallow", 5).variants]
+    labels = [variant.label for variant in default_recipe("shallow", deep(5)).variants]
     assert labels == ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M"]
+    one = tiny("gpt2", n_layer=1, n_positions=4096).decoder  # mostly tables: the budget is out of reach
+    assert default_recipe("flat", one).variants == []
 
 
 def test_a_resolved_recipe_reads_back_as_itself() -> None:

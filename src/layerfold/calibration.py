@@ -167,10 +167,11 @@ class Calibration:
 
 def check_widths(decoder: Decoder, pairs: Iterable[Pair]) -> None:
     """Raise InputError for a pair of blocks whose FFNs have not as many neurons."""
-    widths = decoder.d_ffn
+    ffns = [block.ffn for block in decoder.blocks]
     for one, two in pairs:
-        if widths[one] != widths[two]:
-            raise InputError(f"blocks {one} and {two} have {widths[one]} and {widths[two]} neurons; accepted: as many")
+        if ffns[one].d_ffn != ffns[two].d_ffn:
+            widths = f"{ffns[one].d_ffn} and {ffns[two].d_ffn}"
+            raise InputError(f"blocks {one} and {two} have {widths} neurons; accepted: as many")
 
 
 @contextmanager

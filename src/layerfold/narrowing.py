@@ -27,15 +27,15 @@ def owners(decoder: Decoder) -> dict[int, list[int]]:
     return found
 
 
-def sizes(decoder: Decoder) -> tuple[int, int, int]:
-    """Count all neurons, those that can go, since each FFN keeps one, and how many of their weights are not zero."""
-    ffns = [decoder.blocks[index].ffn for index in owners(decoder)]
-    neurons = sum(ffn.d_ffn for ffn in ffns)
-    weights = 0
-    for ffn in ffns:
-        biases = [matrix.bias for matrix in ffn.matrices if matrix is not ffn.down and matrix.bias is not None]
-        weights += sum(int(torch.count_nonzero(each)) for each in [*(m.weight for m in ffn.matrices), *biases])
-    return neurons, neurons - len(ffns), weights
+def sizes(decoder: Decoder) -> tuple[Tensor, int]:
+    """Count how many of each neuron's weights are not zero, (neurons,), and how many can go: each FFN keeps one."""
+    counts = [torch.zeros(0, dtype=torch.int64)]
+    for index in owners(decoder):
+        ffn = decoder.blocks[index].ffn
+        inner = [tensor for matrix in ffn.matrices if matrix is not ffn.down for tensor in matrix.tensors]
+        held = [tensor.reshape(ffn.d_ffn, -1).count_nonzero(1) for tensor in (*inner, ffn.down.weight.T)]
+        counts.append(torch.stack(held).sum(0))
+    return torch.cat(counts), sum(map(len, counts)) - len(counts) + 1
 
 
 def check_refit(decoder: Decoder) -> None:

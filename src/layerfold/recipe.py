@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from layerfold import defaults
+from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS, Evaluator
 from layerfold.hub import POCKET
-from layerfold.methods import METHODS, Collapse, Merge, Prune
+from layerfold.methods import METHODS, Collapse, Merge, Method, Prune
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
 from layerfold.yamlfiles import read_yaml
@@ -212,19 +213,22 @@ def default_evaluator(name: str) -> Evaluator:
     return evaluator
 
 
-def default_recipe(base: str = POCKET, n_blocks: int = 12) -> Recipe:
-    """Return the published comparison: merged_n and compressed_n for n = 2, 4, 6, 8, 10, as far as the depth goes.
+def default_recipe(base: str = POCKET, decoder: Decoder | None = None) -> Recipe:
+    """Return the published comparison: merged_n and compressed_n for n = 2, 4, 6, 8, 10, and pruned_104M.
 
-    And pruned_104M, by the fraction of the parameters that this leaves of GPT-2's.
+    The last by the fraction of the parameters that this leaves of GPT-2's.
+
+    Args:
+        base: see `hub.load`.
+        decoder: the base's, to leave out what it does not admit, as groups larger than its depth.
     """
     methods: list[tuple[str, type[Merge] | type[Collapse]]] = [("merged", Merge), ("compressed", Collapse)]
     variants = [
-        Variant(label=f"{prefix}_{n}", method=method(n=n))
-        for prefix, method in methods
-        for n in defaults.GROUP_SIZES
-        if n <= n_blocks
+        Variant(label=f"{prefix}_{n}", method=method(n=n)) for prefix, method in methods for n in defaults.GROUP_SIZES
     ]
     variants.append(Variant(label="pruned_104M", method=Prune(nonzero=defaults.PRUNED)))
+    if decoder is not None:
+        variants = [variant for variant in variants if _admits(decoder, variant.method)]
     return Recipe.model_construct(
         base=base,
         revision=None,
@@ -234,6 +238,14 @@ def default_recipe(base: str = POCKET, n_blocks: int = 12) -> Recipe:
         recovery=None,
         seed=0,
     )
+
+
+def _admits(decoder: Decoder, method: Method) -> bool:
+    try:
+        method.resolved(decoder)
+    except InputError:
+        return False
+    return True
 
 
 def read_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:

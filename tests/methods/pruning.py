@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from tiny import windows
+from tiny import tiny, windows
 
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder, Projection
 from layerfold.methods import Prune
 from layerfold.methods.base import Notes
 
-CUT = windows(limit_tokens=150)
+CUT = windows(limit_tokens=100)
 SCOPES = ("global", "matrix", "row")
 WAYS = [{"criterion": criterion, "scope": scope} for criterion in ("magnitude", "wanda") for scope in SCOPES]
 WAYS += [{"criterion": "sparsegpt"}]
+
+
+@cache
+def _made(family: str, settings: frozenset[tuple[str, Any]]) -> Decoder:
+    return tiny(family, **dict(settings)).decoder
+
+
+def fresh(family: str, **settings: Any) -> Decoder:
+    """A tiny decoder of the test's own, copied from one that is made once."""
+    return _made(family, frozenset(settings.items())).copy()
 
 
 def prune(decoder: Decoder, **changes: Any) -> Notes:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pruning import CUT, SCOPES, WAYS, norms, prunable, prune, weights
-from tiny import BLOCKS, assert_masks_equal, logits, tiny
+from pruning import CUT, SCOPES, WAYS, fresh, norms, prunable, prune, weights
+from tiny import BLOCKS, assert_masks_equal, logits
 
 from layerfold.calibration import Calibration
 from layerfold.errors import ModelError
@@ -20,7 +20,7 @@ CRITERION = pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparseg
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_wanda_is_its_definition_on_what_pruned_blocks_make(family: str, scope: Any) -> None:
-    original = tiny(family).decoder
+    original = fresh(family)
     decoder, mixed = original.copy(), original.copy()
     prune(decoder, sparsity=0.5, criterion="wanda", scope=scope)
     results = {each.name: each.matrix.weight for each in decoder.projections}
@@ -42,7 +42,7 @@ def test_wanda_is_its_definition_on_what_pruned_blocks_make(family: str, scope: 
 
 
 def test_sparsegpt_makes_up_for_what_it_zeroes(family: str) -> None:
-    decoder = tiny(family).decoder
+    decoder = fresh(family)
     before = decoder.copy()
     prune(decoder, sparsity=0.5, criterion="sparsegpt")
     moments: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def test_sparsegpt_makes_up_for_what_it_zeroes(family: str) -> None:
 
 @CRITERION
 def test_two_of_four_along_the_inputs_of_every_row(family: str, criterion: Any) -> None:
-    decoder = tiny(family).decoder
+    decoder = fresh(family)
     before, total = weights(decoder), prunable(decoder)[0]
     assert Prune(structure="2:4", criterion=criterion).resolved(decoder)["zeros"] == total // 2
     prune(decoder, structure="2:4", criterion=criterion)
@@ -82,7 +82,7 @@ def test_two_of_four_along_the_inputs_of_every_row(family: str, criterion: Any) 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_published_prunes_the_linear_modules_and_warns_of_a_tied_table(family: str) -> None:
-    decoder = tiny(family).decoder
+    decoder = fresh(family)
     before, total = weights(decoder), decoder.size().nonzero
     notes = prune(decoder, nonzero="90%", criterion="published")
     assert decoder.size().nonzero == round(0.9 * total)
@@ -95,7 +95,7 @@ def test_published_prunes_the_linear_modules_and_warns_of_a_tied_table(family: s
 
 
 def test_published_prunes_an_untied_head_and_every_projection() -> None:
-    decoder = tiny("llama").decoder
+    decoder = fresh("llama")
     table = decoder.model.get_input_embeddings().weight.detach().clone()
     notes = prune(decoder, sparsity=0.4, criterion="published")
     assert held(decoder).keys() == {"lm_head.weight", *(each.name for each in decoder.projections)}
@@ -106,7 +106,7 @@ def test_published_prunes_an_untied_head_and_every_projection() -> None:
 
 @pytest.mark.parametrize("parts", ["embeddings", "head", "embeddings,head", "attention,ffn,embeddings,head"])
 def test_tables_are_pruned_where_asked_for_and_a_tied_one_once(parts: str) -> None:
-    tied, free = tiny("gpt2").decoder, tiny("llama").decoder
+    tied, free = fresh("gpt2"), fresh("llama")
     for decoder in (tied, free):
         notes = prune(decoder, sparsity=0.5, parts=parts)
         assert "warning" in notes
@@ -123,7 +123,7 @@ def test_tables_are_pruned_where_asked_for_and_a_tied_one_once(parts: str) -> No
 
 @pytest.mark.parametrize("way", WAYS[3:], ids=lambda way: "-".join(way.values()))
 def test_inputs_that_are_always_zero(way: dict[str, Any]) -> None:
-    decoder = tiny("gpt2").decoder
+    decoder = fresh("gpt2")
     for parameter in decoder.blocks[0].module.ln_1.parameters():  # type: ignore[union-attr]
         parameter.data.zero_()
     decoder.blocks[2].ffn.up.weight[:64] = 0
@@ -137,7 +137,7 @@ def test_inputs_that_are_always_zero(way: dict[str, Any]) -> None:
 @pytest.mark.parametrize("structure", ["unstructured", "2:4", "neurons"])
 @pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
 def test_activations_that_are_not_numbers_are_an_error(criterion: Any, structure: Any) -> None:
-    decoder = tiny("gpt2").decoder
+    decoder = fresh("gpt2")
     decoder.blocks[1].ffn.up.weight[3, 3] = torch.nan
     with pytest.raises(ModelError, match=r"'transformer.h.1.mlp.c_proj.weight' reads .* not finite"):
         prune(decoder, sparsity=None if structure == "2:4" else 0.3, criterion=criterion, structure=structure)
@@ -145,7 +145,7 @@ def test_activations_that_are_not_numbers_are_an_error(criterion: Any, structure
 
 @pytest.mark.parametrize("way", [*WAYS, {"structure": "2:4", "criterion": "sparsegpt"}], ids=str)
 def test_the_same_settings_give_the_same_weights(way: dict[str, Any]) -> None:
-    one, two = (tiny("gpt2").decoder for _ in range(2))
+    one, two = (fresh("gpt2") for _ in range(2))
     for decoder in (one, two):
         prune(decoder, **({} if "structure" in way else {"sparsity": 0.4}), **way)
     assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(two).values(), strict=True))

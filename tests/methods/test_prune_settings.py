@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pruning import prune
-from tiny import logits, tiny, windows
+from pruning import fresh, prune
+from tiny import logits, windows
 
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError
@@ -94,7 +94,7 @@ def test_a_wrong_setting_says_what_was_received_and_what_is_accepted(settings: d
 @pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("structure", ["unstructured", "2:4", "neurons"])
 def test_activations_need_text(criterion: Any, structure: Any) -> None:
-    decoder = tiny("gpt2").decoder
+    decoder = fresh("gpt2")
     before = logits(decoder)
     method = Prune(sparsity=0.5, criterion=criterion, structure=structure)
     assert method.needs_calibration
@@ -107,7 +107,7 @@ def test_activations_need_text(criterion: Any, structure: Any) -> None:
 
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparsegpt"])
 def test_two_of_four_needs_fours(criterion: Any) -> None:
-    decoder = tiny("llama", intermediate_size=6).decoder
+    decoder = fresh("llama", intermediate_size=6)
     before = logits(decoder)
     said = r"structure 2:4, and 'model.layers.0.mlp.down_proj.weight' has 6 inputs; accepted: a multiple of 4"
     with pytest.raises(InputError, match=said):
@@ -138,7 +138,7 @@ def test_two_of_four_needs_fours(criterion: Any) -> None:
     ],
 )
 def test_a_budget_is_a_count_or_a_percentage_of_the_parameters(nonzero: Any, count: int) -> None:
-    decoder = tiny("gpt2").decoder
+    decoder = fresh("gpt2")
     assert decoder.size().parameters == 60_320
     prune(decoder, nonzero=nonzero)
     assert decoder.size().nonzero == count
@@ -167,7 +167,7 @@ def test_a_budget_is_a_count_or_a_percentage_of_the_parameters(nonzero: Any, cou
     ids=str,
 )
 def test_settings_that_prune_the_same_resolve_to_the_same(alike: list[dict[str, Any]]) -> None:
-    decoder = tiny("gpt2").decoder
+    decoder = fresh("gpt2")
     first, *others = [Prune(**settings).resolved(decoder) for settings in alike]
     assert others
     assert all(other == first for other in others)
@@ -175,7 +175,7 @@ def test_settings_that_prune_the_same_resolve_to_the_same(alike: list[dict[str, 
 
 
 def test_settings_that_prune_otherwise_resolve_to_something_else() -> None:
-    decoder = tiny("gpt2").decoder
+    decoder = fresh("gpt2")
     ways: list[dict[str, Any]] = [
         {},
         {"scope": "row"},
@@ -188,13 +188,13 @@ def test_settings_that_prune_otherwise_resolve_to_something_else() -> None:
 
 
 def test_the_text_of_another_decoder_is_read_for_the_one_that_is_pruned() -> None:
-    base, narrow = tiny("gpt2").decoder, tiny("gpt2").decoder
+    base, narrow = fresh("gpt2"), fresh("gpt2")
     Prune(sparsity=0.5, structure="neurons").apply(narrow, None)
     text = Calibration(base, windows())
     before = logits(base)
     Prune(sparsity=0.5, criterion="sparsegpt").apply(narrow, text)
     assert torch.equal(logits(base), before)
-    again = tiny("gpt2").decoder
+    again = fresh("gpt2")
     Prune(sparsity=0.5, structure="neurons").apply(again, None)
     Prune(sparsity=0.5, criterion="sparsegpt").apply(again, Calibration(again, windows()))
     assert torch.equal(logits(again), logits(narrow))

@@ -233,3 +233,14 @@ def test_pairs_and_other_notes(make_results, make_record, tmp_path):
     assert '<span title="block 5 matched to block 3">0.46</span><small>nan</small>' in text
     assert re.search(r"<dt>ridge</dt><dd dir=\"auto\">\[0.5\]</dd>", text)
     assert "Matched neurons" not in page_of(make_results(labels=("base",)), tmp_path)
+
+
+def test_perplexity_is_drawn_against_what_is_not_zero_where_rows_are_pruned(make_results, tmp_path):
+    results = make_results()
+    size = results.records["merged_2", "size"]
+    pruned = replace(size, score=size.score | {"nonzero": 0.84 * size.score["value"]})
+    for found, drawn in ((results, False), (make_results(replace={("merged_2", "size"): pruned}), True)):
+        write_html(found, tmp_path / "report.html")
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert ("Perplexity against non-zero" in page) == drawn
+        assert ("Perplexity against parameters" in page) != drawn

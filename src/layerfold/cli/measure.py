@@ -84,7 +84,7 @@ def study(
     with drawn() as progress:
         with progress.doing(f"loading {name}"):
             base = load(name, revision=revision, trust_remote_code=trust_remote_code)
-        chosen = default_recipe(name, base.decoder.n_blocks) if read is None else read.with_base(name, revision)
+        chosen = default_recipe(name, base.decoder) if read is None else read.with_base(name, revision)
         running = Study(chosen, folder, base=base, overwrite=overwrite)
         for _ in running.run(progress):
             pass

@@ -165,7 +165,8 @@ class Prune:
 
     def _removed_neurons(self, decoder: Decoder) -> tuple[int, int]:
         """How many neurons go, and how many there are."""
-        neurons, removable, weights = narrowing.sizes(decoder)
+        held, removable = narrowing.sizes(decoder)
+        neurons = len(held)
         if not neurons:
             raise InputError("the model has no FFN to remove neurons from")
         if self.criterion == "sparsegpt":
@@ -176,7 +177,12 @@ class Prune:
                 most = removable / neurons
                 raise InputError(f"sparsity {self.sparsity} leaves an FFN without neurons; accepted: 0 ... {most:.6f}")
             return removed, neurons
-        size, each = decoder.size(), weights / neurons
+        size, each = decoder.size(), float(held.double().mean())
+        if float((held - each).clamp_min(0).sum()) > each:
+            raise InputError(
+                f"nonzero {self.nonzero!r} for neurons, some of which hold many more zeros than others; accepted: "
+                "sparsity"
+            )
         wanted = self._wanted(size, round(size.nonzero - removable * each))
         return round((size.nonzero - wanted) / each) if each else 0, neurons
 
@@ -227,7 +233,7 @@ def _warning(decoder: Decoder, found: list[Projection]) -> Notes:
     if embeddings.weight is head.weight and head.weight in pruned:
         return {"warning": "the token embedding and the LM head are one matrix: what is zeroed in it is lost to both"}
     if embeddings.weight in pruned or head.weight in pruned:
-        return {"warning": "embedding tables are look-ups: a row's zeros change every occurrence of its token"}
+        return {"warning": "a row of an embedding or an LM head is all that stands for its token"}
     return {}
 
 

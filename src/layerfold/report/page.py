@@ -18,7 +18,8 @@ from layerfold.report.recovery import section
 from layerfold.report.tables import MISSING
 from layerfold.report.template import write_page
 
-PLOTTED = (("parameters", "perplexity"), ("latency_ms", "perplexity"))
+PLOTTED = ("parameters", "latency_ms")
+"""What perplexity is drawn against."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ def write_html(results: Results, path: Path) -> None:
         OutputError: the file cannot be written.
     """
     shown = {column.name: column for column in columns(results)}
-    drawings = [plot(results, shown[x], shown[y]) for x, y in PLOTTED if x in shown and y in shown]
+    across = [shown[name] for name in PLOTTED if name in shown]
+    if "nonzero_parameters" in shown and not shown["nonzero_parameters"].detail:
+        across[0] = shown["nonzero_parameters"]  # as many as the parameters in rows that hold no zeros
+    drawings = [plot(results, x, shown["perplexity"]) for x in across] if "perplexity" in shown else []
     recovery = section(results)
     write_page(
         path,

@@ -1,0 +1,158 @@
+"""Pruning weights: exactly as many zeros as the budget says, whatever the model, and they stay zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pruning import SCOPES, WAYS, blocks, fresh, prunable, prune, weights
+from tiny import logits, sparsify
+
+from layerfold.errors import InputError
+from layerfold.masks import held
+from layerfold.methods import Drop, Merge, Prune
+
+WAY = pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way.values()))
+
+
+@WAY
+def test_the_budget_is_met_exactly_and_what_is_kept_stays(family: str, way: dict[str, Any]) -> None:
+    decoder = fresh(family)
+    before, total = weights(decoder), decoder.size().nonzero
+    names = {each.name for each in blocks(decoder)}
+    notes = prune(decoder, nonzero="84.13%", **way)
+    assert decoder.size().nonzero == round(0.8413 * total)
+    masks = held(decoder)
+    assert masks.keys() == names
+    for name, after in weights(decoder).items():
+        if name not in names:
+            assert torch.equal(after, before[name])
+            continue
+        assert torch.equal(masks[name], after != 0)
+        if way["criterion"] != "sparsegpt":
+            assert torch.equal(after[masks[name]], before[name][masks[name]])
+    count, left = prunable(decoder)
+    assert (notes["weights"], notes["zeros"]) == (count, count - left)
+    assert list(notes["sparsity"]) == ["attention", "ffn"]
+    assert "dense kernels" in notes["speed"]
+    assert torch.isfinite(logits(decoder)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    family=st.sampled_from(["gpt2", "qwen2", "llama"]),
+    way=st.sampled_from([way for way in WAYS if way["criterion"] == "magnitude"]),
+    parts=st.sampled_from(["attention", "ffn", "attention,ffn", "embeddings,head", "ffn,head", "head"]),
+    levels=st.integers(1, 4),
+    share=st.floats(0, 1),
+    tied=st.booleans(),
+)
+def test_among_equal_weights_too(
+    family: str, way: dict[str, Any], parts: str, levels: int, share: float, tied: bool
+) -> None:
+    decoder = fresh(family, **({"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}))
+    if tied:
+        Merge(n=2, align="none", tie=True).apply(decoder, None)
+    with torch.no_grad():
+        for parameter in decoder.model.parameters():
+            parameter.mul_(levels / 0.4).round_()  # a few values, and zeros, biases and norms among them
+    before, total = weights(decoder), decoder.size().nonzero
+    everything = Prune(sparsity=0, parts=parts).resolved(decoder)
+    least = total - (everything["weights"] - everything["zeros"])
+    wanted = least + round(share * (total - least))
+    prune(decoder, nonzero=wanted, parts=parts, **way)
+    assert decoder.size().nonzero == wanted
+    gone = {name: before[name][(after == 0) & (before[name] != 0)].abs() for name, after in weights(decoder).items()}
+    left = {name: after[after != 0].abs() for name, after in weights(decoder).items() if name in held(decoder)}
+    if way["scope"] == "global":
+        most = max((float(each.max()) for each in gone.values() if len(each)), default=0)
+        assert all(most <= float(each.min()) for each in left.values() if len(each))
+    for name in left:
+        assert (
+            not len(gone[name]) or not len(left[name]) or way["scope"] == "row" or gone[name].max() <= left[name].min()
+        )
+
+
+@WAY
+def test_zeros_that_are_there_count(way: dict[str, Any]) -> None:
+    decoder = fresh("gpt2")
+    for index, each in enumerate(decoder.projections):
+        if index % 3 == 0:
+            sparsify(each.matrix.weight, index)  # some matrices have many more than others
+    for block in decoder.blocks:
+        block.ffn.up.bias.zero_()  # type: ignore[union-attr]
+    weights_, _ = prunable(decoder)
+    prune(decoder, sparsity=0.3, **way)
+    assert prunable(decoder) == (weights_, weights_ - round(0.3 * weights_))
+    already = {name: each == 0 for name, each in weights(decoder).items()}
+    prune(decoder, sparsity=0.5, **way)
+    assert prunable(decoder) == (weights_, weights_ // 2)
+    after = weights(decoder)
+    assert not any(after[name][zeros].any() for name, zeros in already.items())
+    prune(decoder, sparsity=0.3, **way)
+    assert all(torch.equal(each, after[name]) for name, each in weights(decoder).items())
+    assert Prune(sparsity=0.3).resolved(decoder) == Prune(sparsity=0.5).resolved(decoder)
+
+
+@WAY
+@pytest.mark.parametrize("kind", ["tied", "attention gone", "FFN gone", "both gone", "one block"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_is_left_of_a_model_is_pruned(family: str, kind: str, way: dict[str, Any]) -> None:
+    depth = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    decoder = fresh(family, **{depth: 1 if kind == "one block" else 3})
+    if kind == "tied":
+        Merge(groups="0-1", align="none", tie=True).apply(decoder, None)
+    if kind in ("attention gone", "both gone"):
+        Drop(blocks="0-1", part="attention").apply(decoder, None)
+    if kind in ("FFN gone", "both gone"):
+        Drop(blocks="1-2", part="ffn").apply(decoder, None)
+    total, parameters = decoder.size().nonzero, decoder.size().parameters
+    prune(decoder, nonzero="80%", **way)
+    assert decoder.size().nonzero == round(0.8 * total)
+    assert decoder.size().parameters == parameters
+    if kind == "tied":
+        one, two = (decoder.blocks[index].ffn.down.module for index in (0, 1))
+        assert one.weight is two.weight
+        assert one.weight_mask is two.weight_mask
+
+
+@WAY
+def test_both_ends_of_the_reachable_range(way: dict[str, Any]) -> None:
+    decoder = fresh("gpt2")
+    before, total = logits(decoder), decoder.size().nonzero
+    outside = total - prunable(decoder)[1]
+    for beyond in (total + 1, outside - 1, "100.1%", "0", "1B"):
+        with pytest.raises(InputError, match=rf"nonzero .* accepted: {outside:,} \.\.\. {total:,}$"):
+            Prune(nonzero=beyond, **way).resolved(decoder)
+    for most in (total, "100%"):
+        prune(decoder, nonzero=most, **way)
+        assert torch.equal(logits(decoder), before)
+    prune(decoder, nonzero=outside, **way)
+    assert decoder.size().nonzero == outside
+    assert prunable(decoder)[1] == 0
+    assert torch.isfinite(logits(decoder)).all()
+    with pytest.raises(InputError, match="accepted: "):
+        Prune(nonzero=outside + 1, **way).resolved(decoder)
+
+
+@WAY
+def test_pruning_nothing_is_the_identity(family: str, way: dict[str, Any]) -> None:
+    decoder = fresh(family)
+    before, size = logits(decoder), decoder.size()
+    prune(decoder, sparsity=0, **way)
+    assert torch.equal(logits(decoder), before)
+    assert decoder.size() == size
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_half_precision(dtype: torch.dtype, scope: Any) -> None:
+    decoder = fresh("gpt2")
+    decoder.model.to(dtype)
+    total = decoder.size().nonzero
+    prune(decoder, nonzero="80%", scope=scope)
+    assert decoder.size().nonzero == round(0.8 * total)
+    assert decoder.model.dtype == dtype
