@@ -45,18 +45,20 @@ def peak_bytes(*command: str) -> int:
 
 def main() -> None:
     options = arguments(__doc__)
-    cases = [(method, n) for method in ("merge", "collapse") for n in (2, 4, 10)]
+    cases = {f"{method} n = {n}": [method, "--n", str(n)] for method in ("merge", "collapse") for n in (2, 4, 10)}
+    for criterion in ("magnitude", "wanda", "sparsegpt"):
+        cases[f"prune {criterion}"] = ["prune", "--sparsity", "0.5", "--criterion", criterion, "--format", "compact"]
     with gpt2_folder() as folder:
         corpus = in_fresh_process(write_text_and_tokenizer, folder)
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         bare = peak_bytes("-c", "import torch")
         figures: Figures = {"weights, MB": weights / 1e6, "bare interpreter with torch, MB": bare / 1e6}
-        for method, n in cases[::4] if options.quick else cases:
-            command = ["-m", "layerfold.cli", "compress", method, "--model", str(folder), "--n", str(n)]
-            command += ["--corpus", str(corpus), "--output-dir", str(folder / f"{method}-{n}")]
+        for name in list(cases)[::4] if options.quick else cases:
+            command = ["-m", "layerfold.cli", "compress", *cases[name], "--model", str(folder)]
+            command += ["--corpus", str(corpus), "--output-dir", str(folder / name.replace(" ", "-"))]
             above = peak_bytes(*command, *(["--tokens", "2048"] if options.quick else [])) - bare
-            figures[f"{method} n = {n}, above it, MB"] = above / 1e6
-            figures[f"{method} n = {n}, above it / weights"] = above / weights
+            figures[f"{name}, above it, MB"] = above / 1e6
+            figures[f"{name}, above it / weights"] = above / weights
     report("memory", figures, options.json)
 
 
