@@ -244,3 +244,18 @@ def test_perplexity_is_drawn_against_what_is_not_zero_where_rows_are_pruned(make
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert ("Perplexity against non-zero" in page) == drawn
         assert ("Perplexity against parameters" in page) != drawn
+
+
+def test_a_speed_up_within_chance_is_none(make_results, tmp_path):
+    results = make_results(labels=("base", "merged_2"))
+    latency = results.records["merged_2", "latency"]
+    said = {}
+    for low in (0.97, 1.03):
+        speedup = {"value": 1.05, "low": low, "high": 1.17}
+        found = replace(latency, score=latency.score | {"speedup": speedup})
+        said[low] = page_of(
+            make_results(labels=("base", "merged_2"), replace={("merged_2", "latency"): found}), tmp_path
+        )
+    assert "none is faster than the base by more than the uncertainty" in said[0.97]
+    assert "is the fastest" not in said[0.97]
+    assert "merged_2 is the fastest, 1.05 times as fast" in said[1.03]

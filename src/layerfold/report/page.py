@@ -71,17 +71,24 @@ def _summary(results: Results) -> str:
     if not variants:
         return f"Only the base model, {results.base}, was measured."
     findings = []
-    for name, pick, wording in (
-        ("perplexity_ratio", min, "{label} comes closest in perplexity{after}, {figure} times the base's"),
-        ("removed_fraction", max, "{label} is the smallest, with {figure} of the parameters removed"),
-        ("speedup", max, "{label} is the fastest, {figure} times as fast as the base"),
-    ):
+    for name, pick, least, wording, otherwise in (
+        ("perplexity_ratio", min, 0, "{label} comes closest in perplexity{after}, {figure} times the base's", ""),
+        ("removed_fraction", max, 0, "{label} is the smallest, with {figure} of the parameters removed", ""),
+        # Only what is beyond chance: zeros, for one, make nothing faster on dense kernels.
+        ("speedup", max, 1, "{label} is the fastest, {figure} times as fast as the base",
+         "none is faster than the base by more than the uncertainty"),
+    ):  # fmt: skip
         found = {label: named[name].read(results, label) for label in variants}
-        finite = {label: each.value for label, each in found.items() if each and math.isfinite(each.value)}
-        if finite:
-            best = pick(finite, key=finite.__getitem__)
+        finite = {label: each for label, each in found.items() if each and math.isfinite(each.value)}
+        certain = {
+            label: each.value for label, each in finite.items() if not each.low <= least
+        }  # one window has no bounds
+        if certain:
+            best = pick(certain, key=certain.__getitem__)
             after = " after recovery" if results.score(best, RECOVERY) else ""
-            findings.append(wording.format(label=best, figure=named[name].show(finite[best]), after=after))
+            findings.append(wording.format(label=best, figure=named[name].show(certain[best]), after=after))
+        elif finite and otherwise:
+            findings.append(otherwise)
     subject = f"{len(variants)} compressed variant{'s' * (len(variants) > 1)} of {results.base} measured beside it"
     return f"{subject}: {'; '.join(findings)}." if findings else f"{subject}."
 
