@@ -243,6 +243,7 @@ def test_perplexity_is_drawn_against_what_is_not_zero_where_rows_are_pruned(make
         write_html(found, tmp_path / "report.html")
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert ("Perplexity against non-zero" in page) == drawn
+        assert ("Zeros alone make nothing faster on dense kernels." in page) == drawn
         assert ("Perplexity against parameters" in page) != drawn
 
 

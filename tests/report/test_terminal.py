@@ -43,6 +43,15 @@ def test_one_table_fits_in_100_columns(make_results):
     assert printed(make_results(), 100).count("variant") == 1
 
 
+def test_a_table_with_pruned_rows_says_what_zeros_do_not_do(make_results):
+    results = make_results()
+    size = results.records["merged_2", "size"]
+    pruned = replace(size, score=size.score | {"nonzero": 0.84 * size.score["value"]})
+    caveat = "zeros alone make nothing faster on dense kernels"
+    assert caveat not in printed(results, 200)
+    assert caveat in printed(make_results(replace={("merged_2", "size"): pruned}), 200)
+
+
 def test_columns_of_an_evaluator_stay_together(make_results):
     lines = printed(make_results(), 80).splitlines()
     headers = [line.split() for line in lines if "perplexity" in line or "speed-up" in line]

@@ -13,6 +13,9 @@ from layerfold.statistics import Interval
 _SPARSE = 0.99
 """A row with fewer of its parameters other than zero has been pruned."""
 
+ZEROS = "zeros alone make nothing faster on dense kernels"
+"""What stands wherever a table shows that a row has many."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -72,8 +75,8 @@ COLUMNS = (
     Column("removed_fraction", "removed", "", "share of the base's parameters that is gone", "size", "value",
            numerals.percent, better="higher", removed=True),
     Column("nonzero_parameters", "non-zero", "parameters",
-           "distinct parameters that are not zero; zeros alone make nothing faster on dense kernels", "size", "nonzero",
-           numerals.count, better="lower", detail=True),
+           f"distinct parameters that are not zero; {ZEROS}", "size", "nonzero", numerals.count, better="lower",
+           detail=True),
     Column("dense_bytes", "dense", "checkpoint", "size of the plain checkpoint on disk", "size", "bytes",
            numerals.memory, better="lower", detail=True),
     Column("compact_bytes", "compact", "checkpoint", "size of the checkpoint that stores shared tensors once", "size",
@@ -129,6 +132,11 @@ def columns(results: Results) -> tuple[Column, ...]:
         *(_qualified(results, column) for column in COLUMNS if {column.evaluator, column.group} <= measured),
         *(_generic(results, name) for name in results.evaluators if name not in known),
     )
+
+
+def shows_zeros(results: Results) -> bool:
+    """Whether the first table shows how many parameters are not zero."""
+    return any(column.key == "nonzero" and not column.detail for column in columns(results))
 
 
 def table(results: Results, detail: bool = False) -> Table:

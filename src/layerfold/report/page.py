@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import numerals
-from layerfold.report.columns import COLUMNS, columns, table
+from layerfold.report.columns import COLUMNS, ZEROS, columns, shows_zeros, table
 from layerfold.report.plots import plot
 from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
 from layerfold.report.recovery import section
@@ -41,7 +41,7 @@ def write_html(results: Results, path: Path) -> None:
     """
     shown = {column.name: column for column in columns(results)}
     across = [shown[name] for name in PLOTTED if name in shown]
-    if "nonzero_parameters" in shown and not shown["nonzero_parameters"].detail:
+    if shows_zeros(results):
         across[0] = shown["nonzero_parameters"]  # as many as the parameters in rows that hold no zeros
     drawings = [plot(results, x, shown["perplexity"]) for x in across] if "perplexity" in shown else []
     recovery = section(results)
@@ -90,7 +90,8 @@ def _summary(results: Results) -> str:
         elif finite and otherwise:
             findings.append(otherwise)
     subject = f"{len(variants)} compressed variant{'s' * (len(variants) > 1)} of {results.base} measured beside it"
-    return f"{subject}: {'; '.join(findings)}." if findings else f"{subject}."
+    caveat = f" {ZEROS[0].upper()}{ZEROS[1:]}." if shows_zeros(results) else ""
+    return f"{subject}: {'; '.join(findings)}.{caveat}" if findings else f"{subject}.{caveat}"
 
 
 def _samples(results: Results) -> list[tuple[str, list[Sample]]]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from layerfold.records import Results
 from layerfold.report import numerals
-from layerfold.report.columns import columns, table
+from layerfold.report.columns import ZEROS, columns, shows_zeros, table
 from layerfold.report.tables import Cell, Heading, Table
 
 GAP = 2
@@ -28,6 +28,7 @@ def print_table(results: Results, console: Console) -> None:
     printed = [column for column in columns(results) if not column.detail]
     notes = ["95% intervals below the values"] if any(column.interval for column in printed) else []
     notes += ["quartiles below ms/token"] if any(column.name == "latency_ms" for column in printed) else []
+    notes += [ZEROS] if shows_zeros(results) else []
     if notes:
         console.print("; ".join(notes), style="dim")
 
