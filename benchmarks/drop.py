@@ -18,8 +18,9 @@ from layerfold.evaluators.size import flops_per_token
 from layerfold.hub import POCKET, load
 from layerfold.progress import SILENT
 from layerfold.scoring import window_nats
-from layerfold.search.scores import Removed, Scores
+from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
+from layerfold.search.stages import Blocks, Lacking
 from layerfold.search.strategies import beam, exhaustive
 from layerfold.windows import Windows
 
@@ -28,12 +29,12 @@ SLICES = 16
 SEEDS = 200
 
 
-def subsets(n: int) -> list[Removed]:
+def subsets(n: int) -> list[Blocks]:
     """All sets of blocks to remove, the empty one and the full one included."""
     return list(chain.from_iterable(combinations(range(n), size) for size in range(n + 1)))
 
 
-def from_scratch(decoder: Decoder, removed: Removed, windows: Windows) -> tuple[float, float]:
+def from_scratch(decoder: Decoder, removed: Blocks, windows: Windows) -> tuple[float, float]:
     """Nats of a candidate scored by itself, as `layerfold eval` does it, and the seconds that takes.
 
     Building it, which costs a small model nearly half as much again, is not in the time.
@@ -55,7 +56,7 @@ def limit(decoder: Decoder, context: int) -> float:
 
 def walk_against_scratch(decoder: Decoder, windows: Windows, sample: int) -> Figures:
     """Time the walk over all subsets, and between its slices candidates from scratch, drawn from all of them."""
-    scores = Scores(decoder, windows)
+    scores = Scores(Lacking(decoder), windows)
     candidates = sorted(subsets(decoder.n_blocks), key=scores.path)
     drawn = random.Random(0).sample([removed for removed in candidates if len(removed) < decoder.n_blocks], sample)
     scores.measure([()])  # what the divergence needs of the model as it is; a search takes it once
@@ -88,7 +89,7 @@ def best_of_each_size(decoder: Decoder, windows: Windows, sample: int) -> Figure
     drawn = random.Random(1).sample([removed for removed in subsets(n) if len(removed) < n], sample)
     half = drawn[::2], drawn[1::2]
     before = [from_scratch(decoder, removed, windows)[1] for removed in half[0]]
-    scores = Scores(decoder, windows)
+    scores = Scores(Lacking(decoder), windows)
     select = Selection(scores, "perplexity", race=True, seed=0, progress=SILENT)
     took = seconds(lambda: exhaustive(select, range(n), range(1, n)))
     after = [from_scratch(decoder, removed, windows)[1] for removed in half[1]]
@@ -106,7 +107,7 @@ def regrets(scores: Scores, n: int) -> Figures:
     counts = range(1, n)
     exact = exhaustive(Selection(scores, "perplexity", race=False, seed=0, progress=SILENT), range(n), counts)
 
-    def regret(best: dict[int, Removed]) -> list[float]:
+    def regret(best: dict[int, Blocks]) -> list[float]:
         """Perplexity over the best one's, less 1, by how many are removed."""
         return [
             float(np.expm1(scores.mean(best[count], "perplexity") - scores.mean(exact[count], "perplexity")))
@@ -159,7 +160,9 @@ def main() -> None:
         add("GPT-2 shape, walk", walk_against_scratch(gpt2, windows, 32 if options.quick else 128))
         del gpt2
     # Not timed, and kept: half an hour.
-    scores = Scores(pocket.decoder, many, file=RUN / f"scores-{many.sha256[:12]}.safetensors", key=pocket.sha256)
+    scores = Scores(
+        Lacking(pocket.decoder), many, file=RUN / f"scores-{many.sha256[:12]}.safetensors", key=pocket.sha256
+    )
     scores.measure(subsets(12))
     add("pocket, regret", regrets(scores, 12))
     report("drop", figures, options.json)

@@ -249,3 +249,52 @@ def test_activations_that_are_not_finite_name_the_matrix_that_reads_them(bad: fl
             lambda index, _: visited.append(index), whole=False, edits=False, doing=""
         )
     assert visited == [0]
+
+
+# What FFNs read, and only some projections
+
+
+@pytest.mark.parametrize("chosen", [[0], [2, 1], [3]])
+def test_what_ffns_read_equals_numpys_and_is_remembered(
+    chosen: list[int], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, cut = tiny(family).decoder, windows()
+    expected, names = reads(decoder, cut), {each.matrix.module: each.name for each in decoder.projections}
+    calibration = Calibration(decoder, cut)
+    found = calibration.ffn_inputs(chosen)
+    assert list(found) == chosen
+    for index, each in found.items():
+        ffn = decoder.blocks[index].ffn
+        for moments, matrix in ((each.up, ffn.up), (each.down, ffn.down)):
+            assert_moments_of(moments, expected[names[matrix.module]])
+            assert moments.count == int(cut.lengths.sum())
+    monkeypatch.setattr(module, "Stepper", None)  # a second pass would need it
+    assert calibration.ffn_inputs(chosen[:1])[chosen[0]] is found[chosen[0]]
+    assert calibration.ffn_inputs([]) == {}
+
+
+def test_moments_of_some_projections_visit_their_blocks_and_run_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, cut = tiny("gpt2").decoder, windows()
+    names = {f"transformer.h.{index}.mlp.c_proj.weight" for index in (0, 2)}
+    stepped: list[int] = []
+    step = module.Stepper.step
+    monkeypatch.setattr(
+        module.Stepper, "step", lambda self, index, hidden: stepped.append(index) or step(self, index, hidden)
+    )
+    visited: dict[int, dict[str, SecondMoments]] = {}
+    Calibration(decoder, cut).each_block(visited.__setitem__, whole=True, edits=False, doing="", names=names)
+    assert list(visited) == [0, 2]
+    assert {name for each in visited.values() for name in each} == names
+    assert sorted(set(stepped)) == [0, 1, 2]
+
+
+def test_blocks_that_lack_an_ffn_beside_a_pair_are_no_obstacle(family: str) -> None:
+    decoder, cut = tiny(family).decoder, windows()
+    decoder.remove_("ffn", [0, 2])
+    found = Calibration(decoder, cut).correlations([(1, 3)])[1, 3]
+    assert (found - torch.from_numpy(correlations(decoder, cut, 1, 3))).abs().max() < 1e-4
+    for wrong in ([(0, 1)], [(1, 2)]):
+        with pytest.raises(InputError, match="has no FFN"):
+            Calibration(decoder, cut).matches(wrong)
+    with pytest.raises(InputError, match="block 2 has no FFN"):
+        Calibration(decoder, cut).ffn_inputs([1, 2])

@@ -19,8 +19,8 @@ from layerfold.checkpoint import (
     FORMATS,
     bytes_on_disk,
     hash_weights,
-    read_dense_,
     read_manifest,
+    read_training_,
     write_dense,
 )
 from layerfold.compact import COMPACT_WEIGHTS
@@ -257,8 +257,11 @@ def test_plain_transformers_refuses_the_compact_form(tmp_path: Path) -> None:
     tied("gpt2").save(tmp_path / "saved", format="compact")
     assert not list((tmp_path / "saved").glob("model*"))
     assert (tmp_path / "saved" / COMPACT_WEIGHTS).is_file()
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    script = "from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained('saved')"
+    command = [sys.executable, "-I", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode
+    assert "model type `layerfold`" in done.stderr
 
 
 def test_forms_convert_into_each_other(tmp_path: Path) -> None:
@@ -319,7 +322,7 @@ def test_weights_that_were_written_are_read_into_another_of_the_structure(
         for parameter in other.decoder.model.parameters():
             parameter.add_(1.0)
     write_dense(model.decoder.model, tmp_path / "weights")
-    read_dense_(other.decoder.model, tmp_path / "weights")
+    read_training_(other.decoder.model, tmp_path / "weights")
     assert hash_weights(other.decoder.model) == hash_weights(model.decoder.model), "ties too"
     plain_ = AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
     assert torch.equal(plain_(token_ids()).logits, logits(model.decoder))
@@ -330,7 +333,7 @@ def test_weights_that_are_given_are_written_in_place_of_the_models_own(tmp_path:
     state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     write_dense(model, tmp_path / "weights", state)
     other = tied("gpt2").decoder.model
-    read_dense_(other, tmp_path / "weights")
+    read_training_(other, tmp_path / "weights")
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     assert torch.equal(model.state_dict()["lm_head.weight"] + 1, state["lm_head.weight"]), "and the model is let alone"
 
@@ -340,7 +343,7 @@ def test_weights_that_are_not_zero_where_a_sublayer_was_removed_are_of_another_m
     model = lacking("gpt2").decoder.model
     before = hash_weights(model)
     with pytest.raises(ModelError, match=r"the weights in .* is not zero where the model has nothing$"):
-        read_dense_(model, tmp_path / "weights")
+        read_training_(model, tmp_path / "weights")
     assert hash_weights(model) == before
 
 
@@ -362,7 +365,7 @@ def test_weights_that_do_not_fit_are_one_line(damage: str, tmp_path: Path) -> No
         added = {"missing": {}, "stray": {name: tensor, "stray": tensor.clone()}, "shape": {name: tensor[:1].clone()}}
         save_file(found | added[damage], path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="the weights in") as caught:
-        read_dense_(plain("gpt2").decoder.model, tmp_path / "weights")
+        read_training_(plain("gpt2").decoder.model, tmp_path / "weights")
     assert "\n" not in str(caught.value)
     if damage == "stray":
         assert "stray" in str(caught.value)

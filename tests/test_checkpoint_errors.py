@@ -77,7 +77,7 @@ def refused(folder: Path) -> str:
         (alias_of("transformer.h.9.mlp.c_fc.weight"), "is damaged: SHA-256"),
         (alias_of("transformer.ln_f.bias"), "is damaged: SHA-256"),
         (alias_of(["no name"]), "is damaged: SHA-256"),
-        (edited(format="dense"), "no file named model.safetensors"),
+        (edited(format="dense"), "holds a compact checkpoint, and has no layerfold.json that says so"),
         (edited(format="folded"), "is of format 'folded' version 1"),
         (edited(format_version=99), "version 99; accepted: version 1"),
         (edited(format=None), "is damaged: KeyError"),

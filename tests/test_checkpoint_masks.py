@@ -18,7 +18,7 @@ from tiny import assert_masks_equal, halve_, logits, sparsify, tiny, tiny_model,
 from transformers import AutoModelForCausalLM
 
 from layerfold import checkpoint, compact
-from layerfold.checkpoint import FORMATS, MASKS, bytes_on_disk, hash_weights, read_dense_, write_dense
+from layerfold.checkpoint import FORMATS, MASKS, bytes_on_disk, hash_weights, read_training_, write_dense
 from layerfold.compact import COMPACT_WEIGHTS
 from layerfold.errors import ModelError, OutputError
 from layerfold.hub import Model, load
@@ -195,8 +195,8 @@ def test_weights_are_read_under_the_masks_that_a_model_has(family: str, tmp_path
         for parameter in other.model.parameters():
             parameter.mul_(2)
     write_dense(model.model, tmp_path / "weights")
-    read_dense_(other.model, tmp_path / "weights")
+    read_training_(other.model, tmp_path / "weights")
     assert hash_weights(other.model) == hash_weights(model.model)
     write_dense(tiny_model(family), tmp_path / "whole")
     with pytest.raises(ModelError, match=r"cannot be read: the weight '.*' is not zero everywhere that its mask says$"):
-        read_dense_(other.model, tmp_path / "whole")
+        read_training_(other.model, tmp_path / "whole")

@@ -14,7 +14,7 @@ from tiny import BLOCKS, assert_masks_equal, chosen, continued, halve_, logits, 
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from layerfold.checkpoint import FORMATS, bytes_on_disk, hash_weights, read_dense_, write_dense
+from layerfold.checkpoint import FORMATS, bytes_on_disk, hash_weights, read_training_, write_dense
 from layerfold.compact import COMPACT_WEIGHTS
 from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
@@ -147,11 +147,11 @@ def test_weights_are_read_into_another_of_the_same_widths(family: str, tmp_path:
         for parameter in other.parameters():
             parameter.add_(1)
     write_dense(model, tmp_path / "weights")
-    read_dense_(other, tmp_path / "weights")
+    read_training_(other, tmp_path / "weights")
     assert hash_weights(other) == hash_weights(model)
     for widths, said in (((30, 7, 47, 1), r"48.* not .*47"), ((29, 7, 48, 1), "not zero where the model has nothing$")):
         with pytest.raises(ModelError, match=said):
-            read_dense_(narrow(family, *widths).decoder.model, tmp_path / "weights")
+            read_training_(narrow(family, *widths).decoder.model, tmp_path / "weights")
 
 
 @pytest.fixture(scope="module")

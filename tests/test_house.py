@@ -16,8 +16,8 @@ import layerfold
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
     0: "errors hashes ranking surgeon defaults folders memory network linalg statistics progress records yamlfiles",
-    1: "families ffn sublayers decoder structure masks stepping compact checkpoint",
-    2: "corpora textfiles decoding windows calibration zeroing narrowing scoring hub",
+    1: "families ffn factored sublayers block decoder deltas structure masks stepping compact checkpoint auto",
+    2: "corpora textfiles decoding windows calibration zeroing narrowing sharing scoring hub adapter",
     3: "methods evaluators recovery",
     4: "recipe variants search study api",
     5: "report console doctor cli",
@@ -25,11 +25,22 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 APART = ("methods", "evaluators")  # one file a method, one an evaluator: none knows another
-MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "compact", "recovery"}
+MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "compact", "auto", "recovery"}
 PUBLIC = {
-    *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "recover"),
+    *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "LowRank", "recover"),
     *("Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Prune", "Recipe"),
-    *("Score", "Size", "Study", "compress", "default_recipe", "evaluate", "load", "read_recipe"),
+    *(
+        "Score",
+        "Share",
+        "Size",
+        "Study",
+        "WindowSearch",
+        "compress",
+        "default_recipe",
+        "evaluate",
+        "load",
+        "read_recipe",
+    ),
 }
 
 # Modules by their path below layerfold: "decoder", "methods.merge", "methods" for a package's __init__.

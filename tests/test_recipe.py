@@ -11,9 +11,9 @@ from tiny import deep, tiny
 
 from layerfold.errors import RecipeError
 from layerfold.hub import POCKET, load
-from layerfold.methods import Collapse, Merge, Prune
+from layerfold.methods import Collapse, Merge, Prune, Share
 from layerfold.recipe import Load, build_recovery, default_recipe, read_recipe
-from layerfold.recovery import Distill, Finetune
+from layerfold.recovery import Distill, Finetune, LowRank
 
 
 def test_the_default_is_the_published_comparison() -> None:
@@ -22,18 +22,36 @@ def test_the_default_is_the_published_comparison() -> None:
         *(f"merged_{n}" for n in (2, 4, 6, 8, 10)),
         *(f"compressed_{n}" for n in (2, 4, 6, 8, 10)),
         "pruned_104M",
+        "shared_4x8",
     ]
     assert recipe.variants[1].method == Merge(n=4)
-    assert recipe.variants[-2].method == Collapse(n=10)
-    assert recipe.variants[-1].method == Prune(nonzero="84.1289%")
+    assert recipe.variants[-3].method == Collapse(n=10)
+    assert recipe.variants[-2].method == Prune(nonzero="84.1289%")
+    assert recipe.variants[-1].method == Share(window="auto", k=4, rank=8)
     assert [evaluator.name for evaluator in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
 
 
 def test_the_default_goes_no_deeper_than_the_model() -> None:
     labels = [variant.label for variant in default_recipe("shallow", deep(5)).variants]
-    assert labels == ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M"]
+    assert labels == ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
     one = tiny("gpt2", n_layer=1, n_positions=4096).decoder  # mostly tables: the budget is out of reach
     assert default_recipe("flat", one).variants == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "admitted"),
+    [
+        ({"n_layer": 4}, True),
+        ({"n_layer": 3}, False),
+        ({"n_layer": 4, "n_embd": 8}, True),
+        ({"n_layer": 4, "n_embd": 4}, False),
+        ({"n_layer": 4, "n_inner": 7}, False),
+    ],
+    ids=str,
+)
+def test_the_default_shares_where_there_are_blocks_and_ranks_enough(settings: dict[str, int], admitted: bool) -> None:
+    labels = [variant.label for variant in default_recipe("small", tiny("gpt2", **settings).decoder).variants]
+    assert ("shared_4x8" in labels) == admitted
 
 
 def test_a_resolved_recipe_reads_back_as_itself() -> None:
@@ -79,6 +97,17 @@ VARIANT: dict[str, Any] = {"label": "a", "merge": {"n": 2}}
         ({"variants": [{"label": "a", "merge": {"n": 1}}]}, ["n 1; accepted: a whole number from 2"]),
         ({"variants": [{"label": "a", "merge": {"n": 2, "align": "best"}}]}, ["merge.align", "'best'", "'hungarian'"]),
         ({"variants": [{"label": "a", "merge": 4}]}, ["merge: 4", "settings"]),
+        ({"variants": [{"label": "a", "share": {"windw": "1:2"}}]}, ["unknown key 'windw'; did you mean 'window'?"]),
+        ({"variants": [{"label": "a", "share": {"name": "x"}}]}, ["share: unknown key 'name'"]),
+        ({"variants": [{"label": "a", "shares": {}}]}, ["did you mean 'share'?"]),
+        ({"variants": [{"label": "a", "share": {"window": 62}}]}, ["share.window", "62"]),
+        ({"variants": [{"label": "a", "share": {"window": "3:1"}}]}, ["window '3:1'; accepted: auto, or START:K"]),
+        ({"variants": [{"label": "a", "share": {"window": "1:2", "k": 2}}]}, ["k 2 beside window '1:2'"]),
+        ({"variants": [{"label": "a", "share": {"k": 1}}]}, ["k 1; accepted: 2 or more"]),
+        ({"variants": [{"label": "a", "share": {"rank": -1}}]}, ["rank -1; accepted: 0 or more"]),
+        ({"variants": [{"label": "a", "share": {"rank": 2.0}}]}, ["share.rank", "2.0"]),
+        ({"variants": [{"label": "a", "share": {"base": "best"}}]}, ["share.base", "'best'", "'fitted'"]),
+        ({"variants": [{"label": "a", "share": {"init": "data_svd"}}]}, ["share.init", "'data-svd'"]),
         ({"variants": [], "evaluate": ["perplexty"]}, ["evaluate[0]", "did you mean 'perplexity'?"]),
         ({"variants": [], "evaluate": ["size", "size"]}, ["duplicate evaluator 'size'"]),
         ({"variants": [], "evaluate": []}, ["evaluate", "at least 1"]),
@@ -123,19 +152,41 @@ def test_a_recovery_is_what_the_recipe_says() -> None:
     assert read_recipe({"variants": []}).recovery is None
     assert read_recipe({"variants": [], "recovery": None}).recovery is None
     assert read_recipe({"variants": [], "recovery": {"finetune": {"tokens": 7}}}).recovery == Finetune(tokens=7)
+    lowrank = read_recipe({"variants": [], "recovery": {"lowrank": {"tokens": 7, "penalty_weight": 0}}})
+    assert lowrank.recovery == LowRank(tokens=7, penalty_weight=0.0)
     recipe = read_recipe({"variants": [], "recovery": {"distill": DISTILL}})
     assert recipe.recovery == Distill(tokens=1000, learning_rate=1e-3, freeze=("*.wte.*",), counterparts=(1, 3))
     # A whole number is a number; what is left out is None.
     assert build_recovery("finetune", {"tokens": 7, "clip": 2, "patience": None}) == Finetune(tokens=7, clip=2.0)
 
 
-@pytest.mark.parametrize("name", ["finetune", "distill"])
+@pytest.mark.parametrize("name", ["finetune", "distill", "lowrank"])
 def test_a_resolved_recovery_reads_back_as_itself(name: str) -> None:
     settings = {"tokens": 64, "freeze": ["a", "b"], "report_to": "tensorboard", "patience": 2}
     document = read_recipe({"variants": [], "recovery": {name: settings}}).to_json()
     assert json.loads(json.dumps(document)) == document
     assert document["recovery"][name].items() >= settings.items()
     assert read_recipe(document) == read_recipe({"variants": [], "recovery": {name: settings}})
+
+
+def test_blocks_share_as_the_recipe_says() -> None:
+    every = {"window": "1:2", "rank": 2, "base": "mean", "init": "svd", "ranks": "allotted", "align": "none"}
+    variants = [
+        {"label": "named", "share": {"window": "1:2", "rank": 2}},
+        {"label": "searched", "share": {"window": "auto", "k": 2}},
+        {"label": "plain", "share": None},
+        {"label": "all", "share": every | {"anchor": "last"}},
+    ]
+    recipe = read_recipe({"variants": variants})
+    assert [variant.method for variant in recipe.variants] == [
+        Share(window="1:2", rank=2),
+        Share(window="auto", k=2),
+        Share(),
+        Share(**every, anchor="last"),  # type: ignore[arg-type]
+    ]
+    document = recipe.to_json()
+    assert document["variants"][0]["share"].items() >= {"window": "1:2", "k": None, "rank": 2, "base": "fitted"}.items()
+    assert read_recipe(json.loads(json.dumps(document))) == recipe
 
 
 def test_a_model_to_load_is_named_in_short_or_in_full() -> None:
@@ -151,7 +202,7 @@ def test_a_model_to_load_is_named_in_short_or_in_full() -> None:
 @pytest.mark.parametrize(
     ("recovery", "said"),
     [
-        ("distill", ["recovery", "'distill'; accepted: one of distill, finetune, with its settings"]),
+        ("distill", ["recovery", "'distill'; accepted: one of distill, finetune, lowrank, with its settings"]),
         ({}, ["recovery", "accepted: one of distill, finetune"]),
         ([], ["recovery", "accepted: one of distill, finetune"]),
         ({"distill": {"tokens": 9}, "finetune": {"tokens": 9}}, ["accepted: one of"]),
@@ -161,6 +212,8 @@ def test_a_model_to_load_is_named_in_short_or_in_full() -> None:
         ({"distill": {"token": 9}}, ["distill: unknown key 'token'", "did you mean 'tokens'?"]),
         ({"finetune": {"tokens": 9, "lm_weight": 0.5}}, ["finetune: unknown key 'lm_weight'"]),
         ({"finetune": {"tokens": 9, "name": "x"}}, ["finetune: unknown key 'name'"]),
+        ({"lowrank": {"tokens": 9, "penalty_wieght": 0}}, ["lowrank: unknown key", "did you mean 'penalty_weight'?"]),
+        ({"lowrank": {"tokens": 9, "penalty_weight": -1}}, ["penalty_weight -1.0; accepted: 0 or more"]),
         ({"finetune": {"tokens": 1e5}}, ["finetune.tokens", "valid integer"]),
         ({"finetune": {"tokens": "9"}}, ["finetune.tokens", "valid integer", "'9'"]),
         ({"finetune": {"tokens": True}}, ["finetune.tokens", "True"]),

@@ -19,6 +19,7 @@ from layerfold.evaluators import Latency, Perplexity, Size
 from layerfold.hub import Model
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, Record
+from layerfold.report.columns import columns, table
 from layerfold.study import Study
 
 
@@ -197,6 +198,50 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(base: Model, study
 def test_a_method_deeper_than_the_base_names_its_variant(base: Model, study_corpus: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'deep'.*n 9.*2 \.\.\. 4"):
         Study(recipe(study_corpus, variants=[{"label": "deep", "merge": {"n": 9}}]), tmp_path / "run", base=base)
+
+
+def test_rows_that_share_are_timed_multiplied_out_too(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    variants = [
+        {"label": "merged_2", "merge": {"n": 2}},
+        {"label": "named", "share": {"window": "1:2", "rank": 2}},
+        {"label": "searched", "share": {"k": 2, "rank": 2}},
+    ]
+    document = recipe(study_corpus, variants=variants)
+    study = Study(document, tmp_path / "run", base=base)
+    assert len(run(study)) == 4 * 4
+    results = study.results()
+    for label in results.labels:
+        found = {key for key in results.score(label, "latency") if "multiplied" in key}
+        assert bool(found) == (label in ("named", "searched"))
+    assert {"multiplied_out_ms", "multiplied_out_speedup"} <= {each.name for each in table(results).columns}
+    notes = {each["label"]: each["notes"] for each in results.to_json()["variants"]}
+    scored = notes["searched"]["search"]["perplexity"]
+    assert list(scored) == ["0:2", "1:2", "2:2"]
+    assert next(iter(notes["searched"]["ranks"])).startswith(f"transformer.h.{min(scored, key=scored.get)[0]}.")
+    assert set(notes["named"]["ranks"].values()) == {2}
+    assert run(Study(document, tmp_path / "run", base=base)) == []
+    fewer = study.recipe.model_copy(update={"variants": study.recipe.variants[:1]})
+    plain = Study(fewer, tmp_path / "run", base=base)
+    assert run(plain) == []
+    assert not [each.name for each in columns(plain.results()) if "multiplied" in each.name]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        ({"k": 9}, "k 9 for a model of .*; accepted: 2"),
+        ({"k": 2, "rank": 33}, r"rank 33; accepted: 0 \.\.\. 32"),
+        ({"window": "3:2"}, "window '3:2' ends at block 4"),
+    ],
+    ids=str,
+)
+def test_a_window_that_cannot_be_shared_names_its_variant_before_anything_is_measured(
+    base: Model, study_corpus: str, tmp_path: Path, share: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=f"^variant 'wide': .*{said}") as caught:
+        Study(recipe(study_corpus, variants=[{"label": "wide", "share": share}]), tmp_path / "run", base=base)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluators_of_a_recipe_are_what_it_says(study_corpus: str) -> None:

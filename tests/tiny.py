@@ -15,11 +15,14 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from layerfold import deltas
 from layerfold.corpora import Corpus
 from layerfold.decoder import Decoder
+from layerfold.factored import Factored
 from layerfold.families import FAMILIES
 from layerfold.hub import Model, Provenance
 from layerfold.masks import hold_
+from layerfold.methods import Share
 from layerfold.stepping import Stepper
 from layerfold.windows import Windows, cut_windows
 
@@ -84,6 +87,21 @@ def halve_(decoder: Decoder) -> dict[str, Tensor]:
     kept = {name: sparsify(weight, seed) for seed, (name, weight) in enumerate(weights)}
     hold_(decoder, kept)
     return kept
+
+
+def shared(model: Model, window: str = "0:2", rank: int = 2, **changes: Any) -> Model:
+    """The same model, a window of whose blocks shares its FFNs from now on."""
+    Share(window=window, rank=rank, **{"align": "none", "init": "svd"} | changes).apply(model.decoder, None)
+    return model
+
+
+def unequal(model: Model) -> Model:
+    """The same model, its deltas cut to ranks of 0, 1, 2, 0, 1, 2 ..."""
+    for number, (path, module) in enumerate(deltas.factored(model.decoder).items()):
+        a, b = module.a[:, : number % 3], module.b[: number % 3]
+        cut = Factored(module.weight, a.detach().clone(), b.detach().clone(), module.bias, module.stock)
+        model.decoder.model.set_submodule(path, cut)
+    return model
 
 
 def chosen(decoder: Decoder, index: int, width: int) -> Tensor:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from wrapt import register_post_import_hook
+
 if TYPE_CHECKING:
     from layerfold.api import compress, evaluate, recover
     from layerfold.decoder import Decoder
     from layerfold.errors import LayerfoldError
     from layerfold.evaluators import Generation, Latency, Perplexity, Score, Size
     from layerfold.hub import Model, load
-    from layerfold.methods import Collapse, Drop, Merge, Prune
+    from layerfold.methods import Collapse, Drop, Merge, Prune, Share
     from layerfold.recipe import Recipe, default_recipe, read_recipe
-    from layerfold.recovery import Distill, Finetune
-    from layerfold.search import DropSearch
+    from layerfold.recovery import Distill, Finetune, LowRank
+    from layerfold.search import DropSearch, WindowSearch
     from layerfold.study import Study
 
 __version__ = "0.1.0"
@@ -29,14 +31,17 @@ _WHERE = {
     "Generation": "evaluators",
     "Latency": "evaluators",
     "LayerfoldError": "errors",
+    "LowRank": "recovery",
     "Merge": "methods",
     "Model": "hub",
     "Perplexity": "evaluators",
     "Prune": "methods",
     "Recipe": "recipe",
     "Score": "evaluators",
+    "Share": "methods",
     "Size": "evaluators",
     "Study": "study",
+    "WindowSearch": "search",
     "compress": "api",
     "default_recipe": "recipe",
     "evaluate": "api",
@@ -55,14 +60,17 @@ __all__ = [
     "Generation",
     "Latency",
     "LayerfoldError",
+    "LowRank",
     "Merge",
     "Model",
     "Perplexity",
     "Prune",
     "Recipe",
     "Score",
+    "Share",
     "Size",
     "Study",
+    "WindowSearch",
     "compress",
     "default_recipe",
     "evaluate",
@@ -70,6 +78,11 @@ __all__ = [
     "read_recipe",
     "recover",
 ]
+
+
+# transformers' Auto classes load compact checkpoints from now on, without layerfold importing transformers for it.
+register_post_import_hook("layerfold.auto:register_config", "transformers.models.auto.configuration_auto")
+register_post_import_hook("layerfold.auto:register_model", "transformers.models.auto.modeling_auto")
 
 
 def __getattr__(name: str) -> Any:

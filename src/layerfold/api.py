@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold import defaults
-from layerfold.calibration import Calibration
+from layerfold.calibration import Calibration, calibration_windows
 from layerfold.corpora import check_disjoint, load_corpus
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import EVALUATORS, Latency, Perplexity, Score
@@ -17,7 +17,8 @@ from layerfold.hub import POCKET, Model, default_corpus, load
 from layerfold.methods import Method
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
-from layerfold.variants import apply, calibration_windows
+from layerfold.search.windows import selection_text
+from layerfold.variants import apply
 
 
 def compress(
@@ -35,8 +36,9 @@ def compress(
     Args:
         model: a loaded model, or a name for `load`.
         method: for example ``Merge(n=4)``.
-        corpus: calibration text, of which the ``calibration`` split is read; None takes the one that fits the model.
-        tokens: how many tokens of it.
+        corpus: calibration text, of which the ``calibration`` split is read, and the ``validation`` split where a
+            method leaves something to a search; None takes the one that fits the model.
+        tokens: how many tokens of the first.
         seed: orders its documents.
         in_place: edit the given model instead of a copy, which needs no second set of weights.
 
@@ -51,7 +53,7 @@ def compress(
     calibration = None
     if method.needs_calibration:
         calibration = Calibration(model.decoder, calibration_windows(model, corpus, tokens, seed), progress)
-    compressed, _ = apply(model, method, calibration, seed)
+    compressed, _ = apply(model, method, calibration, seed, selection_text(model, corpus), progress)
     return compressed
 
 
@@ -89,6 +91,8 @@ def recover(
     from layerfold.recovery.workspace import temporary_folder
 
     model = model if isinstance(model, Model) else load(model)
+    if lack := recovery.lacks(model.decoder):
+        raise InputError(lack)
     if held_out is None and model.provenance.base == POCKET:
         held_out = default_corpus(model)
     if held_out is not None:

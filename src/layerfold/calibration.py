@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from layerfold import memory
+from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.ffn import FFN, Matrix
+from layerfold.hub import Model, default_corpus
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import CrossMoments, SecondMoments
 from layerfold.stepping import Stepper, fused_activations
-from layerfold.windows import Windows
+from layerfold.windows import Windows, cut_windows
 
 _BATCH_TOKENS = 1024
+_CONTEXT = 1024
 
 Pair = tuple[int, int]
 """(anchor, other): indices of two blocks, anchor first."""
+
+
+@dataclass(frozen=True)
+class FFNInputs:
+    """Second moments of what an FFN's matrices read: ``up`` and ``gate``, (d_model) variables, ``down``, (d_ffn)."""
+
+    up: SecondMoments
+    down: SecondMoments
 
 
 class Calibration:
@@ -43,6 +55,7 @@ class Calibration:
         self.windows = windows
         self.progress = progress
         self._matches: dict[Pair, Match] = {}
+        self._ffn_inputs: dict[int, FFNInputs] = {}
 
     def matches(self, pairs: Iterable[Pair]) -> dict[Pair, Match]:
         """Match the neurons of each pair of blocks by the correlation of their activations."""
@@ -63,8 +76,8 @@ class Calibration:
         pairs = list(dict.fromkeys(pairs))
         if not pairs:
             return
-        ffns = [block.ffn for block in self.decoder.blocks]
         check_widths(self.decoder, pairs)
+        ffns = {index: self.decoder.blocks[index].ffn for pair in pairs for index in pair}
         # Each pair is met at the later of its two blocks, with the earlier one's FFN inputs at hand.
         last = max(map(max, pairs))
         last_use = {early: max(max(p) for p in pairs if min(p) == early) for early in set(map(min, pairs))}
@@ -78,8 +91,10 @@ class Calibration:
             if index in last_use:
                 inputs[index] = self._empty()
             for batch in batches:
-                with _watching(ffns[index]) as seen:
+                with _watching(ffns.get(index)) as seen:
                     hidden[batch] = stepper.step(index, hidden[batch])
+                if index not in ffns:
+                    continue
                 ffn_inputs, neurons = seen
                 if index in last_use:
                     inputs[index][batch] = ffn_inputs
@@ -96,7 +111,13 @@ class Calibration:
 
     @torch.no_grad()
     def each_block(
-        self, visit: Callable[[int, dict[str, SecondMoments]], None], *, whole: bool, edits: bool, doing: str
+        self,
+        visit: Callable[[int, dict[str, SecondMoments]], None],
+        *,
+        whole: bool,
+        edits: bool,
+        doing: str,
+        names: Container[str] | None = None,
     ) -> None:
         """Visit each block, in order, with the second moments of what its projections read.
 
@@ -105,16 +126,19 @@ class Calibration:
             whole: whether moments of pairs of inputs are wanted too: `SecondMoments`. Those of one block are held.
             edits: whether a visit changes its block, so that what comes after is to see the changed one's outputs.
             doing: what the progress bar says.
+            names: of the projections whose moments are wanted; None stands for all. Nothing runs after the last.
 
         Raises:
             ModelError: what a projection reads is not finite.
         """
         stepper = Stepper(self.decoder)
         batches = self.windows.batches(_BATCH_TOKENS)
+        wanted = [each for each in self.decoder.projections if names is None or each.name in names]
+        blocks = self.decoder.n_blocks if names is None else 1 + max(each.block or 0 for each in wanted)
         with fused_activations(self.decoder.model):
             hidden = self._embedded(stepper)
-            for index in self.progress.track(range(self.decoder.n_blocks), doing, self.decoder.n_blocks):
-                matrices = {each.name: each.matrix for each in self.decoder.projections if each.block == index}
+            for index in self.progress.track(range(blocks), doing, blocks):
+                matrices = {each.name: each.matrix for each in wanted if each.block == index}
                 moments: dict[str, SecondMoments] = {}
                 for batch in batches:
                     with _reading(matrices) as seen:
@@ -125,7 +149,8 @@ class Calibration:
                     del seen, stepped
                     memory.release()
                 _check_finite(moments)
-                visit(index, moments)
+                if matrices or names is None:
+                    visit(index, moments)
                 del moments
                 for batch in batches if edits else ():
                     hidden[batch] = stepper.step(index, hidden[batch])
@@ -138,6 +163,30 @@ class Calibration:
                 moments.setdefault(name, SecondMoments(whole)).update(self._real(inputs, batch))
             else:
                 moments[name] = moments[first]
+
+    def ffn_inputs(self, blocks: Iterable[int]) -> dict[int, FFNInputs]:
+        """Return the second moments of what the matrices of these blocks' FFNs read; those of all asked for are held.
+
+        Raises:
+            ModelError: it is not finite.
+        """
+        chosen = list(blocks)
+        missing = [index for index in chosen if index not in self._ffn_inputs]
+        ffns = {index: self.decoder.blocks[index].ffn for index in missing}
+        names = {
+            each.name: (each.block, which)
+            for each in self.decoder.projections
+            if each.block in ffns
+            for which in ("up", "down")
+            if each.matrix.module is getattr(ffns[each.block], which).module
+        }
+
+        def keep(index: int, moments: dict[str, SecondMoments]) -> None:
+            self._ffn_inputs[index] = FFNInputs(**{names[name][1]: each for name, each in moments.items()})
+
+        if missing:
+            self.each_block(keep, whole=True, edits=False, doing="reading activations, block", names=names)
+        return {index: self._ffn_inputs[index] for index in chosen}
 
     def of(self, decoder: Decoder) -> Calibration:
         """Return the same text for another decoder."""
@@ -165,24 +214,32 @@ class Calibration:
         return activations[torch.arange(self.windows.context) < lengths[:, None]]
 
 
+def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int) -> Windows:
+    """Cut calibration text for a model: the ``calibration`` split of a corpus, documents in a seeded order."""
+    text = load_corpus(corpus or default_corpus(model), "calibration")
+    context = min(model.decoder.context, _CONTEXT)
+    return cut_windows(text, model.require_tokenizer(), context=context, limit_tokens=tokens, seed=seed)
+
+
 def check_widths(decoder: Decoder, pairs: Iterable[Pair]) -> None:
     """Raise InputError for a pair of blocks whose FFNs have not as many neurons."""
-    ffns = [block.ffn for block in decoder.blocks]
+    blocks = decoder.blocks
     for one, two in pairs:
-        if ffns[one].d_ffn != ffns[two].d_ffn:
-            widths = f"{ffns[one].d_ffn} and {ffns[two].d_ffn}"
+        if blocks[one].ffn.d_ffn != blocks[two].ffn.d_ffn:
+            widths = f"{blocks[one].d_ffn} and {blocks[two].d_ffn}"
             raise InputError(f"blocks {one} and {two} have {widths} neurons; accepted: as many")
 
 
 @contextmanager
-def _watching(ffn: FFN) -> Iterator[list[Tensor]]:
-    """Yield a list that a forward pass fills with the FFN's inputs and its neurons' activations."""
+def _watching(ffn: FFN | None) -> Iterator[list[Tensor]]:
+    """Yield a list that a forward pass fills with an FFN's inputs and its neurons' activations."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         seen.append(arguments[0])
 
-    handles = [matrix.module.register_forward_pre_hook(keep) for matrix in (ffn.up, ffn.down)]
+    matrices = () if ffn is None else (ffn.up, ffn.down)
+    handles = [matrix.module.register_forward_pre_hook(keep) for matrix in matrices]
     try:
         yield seen
     finally:

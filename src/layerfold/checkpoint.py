@@ -2,8 +2,9 @@
 
 Two forms, and no third by tying keys:
 
-- *dense*: what transformers writes, ties between FFNs materialised and what is gone (`structure`) written as zeros;
-  loads with plain transformers. Masks (`masks`) are in a file of their own, a bit a weight.
+- *dense*: what transformers writes, ties between FFNs materialised, low-rank deltas multiplied out (`deltas`) and what
+  is gone (`structure`) written as zeros; loads with plain transformers. Masks (`masks`) are in a file of their own, a
+  bit a weight.
 - *compact*: each distinct tensor once, with the names that share it in ``layerfold.json``; of a masked one the bits of
   its mask and the weights that are kept. layerfold rebuilds it exactly. Its weights are not called
   ``model.safetensors``, so that a plain load fails instead of filling what is missing with random values.
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfold import compact, masks, structure
+from layerfold import compact, deltas, masks, structure
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError, OutputError, first_line, one_of
 from layerfold.folders import writing_folder
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 Format = Literal["dense", "compact"]
 FORMATS: tuple[Format, ...] = ("dense", "compact")
 MASKS = "layerfold_masks.safetensors"
+DELTAS = "layerfold_deltas.safetensors"
 FORMAT_VERSION = 1
 _OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
@@ -63,6 +65,7 @@ def save(
     """
     check_format(format)
     with quiet(), writing_folder(directory, overwrite=overwrite) as folder:
+        decoder = decoder if format == "compact" else deltas.multiplied_out(decoder)
         manifest: dict[str, Any] = {"format": format, "format_version": FORMAT_VERSION, "provenance": dict(provenance)}
         manifest |= structure.describe(decoder)
         if format == "compact":
@@ -85,8 +88,10 @@ def write_dense(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor
     """Write what plain transformers loads: tensors tied beyond what the architecture declares are copied.
 
     Args:
-        state: the weights, where they are not to be taken from the model, as when it is sharded.
+        state: the weights, where they are not to be taken from the model, as when it is sharded; not with deltas.
     """
+    if deltas.ranks(decoder := Decoder(model)):
+        model, state = deltas.multiplied_out(decoder).model, None
     state = structure.filled(model, model.state_dict() if state is None else state)
     declared = {alias for alias in structure.aliases(model) if alias in model.all_tied_weights_keys}
     for alias in structure.aliases(model):
@@ -95,8 +100,15 @@ def write_dense(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor
     model.save_pretrained(folder, state_dict=state)
 
 
-def read_dense_(model: PreTrainedModel, folder: Path) -> None:
-    """Overwrite a model's weights by those that `write_dense` wrote for one of the same structure.
+def write_training(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write what plain transformers loads, and the deltas that are multiplied out in it: `read_training_`."""
+    write_dense(model, folder, state)
+    if factors := deltas.tensors(Decoder(model)):
+        save_file(factors, folder / DELTAS)
+
+
+def read_training_(model: PreTrainedModel, folder: Path) -> None:
+    """Overwrite a model's weights by those that `write_training` wrote for one of the same structure.
 
     Raises:
         ModelError: they are missing, damaged, of another structure, or not zero where the model's masks say.
@@ -105,7 +117,11 @@ def read_dense_(model: PreTrainedModel, folder: Path) -> None:
     kept = masks.held(decoder)
     try:
         state = {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
-        found = model.load_state_dict(structure.stripped(decoder, state, folder), strict=False)
+        state = structure.stripped(decoder, state, folder)
+        if ranks := deltas.ranks(decoder):
+            plain = {f"{path}.weight" for path in ranks}  # multiplied out
+            state = {name: tensor for name, tensor in state.items() if name not in plain} | load_file(folder / DELTAS)
+        found = model.load_state_dict(state, strict=False)
         masks.hold_(decoder, kept)
     except (InputError, SafetensorError, OSError, RuntimeError) as error:
         raise ModelError(f"the weights in {str(folder)!r} cannot be read: {first_line(error)}") from error
@@ -121,6 +137,10 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
     Raises:
         ModelError: they do not fit the weights, or are damaged.
     """
+    if manifest.get("ranks"):
+        raise ModelError(
+            f"{str(folder / MANIFEST)!r} is damaged: low-rank deltas in a dense checkpoint, which has none"
+        )
     state = decoder.model.state_dict()
     structure.restore_(decoder, manifest, folder)
     structure.stripped(decoder, state, folder)

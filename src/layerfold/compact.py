@@ -18,9 +18,12 @@ from layerfold.errors import ModelError
 from layerfold.hashes import check_hash, hash_file
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 COMPACT_WEIGHTS = "layerfold.safetensors"
+MODEL_TYPE = "layerfold"
+"""What a configuration calls a model in this form, so that nothing loads it as a plain one."""
+_CONFIG = "config.json"
 _BITS = "#mask"
 
 
@@ -29,7 +32,8 @@ def write(decoder: Decoder, folder: Path) -> dict[str, Any]:
     model = decoder.model
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
-    model.config.save_pretrained(folder)
+    config = {"model_type": MODEL_TYPE, "decoder": json.loads(model.config.to_json_string())}
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     aliases = structure.aliases(model)
@@ -40,6 +44,20 @@ def write(decoder: Decoder, folder: Path) -> dict[str, Any]:
     save_file(stored, folder / COMPACT_WEIGHTS, metadata={"format": "pt"})
     shapes = {name: list(mask.shape) for name, mask in kept.items()}
     return {"aliases": aliases, "masks": shapes, "sha256": _hash(folder / COMPACT_WEIGHTS, aliases)}
+
+
+def read_config(directory: Path) -> PreTrainedConfig:
+    """Return the configuration of the decoder that a compact form holds.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: it is missing or damaged.
+    """
+    from transformers import CONFIG_MAPPING
+
+    document = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    document = document["decoder"] if document["model_type"] == MODEL_TYPE else document  # as earlier versions wrote it
+    config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
+    return config
 
 
 def _unpacked(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> tuple[dict[str, Tensor], ...]:
@@ -57,7 +75,7 @@ def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     Raises:
         ModelError: missing or damaged weights, or a structure that does not fit them.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     weights = directory / COMPACT_WEIGHTS
     aliases = manifest.get("aliases")
@@ -67,7 +85,7 @@ def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     shapes = masks.shapes_of(manifest, directory)
     try:
         tensors, kept = _unpacked(load_file(weights), shapes)
-        config = AutoConfig.from_pretrained(directory)
+        config = read_config(directory)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
         decoder = Decoder(model)
         structure.restore_(decoder, manifest, directory)

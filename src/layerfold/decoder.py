@@ -6,58 +6,20 @@ import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from layerfold import defaults
+from layerfold.block import Block, Projection
 from layerfold.errors import InputError, ModelError, one_of
-from layerfold.families import Family, family_of
-from layerfold.ffn import FFN, Matrix, is_matrix
+from layerfold.families import family_of
+from layerfold.ffn import Matrix, is_matrix
 from layerfold.sublayers import PARTS, AbsentAttention, AbsentFFN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Block:
-    """One transformer layer."""
-
-    index: int
-    module: nn.Module
-    family: Family
-
-    @cached_property
-    def ffn(self) -> FFN:
-        """Its feed-forward part.
-
-        Raises:
-            InputError: it was removed.
-        """
-        ffn: nn.Module = operator.attrgetter(self.family.ffn)(self.module)
-        if isinstance(ffn, AbsentFFN):
-            raise InputError(f"block {self.index} has no FFN: it was dropped")
-        return FFN(ffn, self.family)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One matrix of a block's attention or FFN, or a table of token embeddings.
-
-    Attributes:
-        name: its weight's, in the model.
-        block: the block's index; None for a table outside of them.
-        part: ``attention`` or ``ffn``; what table it is.
-        matrix: the view of it.
-    """
-
-    name: str
-    block: int | None
-    part: str
-    matrix: Matrix
 
 
 @dataclass(frozen=True)
@@ -107,8 +69,7 @@ class Decoder:
     @property
     def d_ffn(self) -> tuple[int, ...]:
         """The number of neurons of each block's FFN; 0 where it was dropped."""
-        gone = self.removed_parts["ffn"]
-        return tuple(0 if block.index in gone else block.ffn.d_ffn for block in self.blocks)
+        return tuple(block.d_ffn for block in self.blocks)
 
     def keep_neurons_(self, kept: Mapping[int, Tensor]) -> None:
         """Keep only these neurons of some blocks' FFNs, each (kept,) indices; FFNs that are one stay one.

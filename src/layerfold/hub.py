@@ -203,6 +203,8 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> Decoder:
     with _as_model_errors(source, offline=options.get("local_files_only", False)):
         # The architecture first: an encoder's weights need not be read to say that it is none of ours.
         config = AutoConfig.from_pretrained(source, **options)
+        if config.model_type == compact.MODEL_TYPE:
+            raise ModelError(f"{source!r} holds a compact checkpoint, and has no {structure.MANIFEST} that says so")
         family_of(config.model_type)
         quantised = {} if "gguf_file" in options else {"use_safetensors": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(

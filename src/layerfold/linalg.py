@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from layerfold.errors import ModelError
+
+_DAMPING = 0.01
+"""Of the mean of H's diagonal, added to it unless said otherwise; ten times more each time H is still not definite."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +83,84 @@ def _prices(values: Tensor, tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4), 
             taken[owner[owner >= 0]] = True
             free = torch.nonzero(~taken)[:, 0]
     return prices
+
+
+def damped_factor(moments: Tensor, damping: float = _DAMPING) -> Tensor:
+    """Return the lower Cholesky factor of H, (d, d), with as much added to its diagonal as makes it definite.
+
+    Args:
+        damping: how much at first, as a fraction of the diagonal's mean.
+
+    Raises:
+        ModelError: H is not finite.
+
+    Source: Frantar and Alistarh, "SparseGPT", 2023 (the damping).
+    """
+    return damped(moments, damping)[1]
+
+
+def damped(moments: Tensor, damping: float = _DAMPING) -> tuple[Tensor, Tensor]:
+    """Return H with what `damped_factor` adds to it, and that factor."""
+    mean = float(moments.diagonal().mean())
+    if not math.isfinite(mean) or not moments.isfinite().all():
+        raise ModelError("activations on the calibration text are not finite")
+    damping *= mean or 1.0
+    while True:
+        found = moments.clone()
+        found.diagonal().add_(damping)
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(found)
+        if not failed:
+            return found, factor
+        damping *= 10
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Orthonormal directions among a matrix's outputs, by how much of what it puts out lies along them.
+
+    Attributes:
+        basis: (out, kept), in its columns.
+        energies: (n,), the mean square of the output along each, falling; they sum up to that of all of it. n is the
+            lesser of inputs and outputs, of which the first may have been kept only.
+    """
+
+    basis: Tensor
+    energies: Tensor
+
+    def factors(self, matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """Return A, (out, rank), and B, (rank, in), whose product projects a matrix's outputs on the first directions.
+
+        Each column of A and its row of B are of one length, except where the row is nothing.
+        """
+        a = self.basis[:, :rank]
+        b = a.T @ matrix
+        lengths = b.norm(dim=1)
+        scales = torch.where(lengths > 0, lengths, 1.0).sqrt()
+        return a * scales, b / scales[:, None]
+
+
+@torch.no_grad()
+def output_directions(matrix: Tensor, root: Tensor | None = None, most: int | None = None) -> Directions:
+    """Return the directions along which y = M x is largest, of which the first r give the best approximation of rank r.
+
+    That of the least E|M x - A B x|^2: with H = E[x x^T] = L L^T it is |(M - A B) L|_F^2, of which the left singular
+    vectors U of M L are the minimum (Eckart and Young, 1936), and A B = U U^T M needs no inverse of L.
+
+    Args:
+        matrix: M, (out, in).
+        root: L, (in, in), as `damped_factor` gives it; None takes the identity, which approximates M itself.
+        most: keep so many; None keeps all.
+
+    Source: Wang et al., "SVD-LLM: Truncation-aware Singular Value Decomposition", 2024, section 3 (the whitening).
+    """
+    product = matrix if root is None else matrix @ root
+    # From the smaller of the two squares: an SVD takes many times as long.
+    if product.shape[0] <= product.shape[1]:
+        energies, basis = torch.linalg.eigh(product @ product.T)
+        basis = basis.flip(1)[:, :most]
+    else:
+        energies, right = torch.linalg.eigh(product.T @ product)
+        # Orthonormal even where the energy is lost in rounding.
+        basis = torch.linalg.qr(product @ right.flip(1)[:, :most]).Q
+    return Directions(basis.contiguous(), energies.flip(0).clamp_min(0))

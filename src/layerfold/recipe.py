@@ -15,7 +15,7 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS, Evaluator
 from layerfold.hub import POCKET
-from layerfold.methods import METHODS, Collapse, Merge, Method, Prune
+from layerfold.methods import METHODS, Collapse, Merge, Method, Prune, Share
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
 from layerfold.yamlfiles import read_yaml
@@ -214,9 +214,10 @@ def default_evaluator(name: str) -> Evaluator:
 
 
 def default_recipe(base: str = POCKET, decoder: Decoder | None = None) -> Recipe:
-    """Return the published comparison: merged_n and compressed_n for n = 2, 4, 6, 8, 10, and pruned_104M.
+    """Return the published comparison: merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M and shared_4x8.
 
-    The last by the fraction of the parameters that this leaves of GPT-2's.
+    pruned_104M by the fraction of the parameters that this leaves of GPT-2's; shared_4x8 is the best window of four
+    blocks with deltas of rank 8.
 
     Args:
         base: see `hub.load`.
@@ -227,6 +228,7 @@ def default_recipe(base: str = POCKET, decoder: Decoder | None = None) -> Recipe
         Variant(label=f"{prefix}_{n}", method=method(n=n)) for prefix, method in methods for n in defaults.GROUP_SIZES
     ]
     variants.append(Variant(label="pruned_104M", method=Prune(nonzero=defaults.PRUNED)))
+    variants.append(Variant(label="shared_4x8", method=Share(window="auto", k=4, rank=8)))
     if decoder is not None:
         variants = [variant for variant in variants if _admits(decoder, variant.method)]
     return Recipe.model_construct(

@@ -89,19 +89,22 @@ class SecondMoments:
 
     Args:
         whole: whether the moments of pairs of variables are wanted too.
+
+    Attributes:
+        count: how many rows there were.
     """
 
     def __init__(self, whole: bool) -> None:
         self._whole = whole
-        self._count = 0
+        self.count = 0
 
     def update(self, x: Tensor) -> None:
         """Add rows: x is (rows, d)."""
-        if self._count == 0:
+        if self.count == 0:
             self._sums = torch.zeros(x.shape[1], dtype=torch.float64)
             self._products = torch.zeros(x.shape[1], x.shape[1] if self._whole else 0)
             self._squares = torch.zeros(x.shape[1], dtype=torch.float64)
-        self._count += len(x)
+        self.count += len(x)
         self._sums += x.sum(0)
         if not self._whole:
             self._squares += x.square().sum(0)
@@ -113,20 +116,20 @@ class SecondMoments:
     @property
     def mean(self) -> Tensor:
         """E[x], (d,)."""
-        return (self._sums / self._count).float()
+        return (self._sums / self.count).float()
 
     @property
     def squares(self) -> Tensor:
         """E[x^2], (d,)."""
         found = self._products.diagonal() if self._whole else self._squares
-        return (found / self._count).float()
+        return (found / self.count).float()
 
     @property
     def products(self) -> Tensor:
         """E[x x^T], (d, d), where it was wanted."""
         for start in range(_STRIP, len(self._products), _STRIP):
             self._products[start:, start - _STRIP : start] = self._products[start - _STRIP : start, start:].T
-        return self._products / self._count
+        return self._products / self.count
 
 
 def _resamples(n: int, replicates: int, seed: int) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
-"""What a configuration cannot say of a decoder's structure: sublayers that are gone, FFNs of different widths.
+"""What a configuration cannot say of a decoder's structure: sublayers gone, FFNs of different widths, low-rank deltas.
 
-A dense checkpoint holds zeros in their place, which compute the same; a manifest says what they stand for.
+A dense checkpoint holds zeros in the place of what is gone, which compute the same, and deltas multiplied out; a
+manifest says what the zeros stand for. A compact one holds what there is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from layerfold import deltas
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 
@@ -23,10 +25,10 @@ MANIFEST = "layerfold.json"
 
 
 def describe(decoder: Decoder) -> dict[str, Any]:
-    """Return a manifest's entries: the parts that are gone, and the widths of FFNs narrower than the widest."""
+    """Return a manifest's entries: the parts that are gone, the FFNs narrower than the widest, the deltas' ranks."""
     widths = dict(enumerate(decoder.d_ffn))
     narrow = {str(index): width for index, width in widths.items() if 0 < width < max(widths.values())}
-    return {"removed": decoder.removed_parts, "d_ffn": narrow}
+    return {"removed": decoder.removed_parts, "d_ffn": narrow, "ranks": deltas.ranks(decoder)}
 
 
 def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> None:
@@ -46,6 +48,7 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
                 f"d_ffn {narrow}; accepted: blocks, not all, each with a number below {max(have.values())}"
             )
         decoder.keep_neurons_({index: torch.arange(width) for index, width in narrow.items()})
+        deltas.factor_(decoder, manifest.get("ranks", {}))
     except (InputError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: {error}") from error
 
@@ -93,7 +96,12 @@ def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
     with torch.device("meta"):  # for the shapes alone
         whole = type(model)(copy.deepcopy(model.config)).state_dict()
     own = model.state_dict()
-    return {name: each.shape for name, each in whole.items() if name not in own or own[name].shape != each.shape}
+    shared = {f"{path}.weight" for path in deltas.ranks(decoder)}
+    return {
+        name: each.shape
+        for name, each in whole.items()
+        if name not in own or (own[name].shape != each.shape and name not in shared)
+    }
 
 
 def _corner(tensor: Tensor) -> tuple[slice, ...]:

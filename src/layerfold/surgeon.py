@@ -6,20 +6,15 @@ row.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from scipy.linalg.lapack import strtri
 from torch import Tensor
 
-from layerfold.errors import ModelError
+from layerfold.linalg import damped_factor
 from layerfold.ranking import lowest_in_rows, shares
 
 _COLUMNS = 128
 """Columns whose weights are chosen at once, as published."""
-
-_DAMPING = 0.01
-"""Of the mean of H's diagonal, added to it, as published; ten times more each time that H is still not definite."""
 
 
 @torch.no_grad()
@@ -107,29 +102,13 @@ def refitted(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
     """
     lost = torch.ones(len(moments), dtype=torch.bool).index_fill_(0, kept, False)
     chosen, columns = moments[kept], weight.T.float()
-    made_up = torch.cholesky_solve(chosen[:, lost] @ columns[lost], _factor(chosen[:, kept]))
+    made_up = torch.cholesky_solve(chosen[:, lost] @ columns[lost], damped_factor(chosen[:, kept]))
     return (columns[kept] + made_up).T
-
-
-def _factor(moments: Tensor) -> Tensor:
-    """The lower Cholesky factor of H, with as much added to its diagonal as makes it definite."""
-    mean = float(moments.diagonal().mean())
-    if not math.isfinite(mean) or not moments.isfinite().all():
-        raise ModelError("activations on the calibration text are not finite")
-    damping = _DAMPING * (mean or 1.0)
-    while True:
-        damped = moments.clone()
-        damped.diagonal().add_(damping)
-        factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            return factor
-        damping *= 10
 
 
 def _inverse_factor(moments: Tensor) -> Tensor:
     """The upper U with H^-1 = U^T U: the inverse of the upper R with H = R R^T, so that H is never inverted."""
     # The transpose of R, flipped, is what Cholesky gives; LAPACK's own inverse of a triangle takes a third of a solve.
-    lower = _factor(moments.flip(0, 1)).flip(0, 1).numpy().T
+    lower = damped_factor(moments.flip(0, 1)).flip(0, 1).numpy().T
     inverse, _ = strtri(lower, lower=1)
     return torch.from_numpy(inverse).T

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from layerfold.calibration import Calibration
+from layerfold.calibration import Calibration, calibration_windows
 from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
+from layerfold.evaluators import Perplexity
 from layerfold.hub import Model, default_corpus, load
 from layerfold.methods import Method
 from layerfold.methods.base import Notes
@@ -18,9 +19,8 @@ from layerfold.progress import SILENT, Progress
 from layerfold.recipe import Load, Recipe
 from layerfold.records import BASE_LABEL, hash_json
 from layerfold.recovery.text import TrainingText, settings, training_text
-from layerfold.windows import Windows, cut_windows
-
-_CALIBRATION_CONTEXT = 1024
+from layerfold.search.windows import searches, selection_text, settled
+from layerfold.windows import Windows
 
 
 class Variants:
@@ -68,6 +68,8 @@ class Variants:
             "calibration": self._calibration_windows.sha256 if calibrated else None,
             "seed": self.recipe.seed if calibrated else None,
         }
+        if searches(source):
+            subject["selection"] = self._selection.windows(self.base).sha256
         return subject | {"recovery": self._recovery_settings} if recovered else subject
 
     def build(self, label: str, progress: Progress = SILENT) -> tuple[Model, Notes]:
@@ -82,7 +84,7 @@ class Variants:
         calibration = self._calibration if source.needs_calibration else None
         if calibration is not None:
             calibration.progress = progress
-        return apply(self.base.copy(), source, calibration, self.recipe.seed)
+        return apply(self.base.copy(), source, calibration, self.recipe.seed, self._selection, progress)
 
     def recover(self, label: str, model: Model, progress: Progress) -> Model:
         """Train a variant, or read what an earlier run of this study made of it.
@@ -120,6 +122,8 @@ class Variants:
         found = []
         if any(self._calibrated(label) for label in self.labels):
             found.append(load_corpus(cast(str, self.recipe.calibration.corpus), "calibration"))
+        if any(searches(source) for source in self._sources.values()):
+            found.append(self._selection.read(self.base))
         if self.recipe.recovery is not None:
             name = cast(str, self.recipe.recovery.corpus)
             found += [load_corpus(name, split) for split in ("train", "validation")]
@@ -148,26 +152,35 @@ class Variants:
         return Calibration(self.base.decoder, self._calibration_windows)
 
     @cached_property
+    def _selection(self) -> Perplexity:
+        return selection_text(self.base, self.recipe.calibration.corpus)
+
+    @cached_property
     def _calibration_windows(self) -> Windows:
         text = self.recipe.calibration
         return calibration_windows(self.base, text.corpus, text.tokens, self.recipe.seed)
 
 
-def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int) -> Windows:
-    """Cut calibration text for a model: the ``calibration`` split of a corpus, documents in a seeded order."""
-    text = load_corpus(corpus or default_corpus(model), "calibration")
-    context = min(model.decoder.context, _CALIBRATION_CONTEXT)
-    return cut_windows(text, model.require_tokenizer(), context=context, limit_tokens=tokens, seed=seed)
+def apply(
+    model: Model,
+    method: Method,
+    calibration: Calibration | None,
+    seed: int,
+    selection: Perplexity,
+    progress: Progress = SILENT,
+) -> tuple[Model, Notes]:
+    """Edit the model's decoder in place; return it with the step added to its provenance, and the method's notes.
 
-
-def apply(model: Model, method: Method, calibration: Calibration | None, seed: int) -> tuple[Model, Notes]:
-    """Edit the model's decoder in place; return it with the step added to its provenance, and the method's notes."""
+    Args:
+        selection: what candidates are scored on where the method leaves something to a search.
+    """
+    method, searched = settled(method, model, calibration, selection, progress)
     resolved = method.resolved(model.decoder)
     if model.provenance.base_sha256 is None and not model.provenance.steps:
         # A model that `load` did not make: it is known by its weights from now on.
         model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))
     before = [block.module for block in model.decoder.blocks]
-    notes = method.apply(model.decoder, calibration)
+    notes = searched | method.apply(model.decoder, calibration)
     windows = calibration.windows if calibration is not None else None
     step = {
         "method": resolved,

@@ -13,12 +13,22 @@ from layerfold.errors import InputError, RecipeError
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number that everyone means, not, as YAML 1.1 has it, as text."""
+    """Reads 1e-3 as the number that everyone means, not, as YAML 1.1 has it, as text; and 3:4 as text, not as 184."""
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
 )
+for first, known in _Loader.yaml_implicit_resolvers.items():
+    _Loader.yaml_implicit_resolvers[first] = [
+        (
+            tag,
+            re.compile(r"(?!.*:)(?:" + pattern.pattern + ")", pattern.flags)
+            if tag.endswith((":int", ":float"))
+            else pattern,
+        )
+        for tag, pattern in known
+    ]
 
 
 def read_value(text: str) -> Any:

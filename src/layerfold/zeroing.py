@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from layerfold.block import Projection
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder, Projection
+from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.ffn import Matrix
 from layerfold.masks import hold_
@@ -24,6 +25,8 @@ TABLES = ("embeddings", "head")
 def matrices(decoder: Decoder, parts: Iterable[str]) -> list[Projection]:
     """Return the matrices of these parts: ``attention``, ``ffn``, and `TABLES`; one that several use once."""
     wanted = set(parts)
+    for block in decoder.blocks if "ffn" in wanted else ():
+        block.check_plain()
     found = [each for each in decoder.projections if each.part in wanted]
     tables = decoder.model.get_input_embeddings(), decoder.model.get_output_embeddings()
     found += [_table(decoder, part, module) for part, module in zip(TABLES, tables, strict=True) if part in wanted]
@@ -32,6 +35,8 @@ def matrices(decoder: Decoder, parts: Iterable[str]) -> list[Projection]:
 
 def linear_modules(decoder: Decoder) -> list[Projection]:
     """Return every ``nn.Linear`` of a model, the LM head included: of a GPT-2, whose projections are none, that."""
+    for block in decoder.blocks:
+        block.check_plain()
     return _distinct(
         _table(decoder, "linear", module) for module in decoder.model.modules() if isinstance(module, nn.Linear)
     )

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONTEXT, VOCABULARY, tiny
+from tiny import CONTEXT, VOCABULARY, shared, tiny
 from torch import nn
 
+from layerfold import deltas
+from layerfold.checkpoint import hash_weights
 from layerfold.errors import InputError
 from layerfold.evaluators import Comparison, Latency
 from layerfold.evaluators.base import Evaluator
 from layerfold.evaluators.size import Size
+from layerfold.hub import Model
 
 SHORT = Latency(rounds=4, prompt_tokens=5, new_tokens=6, prefill_tokens=20)
 
@@ -136,3 +139,74 @@ def test_latency_is_a_comparison_and_size_is_not() -> None:
     evaluator: Evaluator = Latency()
     assert isinstance(evaluator, Comparison)
     assert not isinstance(Size(), Comparison)
+
+
+# Low-rank deltas
+
+
+def sharing() -> Model:
+    return shared(tiny("gpt2"))
+
+
+def test_a_model_with_deltas_is_timed_multiplied_out_too() -> None:
+    models = {"base": tiny("gpt2"), "shared": sharing(), "merged": tiny("gpt2"), "again": shared(tiny("llama"))}
+    before = {label: hash_weights(model.decoder.model) for label, model in models.items()}
+    scores = SHORT.compare(models)
+    assert list(scores) == list(models)
+    for label, score in scores.items():
+        has = label in ("shared", "again")
+        found = {key for key in score.details if "multiplied" in key}
+        assert found == ({"multiplied_out", "multiplied_out_speedup"} if has else set())
+    for key in ("multiplied_out", "multiplied_out_speedup"):
+        figure = scores["shared"].details[key]
+        assert 0 < figure["low"] <= figure["value"] <= figure["high"]
+    assert {label: hash_weights(model.decoder.model) for label, model in models.items()} == before
+    assert deltas.ranks(models["shared"].decoder)
+
+
+def test_the_first_may_have_deltas() -> None:
+    """What is multiplied out has a speed-up over it, and it none over itself."""
+    scores = SHORT.compare({"shared": sharing(), "base": tiny("gpt2", n_layer=1)})
+    assert "speedup" not in scores["shared"].details
+    assert scores["shared"].details["multiplied_out_speedup"]["value"] > 0
+    assert scores["base"].details["base_value"] == scores["shared"].value
+    alone = SHORT(sharing()).details
+    assert alone["multiplied_out"]["value"] > 0
+    assert alone["multiplied_out_speedup"]["value"] > 0
+
+
+def test_what_is_multiplied_out_takes_turns_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Names as a recipe could have them, to be taken for the others' own.
+    models = {"a": tiny("gpt2", n_layer=1), "b": sharing(), "b multiplied out": tiny("gpt2", n_layer=1)}
+    places = {id(model): place for place, model in enumerate(models.values())}
+    order: list[int] = []
+    # Plain, b, the other and b multiplied out: each twice as fast as the one before, on a machine that drifts.
+    times = [8.0, 4.0, 2.0, 1.0]
+
+    def scripted(self: Latency, model: Model) -> float:
+        place = places.get(id(model), 3)
+        assert bool(deltas.ranks(model.decoder)) == (place == 1)
+        order.append(place)
+        return times[place] * 10 ** ((len(order) - 1) // 4)
+
+    monkeypatch.setattr(Latency, "_generate", scripted)
+    scores = Latency(rounds=4, prompt_tokens=5, new_tokens=6).compare(models)
+    assert order == [0, 1, 2, 3, *(0, 1, 2, 3), *(1, 2, 3, 0), *(2, 3, 0, 1), *(3, 0, 1, 2)]
+    assert list(scores) == list(models)
+    speedups = {label: score.details.get("speedup", {}).get("value") for label, score in scores.items()}
+    assert speedups == {"a": None, "b": 2.0, "b multiplied out": 4.0}
+    assert scores["b"].details["multiplied_out_speedup"] == {"value": 8.0, "low": 8.0, "high": 8.0}
+    assert 8 * scores["b"].details["multiplied_out"]["value"] == scores["a"].value
+
+
+def test_a_model_whose_deltas_are_of_rank_0_is_one_that_shares() -> None:
+    """It is timed beside plain matrices too: what is shared is each block's own there."""
+    assert "multiplied_out" in SHORT(shared(tiny("gpt2"), rank=0)).details
+
+
+def test_the_published_protocol_times_deltas_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerfold.evaluators.latency._PUBLISHED_GENERATIONS", 2)
+    scores = Latency(protocol="published").compare({"a": tiny("gpt2"), "b": sharing()})
+    assert list(scores) == ["a", "b"]
+    assert scores["a"].details.keys() == scores["b"].details.keys()
+    assert not [key for key in scores["b"].details if "multiplied" in key]

@@ -12,9 +12,10 @@ from tiny import tiny, tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
+from layerfold import deltas
 from layerfold.corpora import load_corpus
 from layerfold.hub import Model
-from layerfold.recovery import Distill, Finetune, Recovery
+from layerfold.recovery import Distill, Finetune, LowRank, Recovery
 from layerfold.recovery.run import Outcome, Run
 
 CONTEXT = 16
@@ -30,6 +31,16 @@ def small(family: str = "gpt2", seed: int = 0, **changes: Any) -> Model:
     return tiny(family, seed, **{"num_hidden_layers": 2} | changes)
 
 
+def assert_shared(model: Model, like: Model) -> None:
+    """One tensor for all matrices of a kind that share, and of each delta the rank that it had."""
+    assert deltas.ranks(model.decoder) == deltas.ranks(like.decoder) != {}
+    kinds: dict[str, set[int]] = {}
+    for path, module in deltas.factored(model.decoder).items():
+        kinds.setdefault(path.rpartition(".")[2], set()).add(id(module.weight))
+    assert {len(found) for found in kinds.values()} == {1}
+    assert model.decoder.size().parameters == like.decoder.size().parameters
+
+
 def _settings(corpus: str, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
     few = {"context": CONTEXT, "batch_size": BATCH, "learning_rate": 1e-3, "validation_tokens": 64, "evaluations": 2}
     return {"tokens": steps * STEP, "corpus": corpus} | few | changes
@@ -41,6 +52,10 @@ def finetune(corpus: str, steps: int = 6, **changes: Any) -> Finetune:
 
 def distill(corpus: str, steps: int = 6, **changes: Any) -> Distill:
     return Distill(**_settings(corpus, steps, changes))
+
+
+def lowrank(corpus: str, steps: int = 6, **changes: Any) -> LowRank:
+    return LowRank(**_settings(corpus, steps, changes))
 
 
 def train(model: Model, recovery: Recovery, folder: Path, **options: Any) -> tuple[Model, Outcome]:
@@ -57,7 +72,8 @@ def difference(one: Any, two: Any) -> float:
     """The largest absolute difference between the tensors of two models, or of two dictionaries of them."""
     first, second = (each if isinstance(each, dict) else weights(each) for each in (one, two))
     assert first.keys() == second.keys()
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
+    # A delta of rank 0 has no elements.
+    return max(float((first[name] - second[name]).abs().max()) for name in first if first[name].numel())
 
 
 def drift(one: Any, two: Any) -> float:

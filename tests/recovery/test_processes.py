@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
-from tiny import assert_masks_equal, chosen, halve_, prose
+from tiny import assert_masks_equal, chosen, halve_, prose, shared, unequal
 
 from layerfold import cli
 from layerfold.hub import Model, load
@@ -131,6 +131,8 @@ class Together:
         halve_(self.masked.decoder)
         self.masked.decoder.keep_neurons_({1: chosen(self.masked.decoder, 1, 17)})
         self.masked.save(folder / "masked")
+        self.shared = unequal(shared(runs.small()))
+        self.shared.save(folder / "shared", format="compact")
         script = Path(__file__).with_name("together.py")
         self.said = launch(str(script), str(folder), corpus, *typed)
 
@@ -194,3 +196,15 @@ def test_two_processes_hold_the_zeros_that_one_does(together: Together, tmp_path
     assert_masks_equal(held(trained.decoder), kept)
     assert all(not trained.decoder.model.get_parameter(name)[~mask].any() for name, mask in kept.items())
     assert trained.decoder.size() == together.masked.decoder.size()
+
+
+def test_two_processes_train_what_blocks_share_as_one_does(together: Together, tmp_path: Path) -> None:
+    # Deltas of rank 0 get no gradients: processes that waited for them would not go on.
+    one, two = together.found("shared")
+    assert one == two
+    for kind in (runs.lowrank, runs.finetune):
+        straight = runs.train(together.shared, kind(together.corpus, steps=4, accumulation=2), tmp_path / kind.__name__)
+        assert straight[1].best_step == 4
+        trained = load(together.folder / f"shared-{kind.__name__}")
+        assert_equal(trained, straight)
+        runs.assert_shared(trained, together.shared)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from layerfold.errors import InputError
-from layerfold.recovery import RECOVERIES, Distill, Finetune
+from layerfold.recovery import RECOVERIES, Distill, Finetune, LowRank
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokens": 0}, "tokens 0; accepted: 1 or more"),
@@ -53,11 +53,18 @@ BAD_DISTILL: list[tuple[dict[str, Any], str]] = [
     ({"hidden_weight": math.inf}, "hidden_weight inf; accepted"),
     ({"counterparts": (0, -1)}, "counterparts [0, -1]; accepted: indices"),
 ]
+BAD_LOWRANK: list[tuple[dict[str, Any], str]] = [
+    ({"penalty_weight": -1e-4}, "penalty_weight -0.0001; accepted: 0 or more"),
+    ({"penalty_weight": math.inf}, "penalty_weight inf; accepted"),
+    ({"penalty_weight": math.nan}, "penalty_weight nan; accepted"),
+]
 
 
 @pytest.mark.parametrize(
     ("kind", "bad", "said"),
-    [(kind, *each) for kind in (Finetune, Distill) for each in BAD] + [(Distill, *each) for each in BAD_DISTILL],
+    [(kind, *each) for kind in (Finetune, Distill, LowRank) for each in BAD]
+    + [(Distill, *each) for each in BAD_DISTILL]
+    + [(LowRank, *each) for each in BAD_LOWRANK],
     ids=lambda value: value.__name__ if isinstance(value, type) else str(value)[:40],
 )
 def test_a_bad_value_is_one_clear_line(kind: Any, bad: dict[str, Any], said: str) -> None:
@@ -87,6 +94,7 @@ OTHER: dict[str, Any] = {
     "lm_weight": 0.5,
     "hidden_weight": 0.5,
     "counterparts": (1,),
+    "penalty_weight": 0.5,
 }
 
 
@@ -102,7 +110,7 @@ def test_resolved_holds_all_that_changes_numbers_and_nothing_else(kind: Any) -> 
     assert replace(plain, report_to="tensorboard").resolved() == plain.resolved()
 
 
-def test_the_two_recoveries_are_told_apart() -> None:
-    one, two = Finetune(tokens=100).resolved(), Distill(tokens=100).resolved()
-    assert (one["name"], two["name"]) == ("finetune", "distill")
-    assert {name: kind.name for name, kind in RECOVERIES.items()} == {"finetune": "finetune", "distill": "distill"}
+def test_recoveries_are_told_apart() -> None:
+    names = ["finetune", "distill", "lowrank"]
+    assert [kind(tokens=100).resolved()["name"] for kind in (Finetune, Distill, LowRank)] == names
+    assert {name: kind.name for name, kind in RECOVERIES.items()} == {name: name for name in names}

@@ -413,3 +413,19 @@ def test_a_comparison_is_of_trained_models(taught: Model, study_corpus: str, tmp
     )
     assert run(Study(wanted, tmp_path / "run", base=taught)) == []
     assert "speedup" in study.results().score("half", "latency")  # type: ignore[operator]
+
+
+def test_rows_without_deltas_stay_as_they_are_where_deltas_are_trained(study_corpus: str, tmp_path: Path) -> None:
+    share = {"window": "1:2", "rank": 2, "align": "none", "init": "svd", "base": "mean"}
+    variants = [{"label": "shared", "share": share}, *VARIANTS]
+    found = recipe(study_corpus, {"lowrank": FINETUNE["finetune"]}, variants=variants)
+    study = Study(found, tmp_path / "run", base=runs.small(n_layer=4))
+    run(study)
+    results = study.results()
+    for label in study.labels:
+        done = results.records[label, RECOVERY].score
+        trained = label == "shared"
+        assert (done["tokens"], done["parameters_trained"]) == ((256, 2 * 2 * 2 * (16 + 64)) if trained else (0, 0))
+        after = results.records[label, "perplexity"].score["value"]
+        assert (after == done["before"]["value"]) == (not trained)
+    assert run(study) == []

@@ -40,7 +40,7 @@ def late(do: Callable[..., Any]) -> Callable[..., Any]:
 
 def command(typed: list[str]) -> None:
     """Read the best weights late: the first process is not to have cleared their folder by then."""
-    with patch.object(checkpoint, "read_dense_", late(checkpoint.read_dense_)):
+    with patch.object(checkpoint, "read_training_", late(checkpoint.read_training_)):
         cli.app(typed, standalone_mode=False)
 
 
@@ -68,7 +68,7 @@ def diverging_in_one(corpus: str, folder: Path) -> list[dict[str, Any]]:
 
 def overwriting(corpus: str, folder: Path) -> dict[str, Any]:
     """Begin anew where another run lies, the second process coming late out of that and into this."""
-    with patch.object(checkpoint, "read_dense_", late(checkpoint.read_dense_)):
+    with patch.object(checkpoint, "read_training_", late(checkpoint.read_training_)):
         layerfold.recover(runs.small(), runs.finetune(corpus, steps=2, evaluations=1), training_dir=folder)
     recovery = runs.finetune(corpus, steps=2, evaluations=1, learning_rate=2e-3)
     with patch.object(run, "claim", late(run.claim)):
@@ -83,6 +83,17 @@ def masked(corpus: str, model: Path, out: Path) -> dict[str, Any]:
     if RANK == 0:
         done.save(out, format="compact")
     return {"sha256": done.sha256, "masks": len(held(done.decoder)), "widths": done.decoder.d_ffn}
+
+
+def shared(corpus: str, model: Path) -> list[str]:
+    """Train a model that shares FFNs, some of its deltas of rank 0, in two ways; the first process keeps both."""
+    found = []
+    for kind in (runs.lowrank, runs.finetune):
+        done = layerfold.recover(layerfold.load(model), kind(corpus, steps=4, accumulation=2))
+        if RANK == 0:
+            done.save(model.with_name(f"shared-{kind.__name__}"), format="compact")
+        found.append(done.sha256)
+    return found
 
 
 def part(folder: Path, name: str, do: Callable[..., Any], *arguments: Any) -> None:
@@ -100,4 +111,5 @@ if __name__ == "__main__":
     part(Path(out), "folder", without_a_folder, corpus)
     part(Path(out), "diverging", diverging_in_one, corpus, Path(out) / "diverging.training")
     part(Path(out), "masked", masked, corpus, Path(out) / "masked", Path(out) / "masked.out")
+    part(Path(out), "shared", shared, corpus, Path(out) / "shared")
     part(Path(out), "overwriting", overwriting, corpus, Path(out) / "overwriting.training")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from layerfold.records import Record, Results
+from layerfold.search import FoundWindows, Window
 from layerfold.search.found import Candidate, Found, HeldOut, Timing
 from layerfold.statistics import Interval
 
@@ -372,5 +373,42 @@ def make_sets() -> Callable[..., dict[tuple[int, ...], float]]:
             for number in range(1, most + 1)
             for removed in combinations(range(blocks), number)
         }
+
+    return make
+
+
+@pytest.fixture
+def make_windows() -> Callable[..., FoundWindows]:
+    """Build what a search for a window finds; `perplexities` are by first block and size."""
+
+    def make(perplexities: Mapping[tuple[int, int], float] | None = None, **changes: Any) -> FoundWindows:
+        if perplexities is None:
+            perplexities = {(0, 2): 173.6, (1, 2): 88.5, (2, 2): 90.25, (0, 3): 217.0, (1, 3): 97.125}
+        base = Window((), BASE_PERPLEXITY, 0.0, 6960768)
+        candidates = tuple(
+            Window(tuple(range(start, start + size)), perplexity, 0.125 * size, 6960768 - 264192 * (size - 1))
+            for (start, size), perplexity in perplexities.items()
+        )
+        best: dict[int, Window] = {}
+        for each in candidates:
+            if each.perplexity < best.get(len(each.blocks), replace(each, perplexity=math.inf)).perplexity:
+                best[len(each.blocks)] = each
+        share = {"rank": 8, "base": "fitted", "init": "data-svd", "ranks": "uniform", "align": "none"}
+        values: dict[str, Any] = {
+            "model": "pocket",
+            "model_sha256": "5e" * 32,
+            "settings": {"k": [2, 3], "objective": "perplexity", "share": share | {"anchor": "first"}},
+            "text": TEXTS[0],
+            "test_text": TEXTS[1],
+            "base": base,
+            "candidates": candidates,
+            "best": best,
+            "tests": {
+                each.blocks: on_test(1.25 * each.perplexity, 1.25 * base.perplexity) for each in (base, *best.values())
+            },
+            "work": {"scored_windows": 640, "windows_of_all_candidates": 1280},
+            "environment": {"versions": {"torch": "2.13.0"}, "threads": 2},
+        }
+        return FoundWindows(**values | changes)
 
     return make

@@ -198,3 +198,41 @@ def test_non_zero_parameters_are_shown_where_a_row_has_many_zeros(make_results):
     assert title in [column.name for column in table(make_results(replace={("merged_2", "size"): pruned})).columns]
     few = replace(size, score=size.score | {"nonzero": 0.999 * size.score["value"]})  # biases that are zero
     assert title not in [column.name for column in table(make_results(replace={("merged_2", "size"): few})).columns]
+
+
+OUT = ("multiplied_out_ms", "multiplied_out_speedup")
+
+
+def multiplied_out(results, label, **figures):
+    record = results.records[label, "latency"]
+    return replace(record, score=record.score | figures)
+
+
+def test_latency_multiplied_out_is_shown_where_a_row_has_it(make_results):
+    plain = make_results()
+    assert not {each.name for each in columns(plain)} & set(OUT)
+    both = {
+        name: {"value": value, "low": value - 0.5, "high": value + 0.5}
+        for name, value in (("multiplied_out", 9.25), ("multiplied_out_speedup", 1.5))
+    }
+    results = make_results(replace={("merged_2", "latency"): multiplied_out(plain, "merged_2", **both)})
+    names = [each.name for each in table(results).columns]
+    assert names[names.index("speedup") + 1 :][:2] == list(OUT)
+    time, speedup = (column(results, name) for name in OUT)
+    assert time.cell(results, "merged_2") == Cell("9.25", f"8.75{DASH}9.75")
+    assert speedup.cell(results, "merged_2") == Cell("1.50", f"1.00{DASH}2.00")
+    for label in ("base", "merged_4"):
+        assert [each.cell(results, label) for each in (time, speedup)] == [Cell(DASH, "")] * 2
+    assert (time.unit, speedup.unit, time.better, speedup.better) == ("ms/token", TIMES_BASE, "lower", "higher")
+
+
+def test_a_base_with_deltas_has_the_time_and_the_speedup_over_itself(make_results):
+    plain = make_results()
+    figures = {"multiplied_out": {"value": 9.25, "low": 9.0, "high": 9.5}, "multiplied_out_speedup": None}
+    results = make_results(replace={("base", "latency"): multiplied_out(plain, "base", **figures)})
+    assert OUT[0] in [each.name for each in columns(results)]
+    assert OUT[1] not in [each.name for each in columns(results)], "no row has it"
+
+
+def test_latency_multiplied_out_is_not_shown_without_latency(make_results):
+    assert not {each.name for each in columns(make_results(evaluators=("size", "perplexity")))} & set(OUT)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from layerfold.progress import SILENT, Progress
-from layerfold.search.scores import Removed
 from layerfold.search.selection import Selection
+from layerfold.search.stages import Blocks
 
-Figure = Callable[[Removed], np.ndarray]
+Figure = Callable[[Blocks], np.ndarray]
 """(windows,) of nats a token."""
 
 
@@ -22,28 +22,28 @@ class TableOfScores:
         self.windows = range(windows)
         self.tokens = np.full(windows, 10.0)
         self._figure = figure
-        self.asked: list[tuple[Removed, int]] = []
+        self.asked: list[tuple[Blocks, int]] = []
 
     def measure(
         self,
-        candidates: Iterable[Removed],
+        candidates: Iterable[Blocks],
         windows: Sequence[int] | None = None,
         progress: Progress = SILENT,
         description: str = "",
     ) -> None:
         self.asked += [(removed, len(windows or self.windows)) for removed in candidates]
 
-    def values(self, removed: Removed, objective: str) -> np.ndarray:
+    def values(self, removed: Blocks, objective: str) -> np.ndarray:
         return 10 * self._figure(removed)
 
-    def mean(self, removed: Removed, objective: str) -> float:
+    def mean(self, removed: Blocks, objective: str) -> float:
         return float(self._figure(removed).mean())
 
 
-def flat(nats: Callable[[Removed], float], noise: float = 0.0, windows: int = 64) -> TableOfScores:
+def flat(nats: Callable[[Blocks], float], noise: float = 0.0, windows: int = 64) -> TableOfScores:
     """Each candidate scores what `nats` says, with noise that is its own but fixed."""
 
-    def figure(removed: Removed) -> np.ndarray:
+    def figure(removed: Blocks) -> np.ndarray:
         generator = np.random.default_rng([len(removed), *removed])
         scatter = noise * generator.standard_normal(windows)
         return np.asarray(nats(removed) + scatter - scatter.mean())

@@ -21,15 +21,16 @@ from layerfold.methods import Merge
 from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import Silent
 from layerfold.scoring import window_nats
-from layerfold.search.scores import Removed, Scores, removable
+from layerfold.search.scores import Scores
+from layerfold.search.stages import Blocks, Lacking, removable
 from layerfold.windows import Windows, cut_windows
 
 
-def subsets(n: int) -> list[Removed]:
+def subsets(n: int) -> list[Blocks]:
     return list(chain.from_iterable(combinations(range(n), size) for size in range(n + 1)))
 
 
-def without(decoder: Decoder, part: Part, removed: Removed) -> Decoder:
+def without(decoder: Decoder, part: Part, removed: Blocks) -> Decoder:
     """The candidate, built."""
     copied = decoder.copy()
     if part == "block":
@@ -39,14 +40,14 @@ def without(decoder: Decoder, part: Part, removed: Removed) -> Decoder:
     return copied
 
 
-def window_sums(scores: Scores, removed: Removed) -> np.ndarray:
+def window_sums(scores: Scores, removed: Blocks) -> np.ndarray:
     return scores.values(removed, "perplexity")
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_candidate_scores_what_it_scores_by_itself(family: str, part: Part) -> None:
     decoder, cut = tiny(family).decoder, windows(stride=20)
-    scores = Scores(decoder, cut, part)
+    scores = Scores(Lacking(decoder, part), cut)
     candidates = [removed for removed in subsets(BLOCKS) if part != "block" or len(removed) < BLOCKS]
     scores.measure(candidates)
     for removed in candidates:
@@ -56,7 +57,7 @@ def test_every_candidate_scores_what_it_scores_by_itself(family: str, part: Part
 
 def test_a_model_without_any_block_is_its_embedding_and_its_head() -> None:
     decoder, cut = tiny("gpt2").decoder, windows()
-    scores = Scores(decoder, cut)
+    scores = Scores(Lacking(decoder), cut)
     everything = tuple(range(BLOCKS))
     scores.measure([everything])
     for block in decoder.blocks:
@@ -67,8 +68,8 @@ def test_a_model_without_any_block_is_its_embedding_and_its_head() -> None:
 @pytest.mark.parametrize("blocks", [1, 48])
 def test_models_of_one_block_and_of_48(blocks: int) -> None:
     decoder, cut = tiny("gpt2", n_layer=blocks, n_embd=16, n_head=2).decoder, windows()
-    scores = Scores(decoder, cut)
-    candidates: list[Removed] = [()] if blocks == 1 else [(), (0,), (47,), tuple(range(1, 48))]
+    scores = Scores(Lacking(decoder), cut)
+    candidates: list[Blocks] = [()] if blocks == 1 else [(), (0,), (47,), tuple(range(1, 48))]
     scores.measure(candidates)
     for removed in candidates:
         alone = window_nats(without(decoder, "block", removed), cut)
@@ -79,7 +80,7 @@ def test_subsets_of_pocket_score_what_they_score_by_themselves() -> None:
     pocket = load("pocket")
     text = load_corpus("imdb", "validation")
     cut = cut_windows(text, pocket.require_tokenizer(), context=64, limit_tokens=64)
-    scores = Scores(pocket.decoder, cut)
+    scores = Scores(Lacking(pocket.decoder), cut)
     # benchmarks/drop.py does this for all 4,096, and for 200 of them from scratch.
     chosen = random.Random(0).sample([removed for removed in subsets(12) if len(removed) < 12], 30)
     scores.measure(chosen)
@@ -92,7 +93,7 @@ def test_subsets_of_pocket_score_what_they_score_by_themselves() -> None:
 
 def test_the_divergence_is_that_of_the_whole_distributions(family: str) -> None:
     decoder, cut = tiny(family).decoder, windows()
-    scores = Scores(decoder, cut)
+    scores = Scores(Lacking(decoder), cut)
     scores.measure([(), (1,), (0, 2)])
     whole = torch.log_softmax(logits(decoder, cut.input_ids).double(), -1)
     for removed in ((1,), (0, 2)):
@@ -107,10 +108,10 @@ def test_the_divergence_is_that_of_the_whole_distributions(family: str) -> None:
 
 def test_windows_may_be_measured_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, cut = tiny("gpt2").decoder, windows()
-    together = Scores(decoder, cut)
+    together = Scores(Lacking(decoder), cut)
     together.measure([(1,)])
     monkeypatch.setattr("layerfold.search.scores._BATCH_TOKENS", 2 * cut.context)
-    apart = Scores(decoder, cut)
+    apart = Scores(Lacking(decoder), cut)
     order = [2, 0, 1, *range(3, len(cut))]
     apart.measure([(1,)], order[:2])
     assert np.isnan(apart.mean((1,), "perplexity"))
@@ -124,7 +125,7 @@ def test_windows_may_be_measured_in_any_order(monkeypatch: pytest.MonkeyPatch) -
 def test_parameters_are_those_of_the_candidate_built(family: str, part: Part) -> None:
     decoder = tiny(family).decoder
     Merge(groups="1-2", align="none", tie=True).apply(decoder, None)
-    scores = Scores(decoder, windows(), part)
+    scores = Scores(Lacking(decoder, part), windows())
     for removed in [(), (0,), (1,), (1, 2), (0, 1, 3)]:
         assert scores.parameters(removed) == without(decoder, part, removed).size().parameters
 
@@ -133,7 +134,7 @@ def test_the_model_is_left_as_it_was(family: str) -> None:
     model = tiny(family)
     before = hash_weights(model.decoder.model)
     for part in PARTS:
-        Scores(model.decoder, windows(), part).measure([(), (0,), (1, 2)])
+        Scores(Lacking(model.decoder, part), windows()).measure([(), (0,), (1, 2)])
     assert hash_weights(model.decoder.model) == before
 
 
@@ -142,7 +143,7 @@ def test_a_model_that_was_being_trained_is_scored_without_dropout(part: Part) ->
     cut = windows()
     calm, training = tiny("gpt2").decoder, tiny("gpt2").decoder
     training.model.train()
-    one, two = Scores(calm, cut, part), Scores(training, cut, part)
+    one, two = Scores(Lacking(calm, part), cut), Scores(Lacking(training, part), cut)
     for scores in (one, two):
         scores.measure([(1,)])
     assert two.values((1,), "kl") == pytest.approx(one.values((1,), "kl"), rel=1e-4)
@@ -151,7 +152,7 @@ def test_a_model_that_was_being_trained_is_scored_without_dropout(part: Part) ->
 def test_the_blocks_that_lack_a_part_already_are_no_candidates() -> None:
     decoder = tiny("llama").decoder
     decoder.remove_("ffn", [1])
-    scores = Scores(decoder, windows(), "ffn")
+    scores = Scores(Lacking(decoder, "ffn"), windows())
     assert removable(decoder, "ffn") == (0, 2, 3)
     scores.measure([(), (2,)])
     assert window_sums(scores, (2,)) == pytest.approx(window_nats(without(decoder, "ffn", (2,)), windows()), rel=1e-5)
@@ -171,7 +172,7 @@ class Stopping(Silent):
 
 
 def keeping(decoder: Decoder, cut: Windows, path: Path, key: str = "one") -> Scores:
-    return Scores(decoder, cut, file=path, key=key)
+    return Scores(Lacking(decoder), cut, file=path, key=key)
 
 
 def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_file_of_something_else_is_measured_again(tmp_path: Path, damage: str)
     if damage == "not a file of tensors":
         path.write_text("{}")
     if damage == "another shape":
-        short = Scores(decoder, windows(stride=7), file=tmp_path / "other", key="one")
+        short = Scores(Lacking(decoder), windows(stride=7), file=tmp_path / "other", key="one")
         short.measure([(), (1,)])
         (tmp_path / "other").rename(path)
     again = keeping(decoder, cut, path)
@@ -239,7 +240,7 @@ def test_what_is_kept_grows_by_what_is_measured_next(tmp_path: Path) -> None:
 
 def test_a_short_text() -> None:
     cut = cut_windows(corpus("a b c"), tokenizer(), context=4)
-    scores = Scores(tiny("gpt2").decoder, cut)
+    scores = Scores(Lacking(tiny("gpt2").decoder), cut)
     scores.measure([(), (1,)])
     assert scores.tokens.sum() == cut.tokens
     assert np.isfinite(scores.mean((1,), "perplexity"))

@@ -8,13 +8,13 @@ import pytest
 from scipy.stats import t
 from tables import TableOfScores, flat, selection
 
-from layerfold.search.scores import Removed
 from layerfold.search.selection import behind
+from layerfold.search.stages import Blocks
 
-PAIRS: list[Removed] = list(combinations(range(6), 2))
+PAIRS: list[Blocks] = list(combinations(range(6), 2))
 
 
-def by_sum(removed: Removed) -> float:
+def by_sum(removed: Blocks) -> float:
     return 3 + 0.1 * sum(removed)
 
 

@@ -4,11 +4,11 @@ import pytest
 from tables import flat, selection
 
 from layerfold.errors import InputError
-from layerfold.search.scores import Removed
+from layerfold.search.stages import Blocks
 from layerfold.search.strategies import Strategy, beam, check_number, exhaustive
 
 
-def trap(removed: Removed) -> float:
+def trap(removed: Blocks) -> float:
     """1 and 2 are bad alone and best together; 0 is the best alone."""
     if set(removed) >= {1, 2}:
         return 1.0 + 0.01 * sum(removed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,6 +137,53 @@ def prune(
     _compress(method, *base, output_dir, format, overwrite, corpus=corpus, tokens=tokens, seed=seed)
 
 
+@app.command()
+def share(
+    output_dir: options.OutputDir,
+    model: options.ModelName = "pocket",
+    window: Annotated[str, typer.Option(help="START:K, the K blocks from START on; or auto, by a search.")] = "auto",
+    k: Annotated[int | None, typer.Option(help="With --window auto: how many blocks.  [default: 4]")] = None,
+    rank: options.Rank = 8,
+    base: options.BaseName = options.Base.fitted,
+    init: options.InitName = options.Init.data_svd,
+    ranks: options.RanksName = options.Ranks.uniform,
+    align: options.AlignName = options.Align.hungarian,
+    anchor: options.AnchorName = options.Anchor.first,
+    format: options.FormatName = options.Format.compact,
+    corpus: options.CalibrationCorpus = None,
+    tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    seed: options.Seed = 0,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Let a window of blocks share one FFN, with a low-rank delta for each."""
+    from layerfold.methods import Share
+
+    method = Share(
+        window=window,
+        k=k,
+        rank=rank,
+        base=base.value,
+        init=init.value,
+        ranks=ranks.value,
+        align=align.value,
+        anchor=anchor.value,
+    )
+    _compress(
+        method,
+        model,
+        revision,
+        trust_remote_code,
+        output_dir,
+        format,
+        overwrite,
+        corpus=corpus,
+        tokens=tokens,
+        seed=seed,
+    )
+
+
 def _compress(
     method: Method | Callable[[Model], Method],
     name: str,
@@ -188,6 +235,11 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
     if method["name"] == "drop":
         kind = "blocks" if method["part"] == "block" else f"the {method['part']} of blocks"
         yield f"dropped {kind} {method['blocks']}"
+    for window, perplexity in notes.get("search", {}).get("perplexity", {}).items():
+        yield f"window {window:>5}: selection perplexity {perplexity:,.4g}"
+    if "ranks" in notes:
+        ranks = _range(notes["ranks"].values())
+        yield f"blocks {method['window']} (START:K) share one FFN, with deltas of rank {ranks}"
     if "zeros" in notes:
         parts = ", ".join(f"{100 * share:.1f}% of {part}" for part, share in notes["sparsity"].items())
         yield f"{notes['zeros']:,} of {notes['weights']:,} weights are zero: {parts}"
@@ -197,18 +249,33 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
         yield notes["speed"]
 
 
+def _range(ranks: Iterable[int]) -> str:
+    low, high = min(ranks := list(ranks)), max(ranks)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def export(
     directory: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     output_dir: options.OutputDir,
-    to: Annotated[options.Format, typer.Option("--to", help="The form to write.")],
+    to: Annotated[
+        options.Form, typer.Option("--to", help="dense or compact; peft: the deltas as a LoRA adapter, and its base.")
+    ],
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Rewrite a checkpoint in the other form."""
+    """Rewrite a checkpoint in another form."""
     from layerfold import folders
+    from layerfold.adapter import check_adapter_folder, save_adapter
     from layerfold.hub import load
 
-    folders.check_folder(output_dir, overwrite=overwrite)
+    if to is options.Form.peft:
+        check_adapter_folder(output_dir, overwrite=overwrite)
+    else:
+        folders.check_folder(output_dir, overwrite=overwrite)
     if not directory.is_dir():
         raise InputError(f"no checkpoint folder at {str(directory)!r}")
-    load(directory).save(output_dir, format=to.value, overwrite=overwrite)
+    model = load(directory)
+    if to is options.Form.peft:
+        save_adapter(model, output_dir, overwrite=overwrite)
+    else:
+        model.save(output_dir, format=options.Format(to).value, overwrite=overwrite)
     typer.echo(f"wrote {output_dir} ({to.value})")

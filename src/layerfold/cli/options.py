@@ -31,6 +31,14 @@ class Format(StrEnum):
     compact = "compact"
 
 
+class Form(StrEnum):
+    """What a checkpoint can be rewritten as."""
+
+    dense = "dense"
+    compact = "compact"
+    peft = "peft"
+
+
 class Part(StrEnum):
     """What of a block is dropped."""
 
@@ -62,6 +70,29 @@ class Scope(StrEnum):
     everywhere = "global"
     matrix = "matrix"
     row = "row"
+
+
+class Base(StrEnum):
+    """What blocks that share an FFN share."""
+
+    anchor = "anchor"
+    mean = "mean"
+    fitted = "fitted"
+
+
+class Init(StrEnum):
+    """How the deltas begin."""
+
+    data_svd = "data-svd"
+    svd = "svd"
+    zero = "zero"
+
+
+class Ranks(StrEnum):
+    """How ranks are given to deltas."""
+
+    uniform = "uniform"
+    allotted = "allotted"
 
 
 class ProtocolName(StrEnum):
@@ -98,6 +129,14 @@ ScopeName = Annotated[
     Scope | None, typer.Option(help="Where the lowest are chosen; by default as the criterion was published.")
 ]
 Parts = Annotated[str, typer.Option(help="Which matrices: of attention, ffn, embeddings and head.")]
+Rank = Annotated[int, typer.Option(help="Of the deltas; 0 shares without any.")]
+BaseName = Annotated[
+    Base, typer.Option(help="What is shared: the anchor's FFN, the mean, or one fitted with the deltas.")
+]
+InitName = Annotated[
+    Init, typer.Option(help="Deltas that fit the outputs on calibration text, that fit the weights, or zero.")
+]
+RanksName = Annotated[Ranks, typer.Option(help="The same rank for all, or allotted by the singular values.")]
 CalibrationCorpus = Annotated[
     str | None, typer.Option("--corpus", help="Calibration text; by default the model's own.")
 ]

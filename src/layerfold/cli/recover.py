@@ -18,6 +18,7 @@ class RecoveryName(StrEnum):
 
     finetune = "finetune"
     distill = "distill"
+    lowrank = "lowrank"
 
 
 def recover(
@@ -25,7 +26,10 @@ def recover(
     output_dir: options.OutputDir,
     tokens: Annotated[int, typer.Option(help="Training tokens.")],
     method: Annotated[
-        RecoveryName, typer.Option(help="finetune learns the text, distill the teacher.")
+        RecoveryName,
+        typer.Option(
+            help="finetune learns the text, distill the teacher; lowrank the text, by deltas of shared FFNs alone."
+        ),
     ] = RecoveryName.distill,
     teacher: Annotated[
         str | None, typer.Option(help="What distill learns from; by default the base that the model was made from.")
@@ -45,13 +49,16 @@ def recover(
     ] = None,
     report_to: Annotated[str | None, typer.Option(help="A tracker, as tensorboard or wandb.")] = None,
     seed: Annotated[int, typer.Option(help="Orders the training text.")] = 0,
-    format: options.FormatName = options.Format.dense,
+    format: Annotated[
+        options.Format | None,
+        typer.Option("--format", help="By default dense; compact where there are low-rank deltas to keep."),
+    ] = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Train a model, as what compression has broken. Killed, it goes on where it was when started again."""
-    from layerfold import api, folders
+    from layerfold import api, deltas, folders
     from layerfold.hub import load
     from layerfold.recipe import build_recovery
     from layerfold.recovery.processes import is_main
@@ -80,8 +87,9 @@ def recover(
             overwrite=overwrite,
             progress=progress,
         )
+        kept = format or (options.Format.compact if deltas.ranks(after.decoder) else options.Format.dense)
         if is_main():
-            after.save(output_dir, format=format.value, overwrite=overwrite)
+            after.save(output_dir, format=kept.value, overwrite=overwrite)
         clear(training_dir)
     if not is_main():
         return
@@ -98,7 +106,7 @@ def recover(
         f"validation perplexity {start:,.4g} -> {done['validation_perplexity']:,.4g} "
         f"(weights of step {done['best_step']} of {done['steps']})"
     )
-    typer.echo(f"wrote {output_dir} ({format.value})")
+    typer.echo(f"wrote {output_dir} ({kept.value})")
 
 
 def _merged(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:

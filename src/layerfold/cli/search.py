@@ -15,7 +15,7 @@ from layerfold.cli.output import print_json
 from layerfold.console import drawn
 from layerfold.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Find what a model does best without.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Find what a model misses least.")
 
 
 class Strategy(StrEnum):
@@ -33,9 +33,13 @@ class Objective(StrEnum):
     kl = "kl"
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `drop` a command of its own, though it is the only one."""
+Race = Annotated[bool, typer.Option("--race", help="Give up on candidates that are clearly behind.")]
+ObjectiveName = Annotated[Objective, typer.Option(help="What candidates are compared by.")]
+SelectionTokens = Annotated[int, typer.Option(help="Selection tokens.")]
+TestTokens = Annotated[int, typer.Option(help="Test tokens.")]
+Context = Annotated[int | None, typer.Option(help="Length of the text's windows; by default the model's.")]
+SearchDir = Annotated[Path | None, typer.Option("--output-dir", help="The search's folder; a search in it goes on.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")]
 
 
 @app.command()
@@ -46,23 +50,19 @@ def drop(
     part: options.PartName = options.Part.block,
     strategy: Annotated[Strategy, typer.Option(help="Which candidates to look at.")] = Strategy.exhaustive,
     width: Annotated[int, typer.Option(help="Sets of each size that a beam goes on from.")] = 8,
-    race: Annotated[bool, typer.Option("--race", help="Give up on candidates that are clearly behind.")] = False,
-    objective: Annotated[Objective, typer.Option(help="What candidates are compared by.")] = Objective.perplexity,
+    race: Race = False,
+    objective: ObjectiveName = Objective.perplexity,
     corpus: Annotated[str | None, typer.Option(help="Its validation split selects, its test split judges.")] = None,
-    tokens: Annotated[int, typer.Option(help="Selection tokens.")] = defaults.SELECTION_TOKENS,
-    test_tokens: Annotated[int, typer.Option(help="Test tokens.")] = defaults.LIMIT_TOKENS,
-    context: Annotated[int | None, typer.Option(help="Window length; by default the model's.")] = None,
+    tokens: SelectionTokens = defaults.SELECTION_TOKENS,
+    test_tokens: TestTokens = defaults.LIMIT_TOKENS,
+    context: Context = None,
     rounds: Annotated[int, typer.Option(help="Rounds of the latency comparison; 0 times nothing.")] = 12,
     seed: Annotated[int, typer.Option(help="Orders the windows of a race.")] = 0,
-    output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="The search's folder; a search in it goes on.")
-    ] = None,
+    output_dir: SearchDir = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Write the candidates as Parquet too.")] = False,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")
-    ] = False,
+    overwrite: Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Remove blocks, alone and together, and tell the best set of each size."""
@@ -81,7 +81,7 @@ def drop(
     if remove is not None and everything:
         raise InputError(f"--remove {remove} and --all; accepted: one of the two")
     search = DropSearch(
-        remove=None if everything else _counts("1" if remove is None else remove),
+        remove=None if everything else _range("--remove", "1" if remove is None else remove),
         part=part.value,
         strategy=strategy.value,
         width=width,
@@ -114,9 +114,73 @@ def drop(
     typer.echo(f"search: {folder / 'search.json'}\nreport: {folder / 'report.html'}")
 
 
-def _counts(text: str) -> tuple[int, int]:
+@app.command()
+def window(
+    model: options.ModelName = "pocket",
+    k: Annotated[str, typer.Option(help="How many consecutive blocks share: 4, or 2..6.")] = "4",
+    rank: options.Rank = 8,
+    base: options.BaseName = options.Base.fitted,
+    init: options.InitName = options.Init.data_svd,
+    ranks: options.RanksName = options.Ranks.uniform,
+    align: options.AlignName = options.Align.hungarian,
+    anchor: options.AnchorName = options.Anchor.first,
+    race: Race = False,
+    objective: ObjectiveName = Objective.perplexity,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Its calibration split calibrates, its validation split selects, its test split judges."),
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = defaults.CALIBRATION_TOKENS,
+    tokens: SelectionTokens = defaults.SELECTION_TOKENS,
+    test_tokens: TestTokens = defaults.LIMIT_TOKENS,
+    context: Context = None,
+    seed: Annotated[int, typer.Option(help="Orders the calibration documents, and the windows of a race.")] = 0,
+    output_dir: SearchDir = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: Overwrite = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Share the FFNs of every window of consecutive blocks, and tell the best window of each size."""
+    from rich.console import Console
+
+    from layerfold.hub import load
+    from layerfold.methods import Share
+    from layerfold.report import print_windows, write_windows_csv, write_windows_html
+    from layerfold.search import WindowSearch
+
+    share = Share(
+        rank=rank, base=base.value, init=init.value, ranks=ranks.value, align=align.value, anchor=anchor.value
+    )
+    search = WindowSearch(
+        k=_range("--k", k),
+        share=share,
+        race=race,
+        objective=objective.value,
+        corpus=corpus,
+        calibration_tokens=calibration_tokens,
+        tokens=tokens,
+        test_tokens=test_tokens,
+        context=context,
+        seed=seed,
+    )
+    folder = output_dir or Path("runs") / f"{Path(model).name or model}-window"
+    with drawn() as progress:
+        with progress.doing(f"loading {model}"):
+            loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+        found = search(loaded, folder, overwrite=overwrite, progress=progress)
+    write_windows_csv(found, folder / "candidates.csv")
+    write_windows_html(found, folder / "report.html")
+    if as_json:
+        print_json(found.to_json())
+        return
+    print_windows(found, Console())
+    typer.echo(f"search: {folder / 'search.json'}\nreport: {folder / 'report.html'}")
+
+
+def _range(option: str, text: str) -> tuple[int, int]:
     """Read ``3`` or ``1..3``."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*(?:\.\.\s*(\d{1,9})\s*)?", text)
     if not match:
-        raise InputError(f"--remove {text!r}; accepted: how many, as 2 or 1..3")
+        raise InputError(f"{option} {text!r}; accepted: how many, as 2 or 1..3")
     return int(match[1]), int(match[2] or match[1])

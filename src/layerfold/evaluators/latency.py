@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from layerfold.decoding import greedy
+from layerfold.deltas import multiplied_out
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.hub import Model
@@ -21,6 +22,8 @@ from layerfold.records import environment
 from layerfold.statistics import Floats, bootstrap_median
 
 _PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64
+_PLAIN = "\0multiplied out"
+"""Follows the label of a model with deltas, where they are multiplied out: nothing that a label can hold."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Latency:
     Models are timed interleaved (A B C A B C ..., each round starting at the next one) after a warm-up of each. The
     figure is the median over rounds with its quartiles; the speed-up over the first model is the median of the
     per-round ratios with its 95 % bootstrap interval. Two models of one architecture come out equal within that.
+    A model with low-rank deltas is timed as it is and, beside it, with them multiplied out.
 
     Attributes:
         rounds: how often each model is timed.
@@ -90,6 +94,8 @@ class Latency:
         wanted, room = self.prompt_tokens + self.new_tokens, min(model.decoder.context for model in models.values())
         if wanted > room:
             raise InputError(f"latency prompt and new tokens {wanted}; accepted: {room} in all, the context")
+        plain = {f"{label}{_PLAIN}": _multiplied_out(model) for label, model in models.items()}
+        models = {**models, **{label: model for label, model in plain.items() if model is not None}}
         labels = list(models)
         decode: dict[str, list[float]] = {label: [] for label in labels}
         prefill: dict[str, list[float]] = {label: [] for label in labels}
@@ -109,7 +115,15 @@ class Latency:
         finally:
             if collecting:
                 gc.enable()
-        return {label: self._score(models[label], label, labels[0], decode, prefill) for label in labels}
+        scores = {label: self._score(models[label], label, labels[0], decode, prefill) for label in labels}
+        for label in plain.keys() & scores.keys():
+            own, timed = label.removesuffix(_PLAIN), scores.pop(label)
+            beside = {
+                "multiplied_out": {"value": timed.value, "low": timed.low, "high": timed.high},
+                "multiplied_out_speedup": timed.details.get("speedup"),
+            }
+            scores[own] = replace(scores[own], details={**scores[own].details, **beside})
+        return scores
 
     def _score(
         self,
@@ -176,6 +190,12 @@ class Latency:
                 **_quartiles(np.array(times)), unit="ms/sample", lower_is_better=True, details=details
             )
         return scores
+
+
+def _multiplied_out(model: Model) -> Model | None:
+    """The model with plain matrices; None where it has no others."""
+    plain = multiplied_out(model.decoder)
+    return None if plain is model.decoder else Model(plain, model.tokenizer, model.provenance)
 
 
 def _prompt(model: Model, tokens: int) -> Tensor:

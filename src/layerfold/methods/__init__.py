@@ -5,7 +5,8 @@ from layerfold.methods.collapse import Collapse
 from layerfold.methods.drop import Drop
 from layerfold.methods.merge import Merge
 from layerfold.methods.prune import Prune
+from layerfold.methods.share import Share
 
-METHODS: dict[str, type[Method]] = {each.name: each for each in (Merge, Collapse, Drop, Prune)}
+METHODS: dict[str, type[Method]] = {each.name: each for each in (Merge, Collapse, Drop, Prune, Share)}
 
-__all__ = ["METHODS", "Collapse", "Drop", "Merge", "Method", "Prune"]
+__all__ = ["METHODS", "Collapse", "Drop", "Merge", "Method", "Prune", "Share"]

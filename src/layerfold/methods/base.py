@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
-from layerfold.calibration import Calibration, check_widths
+from layerfold.calibration import Calibration, Pair, check_widths
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
+from layerfold.linalg import Match
 
 Notes = dict[str, Any]
 """What a method found while it worked, as JSON: never what it saved, which the study measures."""
@@ -111,10 +113,10 @@ class GroupAverage:
             if calibration is None:
                 raise InputError("align 'hungarian' needs calibration text; give a corpus, or align none")
             matches = calibration.matches(pairs)
-        ffns = [block.ffn for block in decoder.blocks]
+        ffns = {index: decoder.blocks[index].ffn for group in groups for index in group}
         # An FFN tied by an earlier merge parts from its twins: writing into it must not reach another block.
-        users = Counter(id(ffn.down.module.weight) for ffn in ffns)
-        for ffn in (ffns[index] for group in groups for index in group):
+        users = Counter(id(tensor) for block in decoder.blocks for tensor in block.module.parameters())
+        for ffn in ffns.values():
             if users[id(ffn.down.module.weight)] > 1:
                 ffn.own_()
         for group in groups:
@@ -127,17 +129,20 @@ class GroupAverage:
                     for total, tensor in zip(sums, ffns[other].tensors(order), strict=True):
                         total += tensor
             ffns[anchor].copy_([total.div_(len(group)) for total in sums])
-        return {
-            "pairs": [
-                {
-                    "anchor": anchor,
-                    "block": other,
-                    "correlation": match.mean_correlation,
-                    "unaligned": match.mean_correlation_unaligned,
-                }
-                for (anchor, other), match in matches.items()
-            ]
+        return {"pairs": described(matches)}
+
+
+def described(matches: Mapping[Pair, Match]) -> list[dict[str, Any]]:
+    """Return how well each pair of blocks was matched, as JSON."""
+    return [
+        {
+            "anchor": anchor,
+            "block": other,
+            "correlation": match.mean_correlation,
+            "unaligned": match.mean_correlation_unaligned,
         }
+        for (anchor, other), match in matches.items()
+    ]
 
 
 def _blocks(n_blocks: int) -> str:

@@ -30,12 +30,12 @@ class Merge(GroupAverage):
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""
         notes = self.average_(decoder, calibration)
-        ffns = [block.ffn for block in decoder.blocks]
         for group in self.group_indices(decoder.n_blocks):
-            anchor = ffns[self.anchor_of(group)]
+            anchor = decoder.blocks[self.anchor_of(group)].ffn
             for index in group:
+                ffn = decoder.blocks[index].ffn
                 if self.tie:
-                    ffns[index].tie_(anchor)
+                    ffn.tie_(anchor)
                 elif index != self.anchor_of(group):
-                    ffns[index].copy_(anchor.tensors())
+                    ffn.copy_(anchor.tensors())
         return notes

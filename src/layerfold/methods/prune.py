@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from layerfold import narrowing, zeroing
+from layerfold.block import Projection
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder, Projection, Size
+from layerfold.decoder import Decoder, Size
 from layerfold.errors import InputError, one_of
 from layerfold.methods.base import Notes
 

@@ -3,7 +3,8 @@
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
 from layerfold.recovery.finetune import Finetune
+from layerfold.recovery.lowrank import LowRank
 
-RECOVERIES: dict[str, type[Finetune] | type[Distill]] = {Finetune.name: Finetune, Distill.name: Distill}
+RECOVERIES: dict[str, type[Recovery]] = {each.name: each for each in (Finetune, Distill, LowRank)}
 
-__all__ = ["RECOVERIES", "Distill", "Finetune", "Recovery"]
+__all__ = ["RECOVERIES", "Distill", "Finetune", "LowRank", "Recovery"]

@@ -5,41 +5,38 @@ from __future__ import annotations
 import fnmatch
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.processes import on_cpu, this_process
 from layerfold.recovery.text import TrainingText
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _CURVE_POINTS = 200
 """About so many points a long run's curve has."""
 
 
-def check(model: PreTrainedModel, recovery: Recovery) -> None:
+def check(decoder: Decoder, recovery: Recovery) -> None:
     """Raise InputError for settings that the model, the machine or the processes do not admit."""
-    frozen(model, recovery)
+    frozen(decoder, recovery)
     _windows_a_piece(recovery)
     installed = {"none", "all", *get_available_reporting_integrations()}
     if recovery.report_to not in installed:
         raise InputError(f"report_to {one_of(recovery.report_to, installed)} (a tracker's package must be installed)")
 
 
-def frozen(model: PreTrainedModel, recovery: Recovery) -> set[str]:
+def frozen(decoder: Decoder, recovery: Recovery) -> set[str]:
     """Return the names of the tensors that are not trained.
 
     Raises:
         InputError: a pattern that no name matches, or none left to train.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: set[str] = set()
+    parameters = dict(decoder.model.named_parameters(remove_duplicate=False))
+    found = recovery.frozen(decoder)
     for pattern in recovery.freeze:
         matched = fnmatch.filter(parameters, pattern)
         if not matched:
@@ -47,7 +44,7 @@ def frozen(model: PreTrainedModel, recovery: Recovery) -> set[str]:
         found.update(matched)
     # A tensor with two names is frozen by either.
     kept = {id(parameters[name]) for name in found}
-    if all(id(parameter) in kept for parameter in parameters.values()):
+    if all(id(parameter) in kept for parameter in parameters.values()) and not recovery.lacks(decoder):
         raise InputError(f"freeze {', '.join(recovery.freeze)} leaves nothing to train")
     return found
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -83,7 +84,6 @@ class Recovery:
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    needs_teacher: ClassVar[bool]
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_size", "accumulation", "evaluations"):
@@ -114,6 +114,11 @@ class Recovery:
             raise InputError(f"schedule {one_of(self.schedule, SCHEDULES)}")
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether `loss` reads what a teacher makes of the text."""
+        return False
+
+    @property
     def needs_hidden_states(self) -> bool:
         """Whether `loss` reads what leaves each block."""
         return False
@@ -132,6 +137,18 @@ class Recovery:
         """
         raise NotImplementedError
 
+    def frozen(self, decoder: Decoder) -> set[str]:
+        """Return the names of tensors that are not trained, besides those that `freeze` names."""
+        return set()
+
+    def lacks(self, decoder: Decoder) -> str:
+        """Say what a decoder lacks that this recovery would train; nothing where it has it."""
+        return ""
+
+    def penalty(self, decoder: Decoder) -> Tensor | None:
+        """Return what is added to the loss whatever the batch, a scalar; None adds nothing."""
+        return None
+
     def resolved(self) -> dict[str, Any]:
         """Return what determines the numbers, as JSON, by name."""
         shown = [f.name for f in fields(self) if f.metadata.get("changes_numbers", True)]
@@ -144,6 +161,13 @@ class Recovery:
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities at every position, (windows * context, vocabulary), in float32."""
     return torch.log_softmax(logits.flatten(0, 1).float() / temperature, dim=-1)
+
+
+def language_model_loss(student: Outputs, input_ids: Tensor) -> Loss:
+    """Return the mean negative log-likelihood of each token given those before it."""
+    logits, targets = student.logits.flatten(0, 1).float(), next_tokens(input_ids)
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+    return Loss(loss, loss.detach())
 
 
 def next_tokens(input_ids: Tensor) -> Tensor:

@@ -40,7 +40,6 @@ class Distill(Recovery):
     counterparts: tuple[int, ...] | None = None
 
     name: ClassVar[str] = "distill"
-    needs_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +51,11 @@ class Distill(Recovery):
             raise InputError(f"hidden_weight {self.hidden_weight}; accepted: 0 or more")
         if self.counterparts is not None and any(index < 0 for index in self.counterparts):
             raise InputError(f"counterparts {list(self.counterparts)}; accepted: indices of the teacher's blocks")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def needs_hidden_states(self) -> bool:

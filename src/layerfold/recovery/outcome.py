@@ -17,7 +17,7 @@ class Outcome:
     """What a recovery did.
 
     Attributes:
-        method: ``finetune`` or ``distill``.
+        method: the recovery's name.
         tokens: how many were trained on, those of the learning rate's search apart.
         search_tokens: how many that search took.
         seconds: of all of it, over all resumptions.

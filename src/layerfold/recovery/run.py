@@ -61,7 +61,7 @@ class Run:
         self.model, self.recovery, self.teacher, self._overwrite = model, recovery, teacher, overwrite
         self.folder = folder.resolve()
         self.text = text if text is not None else training_text(model, recovery, seed)
-        check(model.decoder.model, recovery)
+        check(model.decoder, recovery)
         self._counterparts: tuple[int, ...] = ()
         if recovery.needs_teacher:
             if teacher is None:
@@ -76,6 +76,8 @@ class Run:
     def __call__(self, progress: Progress = SILENT) -> tuple[Model, Outcome]:
         """Train, or go on where a killed process left off; return the recovered model and what was done.
 
+        A model that lacks what the recovery trains stays as it is, after no tokens.
+
         Raises:
             InputError: the folder holds a run with other settings.
             TrainingError: it diverged; the folder keeps the last checkpoint before that.
@@ -84,7 +86,7 @@ class Run:
         with output_errors(self.folder), checkpoint.quiet(), _evaluating(self.teacher):
             known = {"model_sha256": self.model.sha256, **settings(self.recovery, self.text, self.teacher)}
             claim(self.folder, known, self._overwrite)
-            if self._is_its_own_teacher():
+            if self._is_its_own_teacher() or self.recovery.lacks(self.model.decoder):
                 return self._unchanged()
             tried = self._search(progress) if self.recovery.learning_rate is None else []
             rate = self.recovery.learning_rate or min(tried, key=lambda trial: trial.nats).learning_rate
@@ -171,7 +173,7 @@ class Run:
         )
         recovered = self.model.copy()
         if outcome.best_step:
-            checkpoint.read_dense_(recovered.decoder.model, self.folder / f"checkpoint-{outcome.best_step}")
+            checkpoint.read_training_(recovered.decoder.model, self.folder / f"checkpoint-{outcome.best_step}")
         # From here on one process may remove the folder, as the command does, or a run that overwrites: not before
         # the others have read their weights.
         this_process().wait_for_everyone()

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 
-from layerfold import checkpoint, masks
+from layerfold import checkpoint, deltas, masks
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, TrainingError
 from layerfold.recovery.arguments import frozen, training_arguments
@@ -60,8 +60,11 @@ class RecoveryTrainer(Trainer):
     ) -> None:
         model = decoder.model
         _without_dropout(model)
-        model.requires_grad_(True)  # whatever the caller had frozen: the recipe says what is trained
-        for name in frozen(model, recovery):
+        for parameter in model.parameters():
+            # Whatever the caller had frozen: the recipe says what is trained. Deltas of rank 0 get no gradients, which
+            # processes that train together would wait for.
+            parameter.requires_grad_(parameter.numel() > 0)
+        for name in frozen(decoder, recovery):
             model.get_parameter(name).requires_grad_(False)
         super().__init__(
             model=model,
@@ -75,11 +78,12 @@ class RecoveryTrainer(Trainer):
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False  # what the line above was called before
         kept = masks.held(decoder)
-        if kept and self.is_fsdp_enabled:
-            raise InputError("zeros that are held, and FSDP, which shards the tensors: accepted: one of the two")
+        if self.is_fsdp_enabled and (kept or deltas.ranks(decoder)):
+            what = "zeros that are held" if kept else "low-rank deltas"
+            raise InputError(f"{what}, and FSDP, which shards the tensors: accepted: one of the two")
         self.add_callback(_HeldZeros(model, kept))
         self.parameters_trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
-        self._last_block = decoder.blocks[-1].module
+        self._decoder = decoder
         self._recovery = recovery
         self._tokenizer = tokenizer
         self._teacher = teacher
@@ -87,10 +91,10 @@ class RecoveryTrainer(Trainer):
         self.first_loss: float | None = None
         self._recent: list[Tensor] = []
 
-    def _forward(self, model: nn.Module, last_block: nn.Module, ids: Tensor) -> Outputs:
+    def _forward(self, model: nn.Module, decoder: Decoder, ids: Tensor) -> Outputs:
         """Run a model; its last hidden state is taken before the final norm, where transformers takes it after."""
         captured: list[Tensor] = []
-        hook = last_block.register_forward_hook(
+        hook = decoder.blocks[-1].module.register_forward_hook(
             lambda _module, _inputs, output: captured.append(output[0] if isinstance(output, tuple) else output)
         )
         try:
@@ -114,18 +118,21 @@ class RecoveryTrainer(Trainer):
             TrainingError: it is not finite, or beyond all bounds.
         """
         ids = inputs["input_ids"]
-        outputs, taught = self._forward(model, self._last_block, ids), None
+        outputs, taught = self._forward(model, self._decoder, ids), None
         if self._teacher is not None:
             with torch.no_grad():
-                taught = self._forward(self._teacher.model, self._teacher.blocks[-1].module, ids)
+                taught = self._forward(self._teacher.model, self._teacher, ids)
         loss = self._recovery.loss(outputs, ids, taught, self._counterparts)
-        both = torch.stack([loss.language_model, loss.objective.detach()]).float()
+        objective = loss.objective
+        if (penalty := self._recovery.penalty(self._decoder)) is not None:
+            objective = objective + penalty
+        both = torch.stack([loss.language_model, objective.detach()]).float()
         if self.accelerator.num_processes > 1:
             # Their mean, so that all processes stop together: one that stopped alone would leave the others waiting.
             both = self.accelerator.gather(both[None]).mean(0)
         self._check(*both.tolist())
         self._recent.append(loss.language_model)
-        return loss.objective
+        return objective
 
     def _check(self, language_model: float, objective: float) -> None:
         if self.first_loss is None:
@@ -177,7 +184,7 @@ class RecoveryTrainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            checkpoint.read_dense_(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+            checkpoint.read_training_(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint that loads anywhere, tensors tied between blocks included, and nothing pickled."""
@@ -185,7 +192,7 @@ class RecoveryTrainer(Trainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_dense(self.accelerator.unwrap_model(self.model), folder, state_dict)
+        checkpoint.write_training(self.accelerator.unwrap_model(self.model), folder, state_dict)
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(folder)
 

@@ -1,9 +1,14 @@
 """What a study, or a search, shows: tables in the terminal and in files, and one self-contained HTML page."""
 
 from layerfold.report.page import write_html
-from layerfold.report.search_page import write_search_html
-from layerfold.report.search_spreadsheet import check_parquet, write_search_csv, write_search_parquet
-from layerfold.report.search_terminal import print_search
+from layerfold.report.search_page import write_search_html, write_windows_html
+from layerfold.report.search_spreadsheet import (
+    check_parquet,
+    write_search_csv,
+    write_search_parquet,
+    write_windows_csv,
+)
+from layerfold.report.search_terminal import print_search, print_windows
 from layerfold.report.spreadsheet import write_csv
 from layerfold.report.terminal import print_table
 
@@ -11,9 +16,12 @@ __all__ = [
     "check_parquet",
     "print_search",
     "print_table",
+    "print_windows",
     "write_csv",
     "write_html",
     "write_search_csv",
     "write_search_html",
     "write_search_parquet",
+    "write_windows_csv",
+    "write_windows_html",
 ]

@@ -26,6 +26,7 @@ class Column:
         title, unit: the two lines of the header for people.
         meaning: what the figure is, in a phrase.
         evaluator, key: where the records hold it; ``value`` is the score's own value.
+        optional: whether it is not shown where no row has the figure.
         beside: the evaluator among whose columns it stands, and without which it is not shown; empty for its own.
         show: writes a number of this column for people.
         better: which direction is better, where one is.
@@ -46,6 +47,7 @@ class Column:
     removed: bool = False
     detail: bool = False
     beside: str = ""
+    optional: bool = False
 
     @property
     def group(self) -> str:
@@ -98,6 +100,12 @@ COLUMNS = (
            "value", better="lower", interval=True),
     Column("speedup", "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval", "latency",
            "speedup", numerals.times, better="higher", interval=True),
+    Column("multiplied_out_ms", "multiplied out", "ms/token",
+           "median time per generated token with low-rank deltas multiplied out, with its quartiles", "latency",
+           "multiplied_out", better="lower", interval=True, optional=True),
+    Column("multiplied_out_speedup", "multiplied out", TIMES_BASE,
+           "how many times faster than the base with low-rank deltas multiplied out, with its 95% interval", "latency",
+           "multiplied_out_speedup", numerals.times, better="higher", interval=True, optional=True),
     Column("prefill_ms", "prefill", "ms", "median time to read the prompt, with its quartiles", "latency", "prefill",
            better="lower", interval=True, detail=True),
     Column("repeated_4grams", "repeated", "4-grams",
@@ -129,9 +137,15 @@ def columns(results: Results) -> tuple[Column, ...]:
     known = {column.evaluator for column in COLUMNS}
     measured = set(results.evaluators)
     return (
-        *(_qualified(results, column) for column in COLUMNS if {column.evaluator, column.group} <= measured),
+        *(_qualified(results, column) for column in COLUMNS if _shown(results, column, measured)),
         *(_generic(results, name) for name in results.evaluators if name not in known),
     )
+
+
+def _shown(results: Results, column: Column, measured: set[str]) -> bool:
+    if not {column.evaluator, column.group} <= measured:
+        return False
+    return not column.optional or any(column.read(results, label) is not None for label in results.labels)
 
 
 def shows_zeros(results: Results) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from statistics import fmean
@@ -28,6 +28,7 @@ from layerfold.report.drawing import (
     family,
     legend,
     on_page,
+    panels,
     scales,
     width,
 )
@@ -80,12 +81,12 @@ def curves(results: Results) -> list[Plot]:
             training, validation = found.get("train") or (), found.get("validation") or ()
             name = numerals.printable(label)
             runs.append(_Run(name, family(results, label), _curve(training, TRAINING_POINTS), _curve(validation)))
-    panels = _panels(runs)
+    shown = _panels(runs)
     limits = _limits([point for run in runs for point in (*run.training, *run.drawn) if run.drawn])
     plots = []
-    for index, panel in enumerate(panels):
+    for index, panel in enumerate(shown):
         families = dict.fromkeys(run.family for run in panel if run.label != BASE_LABEL)
-        title = f"{TITLE}: {', '.join(families)}" if len(panels) > 1 else TITLE
+        title = f"{TITLE}: {', '.join(families)}" if len(shown) > 1 else TITLE
         drawable = [run for run in panel if run.drawn]
         svg = _draw(f"{RECOVERY}-{index}", title, drawable, *limits) if drawable else ""
         plots.append(Plot(f"{RECOVERY}-{index}", title, svg, _note(panel)))
@@ -115,19 +116,13 @@ def _panels(runs: Sequence[_Run]) -> list[list[_Run]]:
     for run in runs:
         if run.label != BASE_LABEL:
             families.setdefault(run.family, []).append(run)
-    panels: list[list[_Run]] = []
-    for part in chain.from_iterable(map(_parts, families.values())):
-        if panels and len(panels[-1]) + len(part) <= len(SERIES):
-            panels[-1] += part
+    found: list[list[_Run]] = []
+    for part in map(list, chain.from_iterable(map(panels, families.values()))):
+        if found and len(found[-1]) + len(part) <= len(SERIES):
+            found[-1] += part
         else:
-            panels.append(part)
-    return [base + panel for panel in panels or [[]] if base or panel]
-
-
-def _parts(runs: list[_Run]) -> Iterator[list[_Run]]:
-    parts = math.ceil(len(runs) / len(SERIES))
-    size = math.ceil(len(runs) / parts)
-    return (runs[start : start + size] for start in range(0, len(runs), size))
+            found.append(part)
+    return [base + panel for panel in found or [[]] if base or panel]
 
 
 def _limits(points: Curve) -> tuple[Limits, Limits]:

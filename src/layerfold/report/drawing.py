@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 from xml.etree import ElementTree
 
 import matplotlib.style
@@ -46,6 +47,8 @@ STYLE = {
     "xtick.color": MUTED,
     "ytick.color": MUTED,
 }
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,18 @@ def annotate(
     )
 
 
-def name_points(axes: Axes, points: Sequence[tuple[str, float, float]], obstacles: Sequence[Box]) -> None:
+def panels(lines: Sequence[T]) -> list[Sequence[T]]:
+    """Share lines out evenly to as few drawings as have a colour for each."""
+    size = math.ceil(len(lines) / math.ceil(len(lines) / len(SERIES))) if lines else 1
+    return [lines[start : start + size] for start in range(0, len(lines), size)]
+
+
+def name_points(
+    axes: Axes,
+    points: Sequence[tuple[str, float, float]],
+    obstacles: Sequence[Box],
+    colours: Sequence[str] | None = None,
+) -> None:
     """Write labels beside their points of the axes' data, so that they cover no marker and no obstacle."""
     centres = [on_page(axes, x, y) for _, x, y in points]
     sizes = [(width(label), 1.15 * FONT_SIZE) for label, _, _ in points]
@@ -165,8 +179,10 @@ def name_points(axes: Axes, points: Sequence[tuple[str, float, float]], obstacle
     area = axes.bbox
     bounds = Box(area.x0 + 4, area.y0 + 2, area.x1, area.y1)
     targets = place(centres, sizes, [*markers, *obstacles], bounds)
-    for (label, *point), centre, target in zip(points, centres, targets, strict=True):
-        annotate(axes, label, (point[0], point[1]), (target[0] - centre[0], target[1] - centre[1]))
+    shown = colours or [INK] * len(points)
+    for (label, *point), centre, target, colour in zip(points, centres, targets, shown, strict=True):
+        offset = target[0] - centre[0], target[1] - centre[1]
+        annotate(axes, label, (point[0], point[1]), offset, colour=colour)
 
 
 def on_page(axes: Axes, x: float, y: float) -> tuple[float, float]:

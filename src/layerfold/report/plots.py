@@ -34,7 +34,9 @@ LIMIT = 1e100
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
+    """What a scatter plot shows of one variant, with the intervals of both figures."""
+
     label: str
     family: str
     x: Interval
@@ -59,7 +61,7 @@ def plot(results: Results, x: Column, y: Column) -> Plot:
             continue
         if not all(map(_in_range, (across.low, across.high, up.low, up.high))):
             unbounded.append(label)
-        points.append(_Point(numerals.printable(label), family(results, label), across, up))
+        points.append(Point(numerals.printable(label), family(results, label), across, up))
     notes = [
         f"{sentence}: {', '.join(map(numerals.printable, labels))}."
         for sentence, labels in (
@@ -71,16 +73,17 @@ def plot(results: Results, x: Column, y: Column) -> Plot:
     return Plot(name, title, _draw(name, title, points, x, y) if points else "", " ".join(notes))
 
 
-def _draw(name: str, title: str, points: Sequence[_Point], x: Column, y: Column) -> str:
+def _draw(name: str, title: str, points: Sequence[Point], x: Column, y: Column) -> str:
     def paint(figure: Figure, axes: Axes) -> None:
-        legend(figure, _scatter(axes, points))
+        legend(figure, scatter(axes, points))
         axes.margins(0.12)
         scales(axes, _axis(x), x.show, _axis(y), y.show)
 
-    return draw(name, f"{title}; the figures are those of the table", paint, lambda axes: _label(axes, points))
+    return draw(name, f"{title}; the figures are those of the table", paint, lambda axes: label_points(axes, points))
 
 
-def _scatter(axes: Axes, points: Sequence[_Point]) -> dict[str, Line2D]:
+def scatter(axes: Axes, points: Sequence[Point]) -> dict[str, Line2D]:
+    """Draw points with their intervals, those of a family alike; return what a legend names."""
     families = [name for name in dict.fromkeys(point.family for point in points) if name != BASE_LABEL]
     handles: dict[str, Line2D] = {}
     for index, point in enumerate(points):
@@ -124,7 +127,8 @@ def _axis(column: Column) -> str:
     return f"{column.title}, {column.unit}" if column.unit else column.title
 
 
-def _label(axes: Axes, points: Sequence[_Point]) -> None:
+def label_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Name each point, covering neither a point nor a bar."""
     bars = []
     for point in points:
         x, y = on_page(axes, point.x.value, point.y.value)

@@ -1,4 +1,4 @@
-"""The tables of a search for blocks to drop: the one definition that the terminal and the page read."""
+"""The columns of every search, and the tables of one for blocks to drop, as the terminal and the page read them."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from layerfold.report import numerals
-from layerfold.report.tables import DASH, MISSING, TIMES_BASE, Direction, Table, shown
-from layerfold.search.found import Candidate, Found
+from layerfold.report.tables import DASH, MISSING, TIMES_BASE, Cell, Direction, Table, shown
+from layerfold.search.found import Candidate, Figures, Found, Searched
 from layerfold.statistics import Interval
 
 NONE = "none"
 NOUNS = {"attention": "attention layer", "ffn": "FFN"}
 """What a search removes, by its ``part``; blocks otherwise."""
 
-Read = Callable[[Found, Candidate], Interval | None]
+F = TypeVar("F", contravariant=True)
+C = TypeVar("C", contravariant=True)
+Row = TypeVar("Row", bound=Figures)
 
 
 @dataclass(frozen=True)
-class SearchColumn:
+class SearchColumn(Generic[F, C]):
     """One figure of every candidate.
 
     Attributes:
         title, unit: the two lines of the header.
         meaning: what the figure is, in a phrase.
-        read: returns the figure, or None where it has not been measured.
+        read: returns the figure of what was found of a candidate, or None where it has not been measured.
         show: writes a number of this column.
         better: which direction is better, where one is.
         interval: whether to show bounds.
@@ -37,11 +39,15 @@ class SearchColumn:
     title: str
     unit: str
     meaning: str
-    read: Read
+    read: Callable[[F, C], Interval | None]
     show: Callable[[float], str]
     better: Direction = ""
     interval: bool = False
     group: str = ""
+
+
+AnyColumn = SearchColumn[Searched[Any], Figures]
+DropColumn = SearchColumn[Found, Candidate]
 
 
 def removed(candidate: Candidate) -> str:
@@ -80,20 +86,27 @@ def best(found: Found) -> list[Candidate]:
 
 def candidate_table(found: Found, most: int) -> Table:
     """Return the published tables in one: the base, each block alone, then so many others at most, best first."""
-    objective = "kl" if found.settings.get("objective") == "kl" else "perplexity"
-
-    def rank(candidate: Candidate) -> tuple[bool, float]:
-        figure = getattr(candidate, objective)
-        return math.isnan(figure), figure
-
     alone = [candidate for candidate in found.candidates if len(candidate.removed) == 1]
-    together = sorted((candidate for candidate in found.candidates if len(candidate.removed) > 1), key=rank)
+    together = ranked(found, [candidate for candidate in found.candidates if len(candidate.removed) > 1])
     median = replace(MILLISECONDS, interval=False, meaning="median time per generated token")
-    columns = (_left(found), PERPLEXITY, median, PARAMETERS, PERPLEXITY_CHANGE, SPEED_CHANGE, KL)
+    columns: tuple[DropColumn, ...] = (
+        *(_left(found), PERPLEXITY, median, PARAMETERS, PERPLEXITY_CHANGE, SPEED_CHANGE, KL),
+    )
     return _table(found, columns, [found.base, *alone, *together[:most]])
 
 
-def footnotes(found: Found, table: Table) -> list[str]:
+def ranked(found: Searched[Any], candidates: Sequence[Row]) -> list[Row]:
+    """Return candidates by what the search compared them by, the best first, and what is not a number last."""
+    objective = "kl" if found.settings.get("objective") == "kl" else "perplexity"
+
+    def rank(candidate: Row) -> tuple[bool, float]:
+        figure = getattr(candidate, objective)
+        return math.isnan(figure), figure
+
+    return sorted(candidates, key=rank)
+
+
+def footnotes(found: Searched[Any], table: Table) -> list[str]:
     """Return what to say below a table of candidates: how many it leaves out, and why."""
     # One row is the base's.
     more = len(found.candidates) + 1 - len(table.rows)
@@ -107,7 +120,9 @@ def footnotes(found: Found, table: Table) -> list[str]:
 def best_table(found: Found) -> Table:
     """Return the base and the best of each number removed, with what they score on the test text."""
     chosen_on = replace(PERPLEXITY, unit="selection")
-    columns = (_left(found), chosen_on, TEST_PERPLEXITY, TEST_RATIO, MILLISECONDS, SPEEDUP, PARAMETERS)
+    columns: tuple[DropColumn, ...] = (
+        *(_left(found), chosen_on, TEST_PERPLEXITY, TEST_RATIO, MILLISECONDS, SPEEDUP, PARAMETERS),
+    )
     return _table(found, columns, best(found))
 
 
@@ -118,73 +133,80 @@ def described(text: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, (name, f"{tokens:,} tokens" if isinstance(tokens, int) else ""))) or MISSING
 
 
-def _table(found: Found, columns: Sequence[SearchColumn], candidates: Sequence[Candidate]) -> Table:
-    rows = [
-        (removed(candidate), [shown(column.read(found, candidate), column.show, column.interval) for column in columns])
-        for candidate in candidates
-    ]
+def cells(found: F, candidate: C, columns: Sequence[SearchColumn[F, C]]) -> list[Cell]:
+    """Return a candidate's figures as they are shown."""
+    return [shown(column.read(found, candidate), column.show, column.interval) for column in columns]
+
+
+def certain(value: float) -> Interval:
+    """Return a figure that has no bounds."""
+    return Interval(value, value, value)
+
+
+def _table(found: Found, columns: Sequence[DropColumn], candidates: Sequence[Candidate]) -> Table:
+    rows = [(removed(candidate), cells(found, candidate, columns)) for candidate in candidates]
     return Table("removed", NONE, columns, rows)
 
 
-def _left(found: Found) -> SearchColumn:
+def _left(found: Found) -> DropColumn:
     words = f"{noun(found)}s left"
     title, _, unit = words.partition(" ")
     return SearchColumn(
         title,
         unit,
         f"how many {noun(found)}s are left",
-        lambda found, each: _certain(left(found, each)),
+        lambda found, each: certain(left(found, each)),
         numerals.whole,
     )
 
 
-def _certain(value: float | None) -> Interval | None:
-    return None if value is None else Interval(value, value, value)
+def _maybe(value: float | None) -> Interval | None:
+    return None if value is None else certain(value)
 
 
-def _figure(name: str) -> Read:
-    return lambda found, candidate: _certain(getattr(candidate, name))
+def _figure(name: str) -> Callable[[Searched[Any], Figures], Interval | None]:
+    return lambda found, candidate: certain(getattr(candidate, name))
 
 
-def _timing(name: str) -> Read:
+def _timing(name: str) -> Callable[[Found, Candidate], Interval | None]:
     return lambda found, candidate: getattr(found.timings.get(len(candidate.removed)), name, None)
 
 
-def _test(name: str) -> Read:
-    return lambda found, candidate: getattr(found.tests.get(candidate.removed), name, None)
+def _test(name: str) -> Callable[[Searched[Any], Figures], Interval | None]:
+    return lambda found, candidate: getattr(found.test(candidate), name, None)
 
 
-PERPLEXITY = SearchColumn(
+PERPLEXITY: AnyColumn = SearchColumn(
     "perplexity", "", "perplexity on the selection text", _figure("perplexity"), numerals.precise, "lower"
 )
-KL = SearchColumn(
+KL: AnyColumn = SearchColumn(
     "KL", "nats", "mean divergence from the base's next-token distribution, on the selection text", _figure("kl"),
     numerals.significant, "lower",
 )  # fmt: skip
-PARAMETERS = SearchColumn(
+PARAMETERS: AnyColumn = SearchColumn(
     "parameters", "", "distinct parameters: a shared tensor counts once", _figure("parameters"), numerals.count, "lower"
 )
-PERPLEXITY_CHANGE = SearchColumn(
+PERPLEXITY_CHANGE: AnyColumn = SearchColumn(
     "perplexity", "change", "perplexity on the selection text against the base's",
-    lambda found, candidate: _certain(found.perplexity_change_percent(candidate)), numerals.change, "lower",
+    lambda found, candidate: certain(found.perplexity_change_percent(candidate)), numerals.change, "lower",
 )  # fmt: skip
-SPEED_CHANGE = SearchColumn(
+SPEED_CHANGE: DropColumn = SearchColumn(
     "latency", "change", "time per token against the base's, the median of paired rounds: less than zero is faster",
-    lambda found, candidate: _certain(found.speed_change_percent(candidate)), numerals.change, "lower",
+    lambda found, candidate: _maybe(found.speed_change_percent(candidate)), numerals.change, "lower",
 )  # fmt: skip
-MILLISECONDS = SearchColumn(
+MILLISECONDS: DropColumn = SearchColumn(
     "latency", "ms/token", "median time per generated token, with its quartiles", _timing("milliseconds"),
     numerals.significant, "lower", interval=True, group="latency",
 )  # fmt: skip
-SPEEDUP = SearchColumn(
+SPEEDUP: DropColumn = SearchColumn(
     "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval", _timing("speedup"),
     numerals.times, "higher", interval=True, group="latency",
 )  # fmt: skip
-TEST_PERPLEXITY = SearchColumn(
+TEST_PERPLEXITY: AnyColumn = SearchColumn(
     "perplexity", "test", "perplexity on the test text, with its 95% bootstrap interval", _test("perplexity"),
     numerals.precise, "lower", interval=True, group="test",
 )  # fmt: skip
-TEST_RATIO = SearchColumn(
+TEST_RATIO: AnyColumn = SearchColumn(
     "perplexity", f"test, {TIMES_BASE}",
     "perplexity on the test text divided by the base's, with the 95% interval of a paired bootstrap",
     _test("versus_base"), numerals.times, "lower", interval=True, group="test",

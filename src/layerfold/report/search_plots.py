@@ -47,7 +47,7 @@ BASE: dict[str, Any] = BEST | {"marker": "*", "markersize": 13.0}
 def pareto_front(found: Found) -> list[Candidate]:
     """Return those than which none with as few or fewer left has a lower perplexity, the fewest left first."""
     front: list[Candidate] = []
-    every = [each for each in (found.base, *found.candidates) if _in_range(each.perplexity)]
+    every = [each for each in (found.base, *found.candidates) if in_range(each.perplexity)]
     for candidate in sorted(every, key=lambda each: (left(found, each), each.perplexity)):
         if not front or candidate.perplexity <= front[-1].perplexity:
             front.append(candidate)
@@ -58,7 +58,7 @@ def trade_off(found: Found) -> Plot:
     """Draw the perplexity of the candidates against what they leave, with the Pareto front and the best by name."""
     title = f"Perplexity against {noun(found)}s left"
     front = pareto_front(found)
-    marked = [candidate for candidate in best(found) if _in_range(candidate.perplexity)]
+    marked = [candidate for candidate in best(found) if in_range(candidate.perplexity)]
     if not front:
         return Plot("trade-off", title, "", "")
     top = REACH * max(candidate.perplexity for candidate in (*front, *marked))
@@ -83,15 +83,16 @@ def sensitivity(found: Found) -> Plot:
     title = f"Perplexity without one {noun(found)}"
     alone = [(each.removed[0], each.perplexity) for each in found.candidates if len(each.removed) == 1]
     ratios = [(index, perplexity / found.base.perplexity) for index, perplexity in alone]
-    drawn = [(index, ratio) for index, ratio in ratios if _in_range(ratio)]
-    left_out = ", ".join(str(index) for index, ratio in ratios if not _in_range(ratio))
+    drawn = [(index, ratio) for index, ratio in ratios if in_range(ratio)]
+    left_out = ", ".join(str(index) for index, ratio in ratios if not in_range(ratio))
     note = f"Not drawn, being out of the scale's range: {left_out}." if left_out else ""
     if not alone:
         note = f"No candidate removes one {noun(found)} alone."
     return Plot("sensitivity", title, _draw_sensitivity(found, title, drawn) if drawn else "", note)
 
 
-def _in_range(value: float) -> bool:
+def in_range(value: float) -> bool:
+    """Whether a logarithmic scale can show it."""
     return 1 / LIMIT < value < LIMIT
 
 

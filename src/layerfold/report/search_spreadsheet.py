@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from layerfold.errors import MissingExtraError
 from layerfold.records import replacing, write_text
 from layerfold.report.search_columns import removed
-from layerfold.search.found import Candidate, Found
+from layerfold.report.window_columns import name
+from layerfold.search import Candidate, Found, FoundWindows, Window
+from layerfold.search.found import Figures, Searched
 from layerfold.statistics import Interval
 
 Row = dict[str, str | float | None]
@@ -25,12 +29,16 @@ def write_search_csv(found: Found, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    buffer = io.StringIO()
-    rows = _rows(found)
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row | {"best": str(row["best"]).lower()} for row in rows)
-    write_text(path, buffer.getvalue())
+    _write_csv(_rows(found), path)
+
+
+def write_windows_csv(found: FoundWindows, path: Path) -> None:
+    """Write one row a window, the base first: unrounded, and empty where nothing was measured.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    _write_csv([_window_row(found, window) for window in (found.base, *found.candidates)], path)
 
 
 def check_parquet() -> None:
@@ -56,24 +64,58 @@ def write_search_parquet(found: Found, path: Path) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
 
 
+def _write_csv(rows: Sequence[Row], path: Path) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | {"best": str(row["best"]).lower()} for row in rows)
+    write_text(path, buffer.getvalue())
+
+
 def _rows(found: Found) -> list[Row]:
     return [_row(found, candidate) for candidate in (found.base, *found.candidates)]
 
 
 def _row(found: Found, candidate: Candidate) -> Row:
     timing = found.timings.get(len(candidate.removed))
-    test = found.tests.get(candidate.removed)
     return {
         "removed": removed(candidate),
         "blocks": candidate.blocks,
-        "perplexity": candidate.perplexity,
-        "kl": candidate.kl,
-        "parameters": candidate.parameters,
+        **_figures(candidate),
         "milliseconds": None if timing is None else timing.milliseconds.value,
+        **_changes(found, candidate),
+        "speed_change_percent": found.speed_change_percent(candidate),
+        **_chosen(found, candidate),
+    }
+
+
+def _window_row(found: FoundWindows, window: Window) -> Row:
+    return {
+        "window": name(window),
+        "start": window.blocks[0] if window.blocks else None,
+        "k": len(window.blocks) or None,
+        **_figures(window),
+        **_changes(found, window),
+        **_chosen(found, window),
+    }
+
+
+def _figures(candidate: Figures) -> Row:
+    return {"perplexity": candidate.perplexity, "kl": candidate.kl, "parameters": candidate.parameters}
+
+
+def _changes(found: Searched[Any], candidate: Figures) -> Row:
+    return {
         "parameters_change_percent": found.parameters_change_percent(candidate),
         "perplexity_change_percent": found.perplexity_change_percent(candidate),
-        "speed_change_percent": found.speed_change_percent(candidate),
-        "best": candidate.removed == found.best.get(len(candidate.removed), found.base).removed,
+    }
+
+
+def _chosen(found: Searched[Any], candidate: Figures) -> Row:
+    """Say whether it is the best of its size, and what it scores on the test text."""
+    test = found.test(candidate)
+    return {
+        "best": candidate.changed == found.best.get(len(candidate.changed), found.base).changed,
         **_bounds("test_perplexity", None if test is None else test.perplexity),
         **_bounds("test_versus_base", None if test is None else test.versus_base),
     }

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich.console import Console
 from rich.text import Text
 
 from layerfold.report import numerals
 from layerfold.report.search_columns import best_table, candidate_table, described, footnotes
+from layerfold.report.tables import Table
 from layerfold.report.terminal import print_parts
-from layerfold.search.found import Found
+from layerfold.report.window_columns import best_windows_table, sharing, windows_table
+from layerfold.search import Found, FoundWindows
+from layerfold.search.found import Searched
 
 MOST_TOGETHER = 15
+MOST_WINDOWS = 100
 
 
 def print_search(found: Found, console: Console) -> None:
     """Print each block alone and the best of the other candidates, and the best of each number removed."""
-    candidates = candidate_table(found, MOST_TOGETHER)
+    quartiles = ["quartiles below ms/token"] if found.timings else []
+    intervals = ["95% intervals below the values"] if found.tests or found.timings else []
+    _print(found, candidate_table(found, MOST_TOGETHER), best_table(found), [*intervals, *quartiles], console)
+
+
+def print_windows(found: FoundWindows, console: Console) -> None:
+    """Print the windows that were measured, and the best of each size."""
+    intervals = ["95% intervals below the values"] if found.tests else []
+    _print(found, windows_table(found, MOST_WINDOWS), best_windows_table(found), intervals, console)
+    _note(console, f"shared with {sharing(found)}")
+
+
+def _print(found: Searched[Any], candidates: Table, best: Table, notes: Sequence[str], console: Console) -> None:
     print_parts(candidates, console)
     if below := footnotes(found, candidates):
         _note(console, "; ".join(below))
         console.print()
-    print_parts(best_table(found), console)
-    notes = ["95% intervals below the values"] if found.tests or found.timings else []
-    notes += ["quartiles below ms/token"] if found.timings else []
+    print_parts(best, console)
     if notes:
         _note(console, "; ".join(notes))
     _note(console, f"chosen on {described(found.text)}; tested on {described(found.test_text)}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from layerfold import defaults
 from layerfold.checkpoint import hash_weights
@@ -17,12 +15,14 @@ from layerfold.hub import Model, default_corpus
 from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import SILENT, Progress
 from layerfold.records import environment, hash_json, write_text
-from layerfold.search.found import Candidate, Found, HeldOut
-from layerfold.search.scores import OBJECTIVES, Objective, Removed, Scores, removable
+from layerfold.search.found import Candidate, Found
+from layerfold.search.judging import describe, judged
+from layerfold.search.scores import OBJECTIVES, Objective, Scores
 from layerfold.search.selection import Selection
+from layerfold.search.stages import Blocks, Lacking, removable
 from layerfold.search.strategies import STRATEGIES, Strategy, beam, check_number, exhaustive
 from layerfold.search.timing import latency, time_depths
-from layerfold.statistics import bootstrap_ratio, exponential
+from layerfold.statistics import exponential
 
 RESULT = "search.json"
 PROTOCOL = "drop-1"
@@ -101,7 +101,7 @@ class DropSearch:
                 Perplexity(corpus=corpus, split=split, context=self.context, limit_tokens=tokens)
                 for split, tokens in (("validation", self.tokens), ("test", self.test_tokens))
             )
-            texts = [_describe(text, model) for text in (selection, test)]
+            texts = [describe(text, model) for text in (selection, test)]
         # Of the weights as they are now: the decoder may have been edited since its hash was first asked for.
         sha256 = hash_weights(model.decoder.model)
         scores, test_scores = (
@@ -119,7 +119,7 @@ class DropSearch:
         if self.rounds:
             timings = time_depths(model, sha256, self.part, list(best), self.rounds, folder, progress)
 
-        def measured(removed: Removed) -> Candidate:
+        def measured(removed: Blocks) -> Candidate:
             return Candidate(
                 removed,
                 blocks=model.decoder.n_blocks - (len(removed) if self.part == "block" else 0),
@@ -144,7 +144,7 @@ class DropSearch:
             base=measured(()),
             candidates=tuple(measured(removed) for removed in select.finished if len(removed) in counts),
             best={count: measured(removed) for count, removed in best.items()},
-            tests=_judged(test_scores, winners),
+            tests=judged(test_scores, winners),
             timings=timings,
             eliminated=select.given_up,
             work={"scored_windows": select.scored, "windows_of_all_candidates": select.all_windows},
@@ -165,23 +165,8 @@ class DropSearch:
         return range(first, last + 1)
 
 
-def _describe(text: Perplexity, model: Model) -> dict[str, Any]:
-    return {**text.settings(model), "protocol": text.protocol_id, "tokens": text.windows(model).tokens}
-
-
 def _open(model: Model, sha256: str, text: Perplexity, part: Part, folder: Path | None, *, divergence: bool) -> Scores:
     windows = text.windows(model)
     key = hash_json({"model": sha256, "part": part, "text": windows.sha256, "protocol": PROTOCOL})
     file = None if folder is None else folder / f"scores-{key[:24]}.safetensors"
-    return Scores(model.decoder, windows, part, divergence=divergence, file=file, key=key)
-
-
-def _judged(scores: Scores, winners: Sequence[Removed]) -> dict[Removed, HeldOut]:
-    nats = {removed: scores.values(removed, "perplexity") for removed in winners}
-    return {
-        removed: HeldOut(
-            perplexity=bootstrap_ratio(each, scores.tokens).map(exponential),
-            versus_base=bootstrap_ratio(each - nats[()], scores.tokens).map(exponential),
-        )
-        for removed, each in nats.items()
-    }
+    return Scores(Lacking(model.decoder, part), windows, divergence=divergence, file=file, key=key)

@@ -1,11 +1,11 @@
-"""What a search for blocks to drop leaves behind: one JSON document."""
+"""What a search leaves behind, one JSON document; and what a search for blocks to drop does."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from layerfold.statistics import Interval
 
@@ -29,6 +29,11 @@ class Candidate:
     perplexity: float
     kl: float
     parameters: int
+
+    @property
+    def changed(self) -> tuple[int, ...]:
+        """The blocks that it has otherwise than the model: those removed."""
+        return self.removed
 
 
 @dataclass(frozen=True)
@@ -57,50 +62,118 @@ class HeldOut:
     versus_base: Interval
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
+class Figures(Protocol):
+    """What is measured of every candidate, whatever the search is for."""
+
+    @property
+    def changed(self) -> tuple[int, ...]:
+        """Indices of the blocks that it has otherwise than the model; none for the model as it is."""
+
+    @property
+    def perplexity(self) -> float:
+        """On the selection text."""
+
+    @property
+    def kl(self) -> float:
+        """Mean over its tokens of KL(model as it is || candidate), in nats; nan where not measured."""
+
+    @property
+    def parameters(self) -> int:
+        """How many distinct ones."""
+
+
+C = TypeVar("C", bound=Figures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched(Generic[C]):
+    """What every search finds.
 
     Attributes:
         model: the name of the model that was searched.
         model_sha256: hash of its weights.
-        settings: all that determines the search besides the model and the text: ``part``, ``remove``, ``strategy``
-            and so on.
+        settings: all that determines the search besides the model and the text.
         text: corpus, split, tokens and hashes of the selection text.
         test_text: the same of the test text.
-        parts: how many of what is removed the model has.
         base: the model as it is.
-        candidates: those measured on all of the selection text, by the number removed and then by what is removed.
-        best: of each number removed, the one that the objective prefers.
-        tests: figures on the test text of the base, under (), and of the best.
-        timings: by the number removed, 0 for the base; empty where nothing was timed.
+        candidates: those measured on all of the selection text, by how many blocks they change and then by which.
+        best: of each number of blocks, the one that the objective prefers.
+        tests: figures on the test text of the base, under (), and of the best, by the blocks that they change.
         eliminated: how many more candidates a race gave up on before it had read all of the text.
-        work: how many times a candidate was scored on a window, and how many times for all candidates on all windows.
+        work: how many times a candidate was scored on a window of text, and how many times for all on all.
         environment: versions, threads, processor.
     """
 
+    kind: ClassVar[str]
     model: str
     model_sha256: str
     settings: dict[str, Any]
     text: dict[str, Any]
     test_text: dict[str, Any]
-    parts: int
-    base: Candidate
-    candidates: tuple[Candidate, ...]
-    best: Mapping[int, Candidate]
+    base: C
+    candidates: tuple[C, ...]
+    best: Mapping[int, C]
     tests: Mapping[tuple[int, ...], HeldOut]
-    timings: Mapping[int, Timing] = field(default_factory=dict)
     eliminated: int = 0
     work: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
-    def perplexity_change_percent(self, candidate: Candidate) -> float:
+    def test(self, candidate: C) -> HeldOut | None:
+        """Return its figures on the test text, or None where it was not measured on it."""
+        return self.tests.get(candidate.changed)
+
+    def perplexity_change_percent(self, candidate: C) -> float:
         """Return the change of perplexity on the selection text against the base."""
         return 100 * (candidate.perplexity / self.base.perplexity - 1)
 
-    def parameters_change_percent(self, candidate: Candidate) -> float:
+    def parameters_change_percent(self, candidate: C) -> float:
         """Return the change of the number of distinct parameters against the base."""
         return 100 * (candidate.parameters / self.base.parameters - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document that is written."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "search": self.kind,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "settings": self.settings,
+            "text": self.text,
+            "test_text": self.test_text,
+            "base": self._row(self.base),
+            "candidates": [self._row(candidate) for candidate in self.candidates],
+            "best": {str(number): self._row(candidate) for number, candidate in self.best.items()},
+            "eliminated": self.eliminated,
+            "work": self.work,
+            "environment": self.environment,
+        }
+
+    def _row(self, candidate: C) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "perplexity": number(candidate.perplexity),
+            "kl": number(candidate.kl),
+            "parameters": candidate.parameters,
+            "parameters_change_percent": self.parameters_change_percent(candidate),
+            "perplexity_change_percent": number(self.perplexity_change_percent(candidate)),
+        }
+        test = self.test(candidate)
+        if test is not None:
+            row["test"] = {"perplexity": bounds(test.perplexity), "versus_base": bounds(test.versus_base)}
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found(Searched[Candidate]):
+    """What a search for blocks to drop found: the document that `best_drop` reads.
+
+    Attributes:
+        parts: how many of what is removed the model has.
+        timings: by the number removed, 0 for the base; empty where nothing was timed.
+    """
+
+    kind: ClassVar[str] = "drop"
+    parts: int
+    timings: Mapping[int, Timing] = field(default_factory=dict)
 
     def speed_change_percent(self, candidate: Candidate) -> float | None:
         """Return the change in milliseconds a token against the base: negative is faster."""
@@ -108,52 +181,29 @@ class Found:
         return None if timing is None else 100 * (1 / timing.speedup.value - 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document that `best_drop` reads."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "search": "drop",
-            "model": self.model,
-            "model_sha256": self.model_sha256,
-            "settings": self.settings,
-            "text": self.text,
-            "test_text": self.test_text,
-            "parts": self.parts,
-            "base": self._row(self.base),
-            "candidates": [self._row(candidate) for candidate in self.candidates],
-            "best": {str(removed): self._row(candidate) for removed, candidate in self.best.items()},
-            "timings": {
-                str(removed): {"milliseconds": _bounds(timing.milliseconds), "speedup": _bounds(timing.speedup)}
-                for removed, timing in self.timings.items()
-            },
-            "eliminated": self.eliminated,
-            "work": self.work,
-            "environment": self.environment,
+        """Return the document that is written."""
+        timings = {
+            str(removed): {"milliseconds": bounds(timing.milliseconds), "speedup": bounds(timing.speedup)}
+            for removed, timing in self.timings.items()
         }
+        return super().to_json() | {"parts": self.parts, "timings": timings}
 
     def _row(self, candidate: Candidate) -> dict[str, Any]:
         timing = self.timings.get(len(candidate.removed))
-        test = self.tests.get(candidate.removed)
         return {
             "removed": list(candidate.removed),
             "blocks": candidate.blocks,
-            "perplexity": _number(candidate.perplexity),
-            "kl": _number(candidate.kl),
-            "parameters": candidate.parameters,
+            **super()._row(candidate),
             "milliseconds": None if timing is None else timing.milliseconds.value,
-            "parameters_change_percent": self.parameters_change_percent(candidate),
-            "perplexity_change_percent": _number(self.perplexity_change_percent(candidate)),
             "speed_change_percent": self.speed_change_percent(candidate),
-        } | (
-            {}
-            if test is None
-            else {"test": {"perplexity": _bounds(test.perplexity), "versus_base": _bounds(test.versus_base)}}
-        )
+        }
 
 
-def _bounds(interval: Interval) -> dict[str, float | None]:
-    return {"value": _number(interval.value), "low": _number(interval.low), "high": _number(interval.high)}
+def bounds(interval: Interval) -> dict[str, float | None]:
+    """Return an estimate and its bounds as JSON."""
+    return {"value": number(interval.value), "low": number(interval.low), "high": number(interval.high)}
 
 
-def _number(figure: float) -> float | None:
-    """JSON has no word for what is not a number or beyond all numbers."""
+def number(figure: float) -> float | None:
+    """Return a figure as JSON, which has no word for what is not a number or beyond all numbers."""
     return figure if math.isfinite(figure) else None

@@ -14,30 +14,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from layerfold.decoder import Decoder
-from layerfold.methods.drop import Part
 from layerfold.progress import SILENT, Progress, Step
 from layerfold.records import replacing
 from layerfold.scoring import expected_embedding, log_partition, scored_positions, target_logits
-from layerfold.search.walk import Path, walk
+from layerfold.search.stages import Blocks, Stages
+from layerfold.search.walk import walk
 from layerfold.statistics import Floats
-from layerfold.stepping import Stepper, fused_activations
+from layerfold.stepping import fused_activations
 from layerfold.windows import Windows
-
-Removed = tuple[int, ...]
-"""Indices of the blocks that a candidate lacks (or whose attention or FFN it lacks), in order."""
 
 Objective = Literal["perplexity", "kl"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 _BATCH_TOKENS = 1024
 _SAVE_SECONDS = 30.0
-
-
-def removable(decoder: Decoder, part: Part) -> tuple[int, ...]:
-    """Return the blocks that a candidate can lack, or whose attention or FFN it can: those that are there."""
-    gone = () if part == "block" else decoder.removed_parts[part]
-    return tuple(index for index in range(decoder.n_blocks) if index not in gone)
 
 
 class Scores:
@@ -47,9 +37,8 @@ class Scores:
     `scoring.expected_embedding`, of whose result d_model float32 a token are held.
 
     Args:
-        decoder: the model as it is; never edited.
+        stages: what candidates consist of; the first decoder is the model as it is.
         windows: the text.
-        part: what candidates lack.
         divergence: whether to measure it beside the nats.
         file: where to keep what is measured; None keeps nothing.
         key: says of what model and text the file must be; another file is replaced.
@@ -61,57 +50,45 @@ class Scores:
 
     def __init__(
         self,
-        decoder: Decoder,
+        stages: Stages,
         windows: Windows,
-        part: Part = "block",
         *,
         divergence: bool = True,
         file: File | None = None,
         key: str = "",
     ) -> None:
-        self.windows, self.part = windows, part
-        self._decoder, self._divergence, self._file, self._key = decoder, divergence, file, key
-        self._steppers = [Stepper(decoder)]
-        if part != "block":
-            lacking = decoder.copy(share=True)
-            lacking.remove_(part, removable(decoder, part))
-            self._steppers.append(Stepper(lacking))
+        self.windows = windows
+        self._stages, self._decoder = stages, stages.steppers[0].decoder
+        self._divergence, self._file, self._key = divergence, file, key
         self.tokens: Floats = (windows.lengths - windows.first_scored).double().numpy()
-        self._rows: dict[Removed, Floats] = {}  # (objectives, windows) each
+        self._rows: dict[Blocks, Floats] = {}  # (objectives, windows) each
         self._references: dict[int, tuple[Tensor, Tensor]] = {}
         self.head_tokens = 0
         self._read()
 
-    def path(self, removed: Removed) -> Path:
-        """Return the stages that a candidate passes: blocks, or, numbered on from the last, blocks lacking a part."""
-        n = self._decoder.n_blocks
-        if self.part == "block":
-            return tuple(i for i in range(n) if i not in removed)
-        return tuple(n + i if i in removed else i for i in range(n))
-
-    def values(self, removed: Removed, objective: Objective) -> Floats:
+    def values(self, removed: Blocks, objective: Objective) -> Floats:
         """Return sums of nats (``perplexity``) or divergence (``kl``), (windows,); nan where not measured."""
         values: Floats = self._rows[removed][OBJECTIVES.index(objective)]
         return values
 
-    def mean(self, removed: Removed, objective: Objective) -> float:
+    def mean(self, removed: Blocks, objective: Objective) -> float:
         """Return nats (``perplexity``) or divergence (``kl``) a token over all of the text; nan where not measured."""
         return float(self.values(removed, objective).sum() / self.tokens.sum())
 
-    def parameters(self, removed: Removed) -> int:
+    def parameters(self, removed: Blocks) -> int:
         """Count the distinct parameters of a candidate."""
-        blocks = [block.module for stepper in self._steppers for block in stepper.decoder.blocks]
+        blocks = [block.module for stepper in self._stages.steppers for block in stepper.decoder.blocks]
         used = {id(tensor): tensor.numel() for tensor in self._decoder.model.parameters()}
         for block in blocks[: self._decoder.n_blocks]:
             for tensor in block.parameters():
                 used.pop(id(tensor), None)
-        for stage in self.path(removed):
+        for stage in self._stages.path(removed):
             used |= {id(tensor): tensor.numel() for tensor in blocks[stage].parameters()}
         return sum(used.values())
 
     def measure(
         self,
-        candidates: Iterable[Removed],
+        candidates: Iterable[Blocks],
         windows: Sequence[int] | None = None,
         progress: Progress = SILENT,
         description: str = "measuring",
@@ -146,17 +123,17 @@ class Scores:
                 self._write()
 
     @torch.no_grad()
-    def _measured(self, batch: list[int], candidates: list[Removed]) -> Generator[Removed, None, None]:
+    def _measured(self, batch: list[int], candidates: list[Blocks]) -> Generator[Blocks, None, None]:
         """Measure candidates on a batch of windows, yielding each that is done."""
-        by_path = {self.path(removed): removed for removed in candidates}
+        by_path = {self._stages.path(removed): removed for removed in candidates}
         input_ids, scored = self.windows.input_ids[batch], scored_positions(self.windows, batch)
         targets, window = input_ids[scored], torch.nonzero(scored)[:, 0]
         with ExitStack() as stack:
-            for stepper in self._steppers:
+            for stepper in self._stages.steppers:
                 stepper.decoder.model.eval()
                 stack.enter_context(fused_activations(stepper.decoder.model))
             # Each stepper records what its blocks are called with; the states are the same.
-            first, *_ = [stepper.embed(input_ids) for stepper in self._steppers]
+            first, *_ = [stepper.embed(input_ids) for stepper in self._stages.steppers]
             if self._divergence:
                 expected, constant = self._reference(batch, first, scored)
             for path, hidden in walk(by_path, first, self._step):
@@ -174,7 +151,7 @@ class Scores:
 
     def _step(self, stage: int, hidden: Tensor) -> Tensor:
         which, index = divmod(stage, self._decoder.n_blocks)
-        return self._steppers[which].step(index, hidden)
+        return self._stages.steppers[which].step(index, hidden)
 
     def _final(self, hidden: Tensor, scored: Tensor) -> Tensor:
         """Normalised states from which the scored tokens are predicted: each stands one position before its token."""

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from layerfold.progress import Progress
-from layerfold.search.scores import Objective, Removed, Scores
+from layerfold.search.scores import Objective, Scores
+from layerfold.search.stages import Blocks
 from layerfold.statistics import Floats
 
-Groups = Mapping[int, Sequence[Removed]]
+Groups = Mapping[int, Sequence[Blocks]]
 """Candidates that compete with each other, by how many blocks they lack."""
 
 CONFIDENCE = 0.999
@@ -49,10 +50,10 @@ class Selection:
         self._scores, self._objective, self._progress = scores, objective, progress
         order = list(range(len(scores.windows)))
         self._rounds = list(_rounds(random.Random(seed).sample(order, len(order)))) if race else [order]
-        self.finished: list[Removed] = []
+        self.finished: list[Blocks] = []
         self.given_up = self.scored = self.all_windows = 0
 
-    def __call__(self, groups: Groups, keep: int) -> dict[int, list[Removed]]:
+    def __call__(self, groups: Groups, keep: int) -> dict[int, list[Blocks]]:
         """Return the best of each group, so many, best first."""
         running = {count: list(candidates) for count, candidates in groups.items()}
         self.all_windows += sum(map(len, running.values())) * len(self._scores.windows)
@@ -67,13 +68,13 @@ class Selection:
         self.finished += chain(*running.values())
         return {count: self._ranked(candidates)[:keep] for count, candidates in running.items()}
 
-    def _still_running(self, candidates: list[Removed], windows: list[int], keep: int) -> list[Removed]:
+    def _still_running(self, candidates: list[Blocks], windows: list[int], keep: int) -> list[Blocks]:
         values = np.stack([self._scores.values(removed, self._objective)[windows] for removed in candidates])
         gone = behind(values, len(self._scores.windows), keep)
         self.given_up += int(gone.sum())
         return [removed for removed, given_up in zip(candidates, gone, strict=True) if not given_up]
 
-    def _ranked(self, candidates: list[Removed]) -> list[Removed]:
+    def _ranked(self, candidates: list[Blocks]) -> list[Blocks]:
         """Best first; of equal ones the first in order, and what is not a number last."""
         means = {removed: self._scores.mean(removed, self._objective) for removed in candidates}
         return sorted(means, key=lambda removed: (np.isnan(means[removed]), means[removed], removed))

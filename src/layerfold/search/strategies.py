@@ -8,8 +8,8 @@ from math import comb
 from typing import Literal, get_args
 
 from layerfold.errors import InputError
-from layerfold.search.scores import Removed
 from layerfold.search.selection import Selection
+from layerfold.search.stages import Blocks
 
 Strategy = Literal["exhaustive", "greedy", "beam"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -41,19 +41,19 @@ def check_number(strategy: Strategy, width: int, there: int, counts: range) -> N
         )
 
 
-def exhaustive(select: Selection, indices: Sequence[int], counts: range) -> dict[int, Removed]:
+def exhaustive(select: Selection, indices: Sequence[int], counts: range) -> dict[int, Blocks]:
     """Look at every set of so many of these indices."""
     best = select({count: list(combinations(indices, count)) for count in counts}, 1)
     return {count: candidates[0] for count, candidates in best.items()}
 
 
-def beam(select: Selection, indices: Sequence[int], counts: range, width: int) -> dict[int, Removed]:
+def beam(select: Selection, indices: Sequence[int], counts: range, width: int) -> dict[int, Blocks]:
     """From the best `width` sets of each size, look at those with one index more; a width of 1 is the greedy search.
 
     Sizes below the first of `counts` are gone through as well, being on the way.
     """
-    best: dict[int, Removed] = {}
-    kept: list[Removed] = [()]
+    best: dict[int, Blocks] = {}
+    kept: list[Blocks] = [()]
     for count in range(1, counts.stop):
         grown = {tuple(sorted((*removed, index))) for removed in kept for index in indices if index not in removed}
         kept = select({count: sorted(grown)}, width)[count]

@@ -12,7 +12,7 @@ from layerfold.methods.drop import Part
 from layerfold.progress import Progress
 from layerfold.records import Record, RecordStore, environment, hash_json
 from layerfold.search.found import Timing
-from layerfold.search.scores import removable
+from layerfold.search.stages import removable
 from layerfold.statistics import Interval
 
 

@@ -1,0 +1,100 @@
+"""A model that shares FFNs as peft loads it: a plain model of the shared weights, and a LoRA adapter of the deltas."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from layerfold import deltas, structure
+from layerfold.checkpoint import quiet
+from layerfold.errors import InputError, MissingExtraError
+from layerfold.folders import check_folder, writing_folder
+from layerfold.hub import Model
+
+BASE, ADAPTER = "base", "adapter"
+
+
+def check_adapter_folder(directory: Path, *, overwrite: bool) -> None:
+    """Raise what `save_adapter` would for a folder that it cannot write, or without peft: call it before long work.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+        OutputError: one of the two folders in it holds something and `overwrite` is off.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError("peft", "peft")
+    for name in (BASE, ADAPTER):
+        check_folder(directory / name, overwrite=overwrite)
+
+
+def save_adapter(model: Model, directory: Path, *, overwrite: bool = False) -> None:
+    """Write ``base``, a dense checkpoint with the shared weights alone, and ``adapter``, the deltas as LoRA's A and B.
+
+    LoRA's A is our B and its B our A, with a scale of 1. Biases, which stay each block's own, are the base's.
+
+    Args:
+        overwrite: replace what the two folders hold.
+
+    Raises:
+        InputError: the model has no deltas.
+        MissingExtraError: peft is not installed.
+        OutputError: a folder holds something and `overwrite` is off, or it cannot be written.
+    """
+    check_adapter_folder(directory, overwrite=overwrite)
+    from peft import LoraConfig, get_peft_model
+
+    factored = {path: module for path, module in deltas.factored(model.decoder).items() if module.rank}
+    if not factored:
+        raise InputError(
+            "an adapter of the low-rank deltas, and the model has none; accepted: a model that shares FFNs, in the "
+            "compact form (the dense form has them multiplied out)"
+        )
+    plain = Model(deltas.shared_alone(model.decoder), model.tokenizer, model.provenance)
+    plain = plain.with_step({"method": {"name": "without deltas"}, "seed": None, "calibration": None, "notes": {}})
+    plain.save(directory / BASE, overwrite=overwrite)
+    ranks = {path: module.rank for path, module in factored.items()}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        target_modules=list(ranks),
+        fan_in_fan_out=not any(issubclass(module.stock, torch.nn.Linear) for module in factored.values()),
+        init_lora_weights=False,
+        inference_mode=True,
+    )
+    plain.decoder.model.name_or_path = str(directory / BASE)  # what the adapter says that it is for
+    whole = structure.filled(plain.decoder.model, plain.decoder.model.state_dict())
+    with quiet(), _deprecations_hidden(), writing_folder(directory / ADAPTER, overwrite=overwrite) as folder:
+        adapted: Any = get_peft_model(plain.decoder.model, config)
+        for path, module in factored.items():
+            layer = adapted.base_model.model.get_submodule(path)
+            shape = whole[f"{path}.weight"].shape
+            out, inputs = shape if issubclass(module.stock, torch.nn.Linear) else reversed(shape)
+            # The base has zeros for the neurons that a narrower FFN has not; so have the deltas.
+            layer.lora_A["default"].weight.data = _widened(module.b, module.rank, inputs)
+            layer.lora_B["default"].weight.data = _widened(module.a, out, module.rank)
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's, a form that nobody has filled in
+
+
+def _widened(factor: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a copy of a matrix with zeros below and to the right of it."""
+    return pad(factor.detach(), (0, columns - factor.shape[1], 0, rows - factor.shape[0])).clone()
+
+
+@contextlib.contextmanager
+def _deprecations_hidden() -> Iterator[None]:
+    """Hide what peft uses of transformers and is to use no more: nothing that a user could change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

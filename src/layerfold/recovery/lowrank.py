@@ -1,0 +1,68 @@
+"""Low-rank recovery: of a model that shares FFNs only the deltas are trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from layerfold import deltas
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError
+from layerfold.recovery.base import Loss, Outputs, language_model_loss
+from layerfold.recovery.distill import Distill
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Distill):
+    """Train the A and B of W_l = W_c + A_l B_l, and nothing else.
+
+    The loss is the language model's plus `penalty_weight` times the sum over all deltas of |A_l B_l|_F^2. With an
+    `lm_weight` below 1, or a `hidden_weight`, the deltas learn from a teacher too, as in `Distill`.
+
+    Attributes:
+        penalty_weight: lambda; the published one by default.
+    """
+
+    lm_weight: float = 1.0
+    penalty_weight: float = 1e-4
+
+    name: ClassVar[str] = "lowrank"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.penalty_weight < math.inf:
+            raise InputError(f"penalty_weight {self.penalty_weight}; accepted: 0 or more")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything is learnt from one."""
+        return self.lm_weight < 1 or self.hidden_weight > 0
+
+    def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
+        """Return the language-model loss, or the mixed one."""
+        if teacher is None:
+            return language_model_loss(student, input_ids)
+        return super().loss(student, input_ids, teacher, counterparts)
+
+    def frozen(self, decoder: Decoder) -> set[str]:
+        """Return all names but the deltas'."""
+        trained = {f"{path}.{name}" for path in deltas.ranks(decoder) for name in "ab"}
+        return {name for name, _ in decoder.model.named_parameters(remove_duplicate=False)} - trained
+
+    def lacks(self, decoder: Decoder) -> str:
+        """Say so where the decoder has no deltas."""
+        if any(deltas.ranks(decoder).values()):
+            return ""
+        return (
+            "lowrank trains low-rank deltas, and the model has none; accepted: a model that shares FFNs, in the "
+            "compact form (the dense form has them multiplied out)"
+        )
+
+    def penalty(self, decoder: Decoder) -> Tensor | None:
+        """Return the weighted sum of the deltas' squares."""
+        squares = [module.square() for module in deltas.factored(decoder).values()]
+        return self.penalty_weight * torch.stack(squares).sum() if self.penalty_weight and squares else None

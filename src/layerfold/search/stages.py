@@ -1,0 +1,74 @@
+"""What candidates consist of: blocks of the model as it is, and blocks that are otherwise, each a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from layerfold.decoder import Decoder
+from layerfold.methods.drop import Part
+from layerfold.search.walk import Path
+from layerfold.stepping import Stepper
+
+Blocks = tuple[int, ...]
+"""Indices of the blocks that a candidate has otherwise, in order; none for the model as it is."""
+
+
+class Stages(Protocol):
+    """Decoders of one depth, whose blocks are numbered through: those of the model as it is come first."""
+
+    @property
+    def steppers(self) -> Sequence[Stepper]:
+        """One for each decoder."""
+        ...
+
+    def path(self, candidate: Blocks) -> Path:
+        """Return the stages that a candidate passes."""
+        ...
+
+
+class Lacking:
+    """Candidates that lack blocks, or only their attention or FFN.
+
+    Args:
+        decoder: the model as it is; never edited.
+    """
+
+    def __init__(self, decoder: Decoder, part: Part = "block") -> None:
+        self._part, self._n_blocks = part, decoder.n_blocks
+        self.steppers = [Stepper(decoder)]
+        if part != "block":
+            lacking = decoder.copy(share=True)
+            lacking.remove_(part, removable(decoder, part))
+            self.steppers.append(Stepper(lacking))
+
+    def path(self, candidate: Blocks) -> Path:
+        """Return the blocks that are left, or, in the place of one that lacks a part, that one."""
+        n = self._n_blocks
+        if self._part == "block":
+            return tuple(i for i in range(n) if i not in candidate)
+        return tuple(n + i if i in candidate else i for i in range(n))
+
+
+class Replaced:
+    """Candidates that have the blocks of another decoder in the place of their own.
+
+    Args:
+        decoder: the model as it is; never edited.
+        others: by candidate, a decoder of the same depth.
+    """
+
+    def __init__(self, decoder: Decoder, others: Mapping[Blocks, Decoder]) -> None:
+        self._n_blocks = decoder.n_blocks
+        self._first = {candidate: place * decoder.n_blocks for place, candidate in enumerate(others, 1)}
+        self.steppers = [Stepper(each) for each in (decoder, *others.values())]
+
+    def path(self, candidate: Blocks) -> Path:
+        """Return the model's own blocks, and in their places the other decoder's."""
+        return tuple(self._first[candidate] + i if i in candidate else i for i in range(self._n_blocks))
+
+
+def removable(decoder: Decoder, part: Part) -> tuple[int, ...]:
+    """Return the blocks that a candidate can lack, or whose attention or FFN it can: those that are there."""
+    gone = () if part == "block" else decoder.removed_parts[part]
+    return tuple(index for index in range(decoder.n_blocks) if index not in gone)

@@ -1,0 +1,222 @@
+"""Models that share FFNs, trained in whatever way: what stays shared, on the disk too, killed and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import assert_masks_equal, logits, shared, token_ids, unequal
+from transformers import AutoModelForCausalLM
+
+from layerfold import checkpoint, deltas
+from layerfold.checkpoint import FORMATS
+from layerfold.errors import InputError, ModelError
+from layerfold.hub import Model, load
+from layerfold.masks import held
+from layerfold.methods import Merge, Prune
+from layerfold.recovery import Recovery, callbacks
+from layerfold.recovery import trainer as training
+
+
+class Killed(BaseException):
+    """What no layer may catch."""
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, step: int, *arguments: Any, **options: Any) -> None:
+    def on_step_end(self: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == step:
+            raise Killed
+
+    with monkeypatch.context() as inner:
+        inner.setattr(callbacks.Bar, "on_step_end", on_step_end)
+        with pytest.raises(Killed):
+            runs.train(*arguments, **options)
+
+
+def plain(family: str = "gpt2") -> Model:
+    return shared(runs.small(family))
+
+
+def uneven(family: str = "gpt2") -> Model:
+    """Deltas of different ranks, some of them 0."""
+    return unequal(plain(family))
+
+
+def narrow(family: str = "gpt2") -> Model:
+    """Two blocks that share narrower FFNs, one of the full width, and one whose attention is gone."""
+    model = runs.small(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": 4})
+    model.decoder.keep_neurons_({index: torch.arange(40) for index in (1, 2)})
+    model.decoder.remove_("attention", [0])
+    return shared(model, window="1:2")
+
+
+def masked(family: str = "gpt2") -> Model:
+    model = runs.small(family)
+    Prune(sparsity=0.5, parts="attention").apply(model.decoder, None)
+    return shared(model)
+
+
+def beside_ties(family: str = "gpt2") -> Model:
+    """Blocks that share with deltas beside blocks that share all."""
+    model = runs.small(family, n_layer=4)
+    Merge(groups="0-1", align="none", tie=True).apply(model.decoder, None)
+    return shared(model, window="2:2")
+
+
+@pytest.mark.parametrize("make", [plain, uneven, narrow, masked, beside_ties])
+@pytest.mark.parametrize("kind", [runs.lowrank, runs.finetune])
+def test_a_run_killed_twice_gives_the_same_weights_to_the_bit(
+    kind: Any, make: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    recovery: Recovery = kind(study_corpus, evaluations=3, learning_rate=3e-3, accumulation=2)
+    whole, outcome = runs.train(model, recovery, tmp_path / "whole")
+    for step in (3, 5):
+        killed(monkeypatch, step, model, recovery, tmp_path / "run")
+    again, resumed = runs.train(model, recovery, tmp_path / "run")
+    assert outcome.best_step == resumed.best_step == 6
+    assert runs.drift(whole, again) == 0
+    assert runs.difference(whole, model) > 1e-3
+    assert resumed.curve == outcome.curve
+    runs.assert_shared(again, model)
+    if kind is runs.finetune:
+        assert outcome.parameters_trained == model.decoder.size().parameters, "what is shared counts once"
+
+
+@pytest.mark.parametrize("make", [plain, uneven])
+def test_fine_tuning_trains_what_is_shared_once(make: Any, study_corpus: str, tmp_path: Path) -> None:
+    model = make()
+    recovery = runs.finetune(study_corpus, warmup=1 / 6, weight_decay=0.1)
+    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
+    assert outcome.best_step == 6
+    expected = runs.by_hand(model, runs.batches(study_corpus, 6), decay=0.1)
+    assert runs.drift(recovered, expected) < 1e-5
+    moved = runs.weights(recovered)
+    assert all(not torch.equal(tensor, moved[name]) for name, tensor in runs.weights(model).items() if tensor.numel())
+
+
+@pytest.mark.parametrize("kind", [runs.lowrank, runs.finetune])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+def test_what_was_trained_is_saved_and_loaded_as_it_is(
+    family: str, kind: Any, study_corpus: str, tmp_path: Path
+) -> None:
+    model = uneven(family)
+    recovered, _ = runs.train(model, kind(study_corpus, steps=2, learning_rate=3e-3), tmp_path / "run")
+    for form in FORMATS:
+        recovered.save(tmp_path / form, format=form)
+    compact, dense = (load(tmp_path / form) for form in ("compact", "dense"))
+    runs.assert_shared(compact, model)
+    assert compact.sha256 == recovered.sha256
+    assert torch.equal(logits(compact.decoder), logits(recovered.decoder))
+    assert not deltas.ranks(dense.decoder)
+    assert torch.allclose(logits(dense.decoder), logits(recovered.decoder), atol=1e-5)
+
+
+def test_a_reloaded_model_goes_on_with_the_run_of_the_one_that_was_saved(
+    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recovery = uneven(), runs.lowrank(study_corpus, evaluations=3)
+    model.save(tmp_path / "model", format="compact")
+    killed(monkeypatch, 3, model, recovery, tmp_path / "run")
+    again, _ = runs.train(load(tmp_path / "model"), recovery, tmp_path / "run")
+    assert runs.difference(again, runs.train(model, recovery, tmp_path / "whole")[0]) == 0
+
+
+def test_the_best_weights_are_read_back_to_the_bit(
+    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from the product of the deltas, which does not say what they were."""
+    nats, kept = iter([3.0, 1.0, 2.0]), {}
+
+    def evaluate(self: Any, *_: Any, **__: Any) -> dict[str, float]:
+        metrics = {"eval_loss": next(nats)}
+        kept[self.state.global_step] = runs.weights(self.model)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    monkeypatch.setattr(training.RecoveryTrainer, "evaluate", evaluate)
+    recovered, outcome = runs.train(plain(), runs.lowrank(study_corpus, learning_rate=1e-2), tmp_path / "run")
+    assert outcome.best_step == 3
+    assert runs.difference(recovered, kept[3]) == 0
+    assert runs.difference(recovered, kept[6]) > 1e-3
+
+
+@pytest.mark.parametrize("make", [plain, narrow, masked, beside_ties])
+def test_its_checkpoints_load_in_plain_transformers_and_hold_nothing_pickled_but_the_optimizer(
+    make: Any, study_corpus: str, tmp_path: Path
+) -> None:
+    model = make()
+    recovered, _ = runs.train(model, runs.lowrank(study_corpus, steps=2, evaluations=1), tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoint-2"
+    loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.allclose(loaded(token_ids()).logits, logits(recovered.decoder), atol=1e-5)
+    pickled = {path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")}
+    assert pickled <= {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "rank"])
+def test_a_checkpoint_without_its_deltas_is_an_error_and_not_other_weights(
+    damage: str, study_corpus: str, tmp_path: Path
+) -> None:
+    model, recovery = plain(), runs.lowrank(study_corpus, steps=2, evaluations=1)
+    assert runs.train(model, recovery, tmp_path / "run")[1].best_step == 2
+    file = tmp_path / "run" / "checkpoint-2" / checkpoint.DELTAS
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-8])
+    else:
+        tensors = load_file(file)
+        name = next(name for name in tensors if name.endswith(".a"))
+        save_file(tensors | {name: tensors[name][:, :1].contiguous()}, file)
+    with pytest.raises(ModelError, match=r"cannot be read: .") as caught:
+        runs.train(model, recovery, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [runs.lowrank, runs.finetune])
+def test_zeros_that_are_held_elsewhere_stay(kind: Any, study_corpus: str, tmp_path: Path) -> None:
+    model = masked()
+    kept = held(model.decoder)
+    assert len(kept) == 4
+    recovered, outcome = runs.train(model, kind(study_corpus, learning_rate=3e-3, weight_decay=0.1), tmp_path / "run")
+    assert outcome.best_step == 6
+    assert_masks_equal(held(recovered.decoder), kept)
+    for name, mask in kept.items():
+        assert torch.count_nonzero(recovered.decoder.model.get_parameter(name)) == mask.sum()
+    runs.assert_shared(recovered, model)
+
+
+@pytest.mark.parametrize("make", [shared, lambda model: shared(model, rank=0)], ids=["deltas", "none"])
+def test_a_student_that_shares_stays_so(
+    make: Any, taught: Model, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(taught.copy())
+    recovery = runs.distill(study_corpus, evaluations=3, hidden_weight=0.5, learning_rate=3e-3)
+    whole, outcome = runs.train(model, recovery, tmp_path / "whole", teacher=taught)
+    assert outcome.parameters_trained == model.decoder.size().parameters < taught.decoder.size().parameters
+    killed(monkeypatch, 3, model, recovery, tmp_path / "run", teacher=taught)
+    again, _ = runs.train(model, recovery, tmp_path / "run", teacher=taught)
+    assert runs.drift(whole, again) == 0
+    runs.assert_shared(again, model)
+
+
+@pytest.mark.parametrize("make", [plain, masked])
+def test_shards_of_what_is_shared_are_refused(
+    make: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training.RecoveryTrainer.create_accelerator_and_postprocess
+
+    def sharded(self: Any) -> None:
+        original(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(training.RecoveryTrainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(InputError, match="and FSDP, which shards the tensors: accepted: one of the two"):
+        runs.train(make(), runs.finetune(study_corpus, steps=1), tmp_path / "run")

@@ -1,0 +1,113 @@
+"""What candidates consist of, and that blocks they have in common are passed once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from tiny import BLOCKS, tiny, windows
+from torch import Tensor
+
+from layerfold.decoder import Decoder
+from layerfold.methods import Share
+from layerfold.scoring import window_nats
+from layerfold.search.scores import Scores
+from layerfold.search.stages import Blocks, Lacking, Replaced, removable
+
+
+def shared(decoder: Decoder, *windows: str) -> dict[Blocks, Decoder]:
+    """The decoder with each of these windows shared, using the decoder's own tensors for the rest."""
+    others = {}
+    for window in windows:
+        share = Share(window=window, rank=2, init="svd", align="none")
+        other = decoder.copy(share=True)
+        share.apply(other, None)
+        others[tuple(share.blocks(decoder))] = other
+    return others
+
+
+def test_a_candidate_has_the_other_decoders_blocks_in_the_place_of_its_own() -> None:
+    decoder = tiny("gpt2").decoder
+    stages = Replaced(decoder, shared(decoder, "0:2", "1:3"))
+    assert stages.path(()) == (0, 1, 2, 3)
+    assert stages.path((0, 1)) == (4, 5, 2, 3)
+    assert stages.path((1, 2, 3)) == (0, 9, 10, 11)
+    assert [stepper.decoder.n_blocks for stepper in stages.steppers] == [BLOCKS] * 3
+
+
+def test_a_candidate_that_there_is_no_decoder_for_has_no_path() -> None:
+    decoder = tiny("gpt2").decoder
+    with pytest.raises(KeyError):
+        Replaced(decoder, shared(decoder, "0:2")).path((1, 2))
+
+
+@pytest.mark.parametrize("divergence", [False, True])
+def test_what_is_below_the_window_is_passed_once(divergence: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, cut = tiny("gpt2").decoder, windows()
+    scores = Scores(Replaced(decoder, shared(decoder, "0:2", "1:2", "2:2")), cut, divergence=divergence)
+    passed: Counter[int] = Counter()
+    step = Scores._step
+
+    def counting(self: Scores, stage: int, hidden: Tensor) -> Tensor:
+        passed[stage] += 1
+        return step(self, stage, hidden)
+
+    monkeypatch.setattr(Scores, "_step", counting)
+    scores.measure([(0, 1), (1, 2), (2, 3), ()])
+    # Paths, all in one batch: 4 5 2 3, 0 9 10 3, 0 1 14 15 and 0 1 2 3; the divergence passes the last once more.
+    own = Counter({0: 1, 1: 1, 2: 2, 3: 3})
+    reference = Counter(dict.fromkeys(range(BLOCKS), 1)) if divergence else Counter()
+    assert passed == own + reference + Counter({4: 1, 5: 1, 9: 1, 10: 1, 14: 1, 15: 1})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+def test_parameters_count_what_is_shared_once(name: str) -> None:
+    decoder = tiny(name).decoder
+    others = shared(decoder, "0:2", "1:3", "0:4")
+    scores = Scores(Replaced(decoder, others), windows())
+    assert scores.parameters(()) == decoder.size().parameters
+    for window, other in others.items():
+        assert scores.parameters(window) == other.size().parameters < decoder.size().parameters
+
+
+def test_scores_are_those_of_the_other_decoder() -> None:
+    decoder, cut = tiny("mistral").decoder, windows(stride=20)
+    others = shared(decoder, "1:2", "0:4")
+    scores = Scores(Replaced(decoder, others), cut)
+    scores.measure([(), *others])
+    assert scores.values((), "perplexity") == pytest.approx(window_nats(decoder, cut), rel=1e-5)
+    assert scores.mean((), "kl") == pytest.approx(0, abs=1e-6)
+    for window, other in others.items():
+        assert scores.values(window, "perplexity") == pytest.approx(window_nats(other, cut), rel=1e-5)
+        assert scores.mean(window, "kl") > 1e-4
+
+
+def test_a_model_that_trains_with_dropout_is_scored_without() -> None:
+    decoder, cut = tiny("gpt2", resid_pdrop=0.5).decoder, windows()
+    others = shared(decoder, "1:2")
+    decoder.model.train()
+    others[(1, 2)].model.train()
+    scores = Scores(Replaced(decoder, others), cut)
+    scores.measure([(), (1, 2)])
+    assert scores.values((1, 2), "perplexity") == pytest.approx(window_nats(others[(1, 2)], cut), rel=1e-5)
+
+
+def test_blocks_that_lack_a_part_follow_those_of_the_model() -> None:
+    decoder = tiny("llama").decoder
+    assert Lacking(decoder).path((1, 2)) == (0, 3)
+    assert Lacking(decoder, "ffn").path((1, 2)) == (0, 5, 6, 3)
+    assert len(Lacking(decoder).steppers) == 1
+    decoder.remove_("ffn", (1,))
+    assert removable(decoder, "ffn") == (0, 2, 3)
+    assert removable(decoder, "block") == (0, 1, 2, 3)
+
+
+def test_no_tensor_of_the_model_is_written_into() -> None:
+    decoder = tiny("llama").decoder
+    before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
+    others = shared(decoder, "0:2", "1:3")
+    Scores(Replaced(decoder, others), windows()).measure([(), *others])
+    after = decoder.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -1,0 +1,208 @@
+"""Compact checkpoints through transformers' Auto classes, once layerfold has been imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import continued, halve_, logits, tiny, token_ids, tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto import configuration_auto, modeling_auto
+
+import layerfold
+from layerfold.auto import CompactConfig, CompactForCausalLM, register_config, register_model
+from layerfold.checkpoint import hash_weights
+from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.decoder import Decoder
+from layerfold.deltas import ranks
+from layerfold.errors import InputError, ModelError
+from layerfold.hub import Model, load
+from layerfold.masks import held
+from layerfold.methods import Merge, Share
+from layerfold.structure import MANIFEST
+
+
+def shared(family: str) -> Model:
+    model = tiny(family)
+    Share(window="1:3", rank=4, init="svd", align="none").apply(model.decoder, None)
+    return model
+
+
+def tied(family: str) -> Model:
+    model = tiny(family)
+    Merge(groups="1-3", align="none", tie=True).apply(model.decoder, None)
+    return model
+
+
+def pruned(family: str) -> Model:
+    model = tiny(family)
+    halve_(model.decoder)
+    model.decoder.remove_("attention", [0])
+    model.decoder.keep_neurons_({1: torch.arange(7)})
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("auto") / "shared"
+    shared("llama").save(folder, format="compact")
+    return folder
+
+
+@pytest.mark.parametrize("build", [shared, tied, pruned])
+def test_a_compact_checkpoint_is_loaded_as_what_it_holds(build: Any, family: str, tmp_path: Path) -> None:
+    model = build(family)
+    model.save(tmp_path, format="compact", overwrite=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is type(model.decoder.model)
+    assert not loaded.training
+    decoder = Decoder(loaded)
+    assert torch.equal(logits(decoder), logits(model.decoder))
+    assert hash_weights(loaded) == model.sha256
+    assert decoder.size() == model.decoder.size()
+    assert ranks(decoder) == ranks(model.decoder)
+    assert list(held(decoder)) == list(held(model.decoder))
+    assert continued(decoder) == continued(model.decoder, use_cache=False)
+
+
+def test_its_configuration_and_its_tokenizer_too(saved: Path) -> None:
+    config = AutoConfig.from_pretrained(saved)
+    assert type(config) is CompactConfig
+    assert config.model_type == "layerfold"
+    assert config.decoder["model_type"] == "llama"
+    assert config.decoder["num_hidden_layers"] == 4
+    assert AutoTokenizer.from_pretrained(saved)("naïve 映画").input_ids == tokenizer()("naïve 映画").input_ids
+    assert json.loads((saved / "config.json").read_text()).keys() == {"model_type", "decoder"}
+
+
+# Both orders, each in a process of its own: here layerfold and transformers have long been imported.
+CHECK = """
+config = AutoConfig.from_pretrained(folder)
+assert type(config).__name__ == "CompactConfig", config
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+import torch
+ids, expected = torch.load(folder + ".pt")
+model = AutoModelForCausalLM.from_pretrained(folder)
+assert torch.equal(model(input_ids=ids).logits, expected)
+assert torch.equal(layerfold.load(folder).decoder.model(input_ids=ids).logits, expected)
+assert pipeline("text-generation", folder, tokenizer=AutoTokenizer.from_pretrained(folder))("the", max_new_tokens=2)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import layerfold\nfrom transformers import AutoConfig", "from transformers import AutoConfig\nimport layerfold"],
+    ids=["layerfold-first", "transformers-first"],
+)
+def test_either_may_be_imported_first(imports: str, tmp_path: Path) -> None:
+    model = shared("gpt2")
+    model.save(tmp_path / "saved", format="compact")
+    torch.save((token_ids(), logits(model.decoder)), tmp_path / "saved.pt")
+    script = f"{imports}\nfolder = {str(tmp_path / 'saved')!r}\n{CHECK}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(layerfold.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout == "equal\n", done.stderr
+
+
+def test_registering_twice_is_no_error(saved: Path) -> None:
+    register_config(configuration_auto)
+    register_model(modeling_auto)
+    assert type(AutoConfig.from_pretrained(saved)) is CompactConfig
+    AutoModelForCausalLM.from_pretrained(saved)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("auto", torch.float32),
+        (None, torch.float32),
+        ("bfloat16", torch.bfloat16),
+        (torch.float16, torch.float16),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_the_type_of_numbers_is_respected(dtype: Any, expected: torch.dtype, saved: Path) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
+    assert loaded(input_ids=token_ids()).logits.dtype == expected
+    assert Decoder(loaded).size() == load(saved).decoder.size()
+
+
+def test_a_checkpoint_in_half_precision_stays_in_it_unless_told_otherwise(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.decoder.model.to(torch.bfloat16)
+    model.save(tmp_path / "saved", format="compact")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", ["int8", torch.int8, "foo", "nn", 4, "Tensor"])
+def test_what_is_no_type_of_numbers_is_one_line(wrong: Any, saved: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        CompactForCausalLM.from_pretrained(saved, dtype=wrong)
+    assert str(caught.value) == f"dtype {wrong!r}; accepted: auto, or a type of floating-point numbers, as float32"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"device_map": "cpu"},
+        {"output_loading_info": True},
+        {"attn_implementation": "eager"},
+        {"output_hidden_states": True},
+        {"use_cache": False},
+        {"gguf_file": "x.gguf"},
+        {"n_layer": 2},
+    ],
+    ids=str,
+)
+def test_an_option_that_would_be_ignored_is_refused(option: dict[str, Any], saved: Path) -> None:
+    if "gguf_file" in option:
+        with pytest.raises(InputError, match="option 'gguf_file'"):
+            CompactForCausalLM.from_pretrained(saved, **option)
+        return
+    with pytest.raises(InputError) as caught:
+        AutoModelForCausalLM.from_pretrained(saved, **option)
+    assert str(caught.value) == f"option {next(iter(option))!r} for a compact checkpoint; accepted: dtype"
+
+
+def test_options_that_say_where_to_look_are_taken(saved: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(saved, local_files_only=True, trust_remote_code=False, revision="main")
+
+
+# Damage
+
+
+def test_what_is_no_folder_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^compact checkpoint 'some/model'; accepted: a folder, to which it was dow"):
+        CompactForCausalLM.from_pretrained("some/model")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(MANIFEST, "lacks its layerfold.json"), (COMPACT_WEIGHTS, "lacks its weights or its structure")],
+)
+def test_what_is_missing_is_said(name: str, said: str, tmp_path: Path) -> None:
+    shared("gpt2").save(tmp_path / "saved", format="compact")
+    (tmp_path / "saved" / name).unlink()
+    with pytest.raises(ModelError, match=said) as caught:
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert "\n" not in str(caught.value)

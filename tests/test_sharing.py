@@ -1,0 +1,255 @@
+"""Bases, deltas and ranks, against numpy's float64."""
+
+from __future__ import annotations
+
+import functools
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny import tiny, windows
+
+from layerfold import sharing
+from layerfold.calibration import Calibration, FFNInputs
+from layerfold.decoder import Decoder
+from layerfold.deltas import factored
+from layerfold.methods import Share
+from layerfold.sharing import Fit, Kind
+
+Array = NDArray[np.float64]
+WINDOW = range(1, 4)
+ANCHOR = 2
+CUT = windows()
+READS = pytest.mark.parametrize("reads", [True, False], ids=["data", "plain"])
+
+
+@functools.cache
+def base(family: str) -> Decoder:
+    """A tiny decoder, to be looked at only."""
+    return tiny(family).decoder
+
+
+@functools.cache
+def known(family: str) -> tuple[dict[int, torch.Tensor], dict[int, FFNInputs]]:
+    """The orders of a window's neurons, and what its FFNs read."""
+    calibration = Calibration(base(family), CUT)
+    matches = calibration.matches((ANCHOR, index) for index in WINDOW if index != ANCHOR)
+    return {other: match.order for (_, other), match in matches.items()}, calibration.ffn_inputs(WINDOW)
+
+
+def kinds(family: str, reads: bool = True, align: bool = True) -> list[Kind]:
+    orders, inputs = known(family)
+    return sharing.kinds(base(family), WINDOW, orders if align else {}, inputs if reads else {})
+
+
+def double(tensor: torch.Tensor) -> Array:
+    return tensor.double().numpy()
+
+
+def left(found: list[Kind], fit: Fit) -> list[float]:
+    """By matrix what the deltas leave of its output, as a share of that."""
+    return [error / whole for error, whole in errors(found, fit)]
+
+
+def errors(found: list[Kind], fit: Fit) -> list[tuple[float, float]]:
+    """By matrix the squares of what the deltas leave of its output, and of that."""
+    pairs = []
+    for kind, directions, ranks in zip(found, fit.directions, fit.ranks, strict=True):
+        for member, each, rank in zip(kind.members, directions, ranks, strict=True):
+            a, b = each.factors(member.weight - kind.base, rank)
+            weight, delta = double(member.weight), double(a) @ double(b)
+            root = np.eye(weight.shape[1]) if member.root is None else double(member.root)
+            missed = np.square((weight - double(kind.base) - delta) @ root).sum()
+            pairs.append((float(missed), float(np.square(weight @ root).sum())))
+    return pairs
+
+
+# What a matrix reads
+
+
+@functools.cache
+def reads_of(family: str) -> dict[str, Array]:
+    """By matrix what it reads, (tokens, in), of the model as it was, in the order of the neurons that it had."""
+    decoder = base(family).copy()
+    rows: dict[str, list[torch.Tensor]] = {}
+    for each in decoder.projections:
+        into = rows.setdefault(each.name.removesuffix(".weight"), [])
+        each.matrix.module.register_forward_pre_hook(lambda _, inputs, into=into: into.append(inputs[0][0]))
+    with torch.no_grad():
+        for ids, length in zip(CUT.input_ids, CUT.lengths, strict=True):
+            decoder.model(input_ids=ids[None, :length])
+    return {path: double(torch.cat(each)) for path, each in rows.items()}
+
+
+def is_down(path: str) -> bool:
+    return path.endswith(("down_proj", "c_proj"))
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_members_are_the_matrices_with_their_neurons_in_the_anchors_order(family: str, align: bool) -> None:
+    orders, _ = known(family)
+    for kind in kinds(family, align=align):
+        for index, member in zip(WINDOW, kind.members, strict=True):
+            order = orders.get(index, torch.arange(base(family).d_ffn[index])) if align else slice(None)
+            down = is_down(member.path)
+            original = member.matrix.weight
+            assert torch.equal(member.weight, original[:, order] if down else original[order])
+            if member.bias is not None and member.matrix.bias is not None:
+                assert torch.equal(member.bias, member.matrix.bias if down else member.matrix.bias[order])
+                assert member.bias.data_ptr() != member.matrix.bias.data_ptr()
+            assert member.weight.data_ptr() != original.data_ptr()
+        assert torch.equal(kind.base, torch.stack([member.weight for member in kind.members]).mean(0))
+
+
+def test_roots_are_of_the_damped_moments_about_the_mean_where_there_is_a_bias(family: str) -> None:
+    orders, _ = known(family)
+    for kind in kinds(family):
+        for index, member in zip(WINDOW, kind.members, strict=True):
+            x = reads_of(family)[member.path]
+            if index in orders and is_down(member.path):
+                x = x[:, orders[index].numpy()]
+            assert member.root is not None
+            assert member.mean is not None
+            about = x if member.bias is None else x - x.mean(0)
+            h = about.T @ about / len(x)
+            h += 0.01 * np.diag(h).mean() * np.eye(len(h))
+            scale = np.sqrt(np.outer(np.diag(h), np.diag(h)))
+            assert (np.abs(double(member.root) @ double(member.root).T - h) / scale).max() < 1e-3
+            assert np.abs(double(member.mean) - x.mean(0)).max() < 1e-4 * np.abs(x).max()
+
+
+# Deltas
+
+
+@READS
+@pytest.mark.parametrize("rank", [1, 8, 32])
+def test_deltas_are_the_best_of_their_rank(rank: int, reads: bool, family: str) -> None:
+    found = kinds(family, reads)
+    fit = sharing.fitted(found, "mean", "uniform", rank, 1)
+    expected = []
+    for kind in found:
+        for member in kind.members:
+            root = np.eye(kind.base.shape[1]) if member.root is None else double(member.root)
+            singular = np.linalg.svd((double(member.weight) - double(kind.base)) @ root, compute_uv=False)
+            expected.append(float(np.square(singular[rank:]).sum() / np.square(double(member.weight) @ root).sum()))
+    assert left(found, fit) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+def test_on_the_text_data_svd_misses_less_than_svd(rank: int, family: str) -> None:
+    calibration = Calibration(base(family), CUT)
+    missed = {}
+    for init in ("data-svd", "svd"):
+        decoder = base(family).copy()
+        Share(window="1:3", rank=rank, base="mean", init=init, align="none").apply(decoder, calibration)
+        for path, module in factored(decoder).items():
+            original = base(family).model.get_submodule(path)
+            x = torch.tensor(reads_of(family)[path], dtype=torch.float32)
+            with torch.no_grad():
+                missed[init, path] = float((module(x) - original(x)).double().square().sum())
+    paths = {path for _, path in missed}
+    assert paths
+    assert all(missed["data-svd", path] < missed["svd", path] for path in paths)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"init": "data-svd", "rank": 4}, {"init": "data-svd", "rank": 0}, {"init": "zero", "base": "fitted", "rank": 4}],
+    ids=str,
+)
+@pytest.mark.parametrize("align", ["hungarian", "none"])
+def test_biases_make_up_for_the_mean_of_what_is_missed(settings: dict[str, Any], align: Any) -> None:
+    for family in ("gpt2", "llama"):
+        decoder = base(family).copy()
+        Share(window="1:3", align=align, anchor="middle", **settings).apply(decoder, Calibration(base(family), CUT))
+        orders = known(family)[0] if align == "hungarian" else {}
+        for path, module in factored(decoder).items():
+            original = base(family).model.get_submodule(path)
+            x = torch.tensor(reads_of(family)[path], dtype=torch.float32)
+            order = orders.get(int(path.split(".")[2]), torch.arange(base(family).d_ffn[0]))
+            down = is_down(path)
+            with torch.no_grad():
+                expected = original(x).mean(0) if down else original(x).mean(0)[order]
+                found = module(x[:, order] if down else x).mean(0)
+            assert (found - expected).abs().max() < 1e-4 * (1 + expected.abs().max())
+
+
+# Bases
+
+
+@READS
+@pytest.mark.parametrize("ranks", ["uniform", "allotted"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_fitted_base_never_does_worse_the_longer_it_is_fitted(
+    rank: int, ranks: Any, reads: bool, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = []
+    for rounds in (0, 1, 2, 5):
+        monkeypatch.setattr(sharing, "_ROUNDS", rounds)
+        found = kinds(family, reads)
+        fit = sharing.fitted(found, "fitted", ranks, rank, 1)
+        totals.append(sum(error for error, _ in errors(found, fit)))
+    found = kinds(family, reads)
+    assert totals[0] == pytest.approx(sum(e for e, _ in errors(found, sharing.fitted(found, "mean", ranks, rank, 1))))
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(totals))
+    assert totals[-1] < totals[0] * 0.9999 or not (reads or rank)
+
+
+def test_a_fitted_base_without_deltas_is_the_mean_weighted_by_what_is_read(family: str) -> None:
+    found = kinds(family)
+    sharing.fitted(found, "fitted", "uniform", 0, 1)
+    for kind in found:
+        moments = [double(each.root) @ double(each.root).T for each in kind.members if each.root is not None]
+        products = sum(double(each.weight) @ h for each, h in zip(kind.members, moments, strict=True))
+        expected = np.linalg.solve(sum(moments), products.T).T
+        assert double(kind.base) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_anchors_base_is_its_matrix_and_its_own_delta_is_zero(family: str) -> None:
+    found = kinds(family)
+    fit = sharing.fitted(found, "anchor", "uniform", 4, 1)
+    for kind, directions in zip(found, fit.directions, strict=True):
+        assert torch.equal(kind.base, kind.members[1].matrix.weight)
+        a, b = directions[1].factors(kind.members[1].weight - kind.base, 4)
+        assert not (a @ b).any()
+
+
+# Ranks
+
+
+@READS
+@pytest.mark.parametrize("rank", [0, 1, 5, 20])
+@pytest.mark.parametrize("chosen", ["mean", "anchor"])
+def test_allotted_ranks_use_up_the_budget_and_miss_no_more_than_uniform_ones(
+    chosen: Any, rank: int, reads: bool, family: str
+) -> None:
+    found = kinds(family, reads)
+    uniform = sharing.fitted(found, chosen, "uniform", rank, 1)
+    allotted = sharing.fitted(found, chosen, "allotted", rank, 1)
+    one = sum(found[0].base.shape)
+    assert {sum(kind.base.shape) for kind in found} == {one}
+    budget, used = (one * sum(map(sum, fit.ranks)) for fit in (uniform, allotted))
+    assert budget == one * rank * len(found) * len(WINDOW)
+    assert all(0 <= each <= 32 for ranks in allotted.ranks for each in ranks)
+    admitted = 2 if chosen == "anchor" else 3  # of three blocks the anchor itself leaves nothing to make up for
+    exhausted = sum(map(sum, allotted.ranks)) == 32 * admitted * len(found)
+    assert used <= budget
+    assert used > budget - one or exhausted
+    assert sum(left(found, allotted)) <= sum(left(found, uniform)) * (1 + 1e-5) + 1e-9
+    if chosen == "anchor":
+        assert [ranks[1] for ranks in allotted.ranks] == [0] * len(found)
+    if rank == 5:
+        assert len({each for ranks in allotted.ranks for each in ranks}) > 1
+
+
+def test_matrices_that_put_out_nothing_are_allotted_nothing() -> None:
+    found = kinds("llama", reads=False)
+    for member in found[0].members:
+        member.weight.zero_()
+    found[0].base.zero_()
+    fit = sharing.fitted(found, "mean", "allotted", 2, 1)
+    assert list(fit.ranks[0]) == [0, 0, 0]
+    assert sum(map(sum, fit.ranks)) == 2 * 9
