@@ -48,6 +48,8 @@ def main() -> None:
     cases = {f"{method} n = {n}": [method, "--n", str(n)] for method in ("merge", "collapse") for n in (2, 4, 10)}
     for criterion in ("magnitude", "wanda", "sparsegpt"):
         cases[f"prune {criterion}"] = ["prune", "--sparsity", "0.5", "--criterion", criterion, "--format", "compact"]
+    cases["share 4:4 rank 8"] = ["share", "--window", "4:4"]
+    cases["share --window auto"] = ["share", "--k", "4"]
     with gpt2_folder() as folder:
         corpus = in_fresh_process(write_text_and_tokenizer, folder)
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
