@@ -53,10 +53,7 @@ def save_adapter(model: Model, directory: Path, *, overwrite: bool = False) -> N
 
     factored = {path: module for path, module in deltas.factored(model.decoder).items() if module.rank}
     if not factored:
-        raise InputError(
-            "an adapter of the low-rank deltas, and the model has none; accepted: a model that shares FFNs, in the "
-            "compact form (the dense form has them multiplied out)"
-        )
+        raise InputError(f"an adapter of low-rank deltas, and {deltas.NONE}")
     plain = Model(deltas.shared_alone(model.decoder), model.tokenizer, model.provenance)
     plain = plain.with_step({"method": {"name": "without deltas"}, "seed": None, "calibration": None, "notes": {}})
     plain.save(directory / BASE, overwrite=overwrite)

@@ -13,6 +13,9 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.factored import Factored
 
+NONE = "the model has none; accepted: a model that shares FFNs, in the compact form (dense has them multiplied out)"
+"""What to say where low-rank deltas are needed and there are none."""
+
 
 def factored(decoder: Decoder) -> dict[str, Factored]:
     """Return the matrices that have a delta, by their path, in the order of the blocks."""

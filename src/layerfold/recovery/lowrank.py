@@ -57,12 +57,10 @@ class LowRank(Distill):
         """Say so where the decoder has no deltas."""
         if any(deltas.ranks(decoder).values()):
             return ""
-        return (
-            "lowrank trains low-rank deltas, and the model has none; accepted: a model that shares FFNs, in the "
-            "compact form (the dense form has them multiplied out)"
-        )
+        return f"lowrank trains low-rank deltas, and {deltas.NONE}"
 
     def penalty(self, decoder: Decoder) -> Tensor | None:
         """Return the weighted sum of the deltas' squares."""
-        squares = [module.square() for module in deltas.factored(decoder).values()]
-        return self.penalty_weight * torch.stack(squares).sum() if self.penalty_weight and squares else None
+        factored = deltas.factored(decoder) if self.penalty_weight else {}
+        squares = [module.square() for module in factored.values()]
+        return self.penalty_weight * torch.stack(squares).sum() if squares else None
