@@ -13,7 +13,10 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.factored import Factored
 
-NONE = "the model has none; accepted: a model that shares FFNs, in the compact form (dense has them multiplied out)"
+NONE = (
+    "the model has none; accepted: a model that shares FFNs, in the compact form "
+    "(the dense form has them multiplied out)"
+)
 """What to say where low-rank deltas are needed and there are none."""
 
 
