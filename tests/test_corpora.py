@@ -155,7 +155,7 @@ def test_a_split_without_documents_names_those_with_some(write: Write) -> None:
 
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
-    assert failing(tmp_path).endswith("holds no .txt, .jsonl, .parquet file")
+    assert failing(tmp_path).endswith("holds no .txt, .csv, .jsonl, .parquet file")
 
 
 def test_another_suffix_is_refused(write: Write) -> None:

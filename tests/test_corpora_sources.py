@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from layerfold import corpora
+from layerfold import sources
 from layerfold.corpora import SPLITS, Corpus, articles, load_corpus
 from layerfold.errors import CorpusError, LayerfoldError, MissingExtraError, OfflineError
 
@@ -105,7 +105,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> list[A
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(corpora, "hub_reachable", lambda: True)
+    monkeypatch.setattr(sources, "hub_reachable", lambda: True)
     return asked
 
 
@@ -170,7 +170,7 @@ def test_whatever_the_library_raises_is_said_in_one_line(error: Exception, monke
 
 @pytest.mark.parametrize("name", ["wikitext/wikitext-2-raw-v1", "layerfold-tests/no-such-data-set"])
 def test_the_hub_unreachable_is_one_clear_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(corpora, "hub_reachable", lambda: False)
+    monkeypatch.setattr(sources, "hub_reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # whatever this machine holds
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # as a user may have set it
     with pytest.raises(OfflineError) as raised:
@@ -183,7 +183,7 @@ def test_being_offline_is_remembered_by_no_one_else(monkeypatch: pytest.MonkeyPa
     seen: list[bool] = []
     fake_hub(monkeypatch, WIKITEXT)
     fake = datasets.load_dataset
-    monkeypatch.setattr(corpora, "hub_reachable", lambda: False)
+    monkeypatch.setattr(sources, "hub_reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a: seen.append(datasets.config.HF_HUB_OFFLINE) or fake(*a))
     load_corpus("wikitext/wikitext-2-raw-v1")
@@ -198,7 +198,7 @@ def test_the_hub_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyP
 
 
 def test_a_name_that_is_no_id_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "hub_reachable", lambda: False)
+    monkeypatch.setattr(sources, "hub_reachable", lambda: False)
     with pytest.raises(LayerfoldError) as raised:
         load_corpus("two words/of no id")
     assert "\n" not in str(raised.value)

@@ -15,17 +15,18 @@ import layerfold
 
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
-    0: "errors hashes ranking surgeon defaults folders memory network linalg statistics progress records yamlfiles",
+    0: "errors hashes ranking surgeon defaults folders memory network linalg statistics logistic progress records "
+    "yamlfiles",
     1: "families ffn factored sublayers block decoder deltas structure masks stepping compact checkpoint auto",
-    2: "corpora textfiles decoding windows calibration zeroing narrowing sharing scoring hub adapter",
-    3: "methods evaluators recovery",
-    4: "recipe variants search study api",
+    2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sharing scoring hub adapter",
+    3: "methods evaluators recovery classification",
+    4: "building origins presets recipe variants search passes replicates study api",
     5: "report console doctor cli",
     6: "__init__",  # of layerfold itself: above all
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 APART = ("methods", "evaluators")  # one file a method, one an evaluator: none knows another
-MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "compact", "auto", "recovery"}
+MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "compact", "auto", "recovery", "classification"}
 PUBLIC = {
     *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "LowRank", "recover"),
     *("Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Prune", "Recipe"),

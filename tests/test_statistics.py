@@ -16,6 +16,7 @@ from layerfold.statistics import (
     bootstrap_mean,
     bootstrap_median,
     bootstrap_ratio,
+    wilson,
 )
 
 
@@ -136,3 +137,41 @@ def test_an_interval_covers_about_as_often_as_it_says() -> None:
     intervals = [bootstrap_mean(rng.normal(size=60), replicates=400) for _ in range(200)]
     covered = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
     assert 0.89 <= covered <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    # The published examples of Newcombe (1998), to the four places given there.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_is_that_of_the_literature(successes: int, trials: int, low: float, high: float) -> None:
+    found = wilson(successes, trials)
+    assert found.value == successes / trials
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@given(trials=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilsons_bounds_solve_their_equation_and_mirror_each_other(trials: int, share: float) -> None:
+    successes = round(trials * share)
+    found = wilson(successes, trials)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    for bound in (found.low, found.high):  # (p - bound)^2 = z^2 bound (1 - bound) / n
+        z_squared = 1.959963984540054**2
+        assert (found.value - bound) ** 2 == pytest.approx(z_squared * bound * (1 - bound) / trials, abs=1e-12)
+    other = wilson(trials - successes, trials)
+    assert (other.low, other.high) == (
+        pytest.approx(1 - found.high, abs=1e-12),
+        pytest.approx(1 - found.low, abs=1e-12),
+    )
+
+
+@pytest.mark.parametrize("trials", [1, 3, 7, 10, 1000, 19_000])
+def test_shares_of_none_and_of_all_end_their_own_intervals(trials: int) -> None:
+    z_squared = 1.959963984540054**2
+    none, every = wilson(0, trials), wilson(trials, trials)
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert (every.value, every.high) == (1.0, 1.0)
+    assert none.high == pytest.approx(z_squared / (trials + z_squared))
+    assert every.low == pytest.approx(trials / (trials + z_squared))
+    assert none.low <= none.value <= none.high
+    assert every.low <= every.value <= every.high

@@ -11,7 +11,7 @@ from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.corpora import check_disjoint, load_corpus
 from layerfold.errors import InputError, one_of
-from layerfold.evaluators import EVALUATORS, Latency, Perplexity, Score
+from layerfold.evaluators import EVALUATORS, Imdb, Latency, Perplexity, Rouge, Score
 from layerfold.evaluators.base import Protocols, check_protocol
 from layerfold.hub import POCKET, Model, default_corpus, load
 from layerfold.methods import Method
@@ -114,7 +114,7 @@ def recover(
 
 def evaluate(
     model: Model | str | Path,
-    metrics: Iterable[str] = tuple(EVALUATORS),
+    metrics: Iterable[str] = ("size", "perplexity", "latency", "generation"),
     *,
     corpus: str | None = None,
     split: str = "test",
@@ -142,7 +142,7 @@ def evaluate(
             raise InputError(f"unknown metric {one_of(name, EVALUATORS)}")
     settings: dict[str, dict[str, Any]] = {
         Perplexity.name: {"corpus": corpus, "split": split, "limit_tokens": limit_tokens, "protocol": protocol},
-        Latency.name: {"protocol": protocol},
+        **{each.name: {"protocol": protocol} for each in (Latency, Imdb, Rouge)},
     }
     evaluators = [EVALUATORS[name](**settings.get(name, {})) for name in names]
     loaded = model if isinstance(model, Model) else load(model)

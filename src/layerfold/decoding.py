@@ -1,6 +1,9 @@
-"""Greedy generation of a fixed length."""
+"""Greedy generation: of a fixed length, or of many prompts at once until each ends."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from layerfold.errors import InputError
 def greedy(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Tensor:
     """Continue a prompt greedily, with the cache on and end-of-text suppressed.
 
-    What a checkpoint's own generation settings say of sampling, beams or penalties is set aside.
+    What a checkpoint's own generation settings say, but for what ends a text, is set aside.
 
     Args:
         prompt: (1, tokens) int64.
@@ -24,24 +27,64 @@ def greedy(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Tensor:
     Raises:
         InputError: prompt and new tokens exceed the context.
     """
-    decoder.check_ids(prompt)
-    tokens = prompt.shape[1]
-    if not tokens:
+    _check_room(decoder, [prompt.shape[1]], new_tokens)
+    end = decoder.model.generation_config.eos_token_id
+    settings = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "eos_token_id": end, "pad_token_id": 0}
+    return _generate(decoder, prompt, torch.ones_like(prompt), settings)[0]
+
+
+@torch.no_grad()
+def continue_each(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int, end: int | None, **options: Any
+) -> list[list[int]]:
+    """Continue prompts of any lengths in one batch, padded on the left, which changes none of them.
+
+    What a checkpoint's own generation settings say is set aside.
+
+    Args:
+        prompts: token ids, none empty.
+        new_tokens: at most so many are added to each.
+        end: the token after which a text is over; it is not returned.
+        options: what of `generate` is to be other than greedy.
+
+    Returns:
+        The new tokens alone, one list a prompt.
+
+    Raises:
+        InputError: an empty prompt, or one that exceeds the context with its new tokens.
+    """
+    if not prompts:
+        return []
+    lengths = [len(prompt) for prompt in prompts]
+    longest = _check_room(decoder, lengths, new_tokens)
+    padding = 0 if end is None else end
+    ids = torch.tensor([[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    real = torch.tensor([[0] * (longest - length) + [1] * length for length in lengths])
+    settings = {"max_new_tokens": new_tokens, "eos_token_id": end, "pad_token_id": padding} | options
+    produced = _generate(decoder, ids, real, settings).tolist()
+    return [row[: row.index(end)] if end in row else row for row in produced]
+
+
+def _check_room(decoder: Decoder, lengths: Sequence[int], new_tokens: int) -> int:
+    """Return the greatest of some prompts' lengths, if they and what is to follow fit the context."""
+    longest = max(lengths)
+    if not all(lengths):
         raise InputError("a prompt of no tokens; accepted: at least one")
-    if tokens + new_tokens > decoder.context:
+    if longest + new_tokens > decoder.context:
         raise InputError(
-            f"prompt of {tokens} tokens and {new_tokens} new ones; accepted: {decoder.context} in all, the context"
+            f"prompt of {longest} tokens and {new_tokens} new ones; accepted: {decoder.context} in all, the context"
         )
-    produced: Tensor = decoder.model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        use_cache=True,
-        pad_token_id=0,
-    )
-    return produced[0, tokens:]
+    return longest
+
+
+def _generate(decoder: Decoder, ids: Tensor, real: Tensor, settings: dict[str, Any]) -> Tensor:
+    """Return the tokens after `ids`, greedy but for these settings, (rows, new tokens)."""
+    decoder.check_ids(ids)
+    model = decoder.model
+    # Whatever `generate` is not told, it takes from here: lengths, penalties, forced and forbidden tokens.
+    own, model.generation_config = model.generation_config, type(model.generation_config)()
+    try:
+        produced: Tensor = model.generate(ids, attention_mask=real, do_sample=False, use_cache=True, **settings)
+    finally:
+        model.generation_config = own
+    return produced[:, ids.shape[1] :]

@@ -142,9 +142,14 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
     )
 
 
+def is_pocket(model: Model) -> bool:
+    """Whether a model is the embedded one, or was made from it."""
+    return model.provenance.base == POCKET
+
+
 def default_corpus(model: Model) -> str:
     """Return the corpus that fits a model: pocket's own, or the one that GPT-2 studies use."""
-    return "imdb" if model.provenance.base == POCKET else "wikitext/wikitext-2-raw-v1"
+    return "imdb" if is_pocket(model) else "wikitext/wikitext-2-raw-v1"
 
 
 def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:

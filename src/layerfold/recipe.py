@@ -4,70 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from layerfold import defaults
+from layerfold.building import build, describe, settings_of
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError, one_of
-from layerfold.evaluators import EVALUATORS, Evaluator
-from layerfold.hub import POCKET
-from layerfold.methods import METHODS, Collapse, Merge, Method, Prune, Share
+from layerfold.evaluators import EVALUATORS
+from layerfold.hub import POCKET, Model, default_corpus
+from layerfold.methods import METHODS, Method
+from layerfold.origins import Load, Student
+from layerfold.presets import DEFAULT_EVALUATORS, PRESETS
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
 from layerfold.yamlfiles import read_yaml
 
-DEFAULT_EVALUATORS = ("size", "perplexity", "latency", "generation")
+_EXTENDS = "extends"
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
 
 
-def _build(kind: str, registry: Mapping[str, type[Any]], name: Any, config: Any) -> Any:
-    """Build a method or an evaluator from its name and the settings given for it."""
-    if not isinstance(name, str) or name not in registry:
-        raise InputError(f"unknown {kind} {one_of(str(name), registry)}")
-    config = {} if config is None else config
-    if not isinstance(config, dict):
-        raise InputError(f"{name}: {config!r}; accepted: settings, as {{key: value}}")
-    accepted = [field.name for field in fields(registry[name]) if field.init]
-    for key in config:
-        if key not in accepted:
-            raise InputError(f"{name}: unknown key {one_of(str(key), accepted)}")
-    try:
-        # From JSON types: a list is taken for a tuple, but 2.5 or "2" not for an integer.
-        return TypeAdapter(registry[name]).validate_json(_to_json(config), strict=True)
-    except ValidationError as error:
-        raise InputError(f"{name}{_describe(error)}") from error
-
-
-def _to_json(config: Any) -> bytes:
-    return TypeAdapter(Any).dump_json(config)
-
-
-@dataclass(frozen=True)
-class Load:
-    """A variant that somebody else made: any checkpoint, as DistilGPT-2.
-
-    Attributes:
-        model: see `hub.load`.
-        revision: of a model on the Hub.
-    """
-
-    model: str
-    revision: str | None = None
-    name: ClassVar[str] = "load"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings."""
-        return {"model": self.model, "revision": self.revision}
-
-
-_SOURCES: dict[str, type[Any]] = {**METHODS, Load.name: Load}
+_SOURCES: dict[str, type[Any]] = {**METHODS, Load.name: Load, Student.name: Student}
 
 
 def _variant(value: Any) -> Any:
@@ -83,7 +46,7 @@ def _variant(value: Any) -> Any:
     if name == Load.name and isinstance(config, str):
         config = {"model": config}
     rest = {"label": value["label"]} if "label" in value else {}
-    return rest | {"method": _build("key or method", _SOURCES, name, config)}
+    return rest | {"method": build("key or method", _SOURCES, name, config)}
 
 
 def _evaluator(value: Any) -> Any:
@@ -91,8 +54,8 @@ def _evaluator(value: Any) -> Any:
     if isinstance(value, dict):
         if len(value) != 1:
             raise InputError(f"{', '.join(map(str, value)) or 'none'}; accepted: one evaluator an entry")
-        return _build("evaluator", EVALUATORS, *next(iter(value.items())))
-    return _build("evaluator", EVALUATORS, value, {})
+        return build("evaluator", EVALUATORS, *next(iter(value.items())))
+    return build("evaluator", EVALUATORS, value, {})
 
 
 def _recovery(value: Any) -> Any:
@@ -110,7 +73,7 @@ def build_recovery(name: Any, settings: Any) -> Recovery:
     Raises:
         InputError: an unknown name or setting, or a value that is not accepted.
     """
-    recovery: Recovery = _build("recovery", RECOVERIES, name, settings)
+    recovery: Recovery = build("recovery", RECOVERIES, name, settings)
     return recovery
 
 
@@ -122,7 +85,7 @@ class Variant(_Strict):
 
     def to_json(self) -> dict[str, Any]:
         """Return the variant as recipes write it."""
-        return {"label": self.label, self.method.name: _settings(self.method)}
+        return {"label": self.label, self.method.name: settings_of(self.method)}
 
 
 class CalibrationText(_Strict):
@@ -147,18 +110,20 @@ class Recipe(_Strict):
         evaluate: the columns, in order.
         calibration: see `CalibrationText`.
         recovery: how every row, the base too, is trained before it is measured again; None trains none.
-        seed: orders the calibration and the training documents.
+        seed: orders the calibration and the training documents, and whatever else is drawn.
+        seeds: in its place, several: all that depends on the seed is done with each, and the figures are the means.
     """
 
     base: str = POCKET
     revision: str | None = None
     variants: list[Annotated[Variant, BeforeValidator(_variant)]]
     evaluate: list[Annotated[Any, BeforeValidator(_evaluator)]] = Field(
-        default_factory=lambda: [default_evaluator(name) for name in DEFAULT_EVALUATORS], min_length=1
+        default_factory=lambda: [_evaluator(each) for each in DEFAULT_EVALUATORS], min_length=1
     )
     calibration: CalibrationText = CalibrationText()
     recovery: Annotated[Recovery | None, BeforeValidator(_recovery)] = None
     seed: int = Field(default=0, ge=0, lt=2**32)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] | None = Field(default=None, min_length=1)
 
     def model_post_init(self, context: Any) -> None:
         """Check what no single field can."""
@@ -171,22 +136,49 @@ class Recipe(_Strict):
                 raise InputError(f"duplicate {kind} {twice[0]!r}")
         if any(variant.label == BASE_LABEL for variant in self.variants):
             raise InputError(f"label {BASE_LABEL!r} is the base row's, which is always there")
+        for evaluator in self.evaluate:
+            taken = set(getattr(evaluator, "baseline_labels", ())) & {variant.label for variant in self.variants}
+            if taken:
+                raise InputError(f"label {min(taken)!r} is that of a baseline row of {evaluator.name}")
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds {self.seeds}; accepted: each once")
+        if self.seeds is not None and "seed" in self.model_fields_set:
+            raise InputError("seed and seeds; accepted: one of the two")
+
+    def with_seed(self, seed: int) -> Recipe:
+        """Return this recipe with one seed, which its evaluators have too where they name none."""
+        drawing = [each for each in self.evaluate if getattr(each, "seed", 0) is None]
+        evaluate = [replace(each, seed=seed) if each in drawing else each for each in self.evaluate]
+        return self.model_copy(update={"seed": seed, "seeds": None, "evaluate": evaluate})
 
     def with_base(self, base: str, revision: str | None) -> Recipe:
         """Return this recipe for another base."""
         return self.model_copy(update={"base": base, "revision": revision})
 
-    def with_corpus(self, name: str) -> Recipe:
-        """Return this recipe with a corpus wherever it names none."""
+    def for_base(self, base: Model) -> Recipe:
+        """Return this recipe with what fits a base wherever it names no text, and a published student where one is."""
+        name = default_corpus(base)
 
         def named(settings: Any) -> Any:
-            unnamed = "corpus" in getattr(settings, "__dataclass_fields__", {}) and settings.corpus is None
-            return replace(settings, corpus=name) if unnamed else settings
+            names = getattr(settings, "__dataclass_fields__", {})
+            if "corpus" in names and settings.corpus is None:
+                return replace(settings, corpus=name)
+            return replace(settings, data=settings.default_data(base)) if _lacks_data(settings) else settings
 
         calibration = self.calibration.model_copy(update={"corpus": self.calibration.corpus or name})
-        evaluate = [named(evaluator) for evaluator in self.evaluate]
+        variants = [
+            variant.model_copy(update={"method": variant.method.source(self.base)})
+            if isinstance(variant.method, Student)
+            else variant
+            for variant in self.variants
+        ]
         return self.model_copy(
-            update={"evaluate": evaluate, "calibration": calibration, "recovery": named(self.recovery)}
+            update={
+                "variants": variants,
+                "evaluate": [named(evaluator) for evaluator in self.evaluate],
+                "calibration": calibration,
+                "recovery": named(self.recovery),
+            }
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -195,56 +187,44 @@ class Recipe(_Strict):
             "base": self.base,
             "revision": self.revision,
             "variants": [variant.to_json() for variant in self.variants],
-            "evaluate": [{evaluator.name: _settings(evaluator)} for evaluator in self.evaluate],
+            "evaluate": [{evaluator.name: settings_of(evaluator)} for evaluator in self.evaluate],
             "calibration": self.calibration.model_dump(),
-            "recovery": None if self.recovery is None else {self.recovery.name: _settings(self.recovery)},
-            "seed": self.seed,
+            "recovery": None if self.recovery is None else {self.recovery.name: settings_of(self.recovery)},
+            **({"seed": self.seed} if self.seeds is None else {"seeds": self.seeds}),
         }
 
 
-def _settings(configured: Any) -> dict[str, Any]:
-    values = {field.name: getattr(configured, field.name) for field in fields(configured) if field.init}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+def _lacks_data(settings: Any) -> bool:
+    return hasattr(settings, "default_data") and settings.data is None
 
 
-def default_evaluator(name: str) -> Evaluator:
-    """Return an evaluator as the default recipe sets it."""
-    evaluator: Evaluator = _evaluator({name: {"limit_tokens": defaults.LIMIT_TOKENS} if name == "perplexity" else {}})
-    return evaluator
+def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: str = "default") -> Recipe:
+    """Return one of `PRESETS`: ``default``, the published comparison, or ``full``, all of the published study.
 
-
-def default_recipe(base: str = POCKET, decoder: Decoder | None = None) -> Recipe:
-    """Return the published comparison: merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M and shared_4x8.
-
-    pruned_104M by the fraction of the parameters that this leaves of GPT-2's; shared_4x8 is the best window of four
-    blocks with deltas of rank 8.
+    That is merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M, by the fraction of the parameters that this
+    leaves of GPT-2's, and shared_4x8, the best window of four blocks with deltas of rank 8.
 
     Args:
         base: see `hub.load`.
         decoder: the base's, to leave out what it does not admit, as groups larger than its depth.
+
+    Raises:
+        InputError: no such preset.
     """
-    methods: list[tuple[str, type[Merge] | type[Collapse]]] = [("merged", Merge), ("compressed", Collapse)]
-    variants = [
-        Variant(label=f"{prefix}_{n}", method=method(n=n)) for prefix, method in methods for n in defaults.GROUP_SIZES
-    ]
-    variants.append(Variant(label="pruned_104M", method=Prune(nonzero=defaults.PRUNED)))
-    variants.append(Variant(label="shared_4x8", method=Share(window="auto", k=4, rank=8)))
-    if decoder is not None:
-        variants = [variant for variant in variants if _admits(decoder, variant.method)]
-    return Recipe.model_construct(
-        base=base,
-        revision=None,
-        variants=variants,
-        evaluate=[default_evaluator(name) for name in DEFAULT_EVALUATORS],
-        calibration=CalibrationText(),
-        recovery=None,
-        seed=0,
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {one_of(preset, PRESETS)}")
+    recipe = read_recipe({**PRESETS[preset], "base": base})
+    if decoder is None:
+        return recipe
+    return recipe.model_copy(
+        update={"variants": [variant for variant in recipe.variants if _admits(decoder, variant.method)]}
     )
 
 
-def _admits(decoder: Decoder, method: Method) -> bool:
+def _admits(decoder: Decoder, source: Method | Load | Student) -> bool:
     try:
-        method.resolved(decoder)
+        if not isinstance(source, Load):
+            (source.drop(decoder) if isinstance(source, Student) else source).resolved(decoder)
     except InputError:
         return False
     return True
@@ -253,29 +233,38 @@ def _admits(decoder: Decoder, method: Method) -> bool:
 def read_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:
     """Read a recipe from a YAML file or a mapping.
 
+    ``extends`` names a preset, or another file beside this one, whose keys hold where this one gives none.
+
     Raises:
-        RecipeError: it cannot be read, is not YAML, or does not validate.
+        RecipeError: it cannot be read, is not YAML, does not validate, or extends itself.
     """
-    if isinstance(source, Mapping):
-        where, document = "the recipe", dict(source)
-    else:
-        where, document = f"recipe {str(source)!r}", read_yaml(Path(source), Recipe.model_fields)
+    where = "the recipe" if isinstance(source, Mapping) else f"recipe {str(source)!r}"
+    document = _extended(source, where, ())
     for key in document:
         if key not in Recipe.model_fields:
-            raise RecipeError(f"{where}: unknown key {one_of(str(key), Recipe.model_fields)}")
+            raise RecipeError(f"{where}: unknown key {one_of(str(key), [*Recipe.model_fields, _EXTENDS])}")
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_describe(error).lstrip('.: ')}") from error
+        raise RecipeError(f"{where}: {describe(error).lstrip('.: ')}") from error
 
 
-def _describe(error: ValidationError) -> str:
-    """Say the first of pydantic's errors in one line, with the place in the recipe."""
-    first = error.errors(include_url=False)[0]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{place}: unknown key"
-    message = first["msg"].removeprefix("Value error, ")
-    received = first["input"]
-    shown = "" if first["type"] in ("value_error", "missing") else f" (received {received!r})"
-    return f"{place}: {message}{shown}"
+def _extended(source: Path | str | Mapping[str, Any], where: str, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Return a recipe's document with that of what it extends under it."""
+    if isinstance(source, Mapping):
+        document, folder = dict(source), Path()
+    else:
+        path = Path(source)
+        if path.resolve() in seen:
+            raise RecipeError(f"{where}: {_EXTENDS} comes back to {str(source)!r}")
+        seen, folder = (*seen, path.resolve()), path.parent
+        document = read_yaml(path, [*Recipe.model_fields, _EXTENDS])
+    if _EXTENDS not in document:
+        return document
+    other = document.pop(_EXTENDS)
+    if not isinstance(other, str) or (other not in PRESETS and Path(other).suffix not in (".yaml", ".yml")):
+        raise RecipeError(f"{where}: {_EXTENDS} {one_of(str(other), [*PRESETS, 'a .yaml file'])}")
+    under = dict(PRESETS[other]) if other in PRESETS else _extended(folder / other, where, seen)
+    if {"seed", "seeds"} & document.keys():
+        under = {key: value for key, value in under.items() if key not in ("seed", "seeds")}
+    return under | document

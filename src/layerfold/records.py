@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from layerfold.errors import OutputError
+from layerfold.errors import InputError, OutputError
 
 Json = Any
 """A value that json.dumps takes."""
@@ -25,6 +25,10 @@ Json = Any
 BASE_LABEL = "base"
 RECOVERY = "recovery"
 """Stands for an evaluator in the record of how a variant was trained."""
+
+RESULTS_FILE = "results.json"
+_STUDY_FILE = "study.json"
+_FORMAT = "layerfold results 1"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Record:
     Attributes:
         key: hash of all that determines the measurement.
         label: the variant's name in the recipe; `BASE_LABEL` for the model that all are compared with.
-        evaluator: ``perplexity``, ``size``, ``latency`` or ``generation``.
+        evaluator: its name, as ``perplexity``, or `RECOVERY`.
         protocol: name and version of the protocol, as ``perplexity-1``.
         score: ``value``, ``low``, ``high``, ``unit``, ``lower_is_better`` and what else the evaluator reports.
         subject: what was hashed into the key: base weights, method, calibration, settings, seed.
@@ -61,7 +65,7 @@ class Results:
     Attributes:
         base: the base model's name.
         recipe: the resolved recipe.
-        labels: the variants' names, `BASE_LABEL` first.
+        labels: the rows: the variants' names, `BASE_LABEL` first, then the `baselines`.
         evaluators: names, in the recipe's order.
         records: by (label, evaluator).
     """
@@ -71,6 +75,12 @@ class Results:
     labels: tuple[str, ...]
     evaluators: tuple[str, ...]
     records: Mapping[tuple[str, str], Record]
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The rows that are no models: what an evaluator's figures are to be compared with."""
+        rows = {label for (label, _), record in self.records.items() if "baseline" in record.subject}
+        return tuple(label for label in self.labels if label in rows)
 
     def score(self, label: str, evaluator: str) -> dict[str, Json] | None:
         """Return a score, or None where it has not been measured."""
@@ -161,6 +171,62 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is whole or not there."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_results(results: Results, folder: Path) -> None:
+    """Write results into a run's folder, records included, so that a report can be made again without any model.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    content = {
+        "base": results.base,
+        "recipe": results.recipe,
+        "labels": results.labels,
+        "evaluators": results.evaluators,
+        "records": [[*place, asdict(record)] for place, record in results.records.items()],
+    }
+    content = json.loads(json.dumps(content))  # the hash is of what will be read: no tuples, no keys but text
+    document = {"format": _FORMAT, "sha256": hash_json(content), "results": content}
+    write_text(folder / RESULTS_FILE, json.dumps(document, indent=1))
+
+
+def read_results(folder: Path) -> Results:
+    """Read what `write_results` wrote; the hash in it makes sure that nothing was changed since.
+
+    Raises:
+        InputError: the folder is no run's, or its results are missing, damaged or something else.
+    """
+    path = folder / RESULTS_FILE
+    again = f"run `layerfold study` with --output-dir {str(folder)!r} again, which measures only what is missing"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(_without_results(folder, again)) from error
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)[:200]!r}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} is damaged: {again}") from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise InputError(f"{str(path)!r} is not what `layerfold study` of this version writes: {again}")
+    content: Json = document.get("results")
+    if document.get("sha256") != hash_json(content):
+        raise InputError(f"{str(path)!r} is damaged: {again}")
+    return Results(
+        base=content["base"],
+        recipe=content["recipe"],
+        labels=tuple(content["labels"]),
+        evaluators=tuple(content["evaluators"]),
+        records={(label, evaluator): Record(**record) for label, evaluator, record in content["records"]},
+    )
+
+
+def _without_results(folder: Path, again: str) -> str:
+    if not folder.is_dir():
+        return f"no folder at {str(folder)!r}; accepted: the folder of a run of `layerfold study`"
+    if (folder / _STUDY_FILE).exists():
+        return f"the run {str(folder)!r} has no {RESULTS_FILE}, unfinished or of an older version: {again}"
+    return f"the folder {str(folder)!r} is no run of `layerfold study`"
 
 
 class RecordStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,11 +22,16 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the bounds of its 95 % interval."""
+    """An estimate with the bounds of its 95 % interval.
+
+    Attributes:
+        deviation: standard deviation over seeds, where the estimate is the mean over several.
+    """
 
     value: float
     low: float
     high: float
+    deviation: float | None = None
 
     def map(self, function: Callable[[float], float]) -> Interval:
         """Return the interval of what a rising function makes of the estimate."""
@@ -163,3 +169,13 @@ def bootstrap_median(values: Floats, *, replicates: int = 2000, seed: int = 0) -
 def bootstrap_mean(values: Floats, *, replicates: int = 2000, seed: int = 0) -> Interval:
     """Interval of the mean of values, (units,)."""
     return bootstrap_ratio(values, np.ones_like(values), replicates=replicates, seed=seed)
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Share of successes with its 95 % score interval (Wilson, 1927)."""
+    share, z = successes / trials, 1.959963984540054
+    scale = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
+    # Rounding must not put a share of 0 or 1 outside its own interval, nor a bound outside 0 ... 1.
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))

@@ -1,48 +1,89 @@
-"""Files of text -> documents: `.txt`, `.jsonl`, `.parquet`."""
+"""Files of text -> rows: `.txt`, `.csv`, `.jsonl`, `.parquet`."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from layerfold.errors import CorpusError, InputError, MissingExtraError, one_of
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
+_ENCODING = "utf-8-sig"
+"""With or without the mark that some editors begin a file with."""
+_LONGEST_FIELD = 1 << 30
+"""Characters of a field that the csv module is to accept; its own limit is below a long document."""
 
 
-def read_file(path: Path, field: str) -> Iterator[str]:
-    """Yield the documents of one file, `field` being where a row holds its text.
+@dataclass(frozen=True)
+class Row:
+    """What was read of one row.
+
+    Attributes:
+        where: names the row in messages.
+        values: one for each field that was asked for.
+    """
+
+    where: str
+    values: tuple[Any, ...]
+
+
+def read_rows(path: Path, fields: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of one file with the values of these fields; a ``.txt`` file has one, whatever its name.
 
     Raises:
-        InputError: a suffix that is none of `SUFFIXES`.
-        CorpusError: the file, or a row of it, cannot be read.
+        InputError: a suffix that is none of `SUFFIXES`, or several fields of a ``.txt`` file.
+        CorpusError: the file, or a row of it, cannot be read, or lacks a field.
         MissingExtraError: parquet without the package that reads it.
     """
     if path.suffix not in _READERS:
         raise InputError(f"cannot read {str(path)!r}: suffix {one_of(path.suffix, SUFFIXES)}")
+    if path.suffix == ".txt" and len(fields) > 1:
+        raise InputError(
+            f"{str(path)!r} holds text alone, and {' and '.join(fields)} are needed: .csv, .jsonl, .parquet"
+        )
     try:
-        yield from _READERS[path.suffix](path, field)
+        yield from _READERS[path.suffix](path, fields)
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read {str(path)!r}: {error}") from error
 
 
-def _read_txt(path: Path, field: str) -> Iterator[str]:
+def _read_txt(path: Path, _: Sequence[str]) -> Iterator[Row]:
     paragraph: list[str] = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
+    first = 1
+    with path.open(encoding=_ENCODING) as file:
+        for number, line in enumerate(file, start=1):
             if line.strip():
+                first = first if paragraph else number
                 paragraph.append(line)
             elif paragraph:
-                yield "".join(paragraph)
+                yield Row(f"{str(path)!r} line {first}", ("".join(paragraph),))
                 paragraph = []
     if paragraph:
-        yield "".join(paragraph)
+        yield Row(f"{str(path)!r} line {first}", ("".join(paragraph),))
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+def _read_csv(path: Path, fields: Sequence[str]) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with path.open(encoding=_ENCODING, newline="") as file:
+        # Strict: a quote that nothing closes would silently make one cell of all that follows.
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"{str(path)!r} line {reader.line_num}"
+                if None in row:
+                    raise CorpusError(f"{where} has more cells than the header: a cell with a comma needs quotes")
+                # A line with too few cells lacks its last fields, as a line of JSON may.
+                yield _row({name: value for name, value in row.items() if value is not None}, fields, where)
+        except csv.Error as error:
+            raise CorpusError(f"{str(path)!r} line {reader.reader.line_num} is not CSV: {error}") from error
+
+
+def _read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[Row]:
+    with path.open(encoding=_ENCODING) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -50,10 +91,10 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise CorpusError(f"{str(path)!r} line {number} is not JSON: {error.msg}") from error
-            yield text_of(row, field, f"{str(path)!r} line {number}")
+            yield _row(row, fields, f"{str(path)!r} line {number}")
 
 
-def _read_parquet(path: Path, field: str) -> Iterator[str]:
+def _read_parquet(path: Path, fields: Sequence[str]) -> Iterator[Row]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -61,32 +102,43 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
         raise MissingExtraError("pyarrow", "datasets") from error
     try:
         source = parquet.ParquetFile(path)
-        if field not in source.schema_arrow.names:
-            raise CorpusError(f"{str(path)!r} has no field {one_of(field, source.schema_arrow.names)}")
-        texts = (text for batch in source.iter_batches(columns=[field]) for text in batch.column(0).to_pylist())
-        for row, text in enumerate(texts):
-            yield text_of({field: text}, field, f"{str(path)!r} row {row}")
+        for field in fields:
+            if field not in source.schema_arrow.names:
+                raise CorpusError(f"{str(path)!r} has no field {one_of(field, source.schema_arrow.names)}")
+        rows = (row for batch in source.iter_batches(columns=list(fields)) for row in batch.to_pylist())
+        for number, row in enumerate(rows):
+            yield _row(row, fields, f"{str(path)!r} row {number}")
     except pyarrow.ArrowException as error:
         raise CorpusError(f"{str(path)!r} is not a readable parquet file: {error}") from error
 
 
-_READERS: Mapping[str, Callable[[Path, str], Iterator[str]]] = {
+_READERS: Mapping[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
     ".txt": _read_txt,
+    ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
 
 
-def text_of(row: Any, field: str, where: str) -> str:
-    """Return a row's text; `where` names the row in what is raised where there is none."""
-    if not isinstance(row, dict) or field not in row:
-        names = row if isinstance(row, dict) else ()
-        raise CorpusError(f"{where} has no field {one_of(field, names)}")
-    if not isinstance(row[field], str):
-        raise CorpusError(f"{where}: field {field!r} is {type(row[field]).__name__}, not text")
-    text: str = row[field]
+def _row(row: Any, fields: Sequence[str], where: str) -> Row:
+    for field in fields:
+        if not isinstance(row, dict) or field not in row:
+            names = row if isinstance(row, dict) else ()
+            raise CorpusError(f"{where} has no field {one_of(field, names)}")
+    return Row(where, tuple(row[field] for field in fields))
+
+
+def text_of(row: Row, index: int = 0, field: str = "text") -> str:
+    """Return one of a row's values, which is to be text.
+
+    Raises:
+        CorpusError: it is something else, or no valid Unicode.
+    """
+    text = row.values[index]
+    if not isinstance(text, str):
+        raise CorpusError(f"{row.where}: field {field!r} is {type(text).__name__}, not text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise CorpusError(f"{where}: field {field!r} is not valid Unicode: {error.reason}") from error
+        raise CorpusError(f"{row.where}: field {field!r} is not valid Unicode: {error.reason}") from error
     return text

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from layerfold.building import settings_of
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
-from layerfold.hub import Model, default_corpus, load
+from layerfold.hub import Model, load
 from layerfold.methods import Method
 from layerfold.methods.base import Notes
+from layerfold.origins import Load, Student
 from layerfold.progress import SILENT, Progress
-from layerfold.recipe import Load, Recipe
+from layerfold.recipe import Recipe
 from layerfold.records import BASE_LABEL, hash_json
+from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.search.windows import searches, selection_text, settled
 from layerfold.windows import Windows
@@ -34,19 +38,22 @@ class Variants:
 
     def __init__(self, recipe: Recipe, base: Model, folder: Path) -> None:
         # What fits the base is what every row reads, a loaded model's too.
-        self.recipe = recipe.with_corpus(default_corpus(base))
+        self.recipe = recipe.for_base(base)
         self.base, self._folder = base, folder
-        self._sources: dict[str, Method | Load | None] = {BASE_LABEL: None}
+        self._sources: dict[str, Method | Load | Student | None] = {BASE_LABEL: None}
         self._resolved: dict[str, dict[str, Any]] = {}
         self._loaded_sha256: dict[str, str] = {}
-        self._texts: dict[int, tuple[object, TrainingText]] = {}
-        for variant in recipe.variants:
-            if not isinstance(variant.method, Load):
-                try:
-                    self._resolved[variant.label] = variant.method.resolved(base.decoder)
-                except InputError as error:
-                    raise InputError(f"variant {variant.label!r}: {error}") from error
-            self._sources[variant.label] = variant.method
+        self._texts: dict[tuple[int, str], tuple[object, TrainingText]] = {}
+        for variant in self.recipe.variants:
+            source = variant.method
+            self._sources[variant.label] = source
+            try:
+                if isinstance(source, Student):
+                    self._resolved[variant.label] = source.drop(base.decoder).resolved(base.decoder)
+                elif not isinstance(source, Load):
+                    self._resolved[variant.label] = source.resolved(base.decoder)
+            except InputError as error:
+                raise InputError(f"variant {variant.label!r}: {error}") from error
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -61,14 +68,18 @@ class Variants:
         if isinstance(source, Load):
             if label not in self._loaded_sha256:
                 self.build(label)
-            resolved = source.to_json() | {"name": Load.name, "sha256": self._loaded_sha256[label]}
+            resolved = settings_of(source) | {"name": Load.name, "sha256": self._loaded_sha256[label]}
         subject = {
             "base_sha256": self.base.sha256,
             "method": resolved,
             "calibration": self._calibration_windows.sha256 if calibrated else None,
             "seed": self.recipe.seed if calibrated else None,
         }
-        if searches(source):
+        if isinstance(source, Student):
+            subject["distilled"] = settings(
+                self._distillation(source), self._text(self.base, self._distillation(source)), self.base
+            )
+        elif searches(source):
             subject["selection"] = self._selection.windows(self.base).sha256
         return subject | {"recovery": self._recovery_settings} if recovered else subject
 
@@ -81,6 +92,9 @@ class Variants:
             model = load(source.model, revision=source.revision)
             self._loaded_sha256[label] = model.sha256
             return model, {}
+        if isinstance(source, Student):
+            model = apply(self.base.copy(), source.drop(self.base.decoder), None, self.recipe.seed, self._selection)[0]
+            return self._trained(label, model, self._distillation(source), recovered=False, progress=progress), {}
         calibration = self._calibration if source.needs_calibration else None
         if calibration is not None:
             calibration.progress = progress
@@ -92,7 +106,11 @@ class Variants:
         Its last step's notes say how training went.
         """
         assert self.recipe.recovery is not None
-        key = hash_json(self.subject(label, recovered=True))[:24]
+        return self._trained(label, model, self.recipe.recovery, recovered=True, progress=progress)
+
+    def _trained(self, label: str, model: Model, recovery: Recovery, *, recovered: bool, progress: Progress) -> Model:
+        """Train a model on its way to being a variant, or read what came of that."""
+        key = hash_json(self.subject(label, recovered))[:24]
         kept = self._folder / "models" / key
         with contextlib.suppress(ModelError):  # damaged: it is trained again, and replaced
             if kept.is_dir() and (found := load(kept)).tokenizer is not None:
@@ -104,18 +122,18 @@ class Variants:
         try:
             run = Run(
                 model,
-                self.recipe.recovery,
+                recovery,
                 self._folder / "training" / key,
                 teacher=self.base,
-                text=self._text(model),
+                text=self._text(model, recovery),
                 overwrite=True,  # the folder is the study's own
             )
-            recovered, _ = run(progress)
+            trained, _ = run(progress)
         except (InputError, ModelError, CorpusError, TrainingError) as error:
             raise type(error)(f"variant {label!r}: {error}") from error
-        recovered.save(kept, format="compact", overwrite=True)
+        trained.save(kept, format="compact", overwrite=True)
         clear(run.folder)
-        return recovered
+        return trained
 
     def texts(self) -> list[Corpus]:
         """Return all text that making the variants reads: for calibration, training and selection."""
@@ -124,28 +142,37 @@ class Variants:
             found.append(load_corpus(cast(str, self.recipe.calibration.corpus), "calibration"))
         if any(searches(source) for source in self._sources.values()):
             found.append(self._selection.read(self.base))
-        if self.recipe.recovery is not None:
-            name = cast(str, self.recipe.recovery.corpus)
-            found += [load_corpus(name, split) for split in ("train", "validation")]
+        for name in dict.fromkeys(each.corpus for each in self._recoveries()):
+            found += [load_corpus(cast(str, name), split) for split in ("train", "validation")]
         return found
+
+    def _recoveries(self) -> Iterator[Recovery]:
+        if self.recipe.recovery is not None:
+            yield self.recipe.recovery
+        for source in self._sources.values():
+            if isinstance(source, Student):
+                yield self._distillation(source)
+
+    def _distillation(self, student: Student) -> Recovery:
+        return student.distillation(self.recipe.calibration.corpus)
 
     @cached_property
     def _recovery_settings(self) -> dict[str, Any]:
         assert self.recipe.recovery is not None
-        return settings(self.recipe.recovery, self._text(self.base), self.base)
+        return settings(self.recipe.recovery, self._text(self.base, self.recipe.recovery), self.base)
 
     def _calibrated(self, label: str) -> bool:
         source = self._sources[label]
-        return source is not None and not isinstance(source, Load) and source.needs_calibration
+        return source is not None and not isinstance(source, Load | Student) and source.needs_calibration
 
-    def _text(self, model: Model) -> TrainingText:
-        """Cut the training text once for each tokenizer; all variants but the loaded ones have the base's."""
-        assert self.recipe.recovery is not None
+    def _text(self, model: Model, recovery: Recovery) -> TrainingText:
+        """Cut a training text once for each tokenizer; all variants but the loaded ones have the base's."""
         tokenizer = model.require_tokenizer()
-        if id(tokenizer) not in self._texts:
+        key = id(tokenizer), hash_json(recovery.resolved())
+        if key not in self._texts:
             # The tokenizer is kept too: were it to go, another could take its id.
-            self._texts[id(tokenizer)] = tokenizer, training_text(model, self.recipe.recovery, self.recipe.seed)
-        return self._texts[id(tokenizer)][1]
+            self._texts[key] = tokenizer, training_text(model, recovery, self.recipe.seed)
+        return self._texts[key][1]
 
     @cached_property
     def _calibration(self) -> Calibration:

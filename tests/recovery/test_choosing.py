@@ -295,7 +295,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], pytest.Mon
     """Put a value into the weights after a step."""
 
     def at(step: int, value: float) -> pytest.MonkeyPatch:
-        class Poisoned(training._HeldZeros):
+        class Poisoned(training.HeldZeros):
             def __init__(self, model: Any, names: Any) -> None:
                 super().__init__(model, names)
                 self._model = model
@@ -305,7 +305,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], pytest.Mon
                 if state.global_step + 1 == step:
                     list(self._model.parameters())[-1].mul_(value)
 
-        monkeypatch.setattr(training, "_HeldZeros", Poisoned)
+        monkeypatch.setattr(training, "HeldZeros", Poisoned)
         return monkeypatch
 
     return at

@@ -57,12 +57,12 @@ def test_only_evaluators_of_the_study_have_columns(make_results):
 def test_unknown_evaluator_has_a_column_of_its_own(make_results, make_record):
     score = {"value": 0.8372, "low": 0.8301, "high": 0.8441, "unit": "accuracy", "lower_is_better": False}
     results = make_results(
-        evaluators=("imdb", "size"), replace={("merged_2", "imdb"): make_record("merged_2", "imdb", score)}
+        evaluators=("sentiment", "size"), replace={("merged_2", "sentiment"): make_record("merged_2", "sentiment", score)}
     )
-    imdb = columns(results)[-1]
-    assert (imdb.name, imdb.title, imdb.unit, imdb.better) == ("imdb", "imdb", "accuracy", "higher")
-    assert imdb.cell(results, "merged_2") == Cell("0.837", f"0.830{DASH}0.844")
-    assert imdb.cell(results, "base") == Cell(DASH, "")
+    sentiment = columns(results)[-1]
+    assert (sentiment.name, sentiment.title, sentiment.unit, sentiment.better) == ("sentiment", "sentiment", "accuracy", "higher")
+    assert sentiment.cell(results, "merged_2") == Cell("0.837", f"0.830{DASH}0.844")
+    assert sentiment.cell(results, "base") == Cell(DASH, "")
 
 
 def test_the_published_protocol_is_named_in_the_header(make_results, make_record):
@@ -132,7 +132,7 @@ def test_names_are_headers_of_a_table_for_programs():
 
 def test_unknown_evaluator_may_report_a_value_alone(make_results, make_record):
     results = make_results(
-        evaluators=("rouge",), replace={("base", "rouge"): make_record("base", "rouge", {"value": -3.5})}
+        evaluators=("score",), replace={("base", "score"): make_record("base", "score", {"value": -3.5})}
     )
     assert columns(results)[0].cell(results, "base") == Cell("-3.50", "")
 

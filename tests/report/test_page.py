@@ -193,8 +193,8 @@ def test_studies_of_few_evaluators(make_results, make_record, tmp_path):
     assert "<svg" not in text
     assert "What they write" not in text
     score = {"value": 0.8372, "low": 0.8301, "high": 0.8441, "unit": "accuracy", "lower_is_better": False}
-    imdb = {("base", "imdb"): make_record("base", "imdb", score)}
-    text = page_of(make_results(evaluators=("imdb",), replace=imdb), tmp_path)
+    sentiment = {("base", "sentiment"): make_record("base", "sentiment", score)}
+    text = page_of(make_results(evaluators=("sentiment",), replace=sentiment), tmp_path)
     assert [["base"], ["0.837", "0.830\N{EN DASH}0.844"]] in Page(text).rows
     page_of(make_results(evaluators=()), tmp_path)
 

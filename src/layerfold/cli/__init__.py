@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from layerfold.cli import compress, measure, recover, search
+from layerfold.cli import compress, measure, recover, report, search, study
 from layerfold.errors import LayerfoldError
 
 app = typer.Typer(
@@ -21,7 +21,9 @@ app.add_typer(search.app, name="search")
 app.command("recover")(recover.recover)
 app.command("export")(compress.export)
 app.command("eval")(measure.evaluate)
-app.command("study")(measure.study)
+app.command("study")(study.study)
+app.command("generate")(study.generate)
+app.command("report")(report.report)
 app.command("doctor")(measure.doctor)
 
 

@@ -1,8 +1,7 @@
-"""`layerfold eval`, `study` and `doctor`: commands that measure."""
+"""`layerfold eval` and `doctor`: commands that measure."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,49 +52,6 @@ def evaluate(
                 typer.echo(f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}")
         for sample in score.details.get("samples", []):
             typer.echo(f"  > {sample['prompt']}{sample['text']!r}")
-
-
-def study(
-    recipe: Annotated[Path | None, typer.Argument(help="A YAML file; by default the published comparison.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Takes the place of the recipe's base.")] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="The run's folder; a study in it goes on.")
-    ] = None,
-    trust_remote_code: options.TrustCode = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")
-    ] = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Compare variants of a model; measures only what is missing in the run's folder."""
-    from rich.console import Console
-
-    from layerfold.hub import POCKET, load
-    from layerfold.recipe import default_recipe, read_recipe
-    from layerfold.report import print_table, write_csv, write_html
-    from layerfold.study import Study
-
-    read = read_recipe(recipe) if recipe is not None else None
-    name = model or (read.base if read is not None else POCKET)
-    folder = (
-        output_dir or Path("runs") / f"{Path(name).name or name}-{recipe.stem if recipe is not None else 'published'}"
-    )
-    revision = read.revision if read is not None and model is None else None
-    with drawn() as progress:
-        with progress.doing(f"loading {name}"):
-            base = load(name, revision=revision, trust_remote_code=trust_remote_code)
-        chosen = default_recipe(name, base.decoder) if read is None else read.with_base(name, revision)
-        running = Study(chosen, folder, base=base, overwrite=overwrite)
-        for _ in running.run(progress):
-            pass
-    results = running.results()
-    write_csv(results, folder / "results.csv")
-    write_html(results, folder / "report.html")
-    if as_json:
-        print_json(results.to_json())
-        return
-    print_table(results, Console())
-    typer.echo(f"run: {folder}\nreport: {folder / 'report.html'}")
 
 
 def doctor(as_json: options.AsJson = False) -> None:

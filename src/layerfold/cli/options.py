@@ -95,6 +95,13 @@ class Ranks(StrEnum):
     allotted = "allotted"
 
 
+class Preset(StrEnum):
+    """Recipes that come with layerfold."""
+
+    default = "default"
+    full = "full"
+
+
 class ProtocolName(StrEnum):
     """How figures are measured."""
 
@@ -142,4 +149,11 @@ CalibrationCorpus = Annotated[
 ]
 CalibrationTokens = Annotated[int, typer.Option("--tokens", help="Calibration tokens.")]
 Seed = Annotated[int, typer.Option(help="Orders the calibration documents.")]
+RecipeFile = Annotated[Path | None, typer.Argument(help="A YAML file; by default the published comparison.")]
+PresetName = Annotated[
+    Preset | None, typer.Option("--preset", help="In place of a file; full adds recovery and tasks.")
+]
+BaseModel = Annotated[str | None, typer.Option("--model", help="Takes the place of the recipe's base.")]
+RunFolder = Annotated[Path | None, typer.Option("--output-dir", help="The run's folder; a study in it goes on.")]
+KeepOthers = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

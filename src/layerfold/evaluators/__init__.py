@@ -1,13 +1,32 @@
 """Evaluators, one file each, by the name they have in recipes and commands."""
 
-from layerfold.evaluators.base import Comparison, Evaluator, Score
+from typing import Any
+
+from layerfold.evaluators.base import Baselined, Comparison, Evaluator, HeldOut, Score
 from layerfold.evaluators.generation import Generation
+from layerfold.evaluators.harness import Harness
+from layerfold.evaluators.imdb import Imdb
 from layerfold.evaluators.latency import Latency
 from layerfold.evaluators.perplexity import Perplexity
+from layerfold.evaluators.rouge import Rouge
 from layerfold.evaluators.size import Size
 
-EVALUATORS: dict[str, type[Size] | type[Perplexity] | type[Latency] | type[Generation]] = {
-    evaluator.name: evaluator for evaluator in (Size, Perplexity, Latency, Generation)
+EVALUATORS: dict[str, type[Any]] = {
+    evaluator.name: evaluator for evaluator in (Size, Perplexity, Latency, Generation, Imdb, Rouge, Harness)
 }
 
-__all__ = ["EVALUATORS", "Comparison", "Evaluator", "Generation", "Latency", "Perplexity", "Score", "Size"]
+__all__ = [
+    "EVALUATORS",
+    "Baselined",
+    "Comparison",
+    "Evaluator",
+    "Generation",
+    "Harness",
+    "HeldOut",
+    "Imdb",
+    "Latency",
+    "Perplexity",
+    "Rouge",
+    "Score",
+    "Size",
+]

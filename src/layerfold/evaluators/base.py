@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from layerfold.corpora import Corpus
 from layerfold.errors import InputError, one_of
 from layerfold.hub import Model
 from layerfold.progress import Progress
@@ -68,6 +69,26 @@ class Comparison(Evaluator, Protocol):
 
     def compare(self, models: Mapping[str, Model], progress: Progress = ...) -> dict[str, Score]:
         """Measure models side by side; the first is what the others are compared with."""
+        ...
+
+
+@runtime_checkable
+class Baselined(Evaluator, Protocol):
+    """An evaluator with figures that need no model, and without which a model's say little."""
+
+    baseline_labels: ClassVar[tuple[str, ...]]
+
+    def baselines(self, base: Model, progress: Progress = ...) -> dict[str, Score]:
+        """Measure each of `baseline_labels` on what the base is measured on."""
+        ...
+
+
+@runtime_checkable
+class HeldOut(Evaluator, Protocol):
+    """An evaluator that reads text, which nothing that makes a variant may have read."""
+
+    def held_out(self, base: Model) -> Corpus:
+        """Return that text."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,12 @@ PROMPTS = (
     "The director has made several",
     "There is one good reason to watch it:",
 )
+
+
+def published_prompts() -> tuple[str, ...]:
+    """Return the prompts that the published study showed text of its models after."""
+    text = (Path(__file__).parents[1] / "published" / "prompts.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
 
 
 @dataclass(frozen=True)

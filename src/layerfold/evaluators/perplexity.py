@@ -30,7 +30,7 @@ class Perplexity:
         corpus: see `corpora`; None takes the one that fits the model.
         split: ``test`` by default.
         context: window length in tokens; None takes the model's maximum, 2,048 at most.
-        stride: how far windows advance; None takes `context`.
+        stride: how far windows advance, in tokens or, below 1, as a fraction of `context`; None takes `context`.
         limit_tokens: score this many tokens of the split at most; None scores all.
         protocol: ``published`` repeats the published measurement instead: the first 200 non-empty lines, cut at 128
             tokens, in batches of two padded with end-of-text, the padding scored.
@@ -39,13 +39,15 @@ class Perplexity:
     corpus: str | None = None
     split: str = "test"
     context: int | None = None
-    stride: int | None = None
+    stride: int | float | None = None
     limit_tokens: int | None = None
     protocol: Protocols = "sound"
     name: ClassVar[str] = "perplexity"
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol)
+        if isinstance(self.stride, float) and not 0 < self.stride < 1:
+            raise InputError(f"perplexity stride {self.stride}; accepted: whole tokens, or a fraction of the context")
 
     @property
     def protocol_id(self) -> str:
@@ -109,6 +111,10 @@ class Perplexity:
             self._read[name] = load_corpus(name, self.split)
         return self._read[name]
 
+    def held_out(self, base: Model) -> Corpus:
+        """Return the corpus."""
+        return self.read(base)
+
     def windows(self, model: Model) -> Windows:
         """Return the windows for this model's tokenizer and context, cut once."""
         tokenizer = model.require_tokenizer()
@@ -116,8 +122,9 @@ class Perplexity:
         if context > model.decoder.context:
             raise InputError(f"context {context}; accepted: 2 ... {model.decoder.context} (the model's maximum)")
         if (id(tokenizer), context) not in self._cut:
+            stride = max(1, round(self.stride * context)) if isinstance(self.stride, float) else self.stride
             windows = cut_windows(
-                self.read(model), tokenizer, context=context, stride=self.stride, limit_tokens=self.limit_tokens
+                self.read(model), tokenizer, context=context, stride=stride, limit_tokens=self.limit_tokens
             )
             # The tokenizer is kept too: were it to go, another could take its id.
             self._cut[id(tokenizer), context] = tokenizer, windows

@@ -59,7 +59,7 @@ class RecoveryTrainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         model = decoder.model
-        _without_dropout(model)
+        without_dropout(model)
         for parameter in model.parameters():
             # Whatever the caller had frozen: the recipe says what is trained. Deltas of rank 0 get no gradients, which
             # processes that train together would wait for.
@@ -81,7 +81,7 @@ class RecoveryTrainer(Trainer):
         if self.is_fsdp_enabled and (kept or deltas.ranks(decoder)):
             what = "zeros that are held" if kept else "low-rank deltas"
             raise InputError(f"{what}, and FSDP, which shards the tensors: accepted: one of the two")
-        self.add_callback(_HeldZeros(model, kept))
+        self.add_callback(HeldZeros(model, kept))
         self.parameters_trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         self._decoder = decoder
         self._recovery = recovery
@@ -197,7 +197,7 @@ class RecoveryTrainer(Trainer):
             self._tokenizer.save_pretrained(folder)
 
 
-class _HeldZeros(TrainerCallback):
+class HeldZeros(TrainerCallback):
     """Sets the zeros of some weights to zero again after every step."""
 
     def __init__(self, model: PreTrainedModel, kept: Mapping[str, Tensor]) -> None:
@@ -205,6 +205,7 @@ class _HeldZeros(TrainerCallback):
 
     @torch.no_grad()
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Set them."""
         for weight, zeros in self._zeros:
             weight.masked_fill_(zeros.to(weight.device), 0)
 
@@ -213,7 +214,7 @@ def _patience(recovery: Recovery) -> list[TrainerCallback]:
     return [] if recovery.patience is None else [EarlyStoppingCallback(early_stopping_patience=recovery.patience)]
 
 
-def _without_dropout(model: PreTrainedModel) -> None:
+def without_dropout(model: PreTrainedModel) -> None:
     """Turn dropout off: over one reading of a text there is nothing to overfit, and it would blur the teacher."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

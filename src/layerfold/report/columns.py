@@ -25,7 +25,7 @@ class Column:
         name: the header in the CSV file.
         title, unit: the two lines of the header for people.
         meaning: what the figure is, in a phrase.
-        evaluator, key: where the records hold it; ``value`` is the score's own value.
+        evaluator, key: where the records hold it; ``value`` is the score's own value, ``tasks/NAME`` that of a task.
         optional: whether it is not shown where no row has the figure.
         beside: the evaluator among whose columns it stands, and without which it is not shown; empty for its own.
         show: writes a number of this column for people.
@@ -63,7 +63,8 @@ class Column:
         if base is None or not base.value:
             return None
         fraction = 1 - found.value / base.value
-        return Interval(fraction, fraction, fraction)
+        deviation = None if found.deviation is None else found.deviation / base.value
+        return Interval(fraction, fraction, fraction, deviation)
 
     def cell(self, results: Results, label: str) -> Cell:
         """Return the figure of a variant as it is shown."""
@@ -111,6 +112,20 @@ COLUMNS = (
     Column("repeated_4grams", "repeated", "4-grams",
            "mean fraction of 4-grams of the generated text that occurred before in it, with its interval", "generation",
            "value", numerals.rough_percent, "lower", interval=True),
+    Column("imdb_accuracy", "accuracy", "",
+           "share of test texts that a classifier made of the model labels rightly, with its 95% Wilson interval",
+           "imdb", "value", numerals.percent, "higher", interval=True),
+    Column("imdb_difference", "accuracy", "less the base's",
+           "accuracy less the base's, with the 95% interval of a paired bootstrap over the same texts",
+           "imdb", "versus_base", numerals.percent, "higher", interval=True, detail=True),
+    *(
+        Column(key.lower(), f"ROUGE-{key[5:]}", "",
+               f"mean ROUGE-{key[5:]} F1 of the summaries, with its 95% bootstrap interval over documents",
+               "rouge", key, numerals.percent, "higher", interval=True)
+        for key in ("rouge1", "rouge2", "rougeL")
+    ),
+    Column("rouge_empty", "empty", "summaries", "summaries in which nothing was written; they score 0", "rouge",
+           "empty", numerals.whole, "lower", detail=True),
     Column("recovery_tokens", "recovery", "tokens", "tokens that recovery trained on", RECOVERY, "tokens",
            numerals.count),
     Column("recovery_seconds", "recovery", "seconds", "time that recovery took, choosing the learning rate included",
@@ -133,12 +148,12 @@ COLUMNS = (
 
 
 def columns(results: Results) -> tuple[Column, ...]:
-    """Return the columns of these results: those of known evaluators, then one for each evaluator that is not known."""
+    """Return the columns of these results: those of known evaluators, then one for each of the others, or its tasks."""
     known = {column.evaluator for column in COLUMNS}
     measured = set(results.evaluators)
     return (
         *(_qualified(results, column) for column in COLUMNS if _shown(results, column, measured)),
-        *(_generic(results, name) for name in results.evaluators if name not in known),
+        *(column for name in results.evaluators if name not in known for column in _others(results, name)),
     )
 
 
@@ -146,6 +161,11 @@ def _shown(results: Results, column: Column, measured: set[str]) -> bool:
     if not {column.evaluator, column.group} <= measured:
         return False
     return not column.optional or any(column.read(results, label) is not None for label in results.labels)
+
+
+def over_seeds(results: Results) -> bool:
+    """Whether any figure is the mean over several seeds."""
+    return any("deviation" in record.score for record in results.records.values())
 
 
 def shows_zeros(results: Results) -> bool:
@@ -180,6 +200,28 @@ def _qualified(results: Results, column: Column) -> Column:
     return column
 
 
+def _others(results: Results, evaluator: str) -> list[Column]:
+    """One column for each task of an evaluator that has tasks, or one for all of an evaluator that has not."""
+    scores = [results.score(label, evaluator) or {} for label in results.labels]
+    tasks = {name: task for score in scores for name, task in score.get("tasks", {}).items()}
+    return [_task(evaluator, name, task) for name, task in tasks.items()] or [_generic(results, evaluator)]
+
+
+def _task(evaluator: str, name: str, task: Mapping[str, Json]) -> Column:
+    what = f"{task['metric']} of {name} {task['version']}, {task['num_fewshot'] or 0} examples a prompt"
+    return Column(
+        name=f"{evaluator.replace('-', '_')}_{name}",
+        title=name,
+        unit=task["metric"],
+        meaning=f"{what}, {task['samples']} documents, with its 95% interval",
+        evaluator=evaluator,
+        key=f"tasks/{name}",
+        show=numerals.percent if task["unit"] == "fraction" else numerals.precise,
+        better="lower" if task["lower_is_better"] else "higher",
+        interval=True,
+    )
+
+
 def _generic(results: Results, evaluator: str) -> Column:
     scores = (results.score(label, evaluator) for label in results.labels)
     score = next((score for score in scores if score is not None), {})
@@ -197,10 +239,12 @@ def _generic(results: Results, evaluator: str) -> Column:
 
 
 def _read(score: Mapping[str, Json] | None, key: str) -> Interval | None:
-    entry = score if key == "value" or score is None else score.get(key)
+    entry: Json = score
+    for part in () if key == "value" else key.split("/", 1):
+        entry = entry.get(part) if isinstance(entry, Mapping) else None
     bounds = entry if isinstance(entry, Mapping) else {"value": entry}
     value = bounds.get("value")
     if value is None:
         return None
     low, high = bounds.get("low"), bounds.get("high")
-    return Interval(value, value if low is None else low, value if high is None else high)
+    return Interval(value, value if low is None else low, value if high is None else high, bounds.get("deviation"))

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
 from layerfold.records import BASE_LABEL, RECOVERY, Results
-from layerfold.report import numerals
 from layerfold.report.columns import COLUMNS, ZEROS, columns, shows_zeros, table
 from layerfold.report.plots import plot
 from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
+from layerfold.report.published import Comparison
 from layerfold.report.recovery import section
-from layerfold.report.tables import MISSING
+from layerfold.report.samples import samples_of
 from layerfold.report.template import write_page
 
 PLOTTED = ("parameters", "latency_ms")
 """What perplexity is drawn against."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What a variant wrote after a prompt."""
-
-    label: str
-    text: str
-    repeated: str
-
-
-def write_html(results: Results, path: Path) -> None:
+def write_html(results: Results, path: Path, published: Sequence[Comparison] = ()) -> None:
     """Write the results as one page: table, plots, recovery, generated text, protocols, notes and environment.
+
+    With comparisons, the published figures stand in a section of their own, beside ours.
 
     The same results give the same bytes.
 
@@ -53,9 +46,10 @@ def write_html(results: Results, path: Path) -> None:
         summary=_summary(results),
         tables=[table(results, detail) for detail in (False, True)],
         plots=[(drawing, Markup(drawing.svg)) for drawing in drawings],
+        published=published,
         recovery=recovery,
         curves=[(drawing, Markup(drawing.svg)) for drawing in recovery.plots] if recovery else [],
-        samples=_samples(results),
+        samples=samples_of(results),
         protocols=protocols(results),
         pairs=matched_pairs(results),
         notes=other_notes(results),
@@ -67,7 +61,7 @@ def write_html(results: Results, path: Path) -> None:
 def _summary(results: Results) -> str:
     """Return one sentence: what was measured, and which variants stand out."""
     named = {column.name: column for column in COLUMNS}
-    variants = [label for label in results.labels if label != BASE_LABEL]
+    variants = [label for label in results.labels if label not in (BASE_LABEL, *results.baselines)]
     if not variants:
         return f"Only the base model, {results.base}, was measured."
     findings = []
@@ -92,14 +86,3 @@ def _summary(results: Results) -> str:
     subject = f"{len(variants)} compressed variant{'s' * (len(variants) > 1)} of {results.base} measured beside it"
     caveat = f" {ZEROS[0].upper()}{ZEROS[1:]}." if shows_zeros(results) else ""
     return f"{subject}: {'; '.join(findings)}.{caveat}" if findings else f"{subject}.{caveat}"
-
-
-def _samples(results: Results) -> list[tuple[str, list[Sample]]]:
-    """Return each prompt with what every variant wrote after it."""
-    prompts: dict[str, list[Sample]] = {}
-    for label in results.labels:
-        for sample in (results.score(label, "generation") or {}).get("samples", ()):
-            repeated = sample.get("repeated_fraction")
-            shown = MISSING if repeated is None else numerals.rough_percent(repeated)
-            prompts.setdefault(sample["prompt"], []).append(Sample(label, sample["text"], shown))
-    return list(prompts.items())

@@ -7,11 +7,13 @@ import io
 from pathlib import Path
 
 from layerfold.records import Results, write_text
-from layerfold.report.columns import columns
+from layerfold.report.columns import columns, over_seeds
 
 
 def write_csv(results: Results, path: Path) -> None:
     """Write one row a variant: its label, then every figure unrounded, bounds in columns of their own.
+
+    Where figures are means over seeds, their deviations have columns too.
 
     What has not been measured is empty; ``nan`` and ``inf`` are written so. Labels are quoted, and otherwise written
     as they are: a spreadsheet may take one that begins with ``=`` for a formula.
@@ -21,8 +23,10 @@ def write_csv(results: Results, path: Path) -> None:
     """
     shown = columns(results)
     header = ["label"]
+    seeds = over_seeds(results)
     for column in shown:
         header += [column.name, f"{column.name}_low", f"{column.name}_high"] if column.interval else [column.name]
+        header += [f"{column.name}_deviation"] if seeds else []
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -32,5 +36,6 @@ def write_csv(results: Results, path: Path) -> None:
             found = column.read(results, label)
             figures = (found.value, found.low, found.high) if found else (None, None, None)
             row += figures if column.interval else figures[:1]
+            row += [found.deviation if found else None] if seeds else []
         writer.writerow(row)
     write_text(path, buffer.getvalue())

@@ -11,6 +11,8 @@ from layerfold.statistics import Interval
 DASH = "\N{EN DASH}"
 TIMES_BASE = "\N{MULTIPLICATION SIGN} base"
 
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+
 MISSING = DASH
 """What stands where nothing was measured."""
 
@@ -66,9 +68,11 @@ class Table:
 
 
 def shown(found: Interval | None, show: Callable[[float], str], bounded: bool) -> Cell:
-    """Return a figure as it is shown, with its bounds if it has any to show."""
+    """Return a figure as it is shown, with its deviation over seeds, or its bounds, if it has any to show."""
     if found is None:
         return Cell(MISSING, "")
+    if found.deviation:
+        return Cell(show(found.value), f"{PLUS_MINUS} {show(found.deviation)}")
     bounds = [show(bound) for bound in (found.low, found.high)]
     certain = found.low == found.value == found.high
     if not bounded or certain or bounds == ["nan", "nan"]:

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from layerfold.records import Results
 from layerfold.report import numerals
-from layerfold.report.columns import ZEROS, columns, shows_zeros, table
-from layerfold.report.tables import Cell, Heading, Table
+from layerfold.report.columns import ZEROS, columns, over_seeds, shows_zeros, table
+from layerfold.report.published import Comparison
+from layerfold.report.samples import samples_of
+from layerfold.report.tables import PLUS_MINUS, Cell, Heading, Table
 
 GAP = 2
 
@@ -27,10 +29,40 @@ def print_table(results: Results, console: Console) -> None:
     print_parts(table(results), console)
     printed = [column for column in columns(results) if not column.detail]
     notes = ["95% intervals below the values"] if any(column.interval for column in printed) else []
+    notes += [f"{PLUS_MINUS} the standard deviation over seeds"] if over_seeds(results) else []
     notes += ["quartiles below ms/token"] if any(column.name == "latency_ms" for column in printed) else []
     notes += [ZEROS] if shows_zeros(results) else []
     if notes:
         console.print("; ".join(notes), style="dim")
+
+
+def print_samples(results: Results, console: Console) -> None:
+    """Print what every variant wrote after each prompt."""
+    for prompt, samples in samples_of(results):
+        console.print(Text(numerals.printable(prompt), style="bold"))
+        grid = Grid(box=None, padding=(0, GAP, 0, 0), show_header=False)
+        grid.add_column(no_wrap=True)
+        grid.add_column(justify="right", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for sample in samples:
+            text = numerals.printable(" ".join(sample.text.split()))
+            grid.add_row(Text(numerals.printable(sample.label)), Text(sample.repeated, style="dim"), Text(text))
+        console.print(grid)
+        console.print()
+    console.print("beside each text the share of its 4-grams that occurred before in it", style="dim")
+
+
+def print_published(comparisons: Sequence[Comparison], console: Console) -> None:
+    """Print a study beside the published ones, and what their figures differ in."""
+    for comparison in comparisons:
+        console.print(Text(f"Beside the published figures of {comparison.model}", style="bold"))
+        if comparison.caveat:
+            console.print(Text(numerals.printable(comparison.caveat)))
+        console.print()
+        print_parts(comparison.table, console)
+        for title, note in comparison.notes:
+            console.print(Text.assemble((title, "bold"), numerals.printable(f": {note}"), style="dim"))
+        console.print()
 
 
 def print_parts(table: Table, console: Console) -> None:

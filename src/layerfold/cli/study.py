@@ -1,0 +1,119 @@
+"""`layerfold study` and `generate`: the variants of a recipe, measured or read side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from layerfold.cli import options
+from layerfold.cli.output import print_json
+from layerfold.console import drawn
+from layerfold.errors import InputError
+
+if TYPE_CHECKING:
+    from layerfold.recipe import Recipe
+    from layerfold.records import Results
+
+_FOLDERS = {"default": "published"}
+"""What a run's folder is called after, where not after the preset."""
+
+
+def study(
+    recipe: options.RecipeFile = None,
+    preset: options.PresetName = None,
+    model: options.BaseModel = None,
+    output_dir: options.RunFolder = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: options.KeepOthers = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare variants of a model; measures only what is missing in the run's folder."""
+    from rich.console import Console
+
+    from layerfold.report import print_table
+
+    results, folder = _run(recipe, preset, model, output_dir, trust_remote_code, overwrite)
+    if as_json:
+        print_json(results.to_json())
+        return
+    print_table(results, Console())
+    typer.echo(f"run: {folder}\nreport: {folder / 'report.html'}")
+
+
+def generate(
+    recipe: options.RecipeFile = None,
+    preset: options.PresetName = None,
+    model: options.BaseModel = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="May be given several times; by default the published two.")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="How many are added to each prompt.")] = 40,
+    output_dir: options.RunFolder = None,
+    trust_remote_code: options.TrustCode = False,
+    overwrite: options.KeepOthers = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Let all variants of a recipe continue the same prompts, greedily, and print what they wrote side by side."""
+    from rich.console import Console
+
+    from layerfold.evaluators.generation import Generation, published_prompts
+    from layerfold.report.terminal import print_samples
+
+    prompts = tuple(prompt) if prompt else published_prompts()
+    wanted = Generation(prompts=prompts, new_tokens=new_tokens)
+
+    def only_text(chosen: Recipe) -> Recipe:
+        return chosen.model_copy(update={"evaluate": [wanted]})
+
+    results, folder = _run(recipe, preset, model, output_dir, trust_remote_code, overwrite, only_text, "generate")
+    if as_json:
+        print_json({label: (results.score(label, wanted.name) or {}).get("samples") for label in results.labels})
+        return
+    print_samples(results, Console())
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _run(
+    recipe: Path | None,
+    preset: options.Preset | None,
+    model: str | None,
+    output_dir: Path | None,
+    trust_remote_code: bool,
+    overwrite: bool,
+    change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+    suffix: str = "",
+) -> tuple[Results, Path]:
+    """Run a recipe, changed, and write its report; return its results and the run's folder."""
+    from layerfold.hub import POCKET, load
+    from layerfold.recipe import default_recipe, read_recipe
+    from layerfold.records import write_results
+    from layerfold.report import write_csv, write_html
+    from layerfold.study import Study
+
+    if recipe is not None and preset is not None:
+        raise InputError(f"recipe {str(recipe)!r} and preset {preset.value!r}; accepted: one of the two")
+    read = read_recipe(recipe) if recipe is not None else None
+    name = model or (read.base if read is not None else POCKET)
+    chosen_preset = (preset or options.Preset.default).value
+    kind = recipe.stem if recipe is not None else _FOLDERS.get(chosen_preset, chosen_preset)
+    parts = [Path(name).name or name, kind, suffix]
+    folder = output_dir or Path("runs") / "-".join(filter(None, parts))
+    revision = read.revision if read is not None and model is None else None
+    with drawn() as progress:
+        with progress.doing(f"loading {name}"):
+            base = load(name, revision=revision, trust_remote_code=trust_remote_code)
+        if read is None:
+            chosen = default_recipe(name, base.decoder, chosen_preset)
+        else:
+            chosen = read.with_base(name, revision)
+        running = Study(change(chosen), folder, base=base, overwrite=overwrite)
+        for _ in running.run(progress):
+            pass
+    results = running.results()
+    write_results(results, folder)
+    write_csv(results, folder / "results.csv")
+    write_html(results, folder / "report.html")
+    return results, folder

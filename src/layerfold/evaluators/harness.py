@@ -1,0 +1,300 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, and tasks that somebody wrote in its format."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import glob
+import io
+import logging
+import math
+import os
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from layerfold.checkpoint import quiet
+from layerfold.errors import InputError, MissingExtraError, OfflineError, first_line, nearest
+from layerfold.evaluators.base import Score
+from layerfold.hashes import hash_file
+from layerfold.hub import Model
+from layerfold.network import hub_reachable
+from layerfold.progress import SILENT, Progress
+from layerfold.records import hash_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FRACTIONS = ("acc", "acc_norm", "exact_match")
+"""Metrics that are a fraction of a task's documents, of which higher is better."""
+PREFERRED = (*FRACTIONS, "word_perplexity")
+"""A task's figure is the first of these that it reports; else, the first metric that it reports."""
+
+_LEAST = {"limit": 1, "num_fewshot": 0, "batch_size": 1, "seed": 0}
+_REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+_BATCHES_A_STEP = 16
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Figures of lm-evaluation-harness, computed by it: one for each task, with 1.96 of its standard errors.
+
+    A task's figure is the metric that `PREFERRED` says; where it has several filters, the first. All others are kept
+    beside it. The score's own value is that of the only task. Of several, it is the unweighted mean of those whose
+    figures are `FRACTIONS`, or, where none is, of those with the first task's metric: what it is over stands in
+    ``mean_of``. The bounds of a mean take tasks to be independent, and figures without a standard error to be exact.
+
+    A prompt longer than the model's context loses its beginning, as it does in the harness.
+
+    Attributes:
+        tasks: names of tasks, of groups that the harness aggregates, or of groups and tags that it does not, which
+            stand for their tasks.
+        limit: documents of each task, the first ones; None takes all.
+        num_fewshot: solved examples in each prompt; None takes each task's own number. Tasks that fix theirs at 0, as
+            the harness has it, keep it.
+        batch_size: prompts at once.
+        include_path: a folder of task files; code that they name is run.
+        seed: of the examples drawn, and of sampling where a task samples.
+    """
+
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int = 8
+    include_path: str | None = None
+    seed: int = 0
+    name: ClassVar[str] = "lm-eval"
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise InputError("lm-eval tasks []; accepted: one or more, in a recipe, as lm-eval: {tasks: [hellaswag]}")
+        _check_once(self.tasks)
+        for setting, least in _LEAST.items():
+            value = getattr(self, setting)
+            if value is not None and not least <= value < 2**32:
+                raise InputError(f"lm-eval {setting} {value}; accepted: {least} or more, below 2**32")
+        if self._folder is not None and not self._folder.is_dir():
+            raise InputError(f"lm-eval include_path: no folder at {self.include_path!r}")
+
+    @property
+    def protocol_id(self) -> str:
+        """Name and version of the protocol."""
+        return "lm-eval-1"
+
+    def settings(self, model: Model) -> dict[str, Any]:
+        """Return what determines the figures besides the model; reads no data from the Hub."""
+        metadata = {task: (self._register.task_index[task].cfg or {}).get("metadata") for task in self.tasks}
+        return {
+            "tasks": list(self.tasks),
+            "versions": {task: each.get("version") for task, each in metadata.items() if isinstance(each, dict)},
+            "limit": self.limit,
+            "num_fewshot": self.num_fewshot,
+            "seed": self.seed,
+            "lm_eval": version("lm_eval"),
+            "own_tasks_sha256": self._own_tasks_sha256,
+            "vocabulary_sha256": _vocabulary_sha256(model.require_tokenizer()),
+        }
+
+    def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
+        """Run the tasks."""
+        with progress.doing("lm-eval, finding the tasks"):
+            settings = self.settings(model)
+        with _apart(self.seed):
+            loaded = {task: self._load(task) for task in progress.track(self.tasks, "lm-eval, reading tasks")}
+            _check_once([name for each in loaded.values() for name in each["tasks"]])
+            tasks = {name: task for each in loaded.values() for name, task in each["tasks"].items()}
+            groups = {name: group for each in loaded.values() for name, group in each["groups"].items()}
+            results = self._run(model, {"tasks": tasks, "groups": groups}, progress)
+        whole = {name for name, group in groups.items() if group.has_aggregation}
+        names = [name for task, each in loaded.items() for name in ([task] if task in whole else each["tasks"])]
+        figures = {name: _figure(name, results) for name in names}
+        members = {name: _figure(name, results) for name in results["n-samples"] if name not in figures}
+        return _score(figures, {**settings, "tasks": figures, "members": members})
+
+    @property
+    def _folder(self) -> Path | None:
+        return None if self.include_path is None else Path(self.include_path).expanduser()
+
+    @cached_property
+    def _register(self) -> Any:
+        """The harness's task manager, of the folder alone where that suffices: its own tasks take long to read."""
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise MissingExtraError("lm-eval", "lm-eval") from error
+        with _apart(self.seed):
+            register = TaskManager(include_path=self._folder, include_defaults=False)
+            if not set(self.tasks) <= set(register.all_subtasks):
+                for name, entry in _built_in_tasks().items():
+                    register.task_index.setdefault(name, entry)
+        for task in self.tasks:
+            if task not in register.task_index:
+                # The folder's are named: what is missing among them is in a file that the harness cannot read.
+                here = f" and, in {self.include_path!r}, {', '.join(register.all_tasks) or 'none'}"
+                known = f"accepted: those of lm-eval {version('lm_eval')}{here if self.include_path else ''}"
+                raise InputError(f"unknown lm-eval task {task!r}; {nearest(task, register.task_index)}{known}")
+        return register
+
+    @cached_property
+    def _own_tasks_sha256(self) -> str | None:
+        """Hash of the folder's task files, and of local data that its tasks name: both may change unversioned."""
+        if (folder := self._folder) is None:
+            return None
+        files = {path for path in folder.rglob("*") if path.suffix in (".yaml", ".py") and path.is_file()}
+        tasks = self._register.task_index
+        files |= {path for name in self._register.all_tasks for path in _local_data(tasks[name].cfg or {})}
+        return hash_json([hash_file(path) for path in sorted(files)])
+
+    def _load(self, task: str) -> Mapping[str, Any]:
+        """Read a task's data, or that of the tasks of a group; return both kinds by name."""
+        import datasets
+
+        before = datasets.config.HF_HUB_OFFLINE
+        datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
+        try:
+            loaded: Mapping[str, Any] = self._register.load([task])
+        except ConnectionError as error:
+            raise OfflineError(f"the Hub cannot be reached, and data of lm-eval task {task!r} is not cached") from error
+        except Exception as error:  # of many kinds; each is the task's or its data's, said in one line
+            raise InputError(f"lm-eval task {task!r} cannot be loaded: {first_line(error)}") from error
+        finally:
+            datasets.config.HF_HUB_OFFLINE = before
+        for each in loaded["tasks"].values():
+            own = each.get_config("num_fewshot")
+            if own is None or (own and self.num_fewshot is not None):
+                each.set_config("num_fewshot", self.num_fewshot or 0)
+            each.set_fewshot_seed(self.seed)
+        return loaded
+
+    def _run(self, model: Model, tasks: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+        from lm_eval import evaluate  # simple_evaluate also asks git and the machine who they are, at each call
+        from lm_eval.models.huggingface import HFLM
+
+        context = model.decoder.context
+        try:
+            # Of copies, since it writes into the model's and the tokenizer's settings; the weights are the same.
+            lm = HFLM(
+                pretrained=model.decoder.copy(share=True).model,
+                tokenizer=copy.deepcopy(model.require_tokenizer()),
+                backend="causal",
+                batch_size=self.batch_size,
+                max_length=context,
+            )
+            for kind in _REQUESTS:
+                setattr(lm, kind, partial(_answer, getattr(lm, kind), self.batch_size * _BATCHES_A_STEP, progress))
+            options = {"limit": self.limit, "bootstrap_iters": _RESAMPLES, "log_samples": False}
+            results: Mapping[str, Any] = evaluate(lm=lm, task_dict=tasks, **options)
+        except Exception as error:  # of many kinds; each is of a task that does not fit the model, said in one line
+            bare = isinstance(error, AssertionError) and not str(error)
+            said = f"an answer that is empty, or longer than the context of {context}" if bare else first_line(error)
+            raise InputError(f"lm-eval tasks {', '.join(self.tasks)} cannot be run: {said}") from error
+        return results
+
+
+def _check_once(tasks: Sequence[str]) -> None:
+    if twice := [task for task, count in Counter(tasks).items() if count > 1]:
+        raise InputError(f"lm-eval task {twice[0]!r} is named twice")
+
+
+def _answer(answer: Callable[..., list[Any]], step: int, progress: Progress, requests: Sequence[Any]) -> list[Any]:
+    """Have requests answered a few batches at a time, showing how far that is."""
+    steps = [requests[first : first + step] for first in range(0, len(requests), step)]
+    return [each for some in progress.track(steps, "lm-eval, requests") for each in answer(some)]
+
+
+def _figure(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a task: its figure, and all metrics under the harness's names, ``metric,filter``."""
+    reported = {key: value for key, value in results["results"][name].items() if "," in key}
+    metrics = {key: float(value) if isinstance(value, Real) else None for key, value in reported.items()}
+    keys = [key for key, value in metrics.items() if value is not None and "_stderr," not in key]
+    if not keys:
+        raise InputError(f"lm-eval task {name!r} reports no figure")
+    key = min(keys, key=lambda key: [*PREFERRED, metric := key.rpartition(",")[0]].index(metric))
+    metric, _, filtered = key.rpartition(",")
+    value = float(reported[key])
+    error = metrics.get(f"{metric}_stderr,{filtered}") or 0.0
+    return {
+        "value": value,
+        "low": value - 1.96 * error,
+        "high": value + 1.96 * error,
+        "standard_error": error,
+        "unit": "fraction" if metric in FRACTIONS else metric,
+        "lower_is_better": results["higher_is_better"].get(name, {}).get(metric) is False,
+        "metric": metric,
+        "filter": filtered,
+        "version": results["versions"].get(name),
+        "samples": results["results"][name].get("sample_len"),
+        "num_fewshot": results["n-shot"].get(name),
+        "metrics": metrics,
+    }
+
+
+def _score(figures: Mapping[str, dict[str, Any]], details: Mapping[str, Any]) -> Score:
+    metric = next(iter(figures.values()))["metric"]
+    chosen = {name: each for name, each in figures.items() if len(figures) == 1 or each["unit"] == "fraction"}
+    chosen = chosen or {name: each for name, each in figures.items() if each["metric"] == metric}
+    value = sum(each["value"] for each in chosen.values()) / len(chosen)
+    margin = 1.96 * (math.hypot(*(each["standard_error"] for each in chosen.values())) / len(chosen))
+    metrics = ", ".join(dict.fromkeys(each["metric"] for each in chosen.values()))
+    unit = metrics if len(chosen) == 1 else f"mean {metrics}"
+    lower = next(iter(chosen.values()))["lower_is_better"]
+    return Score(value, value - margin, value + margin, unit, lower, {"mean_of": list(chosen), **details})
+
+
+@functools.cache
+def _built_in_tasks() -> Mapping[str, Any]:
+    """The harness's own tasks by name; more than ten thousand files are read for it, once."""
+    from lm_eval.tasks import TaskManager
+
+    return dict(TaskManager().task_index)
+
+
+def _local_data(config: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the files on this machine that a task's configuration names as its data."""
+    waiting = [config.get("dataset_kwargs")]
+    for named in waiting:  # grows while it is gone through
+        if isinstance(named, str):
+            yield from filter(Path.is_file, map(Path, glob.glob(named, recursive=True)))
+        elif isinstance(named, dict | list):
+            waiting += named.values() if isinstance(named, dict) else named
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    return hash_json(tokenizer.get_vocab())
+
+
+@contextlib.contextmanager
+def _apart(seed: int) -> Iterator[None]:
+    """Let the harness print nothing, start no processes, and draw from generators of random numbers of its own."""
+    from tqdm import tqdm
+
+    def undrawn(bar: Any, *arguments: Any, **settings: Any) -> None:
+        drawn(bar, *arguments, **settings | {"disable": True})
+
+    drawn = tqdm.__init__
+    bars, alone = patch.object(tqdm, "__init__", undrawn), patch.dict(os.environ, DISABLE_MULTIPROC="1")
+    with contextlib.ExitStack() as stack:
+        for each in (quiet(), contextlib.redirect_stdout(io.StringIO()), bars, alone, torch.random.fork_rng()):
+            stack.enter_context(each)
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(logging.disable, logging.root.manager.disable)
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        logging.disable()
+        for start in (random.seed, np.random.seed, torch.manual_seed):
+            start(seed)
+        yield

@@ -1,0 +1,71 @@
+"""Rows of a study that are more than one method on the base: checkpoints of others, and distilled students."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError
+from layerfold.methods import Drop
+from layerfold.recovery import Distill
+
+
+@dataclass(frozen=True)
+class Load:
+    """A variant that somebody else made: any checkpoint.
+
+    Attributes:
+        model: see `hub.load`.
+        revision: of a model on the Hub.
+    """
+
+    model: str
+    revision: str | None = None
+    name: ClassVar[str] = "load"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A shallower model that begins with every second block of the base, say, and learns from the base.
+
+    As DistilGPT-2 was made (Sanh et al., arXiv 1910.01108, section 3), from far less text. A study's recovery comes
+    on top, as for every row.
+
+    Attributes:
+        every: blocks 0, every, 2 * every ... are kept.
+        tokens: of training text, which is of the corpus that the recipe's calibration text is of.
+        learning_rate: the highest; None chooses it as recoveries do.
+        published: bases of which there is such a student already, and the checkpoint that is loaded in its place.
+    """
+
+    every: int = 2
+    tokens: int = 98_304
+    learning_rate: float | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
+    name: ClassVar[str] = "student"
+
+    def __post_init__(self) -> None:
+        if self.every < 2:
+            raise InputError(f"student every {self.every}; accepted: 2 or more")
+        self.distillation(None)
+
+    def drop(self, decoder: Decoder) -> Drop:
+        """Return what makes the student out of the base, before it learns.
+
+        Raises:
+            InputError: the base has one block.
+        """
+        gone = tuple(index for index in range(decoder.n_blocks) if index % self.every)
+        if not gone:
+            raise InputError("a student of a model of 1 block; accepted: 2 blocks or more")
+        return Drop(blocks=gone)
+
+    def distillation(self, corpus: str | None) -> Distill:
+        """Return how it learns."""
+        return Distill(tokens=self.tokens, learning_rate=self.learning_rate, corpus=corpus)
+
+    def source(self, base: str) -> Load | Student:
+        """Return the published checkpoint, where there is one of this base, or this."""
+        return Load(self.published[base]) if base in self.published else self

@@ -1,0 +1,241 @@
+"""One pass of a study, with one seed: variants of one base times evaluators, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from layerfold import defaults
+from layerfold.corpora import check_disjoint
+from layerfold.evaluators import Baselined, Comparison, Evaluator, HeldOut, Imdb, Perplexity, Score, imdb, perplexity
+from layerfold.hub import Model
+from layerfold.methods.base import Notes
+from layerfold.progress import Progress, Step
+from layerfold.recipe import Recipe
+from layerfold.records import BASE_LABEL, RECOVERY, Record, RecordStore, Results, environment, hash_json
+from layerfold.variants import Variants
+
+_MEASURING, _COMPARING, _RECOVERING = 3.0, 1.0, 15.0
+"""How long building and measuring a variant takes against its part in a comparison, and against training on as many
+tokens as are scored, for the estimate."""
+
+_VERSUS = {Perplexity.name: perplexity.versus, Imdb.name: imdb.versus}
+"""By evaluator, what compares two of its scores on what both were measured on."""
+
+Measurement = tuple[Evaluator | None, bool]
+"""An evaluator, or None for the recovery itself, and whether it comes after recovery."""
+
+
+class Pass:
+    """Variants of one base times evaluators, with one seed.
+
+    Args:
+        recipe: what to compare, its seed filled in everywhere.
+        base: the model.
+        folder: the run's.
+        store: where records are kept.
+
+    Raises:
+        InputError: a method that the base's depth does not admit.
+    """
+
+    def __init__(self, recipe: Recipe, base: Model, folder: Path, store: RecordStore) -> None:
+        self.base, self._store = base, store
+        self.variants = Variants(recipe, base, folder)
+        self.recipe = self.variants.recipe
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The rows, the base first."""
+        return self.variants.labels
+
+    def run(self, progress: Progress, description: str) -> Iterator[Record]:
+        """Measure what is missing, yielding each record as soon as it is stored."""
+        with progress.doing("reading text and records"):
+            missing = {
+                label: [each for each in self._measurements() if self._stored(label, *each) is None]
+                for label in self.labels
+            }
+        built: dict[str, tuple[Model, Notes]] = {}
+        steps = [
+            Step(label, self._weight(measurements), partial(self._measure, label, measurements, built, progress))
+            for label, measurements in missing.items()
+            if measurements
+        ]
+        recovers = self.recipe.recovery is not None
+        for evaluator in self.recipe.evaluate:
+            labels = [label for label in self.labels if (evaluator, recovers) in missing[label]]
+            if isinstance(evaluator, Comparison) and labels:
+                compare = partial(self._compare, labels, evaluator, built, progress)
+                steps.append(Step(evaluator.name, _COMPARING * len(labels), compare))
+        for evaluator in self.recipe.evaluate:
+            if isinstance(evaluator, Baselined) and None in self._baselines(evaluator):
+                steps.append(
+                    Step(f"{evaluator.name}, baselines", 1.0, partial(self._measure_baselines, evaluator, progress))
+                )
+        for step in progress.track(steps, description, sum(step.weight for step in steps)):
+            yield from step.payload()
+
+    def _measurements(self) -> list[Measurement]:
+        """What is measured of each variant, in order."""
+        if self.recipe.recovery is None:
+            return [(evaluator, False) for evaluator in self.recipe.evaluate]
+        before = [(each, False) for each in self.recipe.evaluate if isinstance(each, Perplexity)]
+        return [*before, (None, True), *((each, True) for each in self.recipe.evaluate)]
+
+    def _weight(self, measurements: list[Measurement]) -> float:
+        recovery = self.recipe.recovery if (None, True) in measurements else None
+        return _MEASURING + (0 if recovery is None else _RECOVERING * recovery.tokens / defaults.LIMIT_TOKENS)
+
+    def _measure(
+        self,
+        label: str,
+        measurements: list[Measurement],
+        built: dict[str, tuple[Model, Notes]],
+        progress: Progress,
+    ) -> Iterator[Record]:
+        """Build a variant, measure it, recover it and measure it again; keep it if it is still to be compared."""
+        model, notes = self.variants.build(label, progress)
+        recovered = False
+        for evaluator, after in measurements:
+            started = time.perf_counter()
+            if after and not recovered:
+                model, recovered = self.variants.recover(label, model, progress), True
+            if isinstance(evaluator, Comparison):
+                built[label] = model, notes
+                continue
+            score = recovery_score(model) if evaluator is None else evaluator(model, progress)
+            yield self._keep(label, evaluator, after, score, notes, time.perf_counter() - started)
+
+    def _baselines(self, evaluator: Baselined) -> list[Record | None]:
+        """The stored records of an evaluator's baselines, None for what is missing."""
+        keys = {label: hash_json(self._baseline_subject(label, evaluator)) for label in evaluator.baseline_labels}
+        return [self._store.get(evaluator.name, key, label) for label, key in keys.items()]
+
+    def _baseline_subject(self, label: str, evaluator: Baselined) -> dict[str, Any]:
+        settings = evaluator.settings(self.base)
+        return {
+            "baseline": label,
+            "evaluator": evaluator.name,
+            "protocol": evaluator.protocol_id,
+            "settings": settings,
+            "seed": self.recipe.seed,
+        }
+
+    def _measure_baselines(self, evaluator: Baselined, progress: Progress) -> Iterator[Record]:
+        started = time.perf_counter()
+        scores = evaluator.baselines(self.base, progress)
+        seconds = (time.perf_counter() - started) / len(scores)
+        for label, score in scores.items():
+            subject = self._baseline_subject(label, evaluator)
+            yield self._put(label, evaluator.name, evaluator.protocol_id, subject, score, {}, seconds)
+
+    def _compare(
+        self, labels: list[str], evaluator: Comparison, built: dict[str, tuple[Model, Notes]], progress: Progress
+    ) -> Iterator[Record]:
+        """Measure variants side by side, with the base among them whether or not it has its record already."""
+        models = {BASE_LABEL: self.base} | {label: built[label][0] for label in labels}
+        started = time.perf_counter()
+        scores = evaluator.compare(models, progress)
+        seconds = (time.perf_counter() - started) / len(scores)
+        for label in labels:
+            recovers = self.recipe.recovery is not None
+            yield self._keep(label, evaluator, recovers, scores[label], built[label][1], seconds)
+
+    def results(self) -> Results:
+        """Collect the records there are."""
+        records: dict[tuple[str, str], Record] = {}
+        for label in self.labels:
+            for evaluator, after in self._measurements():
+                record = self._stored(label, evaluator, after)
+                if record is not None and after == (self.recipe.recovery is not None):
+                    records[label, record.evaluator] = record
+        for label in self.labels:
+            self._compare_with_base(label, records)
+        baselines = [
+            (evaluator, record)
+            for evaluator in self.recipe.evaluate
+            if isinstance(evaluator, Baselined)
+            for record in self._baselines(evaluator)
+            if record is not None
+        ]
+        records |= {(record.label, evaluator.name): record for evaluator, record in baselines}
+        names = [evaluator.name for evaluator in self.recipe.evaluate]
+        return Results(
+            base=self.base.name,
+            recipe=self.recipe.to_json(),
+            labels=(*self.labels, *(record.label for _, record in baselines)),
+            evaluators=(*names, *([RECOVERY] if self.recipe.recovery is not None else [])),
+            records=records,
+        )
+
+    def _compare_with_base(self, label: str, records: dict[tuple[str, str], Record]) -> None:
+        """Put beside a variant's figures how they compare with the base's, and beside its recovery what was before."""
+        for name, versus in _VERSUS.items():
+            own, base = (records.get((each, name)) for each in (label, BASE_LABEL))
+            if label != BASE_LABEL and own is not None and base is not None:
+                own.score["versus_base"] = versus(own.score, base.score)
+        recovered = records.get((label, RECOVERY))
+        for evaluator in self.recipe.evaluate:
+            before = self._stored(label, evaluator, False) if isinstance(evaluator, Perplexity) else None
+            if recovered is not None and before is not None:
+                recovered.score["before"] = {bound: before.score[bound] for bound in ("value", "low", "high")}
+
+    def check_disjoint(self) -> None:
+        """Raise CorpusError where text that a variant is made with stands in the text that is scored."""
+        for evaluator in self.recipe.evaluate:
+            if isinstance(evaluator, HeldOut):
+                for text in self.variants.texts():
+                    check_disjoint(text, evaluator.held_out(self.base))
+
+    def _subject(self, label: str, evaluator: Evaluator | None, after: bool) -> dict[str, Any]:
+        """All that determines a record."""
+        subject = self.variants.subject(label, after)
+        if evaluator is None:
+            return {**subject, "evaluator": RECOVERY, "protocol": self._protocol(None), "settings": subject["recovery"]}
+        settings = evaluator.settings(self.base)
+        return {**subject, "evaluator": evaluator.name, "protocol": evaluator.protocol_id, "settings": settings}
+
+    def _protocol(self, evaluator: Evaluator | None) -> str:
+        if evaluator is not None:
+            return evaluator.protocol_id
+        assert self.recipe.recovery is not None
+        return f"{self.recipe.recovery.name}-{self.recipe.recovery.version}"
+
+    def _stored(self, label: str, evaluator: Evaluator | None, after: bool) -> Record | None:
+        name = RECOVERY if evaluator is None else evaluator.name
+        return self._store.get(name, hash_json(self._subject(label, evaluator, after)), label)
+
+    def _keep(
+        self, label: str, evaluator: Evaluator | None, after: bool, score: Score, notes: Notes, seconds: float
+    ) -> Record:
+        name = RECOVERY if evaluator is None else evaluator.name
+        subject = self._subject(label, evaluator, after)
+        return self._put(label, name, self._protocol(evaluator), subject, score, notes, seconds)
+
+    def _put(
+        self, label: str, name: str, protocol: str, subject: dict[str, Any], score: Score, notes: Notes, seconds: float
+    ) -> Record:
+        record = Record(
+            key=hash_json(subject),
+            label=label,
+            evaluator=name,
+            protocol=protocol,
+            score=score.to_json(),
+            subject=subject,
+            notes=notes,
+            environment=environment(),
+            seconds=seconds,
+        )
+        self._store.put(record)
+        return record
+
+
+def recovery_score(model: Model) -> Score:
+    """Say how the last step of a model, its recovery, went."""
+    done = model.provenance.steps[-1]["notes"]
+    value = done["validation_perplexity"]
+    return Score(value, value, value, "validation perplexity", lower_is_better=True, details=done)

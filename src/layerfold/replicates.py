@@ -1,0 +1,58 @@
+"""The same study with several seeds -> means and deviations."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from layerfold.records import Json, Record, Results, hash_json
+
+
+def combined(recipe: dict[str, Json], by_seed: Mapping[int, Results]) -> Results:
+    """Return one study's results of those with each seed; what is measured with some seeds alone is left out.
+
+    A figure that depends on the seed is the mean over seeds, its bounds the means of the bounds, beside its
+    ``deviation``, the sample standard deviation, and the values ``by_seed``. What cannot be averaged, as text, is
+    the first seed's.
+    """
+    first, *others = by_seed.values()
+    if not others:
+        return first
+    shared = [place for place in first.records if all(place in other.records for other in others)]
+    records = {place: _combined([each.records[place] for each in by_seed.values()], list(by_seed)) for place in shared}
+    return replace(first, recipe=recipe, records=records)
+
+
+def _combined(records: Sequence[Record], seeds: Sequence[int]) -> Record:
+    keys = [record.key for record in records]
+    if len(set(keys)) == 1:
+        return records[0]
+    return replace(
+        records[0],
+        key=hash_json(keys),
+        score=_mean([record.score for record in records]),
+        subject={**records[0].subject, "records_by_seed": dict(zip(map(str, seeds), keys, strict=True))},
+        seconds=sum(record.seconds for record in records),
+    )
+
+
+def _mean(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of scores, or of parts of them, that have the same keys."""
+    found = {key: _mean_of([score.get(key) for score in scores]) for key in scores[0]}
+    values = [score["value"] for score in scores if isinstance(score.get("value"), int | float)]
+    if len(values) == len(scores):
+        found |= {"deviation": statistics.stdev(values), "by_seed": values}
+    return found
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    if any(value is None for value in values):
+        return None
+    if all(isinstance(value, Mapping) for value in values):
+        return _mean(values)
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if not numbers or len(set(values)) == 1:
+        return values[0]
+    return statistics.fmean(values)

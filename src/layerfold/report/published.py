@@ -1,0 +1,270 @@
+"""A study beside the published figures: every metric in two columns, ours and theirs, never in one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from layerfold.errors import InputError
+from layerfold.records import BASE_LABEL, RECOVERY, Json, Results, write_text
+from layerfold.report.columns import Column, shows_zeros
+from layerfold.report.published_tables import STUDIES, Metric, PublishedStudy
+from layerfold.report.tables import MISSING, Cell, Direction, Table, shown
+from layerfold.statistics import Interval
+
+PUBLISHED = "published"
+"""What `--against` takes, and what says in a header whose the column is."""
+
+_STANDS_FOR = {"distilgpt2": "distilled"}
+"""The label of ours that a published row stands beside where none has its name."""
+
+_SAME_CODE = "Ours: by the published protocol too; the code path is the same."
+_OTHER_CODE = "Ours: by the protocol of the published GPT-2 tables, which these were not measured by."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the comparison: the label of ours, and the published name; at least one of them."""
+
+    label: str | None
+    name: str | None
+    shown: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side's column of a metric: a heading, the cells under it, and what files hold of each row.
+
+    Attributes:
+        names: of the columns in files: the figure, and its bounds where it has any.
+        figures: as many for each row, unrounded; None where there are none.
+    """
+
+    title: str
+    unit: str
+    meaning: str
+    better: Direction
+    group: str
+    cells: Sequence[Cell]
+    names: Sequence[str]
+    figures: Sequence[Sequence[float | Decimal | None]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A study beside one published study.
+
+    Attributes:
+        name: of the published study, in files.
+        model: its base.
+        caveat: says so where ours is another; else empty.
+        table: the sides in turn, as `sides`.
+        rows, sides: the same unrounded.
+        notes: how the figures of each metric differ, with its title.
+    """
+
+    name: str
+    model: str
+    caveat: str
+    table: Table
+    rows: Sequence[Row]
+    sides: Sequence[Side]
+    notes: Sequence[tuple[str, str]]
+
+    def figures(self, index: int) -> dict[str, float | Decimal | None]:
+        """Return a row's figures by name, ours and theirs, as files hold them."""
+        return {
+            name: figure for side in self.sides for name, figure in zip(side.names, side.figures[index], strict=True)
+        }
+
+    def to_json(self) -> dict[str, Json]:
+        """Return one document, ours and theirs apart."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "caveat": self.caveat,
+            "notes": dict(self.notes),
+            "rows": [
+                {"label": row.label, "published_label": row.name}
+                | {
+                    name: float(figure) if isinstance(figure, Decimal) else figure
+                    for name, figure in self.figures(index).items()
+                }
+                for index, row in enumerate(self.rows)
+            ],
+        }
+
+
+def compare(results: Results) -> tuple[Comparison, ...]:
+    """Return the published studies that share a row and a metric with these results, beside them.
+
+    Base stands beside base, and counts as a shared row by itself only where the two are the same model.
+
+    Raises:
+        InputError: none does.
+    """
+    found = [comparison for study in STUDIES if (comparison := _compare(results, study)) is not None]
+    if not found:
+        variants = [label for label in results.labels if label != BASE_LABEL]
+        raise InputError(
+            "this run has no figure of a row beside the base that the published tables have; rows: "
+            f"{', '.join(variants[:20]) or 'none'}; measured: {', '.join(results.evaluators) or 'nothing'}; published "
+            "rows: distilgpt2, pruned_104M, merged_N, compressed_N, drop_N"
+        )
+    return tuple(found)
+
+
+def write_published_csv(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Write one row a variant: figures unrounded in columns of ours and of theirs, empty where there is none.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rows = [
+        {"published_study": comparison.name, "label": row.label, "published_label": row.name}
+        | comparison.figures(index)
+        for comparison in comparisons
+        for index, row in enumerate(comparison.rows)
+    ]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def _compare(results: Results, study: PublishedStudy) -> Comparison | None:
+    rows = _rows(results, study)
+    same = _same_model(results, study)
+    known = [(metric, metric.figures()) for metric in study.metrics]
+    shared = {
+        metric.name: [
+            row for row in rows if row.name in figures and row.label is not None and _ours(results, metric, row)
+        ]
+        for metric, figures in known
+    }
+    if not any(same or row.label != BASE_LABEL for sharing in shared.values() for row in sharing):
+        return None
+    known = [(metric, figures) for metric, figures in known if shared[metric.name]]
+    rows = [row for row in rows if any(row.name in figures or _ours(results, metric, row) for metric, figures in known)]
+    sides = [side for metric, figures in known for side in _sides(results, metric, figures, rows)]
+    caveat = (
+        f"Published figures are of {study.model}, ours of {results.base}: different models stand side by side, and "
+        "only their pattern can be compared."
+    )
+    cells = [(row.shown, [side.cells[index] for side in sides]) for index, row in enumerate(rows)]
+    base = next((row.shown for row in rows if row.label == BASE_LABEL), "")
+    return Comparison(
+        name=study.name,
+        model=study.model,
+        caveat="" if same else caveat,
+        table=Table("ours / published", base, sides, cells),
+        rows=rows,
+        sides=sides,
+        notes=_notes(results, study, [metric for metric, _ in known], rows),
+    )
+
+
+def _rows(results: Results, study: PublishedStudy) -> list[Row]:
+    """Return our rows in their order, then those that only the published study has."""
+    names = dict.fromkeys(name for metric in study.metrics for name in metric.figures())
+    beside = {_label(results, study, name): name for name in names}
+    ours = [Row(label, beside.get(label), _shown(label, beside.get(label), study)) for label in results.labels]
+    return ours + [Row(None, name, label) for label, name in beside.items() if label not in results.labels]
+
+
+def _shown(label: str, name: str | None, study: PublishedStudy) -> str:
+    """Return the label of a row of ours, with the published one where that is another."""
+    if label == BASE_LABEL:
+        return f"{label} / {study.model_name}"
+    return label if name is None or study.label(name) == label else f"{label} / {name}"
+
+
+def _label(results: Results, study: PublishedStudy, name: str) -> str:
+    label = study.label(name)
+    other = _STANDS_FOR.get(label)
+    return other if other in results.labels and label not in results.labels else label
+
+
+def _columns(results: Results, metric: Metric) -> list[Column]:
+    """Return our columns of a metric: how many parameters are not zero is among them where some rows have zeros."""
+    return [column for column in metric.ours if column.key != "nonzero" or shows_zeros(results)]
+
+
+def _ours(results: Results, metric: Metric, row: Row) -> bool:
+    """Whether the row has a figure of ours."""
+    return row.label is not None and any(column.read(results, row.label) for column in _columns(results, metric))
+
+
+def _sides(results: Results, metric: Metric, figures: Mapping[str, Decimal], rows: Sequence[Row]) -> Iterator[Side]:
+    for column in _columns(results, metric):
+        found = [None if row.label is None else column.read(results, row.label) for row in rows]
+        if any(found):
+            name = f"ours_{column.name}"
+            yield Side(
+                title=metric.title,
+                unit=", ".join(filter(None, ("ours", _unit(results, column)))),
+                meaning=f"ours: {column.meaning}",
+                better=column.better,
+                group=metric.name,
+                cells=[shown(each, column.show, column.interval) for each in found],
+                names=[name, f"{name}_low", f"{name}_high"] if column.interval else [name],
+                figures=[_figures(each and each.map(metric.convert), column.interval) for each in found],
+            )
+    theirs = [None if row.name is None else figures.get(row.name) for row in rows]
+    yield Side(
+        title=metric.title,
+        unit=", ".join(filter(None, (PUBLISHED, metric.unit))),
+        meaning="as published, digit for digit",
+        better=metric.ours[-1].better,
+        group=metric.name,
+        cells=[Cell(MISSING if each is None else f"{each:,}{metric.sign}", "") for each in theirs],
+        names=[f"{PUBLISHED}_{metric.name}"],
+        figures=[[each] for each in theirs],
+    )
+
+
+def _figures(found: Interval | None, bounded: bool) -> list[float | None]:
+    figures = [None] * 3 if found is None else [found.value, found.low, found.high]
+    return [*figures] if bounded else [*figures[:1]]
+
+
+def _unit(results: Results, column: Column) -> str:
+    if column.evaluator == "perplexity" and RECOVERY in results.evaluators:
+        return "after"
+    if column.name == "latency_ms":  # the published protocol's is another
+        scores = (results.score(label, column.evaluator) for label in results.labels)
+        return str(next((score["unit"] for score in scores if score), column.unit))
+    return column.unit
+
+
+def _same_model(results: Results, study: PublishedStudy) -> bool:
+    """Whether our base goes by the published base's name, and is of its size where that was measured."""
+    same = Path(results.base).name.lower() == study.model_name
+    size = results.score(BASE_LABEL, "size")
+    if not same or size is None:
+        return same
+    published = next(metric.figures()[study.base] for metric in study.metrics if metric.evaluator == "size")
+    digits = len(str(published).partition(".")[2])
+    return bool(round(size["value"] / 1e6, digits) == float(published))
+
+
+def _notes(
+    results: Results, study: PublishedStudy, metrics: Sequence[Metric], rows: Sequence[Row]
+) -> list[tuple[str, str]]:
+    notes = []
+    for evaluator in dict.fromkeys(metric.evaluator for metric in metrics):
+        differs = study.differs[evaluator]
+        scores = [results.score(label, evaluator) or {} for label in results.labels]
+        ours = differs.ours
+        if any(score.get("protocol") == PUBLISHED for score in scores):
+            ours = _SAME_CODE if differs.repeated else _OTHER_CODE
+        texts = dict.fromkeys(str(score[key]) for score in scores for key in ("corpus", "data") if score.get(key))
+        told = f" Our text: {', '.join(texts)}." if texts else ""
+        notes.append((differs.title, f"{differs.published} {ours}{told}"))
+    names = [row.name for row in rows if row.name is not None]
+    return notes + [(title, note) for title, begin, note in study.rows if any(name.startswith(begin) for name in names)]
