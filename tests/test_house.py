@@ -29,7 +29,19 @@ APART = ("methods", "evaluators")  # one file a method, one an evaluator: none k
 MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "compact", "auto", "recovery", "classification"}
 PUBLIC = {
     *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "LowRank", "recover"),
-    *("Generation", "Latency", "LayerfoldError", "Merge", "Model", "Perplexity", "Prune", "Recipe"),
+    *(
+        "Generation",
+        "Harness",
+        "Imdb",
+        "Latency",
+        "LayerfoldError",
+        "Rouge",
+        "Merge",
+        "Model",
+        "Perplexity",
+        "Prune",
+        "Recipe",
+    ),
     *(
         "Score",
         "Share",

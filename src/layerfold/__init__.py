@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from layerfold.api import compress, evaluate, recover
     from layerfold.decoder import Decoder
     from layerfold.errors import LayerfoldError
-    from layerfold.evaluators import Generation, Latency, Perplexity, Score, Size
+    from layerfold.evaluators import Generation, Harness, Imdb, Latency, Perplexity, Rouge, Score, Size
     from layerfold.hub import Model, load
     from layerfold.methods import Collapse, Drop, Merge, Prune, Share
     from layerfold.recipe import Recipe, default_recipe, read_recipe
@@ -29,6 +29,8 @@ _WHERE = {
     "DropSearch": "search",
     "Finetune": "recovery",
     "Generation": "evaluators",
+    "Harness": "evaluators",
+    "Imdb": "evaluators",
     "Latency": "evaluators",
     "LayerfoldError": "errors",
     "LowRank": "recovery",
@@ -37,6 +39,7 @@ _WHERE = {
     "Perplexity": "evaluators",
     "Prune": "methods",
     "Recipe": "recipe",
+    "Rouge": "evaluators",
     "Score": "evaluators",
     "Share": "methods",
     "Size": "evaluators",
@@ -58,6 +61,8 @@ __all__ = [
     "DropSearch",
     "Finetune",
     "Generation",
+    "Harness",
+    "Imdb",
     "Latency",
     "LayerfoldError",
     "LowRank",
@@ -66,6 +71,7 @@ __all__ = [
     "Perplexity",
     "Prune",
     "Recipe",
+    "Rouge",
     "Score",
     "Share",
     "Size",

@@ -10,7 +10,18 @@ from typing import Any
 
 from layerfold import defaults
 from layerfold.corpora import check_disjoint
-from layerfold.evaluators import Baselined, Comparison, Evaluator, HeldOut, Imdb, Perplexity, Score, imdb, perplexity
+from layerfold.evaluators import (
+    Baselined,
+    Comparison,
+    Evaluator,
+    HeldOut,
+    Imdb,
+    Perplexity,
+    Rouge,
+    Score,
+    imdb,
+    perplexity,
+)
 from layerfold.hub import Model
 from layerfold.methods.base import Notes
 from layerfold.progress import Progress, Step
@@ -21,6 +32,8 @@ from layerfold.variants import Variants
 _MEASURING, _COMPARING, _RECOVERING = 3.0, 1.0, 15.0
 """How long building and measuring a variant takes against its part in a comparison, and against training on as many
 tokens as are scored, for the estimate."""
+_TASKS = {Imdb.name: 12.0, Rouge.name: 1.5}
+"""What the tasks add to that."""
 
 _VERSUS = {Perplexity.name: perplexity.versus, Imdb.name: imdb.versus}
 """By evaluator, what compares two of its scores on what both were measured on."""
@@ -88,7 +101,8 @@ class Pass:
 
     def _weight(self, measurements: list[Measurement]) -> float:
         recovery = self.recipe.recovery if (None, True) in measurements else None
-        return _MEASURING + (0 if recovery is None else _RECOVERING * recovery.tokens / defaults.LIMIT_TOKENS)
+        tasks = sum(_TASKS.get(evaluator.name, 0.0) for evaluator, _ in measurements if evaluator is not None)
+        return _MEASURING + tasks + (0 if recovery is None else _RECOVERING * recovery.tokens / defaults.LIMIT_TOKENS)
 
     def _measure(
         self,
@@ -122,7 +136,7 @@ class Pass:
             "evaluator": evaluator.name,
             "protocol": evaluator.protocol_id,
             "settings": settings,
-            "seed": self.recipe.seed,
+            "seed": getattr(evaluator, "seed", None),
         }
 
     def _measure_baselines(self, evaluator: Baselined, progress: Progress) -> Iterator[Record]:
@@ -185,11 +199,11 @@ class Pass:
                 recovered.score["before"] = {bound: before.score[bound] for bound in ("value", "low", "high")}
 
     def check_disjoint(self) -> None:
-        """Raise CorpusError where text that a variant is made with stands in the text that is scored."""
-        for evaluator in self.recipe.evaluate:
-            if isinstance(evaluator, HeldOut):
-                for text in self.variants.texts():
-                    check_disjoint(text, evaluator.held_out(self.base))
+        """Raise CorpusError where text that a variant is made with stands in text that is scored."""
+        held_out = [each.held_out(self.base) for each in self.recipe.evaluate if isinstance(each, HeldOut)]
+        for text in self.variants.texts() if held_out else ():
+            for scored in held_out:
+                check_disjoint(text, scored)
 
     def _subject(self, label: str, evaluator: Evaluator | None, after: bool) -> dict[str, Any]:
         """All that determines a record."""

@@ -238,19 +238,20 @@ def read_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: it cannot be read, is not YAML, does not validate, or extends itself.
     """
-    where = "the recipe" if isinstance(source, Mapping) else f"recipe {str(source)!r}"
-    document = _extended(source, where, ())
-    for key in document:
-        if key not in Recipe.model_fields:
-            raise RecipeError(f"{where}: unknown key {one_of(str(key), [*Recipe.model_fields, _EXTENDS])}")
+    where = _name(source)
     try:
-        return Recipe.model_validate(document)
+        return Recipe.model_validate(_extended(source, ()))
     except ValidationError as error:
         raise RecipeError(f"{where}: {describe(error).lstrip('.: ')}") from error
 
 
-def _extended(source: Path | str | Mapping[str, Any], where: str, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _name(source: Path | str | Mapping[str, Any]) -> str:
+    return "the recipe" if isinstance(source, Mapping) else f"recipe {str(source)!r}"
+
+
+def _extended(source: Path | str | Mapping[str, Any], seen: tuple[Path, ...]) -> dict[str, Any]:
     """Return a recipe's document with that of what it extends under it."""
+    where, accepted = _name(source), [*Recipe.model_fields, _EXTENDS]
     if isinstance(source, Mapping):
         document, folder = dict(source), Path()
     else:
@@ -258,13 +259,16 @@ def _extended(source: Path | str | Mapping[str, Any], where: str, seen: tuple[Pa
         if path.resolve() in seen:
             raise RecipeError(f"{where}: {_EXTENDS} comes back to {str(source)!r}")
         seen, folder = (*seen, path.resolve()), path.parent
-        document = read_yaml(path, [*Recipe.model_fields, _EXTENDS])
+        document = read_yaml(path, accepted)
+    for key in document:
+        if key not in accepted:
+            raise RecipeError(f"{where}: unknown key {one_of(str(key), accepted)}")
     if _EXTENDS not in document:
         return document
     other = document.pop(_EXTENDS)
     if not isinstance(other, str) or (other not in PRESETS and Path(other).suffix not in (".yaml", ".yml")):
         raise RecipeError(f"{where}: {_EXTENDS} {one_of(str(other), [*PRESETS, 'a .yaml file'])}")
-    under = dict(PRESETS[other]) if other in PRESETS else _extended(folder / other, where, seen)
+    under = dict(PRESETS[other]) if other in PRESETS else _extended(folder / other, seen)
     if {"seed", "seeds"} & document.keys():
         under = {key: value for key, value in under.items() if key not in ("seed", "seeds")}
     return under | document

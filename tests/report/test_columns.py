@@ -57,10 +57,16 @@ def test_only_evaluators_of_the_study_have_columns(make_results):
 def test_unknown_evaluator_has_a_column_of_its_own(make_results, make_record):
     score = {"value": 0.8372, "low": 0.8301, "high": 0.8441, "unit": "accuracy", "lower_is_better": False}
     results = make_results(
-        evaluators=("sentiment", "size"), replace={("merged_2", "sentiment"): make_record("merged_2", "sentiment", score)}
+        evaluators=("sentiment", "size"),
+        replace={("merged_2", "sentiment"): make_record("merged_2", "sentiment", score)},
     )
     sentiment = columns(results)[-1]
-    assert (sentiment.name, sentiment.title, sentiment.unit, sentiment.better) == ("sentiment", "sentiment", "accuracy", "higher")
+    assert (sentiment.name, sentiment.title, sentiment.unit, sentiment.better) == (
+        "sentiment",
+        "sentiment",
+        "accuracy",
+        "higher",
+    )
     assert sentiment.cell(results, "merged_2") == Cell("0.837", f"0.830{DASH}0.844")
     assert sentiment.cell(results, "base") == Cell(DASH, "")
 

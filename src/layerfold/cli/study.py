@@ -105,10 +105,7 @@ def _run(
     with drawn() as progress:
         with progress.doing(f"loading {name}"):
             base = load(name, revision=revision, trust_remote_code=trust_remote_code)
-        if read is None:
-            chosen = default_recipe(name, base.decoder, chosen_preset)
-        else:
-            chosen = read.with_base(name, revision)
+        chosen = default_recipe(name, base.decoder, chosen_preset) if read is None else read.with_base(name, revision)
         running = Study(change(chosen), folder, base=base, overwrite=overwrite)
         for _ in running.run(progress):
             pass

@@ -130,7 +130,8 @@ class Rouge:
             return {label: self._score(base, texts, rate, {}) for label, texts in found.items()}
 
     def held_out(self, base: Model) -> Corpus:
-        """Return the documents that are summarized."""
+        """Return the documents that are summarized, and make sure at this early time that summaries can be rated."""
+        self._rater()
         return self._pairs(base).corpus
 
     def _score(self, model: Model, written: Sequence[str], rate: Rater, found: dict[str, Any]) -> Score:

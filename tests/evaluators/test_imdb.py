@@ -1,0 +1,300 @@
+"""Accuracy as a figure: on which texts, cut how, trained how, and what it is compared with."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tiny import CONTEXT, Write, prose, tiny, tokenizer
+
+from layerfold import classification, sources
+from layerfold.classification import Padding, Training
+from layerfold.errors import CorpusError, InputError, ModelError, OfflineError
+from layerfold.evaluators import Imdb
+from layerfold.evaluators.base import Baselined, HeldOut
+from layerfold.evaluators.imdb import versus
+from layerfold.examples import load_labelled
+from layerfold.hub import Model, Provenance
+from layerfold.statistics import wilson
+
+END = tokenizer().eos_token_id
+QUICK = {"learning_rate": 3e-3, "batch_size": 8}
+
+
+def reviews(count: int, seed: int) -> list[dict[str, Any]]:
+    """Texts shorter and longer than the context; one word, anywhere, tells the label, though not of every tenth."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        words = prose(rng.randrange(1, 30), seed * 1000 + number).split()
+        label = number % 2
+        words.insert(rng.randrange(len(words) + 1), ("bad", "good")[label if number % 10 else 1 - label])
+        rows.append({"text": f"{' '.join(words)} {number}", "label": label})
+    return rows
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def data(write: Write) -> str:
+    write("reviews/train.jsonl", lines(reviews(50, 1)))
+    return str(write("reviews/test.jsonl", lines(reviews(30, 2))).parent)
+
+
+def token_counts(texts: tuple[str, ...]) -> list[int]:
+    return [len(ids) for ids in tokenizer()(list(texts))["input_ids"]]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the training and the prediction were called with, by name."""
+    calls: dict[str, Any] = {}
+
+    def recorded(name: str, plain: Any) -> Any:
+        return lambda *arguments: (calls.update({name: arguments}), plain(*arguments))[1]
+
+    for name in ("train", "fit_head", "predict"):
+        monkeypatch.setattr(classification, name, recorded(name, getattr(classification, name)))
+    return calls
+
+
+@pytest.mark.parametrize("body", [True, False])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_neither_batch_nor_side_of_the_test_texts_changes_a_figure(architecture: str, body: bool, data: str) -> None:
+    model = tiny(architecture)
+    settings = {"data": data, "body": body, **QUICK}
+    expected = Imdb(**settings)(model)
+    assert 0 < expected.value < 1
+    for changes in ({"padding": "left"}, {"eval_batch_size": 1}, {"padding": "left", "eval_batch_size": 7}):
+        evaluator = Imdb(**settings, **changes)
+        assert evaluator.settings(model) == Imdb(**settings).settings(model)
+        found = evaluator(model)
+        assert found.details["right"] == expected.details["right"], changes
+        assert found == expected
+
+
+@pytest.mark.parametrize("body", [True, False])
+def test_the_score_is_the_share_of_right_ones_with_wilsons_interval(body: bool, data: str) -> None:
+    model = tiny("gpt2")
+    before = {name: tensor.clone() for name, tensor in model.decoder.model.state_dict().items()}
+    score = Imdb(data=data, body=body, **QUICK)(model)
+    right = score.details["right"]
+    expected = wilson(sum(right), 30)
+    assert (score.value, score.low, score.high) == (expected.value, expected.low, expected.high)
+    assert len(right) == score.details["test_rows"] == 30
+    assert (score.unit, score.lower_is_better, score.details["classes"]) == ("accuracy", False, [0, 1])
+    after = model.decoder.model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not model.decoder.model.training
+
+
+@pytest.mark.parametrize("labels", [(0, 1), ("bad", "good"), (7, "7"), (-1, 10**12)])
+def test_labels_are_of_any_kind_and_what_tells_them_is_learnt(labels: tuple[Any, Any], write: Write) -> None:
+    rows = [{"text": f"{prose(1, i)} {i} {'!?'[i % 2]}", "label": labels[i % 2]} for i in range(300)]
+    path = write("rows.jsonl", lines(rows))
+    score = Imdb(data=str(path), body=False)(tiny("gpt2"))
+    assert score.value > 0.75
+    assert sorted(map(str, score.details["classes"])) == sorted(map(str, labels))
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_a_text_that_is_longer_is_cut_by_the_rule_and_counted(keep: Any, data: str, seen: dict[str, Any]) -> None:
+    model = tiny("gpt2")
+    score = Imdb(data=data, body=False, context=20, keep=keep)(model)
+    _, rows, labels, *_ = seen["fit_head"]
+    train, test = load_labelled(data)
+    ids = {tuple(row): label for row, label in zip(rows, labels, strict=True)}
+    for text, label in zip(train.texts, train.labels, strict=True):
+        whole = tokenizer()(text)["input_ids"]
+        assert ids[tuple(whole[:20] if keep == "first" else whole[-20:])] == label
+    cut = [sum(count > 20 for count in token_counts(part.texts)) for part in (train, test)]
+    assert 0 < cut[1] < 30
+    assert (score.details["truncated_train"], score.details["truncated_test"]) == tuple(cut)
+    assert max(map(len, seen["predict"][1])) == 20
+
+
+def test_training_is_as_set_and_by_default_by_width(data: str, seen: dict[str, Any]) -> None:
+    model = tiny("gpt2")
+    Imdb(data=data, epochs=2, batch_size=5, learning_rate=1e-4, seed=3, padding="left")(model)
+    assert seen["train"][4:6] == (Training(1e-4, 2, 5, 3), Padding("right"))
+    assert seen["predict"][2] == Padding("left")
+    Imdb(data=data)(model)
+    assert seen["train"][4] == Training(pytest.approx(0.0576 / 32), 1, 16, 0)
+    assert Imdb(data=data).settings(model)["learning_rate"] == seen["train"][4].learning_rate
+
+
+@pytest.mark.parametrize("pool", ["last_token", "last_position"])
+def test_the_published_run_is_repeated(pool: Any, data: str, seen: dict[str, Any]) -> None:
+    model = tiny("gpt2", n_positions=150)
+    evaluator = Imdb(data=data, protocol="published", pool=pool, body=False, train_rows=4, test_rows=3, keep="last")
+    score = evaluator(model)
+    rows, (training, padding) = seen["train"][1], seen["train"][4:6]
+    train, test = load_labelled(data)
+    assert len(rows) == len(train.texts)  # all of them, whatever was asked for
+    assert len(score.details["right"]) == len(test.texts) == 30
+    whole = [tokenizer()(text)["input_ids"] for text in train.texts]
+    assert max(map(len, whole)) > 128
+    assert sorted(rows) == sorted(row[:128] for row in whole)
+    assert training == Training(5e-5, 2, 2, 0)
+    assert padding == seen["predict"][2] == Padding("right", 128, pool == "last_position", END)
+    batch = padding([rows[0][:3], rows[1][:128]])
+    assert batch["input_ids"].shape == (2, 128)
+    assert batch["input_ids"][0, 3:].tolist() == [END] * 125
+    assert batch["last"][0] == (127 if pool == "last_position" else 2)
+    assert score.details["truncated_train"] == sum(len(row) > 128 for row in whole)
+    assert (score.details["pool"], score.details["context"], score.details["keep"]) == (pool, 128, "first")
+    assert evaluator.protocol_id != Imdb(data=data).protocol_id
+
+
+def test_the_published_run_on_a_model_of_a_shorter_context_is_cut_there(data: str, seen: dict[str, Any]) -> None:
+    Imdb(data=data, protocol="published")(tiny("llama"))
+    assert seen["predict"][2].length == CONTEXT
+
+
+def test_the_published_run_needs_an_end_of_text(data: str) -> None:
+    model = tiny("gpt2")
+    endless = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer)
+    with pytest.raises(InputError, match="the tokenizer has no end-of-text token to pad with"):
+        Imdb(data=data, protocol="published")(Model(model.decoder, endless, model.provenance))
+    assert Imdb(data=data, body=False)(Model(model.decoder, endless, model.provenance)).value > 0
+
+
+def test_rows_are_drawn_by_the_seed_and_test_rows_always_the_same(data: str) -> None:
+    model = tiny("gpt2")
+    one, two, other = (Imdb(data=data, train_rows=20, test_rows=9, seed=seed, **QUICK)(model) for seed in (0, None, 1))
+    assert one == two
+    assert one.details["train_rows"] == other.details["train_rows"] == 20
+    assert one.details["train_sha256"] != other.details["train_sha256"]
+    assert one.details["test_sha256"] == other.details["test_sha256"]
+    assert len(one.details["right"]) == 9
+    every = Imdb(data=data, train_rows=10**9, test_rows=10**9).settings(model)
+    assert (every["train_rows"], every["test_rows"]) == (len(load_labelled(data)[0].texts), 30)
+    assert every["test_sha256"] != one.details["test_sha256"]
+    assert Imdb(data=data, train_rows=None, test_rows=None).settings(model) == every
+
+
+def test_so_few_rows_that_a_class_is_missing_are_refused(write: Write) -> None:
+    rows = [{"text": f"text {i}", "label": "rare" if i == 55 else "often"} for i in range(60)]
+    path = write("rows.jsonl", lines(rows))
+    with pytest.raises(InputError, match=r"imdb train_rows 2; accepted: more, since none has label 'rare'"):
+        Imdb(data=str(path), train_rows=2).settings(tiny("gpt2"))
+
+
+def test_settings_tell_apart_whatever_changes_the_figure(data: str) -> None:
+    model = tiny("gpt2")
+    changes: list[dict[str, Any]] = [
+        {}, {"body": False}, {"train_rows": 20}, {"test_rows": 9}, {"context": 20}, {"keep": "first"}, {"seed": 1},
+        {"learning_rate": 1e-3}, {"epochs": 2}, {"batch_size": 4}, {"protocol": "published"},
+        {"protocol": "published", "pool": "last_position"},
+    ]  # fmt: skip
+    settings = [Imdb(data=data, **change).settings(model) for change in changes]
+    assert all(one != two for i, one in enumerate(settings) for two in settings[:i])
+    assert json.loads(json.dumps(settings)) == settings
+    assert settings[0] == Imdb(data=data, context=CONTEXT, learning_rate=0.0576 / 32, seed=0).settings(model)
+    # A head that is fitted has neither rate nor batches.
+    assert settings[1] == Imdb(data=data, body=False, learning_rate=0.1, epochs=3, batch_size=2).settings(model)
+
+
+def test_the_words_alone_are_the_baseline(data: str) -> None:
+    model, evaluator = tiny("gpt2"), Imdb(data=data, test_rows=20)
+    assert isinstance(evaluator, Baselined) and isinstance(evaluator, HeldOut)  # noqa: PT018
+    found = evaluator.baselines(model)
+    assert tuple(found) == evaluator.baseline_labels
+    score = found["bag of words"]
+    assert score.details["test_sha256"] == evaluator.settings(model)["test_sha256"]
+    # "good" and "bad" tell nine in ten, wherever they stand: the model, of whatever weights, is not asked.
+    test = load_labelled(data)[1]
+    order = np.random.default_rng(0).permutation(30)[:20]
+    told = [("good" in test.texts[i]) == test.labels[i] for i in order]
+    assert score.value == pytest.approx(np.mean(told), abs=0.11)
+    assert score.value > 0.7
+    assert evaluator.baselines(tiny("llama", seed=4))["bag of words"].details["right"] == score.details["right"]
+    assert versus(score.to_json(), score.to_json()) == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_what_is_held_out_is_all_of_the_test_split(data: str) -> None:
+    assert Imdb(data=data, test_rows=3).held_out(tiny("gpt2")).documents == load_labelled(data)[1].texts
+
+
+def test_a_comparison_is_paired_and_of_the_same_texts_only() -> None:
+    rng = np.random.default_rng(0)
+    base = {"test_sha256": "a", "right": rng.integers(0, 2, 400).tolist()}
+    score = {"test_sha256": "a", "right": [*([1] * 12), *base["right"][12:]]}
+    found = versus(score, base)
+    assert found is not None
+    assert found["value"] == pytest.approx((sum(score["right"]) - sum(base["right"])) / 400)
+    assert 0 <= found["low"] < found["value"] < found["high"] < 0.04  # apart, each is known to within 0.05
+    assert versus({**score, "test_sha256": "b"}, base) is None
+
+
+def test_duplicates_between_the_splits_are_counted(write: Write) -> None:
+    train, test = reviews(50, 1), reviews(20, 2)
+    write("reviews/train.jsonl", lines([*train, *test[:4], train[0]]))
+    folder = write("reviews/test.jsonl", lines([*test, test[1]])).parent
+    score = Imdb(data=str(folder), body=False)(tiny("gpt2"))
+    assert score.details["duplicates_dropped"] == 6
+    assert score.details["test_rows"] == 20
+
+
+def test_pocket_is_measured_on_what_it_was_trained_on_and_others_on_the_hubs() -> None:
+    model = tiny("gpt2")
+    assert Imdb().default_data(Model(model.decoder, model.tokenizer, Provenance("pocket"))) == "imdb"
+    assert Imdb().default_data(model) == "stanfordnlp/imdb"
+
+
+def test_the_hub_unreachable_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sources, "hub_reachable", lambda: False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # whatever this machine holds
+    with pytest.raises(OfflineError, match=r"^the Hub cannot be reached and data set 'stanfordnlp/imdb' is not in .*$"):
+        Imdb()(tiny("gpt2"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"protocol": "publish"}, "unknown protocol 'publish'; did you mean 'published'?"),
+        ({"epochs": 0}, "imdb epochs 0; accepted: 1 or more"),
+        ({"train_rows": 1}, "imdb train_rows 1; accepted: 2 or more"),
+        ({"test_rows": 0}, "imdb test_rows 0; accepted: 1 or more"),
+        ({"context": 0}, "imdb context 0; accepted: 1 or more"),
+        ({"seed": 2**32}, "imdb seed 4294967296; accepted: 0 ... 4294967295"),
+        ({"learning_rate": 0.0}, "imdb learning_rate 0.0; accepted: above 0, below 1"),
+        ({"learning_rate": float("nan")}, "imdb learning_rate nan; accepted: above 0, below 1"),
+        ({"keep": "lasts"}, "imdb keep 'lasts'; did you mean 'last'?"),
+        ({"padding": "lef"}, "imdb padding 'lef'; did you mean 'left'?"),
+        ({"pool": "last", "protocol": "published"}, "imdb pool 'last'; "),
+        ({"pool": "last_position"}, "imdb pool 'last_position' reads padding; accepted: with protocol published"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Imdb(**settings)
+    assert str(raised.value).startswith(said)
+
+
+def test_what_a_model_cannot_read_is_refused(data: str, write: Write) -> None:
+    model = tiny("gpt2")
+    with pytest.raises(InputError, match=r"imdb context 33; accepted: 1 \.\.\. 32 \(the model's maximum\)"):
+        Imdb(data=data, context=CONTEXT + 1).settings(model)
+    with pytest.raises(ModelError, match="'tiny' has no tokenizer"):
+        Imdb(data=data)(Model(model.decoder, None, model.provenance))
+    small = tiny("gpt2", vocab_size=100, bos_token_id=0, eos_token_id=0)
+    with pytest.raises(InputError, match=r"token id \d+ for a vocabulary of 100: the wrong tokenizer\?"):
+        Imdb(data=data)(small)
+
+    def silent(texts: list[str], **_: Any) -> dict[str, Any]:
+        return {"input_ids": [[] if text.startswith("text 7") else [1] for text in texts]}
+
+    path = str(write("rows.jsonl", lines([{"text": f"text {i}", "label": i % 2} for i in range(40)])))
+    with pytest.raises(InputError, match="the tokenizer makes no token of the text 'text 7'"):
+        Imdb(data=path)(Model(model.decoder, silent, model.provenance))  # type: ignore[arg-type]
+    with pytest.raises(CorpusError, match=r"no file or folder at 'missing\.csv'"):
+        Imdb(data="missing.csv")(model)

@@ -1,0 +1,274 @@
+"""Labelled texts and documents with summaries: what is read, in which split, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+from tiny import Write
+
+from layerfold import sources
+from layerfold.corpora import load_corpus
+from layerfold.errors import CorpusError, LayerfoldError, MissingExtraError, OfflineError
+from layerfold.examples import Labelled, Summarized, load_labelled, load_summaries
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def labelled(*rows: tuple[str, Any]) -> str:
+    return lines(*({"text": text, "label": label} for text, label in rows))
+
+
+def numbered(count: int) -> list[tuple[str, int]]:
+    return [(f"text {i}", i % 3) for i in range(count)]
+
+
+def table(*rows: tuple[object, ...]) -> str:
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows(rows)
+    return written.getvalue()
+
+
+def failing(name: Path | str, load: Any = load_labelled) -> str:
+    """The one line that what cannot be read is refused with."""
+    with pytest.raises(LayerfoldError) as raised:
+        load(str(name))
+    assert "\n" not in str(raised.value)
+    return f"{type(raised.value).__name__}: {raised.value}"
+
+
+def test_texts_are_split_as_a_corpus_is_and_keep_their_labels(write: Write) -> None:
+    path = write("rows.jsonl", labelled(*numbered(60)))
+    train, test = load_labelled(str(path))
+    assert test.texts == load_corpus(str(path), "test").documents
+    assert train.texts == load_corpus(str(path), "train").documents
+    for part in (train, test):
+        assert part.labels == tuple(int(text.split()[1]) % 3 for text in part.texts)
+    assert (train.split, test.split, train.dropped, test.dropped) == ("train", "test", 0, 0)
+    assert test.corpus.documents == test.texts
+    assert (test.corpus.name, test.corpus.split) == (str(path), "test")
+
+
+def test_every_kind_of_file_gives_the_same_texts(write: Write, tmp_path: Path) -> None:
+    rows = [(f'é "{i}",\n映画', "pos" if i % 2 else "neg") for i in range(40)]
+    texts, labels = zip(*rows, strict=True)
+    parquet.write_table(pyarrow.table({"label": labels, "text": texts}), tmp_path / "rows.parquet")
+    write("rows.jsonl", labelled(*rows))
+    write("rows.csv", "\ufeff" + table(("text", "label"), *rows))
+    found = [load_labelled(str(tmp_path / f"rows.{suffix}")) for suffix in ("jsonl", "csv", "parquet")]
+    assert {part.sha256 for part in (train for train, _ in found)} == {found[0][0].sha256}
+    assert {part.labels for part in (test for _, test in found)} == {found[0][1].labels}
+    assert found[0][0].texts == found[1][0].texts == found[2][0].texts
+
+
+def test_a_folder_with_a_train_and_a_test_file(write: Write) -> None:
+    write("data/train-0.csv", table(("label", "text"), *((i % 2, f"train {i}") for i in range(30))))
+    folder = write("data/test.jsonl", labelled(("test 0", "0"), ("test 1", "1"))).parent
+    train, test = load_labelled(str(folder))
+    assert test.texts == ("test 0", "test 1")
+    assert len(train.texts) == 28  # without those that calibration gets
+    assert not {"train 0", "train 20"} & set(train.texts)
+
+
+def test_duplicates_are_dropped_from_train_and_counted(write: Write) -> None:
+    train = [*numbered(30), ("only in test", 0), (" also \n in validation", 1), ("text  7", 2)]
+    write("data/train.jsonl", labelled(*train))
+    write("data/validation.jsonl", labelled(("also in validation", 1), ("only in test", 1)))
+    folder = write("data/test.jsonl", labelled(("only in  test", 0), ("other", 1), ("other\n", 2))).parent
+    train_part, test_part = load_labelled(str(folder))
+    assert test_part.texts == ("only in  test", "other")
+    assert test_part.labels == (0, 1)  # the first stays
+    assert not {"only in test", " also \n in validation", "text  7"} & set(train_part.texts)
+    assert (train_part.dropped, test_part.dropped) == (3, 1)
+
+
+def test_the_hash_is_of_texts_labels_and_their_kinds() -> None:
+    def sha256(texts: tuple[str, ...], labels: tuple[Any, ...]) -> str:
+        return Labelled("", "train", texts, labels, 0).sha256
+
+    given = [(("a", "b"), (0, 1)), (("a", "b"), (1, 0)), (("a", "b"), ("0", "1")), (("b", "a"), (0, 1))]
+    assert len({sha256(*each) for each in given}) == 4
+    assert sha256(("a",), (1,)) == Labelled("another", "test", ("a",), (1,), 9).sha256
+
+
+@pytest.mark.parametrize("label", [True, 1.0, None, "", "  ", ["a\nb"], {"a": "b" * 99}])
+def test_a_label_that_is_none_names_row_field_and_what_is_accepted(label: Any, write: Write) -> None:
+    path = write("rows.jsonl", labelled(*numbered(2), ("text", label)))
+    message = failing(path)
+    assert message.startswith(f"CorpusError: {str(path)!r} line 3: field 'label' is {f'{label!r:.40}'}, ")
+    assert message.endswith("; accepted: an integer or a string that is not empty")
+    assert len(message) < len(str(path)) + 170
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_text_names_its_row(text: str, write: Write) -> None:
+    path = write("rows.csv", table(("text", "label"), ("a", 1), (text, 0)))
+    assert f"{str(path)!r} line" in failing(path)
+    assert failing(path).endswith(": field 'text' is empty")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "a", "labels": 1}, "line 2 has no field 'label'; did you mean 'labels'? accepted: labels, text"),
+        ({"texts": "a", "label": 1}, "line 2 has no field 'text'; did you mean 'texts'? accepted: label, texts"),
+        ({"text": 7, "label": 1}, "line 2: field 'text' is int, not text"),
+    ],
+)
+def test_a_bad_row_is_named(row: Any, said: str, write: Write) -> None:
+    assert said in failing(write("rows.jsonl", labelled(("a", 0)) + lines(row)))
+
+
+def test_columns_of_other_names_follow_a_colon(write: Write) -> None:
+    rows = [{"review": f"r{i}", "stars": i % 5, "text": "wrong", "label": 9} for i in range(40)]
+    path = write("rows.jsonl", lines(*rows))
+    train, test = load_labelled(f"{path}: review , stars")
+    assert set(train.labels) == {0, 1, 2, 3, 4}
+    assert test.texts == ("r0", "r10", "r20", "r30")
+    assert "line 1 has no field 'star'; did you mean 'stars'?" in failing(f"{path}:review,star")
+    null = write("null.jsonl", lines({"text": "a", "nothing": None}))
+    assert "line 1: field 'nothing' is None, NoneType" in failing(f"{null}:text,nothing")
+
+
+@pytest.mark.parametrize("given", ["review", "review,stars,label", "review,", ",stars"])
+def test_another_number_of_columns_is_refused(given: str, write: Write) -> None:
+    name = f"{write('rows.jsonl', labelled(*numbered(20)))}:{given}"
+    expected = f"InputError: {name!r} names the fields {given!r}; accepted: 2, for text and label"
+    assert failing(name) == expected
+
+
+def test_classes_must_be_several_and_known_from_train(write: Write) -> None:
+    one = write("one.jsonl", labelled(*((f"text {i}", "good") for i in range(40))))
+    assert (
+        failing(one) == f"CorpusError: labelled texts {str(one)!r} have one label only, 'good'; accepted: two or more"
+    )
+    write("data/train.jsonl", labelled(*((f"text {i}", i % 2) for i in range(20))))
+    folder = write("data/test.jsonl", labelled(("a", 0), ("b", "1"))).parent
+    assert failing(folder).endswith("label '1' stands in test, and not in train")  # the string is not the number
+
+
+@pytest.mark.parametrize("content", ["", "text,label\n"])
+def test_a_file_without_rows_has_no_labelled_texts(content: str, write: Write) -> None:
+    path = write("rows.csv", content)
+    assert failing(path) == f"CorpusError: labelled texts {str(path)!r} have none in split 'train'"
+
+
+def test_a_folder_without_a_test_split_says_so(write: Write) -> None:
+    folder = write("data/train.jsonl", labelled(*numbered(30))).parent
+    assert failing(folder).endswith("have none in split 'test'")
+
+
+@pytest.mark.parametrize("load", [load_labelled, load_summaries])
+def test_text_alone_is_no_pair(load: Any, write: Write) -> None:
+    message = failing(write("rows.txt", "one\n\ntwo"), load)
+    assert message.startswith("InputError: ")
+    assert message.endswith("are needed: .csv, .jsonl, .parquet")
+
+
+def test_an_unknown_name_is_met_with_a_suggestion() -> None:
+    assert failing("imbd").startswith("InputError: unknown corpus 'imbd'; did you mean 'imdb'?")
+    assert failing("aclsun", load_summaries).startswith("InputError: unknown corpus 'aclsun'; did you mean 'aclsum'?")
+    assert failing("none.csv") == "CorpusError: no file or folder at 'none.csv'"
+
+
+def test_the_reviews_of_the_package_are_the_corpus_with_labels() -> None:
+    train, test = load_labelled("imdb")
+    assert test.corpus.sha256 == load_corpus("imdb", "test").sha256
+    assert train.corpus.sha256 == load_corpus("imdb", "train").sha256
+    assert set(train.labels) == set(test.labels) == {"0", "1"}
+    # Mixed, and the labels went with their texts: there are words that tell.
+    assert 80 < sum(label == "1" for label in test.labels[:200]) < 120
+    good = [label for text, label in zip(train.texts, train.labels, strict=True) if "wonderful" in text]
+    awful = [label for text, label in zip(train.texts, train.labels, strict=True) if "awful" in text]
+    assert good.count("1") > 0.75 * len(good)
+    assert awful.count("0") > 0.75 * len(awful)
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> None:
+    tables = {split: datasets.Dataset.from_dict(columns) for split, columns in content.items()}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(tables))
+    monkeypatch.setattr(sources, "hub_reachable", lambda: True)
+
+
+def test_a_data_sets_rows_without_labels_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"text": [f"text {i}" for i in range(30)], "label": [i % 2 for i in range(30)]}
+    test = {"text": ["a", "b"], "label": [0, 1]}
+    fake_hub(monkeypatch, {"train": both, "test": test, "unsupervised": {"text": ["c"], "label": [-1]}})
+    train, found = load_labelled("stanfordnlp/imdb")
+    assert found.texts == ("a", "b")
+    assert set(train.labels) == {0, 1}
+    fake_hub(monkeypatch, {"train": both, "test": {"text": ["a", "b"], "label": [0, None]}})
+    assert failing("some/set").startswith("CorpusError: 'some/set' test row 1: field 'label' is None, NoneType")
+
+
+@pytest.mark.parametrize("load", [load_labelled, load_summaries])
+def test_the_hub_unreachable_is_one_clear_line(load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sources, "hub_reachable", lambda: False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # whatever this machine holds
+    with pytest.raises(OfflineError) as raised:
+        load("stanfordnlp/imdb")
+    assert str(raised.value) == ("the Hub cannot be reached and data set 'stanfordnlp/imdb' is not in the local cache")
+
+
+def test_the_papers_of_the_package_have_summaries_that_people_wrote() -> None:
+    found = load_summaries("aclsum")
+    spec = importlib.util.find_spec("aclsum")
+    assert spec is not None
+    assert spec.origin is not None
+    file = Path(spec.origin).parent / "dataset" / "test.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert found.documents == tuple(" ".join(row["sentences"]["abstract"]) for row in rows)
+    first = rows[0]["summary"]
+    assert found.summaries[0] == f"{first['challenge']} {first['approach']} {first['outcome']}"
+    others = {split: load_summaries("aclsum", split) for split in ("train", "validation")}
+    assert not set(found.documents) & {text for each in others.values() for text in each.documents}
+
+
+def test_the_package_missing_or_changed_is_said(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
+    changed = write("aclsum/dataset/test.jsonl", lines({"sentences": {"text": []}, "summary": {}}))
+    write("aclsum/__init__.py", "")
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(changed.parents[2])
+        patched.delitem(sys.modules, "aclsum", raising=False)
+        assert failing("aclsum", load_summaries).endswith("holds something else than it did: KeyError('abstract')")
+    monkeypatch.setitem(sys.modules, "aclsum", None)
+    with pytest.raises(MissingExtraError, match=r"'aclsum' is not installed: pip install 'layerfold\[rouge\]'"):
+        load_summaries("aclsum")
+
+
+def test_summaries_from_files_are_split_paired_and_read_once(write: Write) -> None:
+    rows = [{"document": f"document {i % 25}", "summary": f"summary {i}"} for i in range(50)]
+    path = write("rows.jsonl", lines(*rows))
+    found = load_summaries(str(path))
+    assert found.documents == ("document 0", "document 10", "document 20", "document 5", "document 15")
+    assert found.summaries == ("summary 0", "summary 10", "summary 20", "summary 30", "summary 40")
+    assert found.corpus.documents == found.documents
+    named = write("named.csv", table(("body", "short"), *((row["document"], row["summary"]) for row in rows)))
+    assert load_summaries(f"{named}:body,short").sha256 == found.sha256
+    swapped = Summarized("", "", found.summaries, found.documents)
+    assert swapped.sha256 != found.sha256
+
+
+def test_the_news_articles_columns_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub(monkeypatch, {"test": {"article": ["a"], "highlights": ["h"], "id": ["1"]}})
+    found = load_summaries("cnn_dailymail/3.0.0")
+    assert (found.documents, found.summaries) == (("a",), ("h",))
+
+
+def test_a_document_or_summary_that_is_empty_or_a_split_that_is_not_there(write: Write) -> None:
+    path = write("rows.jsonl", lines({"document": "a", "summary": " "}))
+    assert failing(path, load_summaries) == f"CorpusError: {str(path)!r} line 1: field 'summary' is empty"
+    folder = write("data/train.jsonl", lines({"document": "a", "summary": "b"})).parent
+    with pytest.raises(CorpusError, match="have none in split 'test'"):
+        load_summaries(str(folder))

@@ -1,0 +1,410 @@
+"""Rows of a study that are distilled from the base: made once, kept, and known by all that makes them."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import BLOCKS, CONTEXT, Write, prose, tiny, tokenizer
+
+import layerfold
+from layerfold.decoder import Decoder
+from layerfold.errors import CorpusError, InputError, RecipeError
+from layerfold.hub import Model, Provenance, load
+from layerfold.methods import Drop
+from layerfold.origins import Load, Student
+from layerfold.recipe import Recipe, read_recipe
+from layerfold.records import BASE_LABEL, RECOVERY
+from layerfold.recovery import Distill, callbacks
+from layerfold.recovery import trainer as training
+from layerfold.study import Study
+from layerfold.variants import Variants
+
+STUDENT: dict[str, Any] = {"tokens": 256, "learning_rate": 1e-3}
+STEPS = 2
+FINETUNE = {"tokens": 128, "learning_rate": 1e-3, "validation_tokens": 64, "evaluations": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """Keep what is imported out of the garbage collection that each training begins with: most of its time, here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def base() -> Model:
+    """A teacher that knows the text, so that learning from it helps."""
+    model = tiny("gpt2", n_embd=16)
+    ids = torch.tensor(tokenizer()(prose(2200, seed=77))["input_ids"])
+    network = model.decoder.model
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for batch in ids[: 32 * 8 * CONTEXT].view(32, 8, CONTEXT):
+        network(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Model(Decoder(network), model.tokenizer, Provenance("taught"))
+
+
+def recipe(corpus: str, student: dict[str, Any] = STUDENT, recovers: bool = False, **changes: Any) -> Recipe:
+    return read_recipe(
+        {
+            "variants": [{"label": "pupil", "student": student}],
+            "evaluate": ["size", {"perplexity": {"corpus": corpus}}],
+            "calibration": {"corpus": corpus, "tokens": 512},
+            "recovery": {"finetune": FINETUNE | {"corpus": corpus}} if recovers else None,
+        }
+        | changes
+    )
+
+
+def run(study: Study) -> list[tuple[str, str]]:
+    return [(record.label, record.evaluator) for record in study.run()]
+
+
+def kept(folder: Path) -> dict[tuple[str, ...], Model]:
+    """The trained models of a study, by what was done to them."""
+    found = [load(each) for each in (folder / "models").iterdir()]
+    return {tuple(step["method"]["name"] for step in each.provenance.steps): each for each in found}
+
+
+def figures(study: Study) -> list[Any]:
+    results = study.results()
+    scores = [dict(results.score(label, name) or {}) for label in results.labels for name in results.evaluators]
+    return [{key: value for key, value in score.items() if key != "seconds"} for score in scores]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each step that any training takes, its number."""
+    taken: list[int] = []
+    original = training.RecoveryTrainer.compute_loss
+
+    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
+        taken.append(self.state.global_step + 1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
+    return taken
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Callable[[], None]]:
+    """Kill at the n-th step that any training takes; return what calls it off."""
+    original = callbacks.Bar.on_step_end
+
+    def at(count: int) -> Callable[[], None]:
+        left = [count]
+
+        def on_step_end(self: Any, *_: Any, **__: Any) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+
+        monkeypatch.setattr(callbacks.Bar, "on_step_end", on_step_end)
+        return lambda: monkeypatch.setattr(callbacks.Bar, "on_step_end", original)
+
+    return at
+
+
+# What it is
+
+
+def test_a_student_is_the_base_s_blocks_distilled_from_the_base(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    before = base.sha256
+    study = Study(recipe(study_corpus), tmp_path / "run", base=base)
+    assert run(study) == [(label, name) for label in (BASE_LABEL, "pupil") for name in ("size", "perplexity")]
+    halved = layerfold.compress(base, Drop(blocks=(1, 3)))
+    distillation = Distill(tokens=256, learning_rate=1e-3, corpus=study_corpus)
+    by_hand = layerfold.recover(halved, distillation, teacher=base)
+    (pupil,) = kept(tmp_path / "run").values()
+    for name, tensor in by_hand.decoder.model.state_dict().items():
+        assert torch.equal(tensor, pupil.decoder.model.state_dict()[name]), name
+    assert pupil.sha256 != halved.sha256, "it did learn"
+    assert [step["method"]["name"] for step in pupil.provenance.steps] == ["drop", "distill"]
+    assert pupil.provenance.steps[0]["kept_blocks"] == [0, 2]
+    results = study.results()
+    scored = layerfold.evaluate(by_hand, ["perplexity"], corpus=study_corpus)["perplexity"]
+    assert results.score("pupil", "perplexity")["value"] == pytest.approx(scored.value)  # type: ignore[index]
+    assert results.score("pupil", "size")["blocks"] == 2  # type: ignore[index]
+    assert json.loads(json.dumps(results.to_json(), allow_nan=False))["recipe"]["variants"] == [
+        {"label": "pupil", "student": {"every": 2, **STUDENT, "published": {}}}
+    ]
+    assert Model(base.decoder, base.tokenizer, base.provenance).sha256 == before
+    assert not list((tmp_path / "run").glob("training/*")), "nothing is left of training"
+
+
+@pytest.mark.parametrize(
+    ("every", "depth", "gone"),
+    [(2, 2, (1,)), (2, 4, (1, 3)), (2, 5, (1, 3)), (3, 4, (1, 2)), (3, 7, (1, 2, 4, 5)), (9, 4, (1, 2, 3))],
+)
+def test_which_blocks_are_left(every: int, depth: int, gone: tuple[int, ...]) -> None:
+    assert Student(every=every).drop(tiny("gpt2", n_layer=depth).decoder) == Drop(blocks=gone)
+
+
+@pytest.mark.parametrize("student", [None, {}, {"every": 3, "tokens": 512, "published": {"gpt2": "distilgpt2"}}])
+def test_a_student_reads_back_as_itself(student: dict[str, Any] | None) -> None:
+    read = read_recipe({"variants": [{"label": "pupil", "student": student}]})
+    assert read.variants[0].method == Student(**(student or {}))
+    assert read_recipe(json.loads(json.dumps(read.to_json()))) == read
+
+
+# What is done once
+
+
+def test_a_student_is_trained_once(base: Model, study_corpus: str, tmp_path: Path, trained: list[int]) -> None:
+    first = Study(recipe(study_corpus), tmp_path / "run", base=base)
+    run(first)
+    assert trained == list(range(1, STEPS + 1))
+    assert run(Study(recipe(study_corpus), tmp_path / "run", base=base)) == []
+    more = {"evaluate": ["size", {"perplexity": {"corpus": study_corpus, "context": 16}}]}
+    assert run(Study(recipe(study_corpus, **more), tmp_path / "run", base=base)) == [
+        (label, "perplexity") for label in (BASE_LABEL, "pupil")
+    ]
+    wanted = figures(first)
+    for record in (tmp_path / "run" / "records").iterdir():
+        record.unlink()
+    again = Study(recipe(study_corpus), tmp_path / "run", base=base)
+    assert len(run(again)) == 4
+    assert figures(again) == wanted
+    assert len(trained) == STEPS, "the kept model was read"
+
+
+def test_a_kept_student_that_was_damaged_is_trained_again(
+    base: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+) -> None:
+    study = Study(recipe(study_corpus), tmp_path / "run", base=base)
+    run(study)
+    wanted = figures(study)
+    (folder,) = (tmp_path / "run" / "models").iterdir()
+    weights = folder / "layerfold.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    for record in (tmp_path / "run" / "records").iterdir():
+        record.unlink()
+    again = Study(recipe(study_corpus), tmp_path / "run", base=base)
+    run(again)
+    assert figures(again) == wanted
+    assert len(trained) == 2 * STEPS
+
+
+@pytest.mark.parametrize("recovers", [False, True], ids=["alone", "recovered"])
+def test_a_study_killed_while_a_student_learns_goes_on(
+    recovers: bool, base: Model, study_corpus: str, tmp_path: Path, trained: list[int], kill: Any
+) -> None:
+    wanted = recipe(study_corpus, STUDENT | {"tokens": 512}, recovers)
+    whole = Study(wanted, tmp_path / "whole", base=base)
+    run(whole)
+    trained.clear()
+    call_off = kill(3 + recovers)  # the base's recovery is one step
+    done = []
+    with pytest.raises(Killed):
+        done.extend(Study(wanted, tmp_path / "run", base=base).run())
+    assert {record.label for record in done} == {BASE_LABEL}
+    call_off()
+    trained.clear()
+    again = Study(wanted, tmp_path / "run", base=base)
+    assert {label for label, _ in run(again)} == {"pupil"}
+    assert trained[-1 - recovers] == 4
+    assert 1 not in trained[: len(trained) - recovers], "not from the beginning"
+    assert figures(again) == figures(whole)
+
+
+def test_a_study_killed_in_the_recovery_of_a_student_does_not_teach_it_again(
+    base: Model, study_corpus: str, tmp_path: Path, trained: list[int], kill: Any
+) -> None:
+    wanted = recipe(study_corpus, recovers=True)
+    whole = Study(wanted, tmp_path / "whole", base=base)
+    run(whole)
+    assert trained == [1, 1, 2, 1], "the base's recovery, the student, its recovery"
+    call_off = kill(4)
+    with pytest.raises(Killed):
+        run(Study(wanted, tmp_path / "run", base=base))
+    call_off()
+    assert ("drop", "distill") in kept(tmp_path / "run")
+    trained.clear()
+    again = Study(wanted, tmp_path / "run", base=base)
+    assert run(again) == [("pupil", name) for name in (RECOVERY, "size", "perplexity")]
+    assert len(trained) <= 1
+    assert figures(again) == figures(whole)
+
+
+def test_recovery_comes_on_top(base: Model, study_corpus: str, tmp_path: Path, trained: list[int]) -> None:
+    plain = Study(recipe(study_corpus), tmp_path / "run", base=base)
+    run(plain)
+    trained.clear()
+    study = Study(recipe(study_corpus, recovers=True), tmp_path / "run", base=base)
+    done = run(study)
+    assert done == [(label, name) for label in (BASE_LABEL, "pupil") for name in (RECOVERY, "size", "perplexity")]
+    assert trained == [1, 1], "the student is there already"
+    models = kept(tmp_path / "run")
+    assert models.keys() == {("drop", "distill"), ("finetune",), ("drop", "distill", "finetune")}
+    pupil, recovered = models["drop", "distill"], models["drop", "distill", "finetune"]
+    assert pupil.decoder.n_blocks == recovered.decoder.n_blocks == 2
+    assert pupil.sha256 != recovered.sha256
+    score = study.results().score("pupil", RECOVERY)
+    assert score is not None
+    assert score["method"] == "finetune"
+    assert score["before"]["value"] == plain.results().score("pupil", "perplexity")["value"]  # type: ignore[index]
+
+
+# What it is known by
+
+
+def subjects(given: Recipe, base: Model, folder: Path) -> list[dict[str, Any]]:
+    variants = Variants(given, base, folder)
+    return [variants.subject("pupil", after) for after in ([False, True] if given.recovery else [False])]
+
+
+@pytest.mark.parametrize("recovers", [False, True], ids=["alone", "recovered"])
+def test_what_makes_a_student_is_in_its_subject(
+    recovers: bool, base: Model, study_corpus: str, write: Write, tmp_path: Path
+) -> None:
+    other = str(write("text/other.txt", "\n\n".join(prose(30, seed) for seed in range(100, 160))))
+    plain = recipe(study_corpus, recovers=recovers)
+    known = subjects(plain, base, tmp_path)
+    assert json.loads(json.dumps(known)) == known
+    changed = {
+        "tokens": recipe(study_corpus, STUDENT | {"tokens": 384}, recovers),
+        "rate": recipe(study_corpus, STUDENT | {"learning_rate": 2e-3}, recovers),
+        "a rate that is chosen": recipe(study_corpus, STUDENT | {"learning_rate": None}, recovers),
+        "every": recipe(study_corpus, STUDENT | {"every": 3}, recovers),
+        "seed": recipe(study_corpus, recovers=recovers, seed=1),
+        "text": recipe(study_corpus, recovers=recovers, calibration={"corpus": other}),
+    }
+    seen = [known, *(subjects(each, base, tmp_path) for each in changed.values())]
+    seen.append(subjects(plain, tiny("gpt2", seed=1), tmp_path))
+    for after in range(1 + recovers):
+        assert len({json.dumps(each[after], sort_keys=True) for each in seen}) == len(seen)
+    for same in (
+        recipe(study_corpus, STUDENT | {"published": {"gpt2": "distilgpt2"}}, recovers),
+        recipe(study_corpus, STUDENT | {"every": 2}, recovers),
+        recipe(study_corpus, recovers=recovers, evaluate=["size"]),
+        recipe(study_corpus, recovers=recovers, calibration={"corpus": study_corpus, "tokens": 99}),
+    ):
+        assert subjects(same, base, tmp_path) == known
+
+
+def test_a_changed_student_is_trained_again_and_no_other_row(
+    base: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+) -> None:
+    others = [{"label": "merged", "merge": {"n": 2, "align": "none"}}]
+
+    def study(**changes: Any) -> Study:
+        variants = [{"label": "pupil", "student": STUDENT | changes}, *others]
+        return Study(recipe(study_corpus, variants=variants), tmp_path / "run", base=base)
+
+    run(study())
+    trained.clear()
+    assert run(study(tokens=384)) == [("pupil", "size"), ("pupil", "perplexity")]
+    assert trained == [1, 2, 3]
+    assert run(study()) == [], "the records of both are kept"
+
+
+def test_students_beside_each_other_are_trained_each(
+    base: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+) -> None:
+    variants = [{"label": f"every_{every}", "student": STUDENT | {"every": every}} for every in (2, 3, 4)]
+    study = Study(recipe(study_corpus, variants=variants, evaluate=["size"]), tmp_path / "run", base=base)
+    run(study)
+    assert trained == [1, 2] * 3
+    assert [study.results().score(label, "size")["blocks"] for label in study.labels] == [4, 2, 2, 1]  # type: ignore[index]
+
+
+# Those that there are already
+
+
+def test_a_published_student_is_loaded_for_its_base_alone(
+    model: Path, study_corpus: str, tmp_path: Path, trained: list[int]
+) -> None:
+    theirs = tmp_path / "theirs"
+    tiny("gpt2", seed=5, n_layer=3).save(theirs)
+    student = STUDENT | {"published": {str(model): str(theirs), "gpt2": "distilgpt2"}}
+    study = Study(recipe(study_corpus, student, base=str(model), evaluate=["size"]), tmp_path / "run")
+    records = {record.label: record for record in study.run()}
+    assert trained == []
+    assert study.recipe.variants[0].method == Load(str(theirs))
+    method = records["pupil"].subject["method"]
+    assert (method["name"], method["sha256"]) == ("load", load(theirs).sha256)
+    assert records["pupil"].score["blocks"] == 3
+    copied = tmp_path / "copied"
+    model.rename(copied)
+    other = Study(recipe(study_corpus, student, base=str(copied), evaluate=["size"]), tmp_path / "other")
+    assert {record.label: record.score["blocks"] for record in other.run()} == {BASE_LABEL: 4, "pupil": 2}
+    assert trained == [1, 2]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ({"every": 1}, "student every 1; accepted: 2 or more"),
+        ({"every": 0}, "student every 0; accepted: 2 or more"),
+        ({"every": 2.5}, "student.every"),
+        ({"tokens": 0}, "tokens 0; accepted: 1 or more"),
+        ({"learning_rate": -1.0}, "learning_rate -1.0"),
+        ({"token": 5}, "student: unknown key 'token'; did you mean 'tokens'?"),
+        ({"published": "distilgpt2"}, "student.published"),
+        ({"published": {"gpt2": 3}}, "student.published.gpt2"),
+        ({"name": "x"}, "student: unknown key 'name'"),
+        (4, "student: 4; accepted: settings"),
+    ],
+    ids=str,
+)
+def test_a_student_that_is_wrong_is_said_in_one_line(student: Any, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe({"variants": [{"label": "pupil", "student": student}]})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_of_one_block_has_no_student(study_corpus: str, tmp_path: Path) -> None:
+    message = "^variant 'pupil': a student of a model of 1 block; accepted: 2 blocks or more$"
+    with pytest.raises(InputError, match=message):
+        Study(recipe(study_corpus), tmp_path / "run", base=tiny("gpt2", n_layer=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_tokens_than_a_step_takes_are_one_line(base: Model, study_corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokens 9; accepted: 128 or more, one step") as caught:
+        run(Study(recipe(study_corpus, STUDENT | {"tokens": 9}), tmp_path / "run", base=base))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", [1, 3], ids=["validation", "train"])
+def test_a_student_may_not_learn_from_test_text(row: int, base: Model, write: Write, tmp_path: Path) -> None:
+    line = "the same words stand in both"
+    documents = [f"{prose(30, seed)} {seed}" for seed in range(60)]
+    documents[row] = line
+    source = str(write("one.txt", "\n\n".join(documents)))
+    other = str(write("two.txt", "\n\n".join([line, *(f"other text {i}" for i in range(12))])))
+    with pytest.raises(CorpusError, match=f"1 documents stand in both .*'{line}'"):
+        run(Study(recipe(source, evaluate=[{"perplexity": {"corpus": other}}]), tmp_path / "run", base=base))
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_each_seed_has_a_student_of_its_own(base: Model, study_corpus: str, tmp_path: Path, trained: list[int]) -> None:
+    study = Study(recipe(study_corpus, seeds=[1, 2]), tmp_path / "run", base=base)
+    done = run(study)
+    assert done.count(("pupil", "perplexity")) == 2
+    assert done.count((BASE_LABEL, "perplexity")) == 1, "which depends on no seed"
+    assert trained == [1, 2] * 2
+    one, two = (load(folder) for folder in (tmp_path / "run" / "models").iterdir())
+    assert one.sha256 != two.sha256
+    assert one.decoder.n_blocks == BLOCKS // 2
+    score = study.results().score("pupil", "perplexity")
+    assert score is not None
+    assert sum(score["by_seed"]) / 2 == pytest.approx(score["value"])
+    assert score["deviation"] > 0
