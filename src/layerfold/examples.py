@@ -120,7 +120,8 @@ def load_summaries(name: str, split: str = "test") -> Summarized:
     if name == "aclsum":
         source = Source(name, ("document", "summary"), {part: _read_aclsum(part) for part in _ACLSUM_FILES})
     else:
-        fields = _FIELDS.get(name.partition(":")[0].partition("/")[0], ("document", "summary"))
+        known = (fields for data, fields in _FIELDS.items() if data in name.partition(":")[0].split("/")[:2])
+        fields = next(known, ("document", "summary"))
         source = read_source(name, fields, known=["aclsum"])
     pairs: dict[str, str] = {}
     for row in source.splits.get(split, ()):

@@ -57,18 +57,18 @@ def test_only_evaluators_of_the_study_have_columns(make_results):
 def test_unknown_evaluator_has_a_column_of_its_own(make_results, make_record):
     score = {"value": 0.8372, "low": 0.8301, "high": 0.8441, "unit": "accuracy", "lower_is_better": False}
     results = make_results(
-        evaluators=("sentiment", "size"),
-        replace={("merged_2", "sentiment"): make_record("merged_2", "sentiment", score)},
+        evaluators=("mood", "size"),
+        replace={("merged_2", "mood"): make_record("merged_2", "mood", score)},
     )
-    sentiment = columns(results)[-1]
-    assert (sentiment.name, sentiment.title, sentiment.unit, sentiment.better) == (
-        "sentiment",
-        "sentiment",
+    mood = columns(results)[-1]
+    assert (mood.name, mood.title, mood.unit, mood.better) == (
+        "mood",
+        "mood",
         "accuracy",
         "higher",
     )
-    assert sentiment.cell(results, "merged_2") == Cell("0.837", f"0.830{DASH}0.844")
-    assert sentiment.cell(results, "base") == Cell(DASH, "")
+    assert mood.cell(results, "merged_2") == Cell("0.837", f"0.830{DASH}0.844")
+    assert mood.cell(results, "base") == Cell(DASH, "")
 
 
 def test_the_published_protocol_is_named_in_the_header(make_results, make_record):

@@ -103,12 +103,10 @@ def test_labels_survive(make_results, tmp_path):
 
 def test_unknown_evaluators_are_written(make_results, make_record, tmp_path):
     score = {"value": 0.1, "low": 0.05, "high": 0.15}
-    results = make_results(
-        evaluators=("summary",), replace={("base", "summary"): make_record("base", "summary", score)}
-    )
+    results = make_results(evaluators=("mood",), replace={("base", "mood"): make_record("base", "mood", score)})
     write_csv(results, tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text().splitlines()[:2] == [
-        "label,summary,summary_low,summary_high",
+        "label,mood,mood_low,mood_high",
         "base,0.1,0.05,0.15",
     ]
 

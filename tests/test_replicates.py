@@ -1,0 +1,146 @@
+"""Studies with several seeds: means, deviations, and nothing measured twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerfold.hub import load
+from layerfold.recipe import read_recipe
+from layerfold.records import Record, Results, write_results
+from layerfold.replicates import combined
+from layerfold.report import write_csv
+from layerfold.report.columns import table
+from layerfold.study import Study
+
+
+def record(label: str, key: str, score: dict[str, Any], evaluator: str = "imdb") -> Record:
+    return Record(key, label, evaluator, f"{evaluator}-1", score, {"seed": key}, {}, {}, 1.5)
+
+
+def results(**records: Record) -> Results:
+    rows = {(each.label, each.evaluator): each for each in records.values()}
+    return Results("m", {"seed": 0}, tuple(dict.fromkeys(label for label, _ in rows)), ("imdb",), rows)
+
+
+def accuracy(value: float, **more: Any) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "unit": "accuracy", **more}
+
+
+def test_a_figure_is_the_mean_with_its_sample_deviation() -> None:
+    values = [0.5, 0.7, 0.9]
+    found = combined(
+        {"seeds": [3, 1, 2]},
+        {seed: results(a=record("base", str(seed), accuracy(v))) for seed, v in zip([3, 1, 2], values, strict=True)},
+    )
+    score = found.records["base", "imdb"].score
+    assert score["value"] == pytest.approx(0.7)
+    assert score["low"] == pytest.approx(0.6)
+    assert score["high"] == pytest.approx(0.8)
+    assert score["deviation"] == pytest.approx(statistics.stdev(values))
+    assert score["by_seed"] == values
+    assert score["unit"] == "accuracy"
+    assert found.records["base", "imdb"].subject["records_by_seed"] == {"3": "3", "1": "1", "2": "2"}
+    assert found.records["base", "imdb"].seconds == 4.5
+    assert found.recipe == {"seeds": [3, 1, 2]}
+
+
+def test_what_depends_on_no_seed_stays_as_it_was_measured() -> None:
+    same = record("base", "key", accuracy(0.8))
+    found = combined({}, {0: results(a=same), 1: results(a=same)})
+    assert found.records["base", "imdb"] == same
+    assert "deviation" not in found.records["base", "imdb"].score
+
+
+def test_parts_of_a_score_are_averaged_alike_and_none_stays_none() -> None:
+    scores = [
+        accuracy(0.1, rouge1={"value": 1.0, "low": 0.0, "high": 2.0}, versus_base=None, empty=2, flag=True, right=[1]),
+        accuracy(0.3, rouge1={"value": 2.0, "low": 1.0, "high": 3.0}, versus_base=None, empty=3, flag=True, right=[0]),
+    ]
+    runs = {seed: results(a=record("a", str(seed), score)) for seed, score in enumerate(scores)}
+    score = combined({}, runs).records["a", "imdb"].score
+    assert score["rouge1"]["value"] == 1.5
+    assert score["rouge1"]["deviation"] == pytest.approx(statistics.stdev([1, 2]))
+    assert score["versus_base"] is None
+    assert (score["empty"], score["flag"], score["right"]) == (2.5, True, [1])
+
+
+def test_what_was_measured_with_some_seeds_alone_is_left_out() -> None:
+    first = results(a=record("base", "1", accuracy(0.5)), b=record("other", "2", accuracy(0.5)))
+    second = results(a=record("base", "3", accuracy(0.6)))
+    assert list(combined({}, {0: first, 1: second}).records) == [("base", "imdb")]
+
+
+@pytest.fixture
+def recipe(model: Path, study_corpus: str, write: Any) -> dict[str, Any]:
+    words = ["good fine", "bad poor"]
+    rows = "\n".join(json.dumps({"text": f"{words[i % 2]} film {i}", "label": i % 2}) for i in range(60))
+    return {
+        "base": str(model),
+        "variants": [{"label": "merged", "merge": {"n": 2}}],
+        "evaluate": [
+            "size",
+            {"perplexity": {"corpus": study_corpus}},
+            {"imdb": {"data": str(write("rows.jsonl", rows)), "body": False, "train_rows": 20}},
+        ],
+        "calibration": {"corpus": study_corpus, "tokens": 200},
+        "seeds": [0, 1, 2],
+    }
+
+
+def test_a_study_with_seeds_measures_what_depends_on_them_once_each(recipe: dict[str, Any], tmp_path: Path) -> None:
+    base = load(recipe["base"])
+    running = Study(read_recipe(recipe), tmp_path / "run", base=base)
+    made = [(each.label, each.evaluator) for each in running.run()]
+    assert made.count(("base", "size")) == made.count(("base", "perplexity")) == 1
+    assert made.count(("base", "imdb")) == made.count(("merged", "imdb")) == made.count(("bag of words", "imdb")) == 3
+    assert made.count(("merged", "perplexity")) == 3  # the calibration documents come in another order
+    assert list(Study(read_recipe(recipe), tmp_path / "run", base=base).run()) == []
+
+    found = running.results()
+    alone = []
+    for seed in recipe["seeds"]:
+        single = {key: value for key, value in recipe.items() if key != "seeds"} | {"seed": seed}
+        one = Study(read_recipe(single), tmp_path / "run", base=base)
+        assert list(one.run()) == []  # a single seed's records are those of the several
+        alone.append(one.results().records["merged", "imdb"].score["value"])
+    score = found.records["merged", "imdb"].score
+    assert score["by_seed"] == alone
+    assert score["value"] == pytest.approx(statistics.fmean(alone))
+    assert found.recipe["seeds"] == [0, 1, 2]
+    assert "seed" not in found.recipe
+
+    row = dict(table(found).rows)["merged"]
+    assert any(cell.interval.startswith("± ") for cell in row)
+    write_csv(found, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open() as file:
+        rows = {row["label"]: row for row in csv.DictReader(file)}
+    assert float(rows["merged"]["imdb_accuracy_deviation"]) == pytest.approx(statistics.stdev(alone))
+    assert rows["base"]["perplexity_deviation"] == ""
+    write_results(found, tmp_path)  # all of it is JSON
+
+
+def test_seeds_are_given_once_and_not_beside_a_seed() -> None:
+    given = {"variants": []}
+    for wrong, said in (
+        ({"seeds": [1, 1]}, "seeds [1, 1]; accepted: each once"),
+        ({"seeds": [1], "seed": 2}, "seed and seeds; accepted: one of the two"),
+        ({"seeds": []}, "seeds: List should have at least 1 item"),
+        ({"seeds": [-1]}, "seeds[0]"),
+    ):
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            read_recipe(given | wrong)
+        assert said in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_an_evaluators_own_seed_holds_whatever_the_recipes() -> None:
+    recipe = read_recipe({"variants": [], "evaluate": [{"imdb": {"seed": 7}}, "rouge"], "seeds": [1, 2]})
+    chosen = recipe.with_seed(2)
+    assert [each.seed for each in chosen.evaluate] == [7, 2]
+    assert (chosen.seed, chosen.seeds) == (2, None)
