@@ -22,6 +22,7 @@ from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, RECOVERY
 from layerfold.recovery import Distill, callbacks
 from layerfold.recovery import trainer as training
+from layerfold.report.drawing import family
 from layerfold.study import Study
 from layerfold.variants import Variants
 
@@ -173,6 +174,7 @@ def test_a_student_is_trained_once(base: Model, study_corpus: str, tmp_path: Pat
         (label, "perplexity") for label in (BASE_LABEL, "pupil")
     ]
     wanted = figures(first)
+    assert family(first.results(), "pupil") == "student"  # and no drop, in the plots
     for record in (tmp_path / "run" / "records").iterdir():
         record.unlink()
     again = Study(recipe(study_corpus), tmp_path / "run", base=base)

@@ -68,12 +68,18 @@ class Plot:
     note: str
 
 
+STUDENT = "student"
+"""The family of variants that learnt before they were recovered, whatever they were made by."""
+
+
 def family(results: Results, label: str) -> str:
     """Return what groups a variant with others: its method's name, or its label up to the first underscore."""
     if label == BASE_LABEL:
         return BASE_LABEL
-    methods = (record.subject.get("method") for (owner, _), record in results.records.items() if owner == label)
-    method = next((method for method in methods if method), None)
+    subjects = [record.subject for (owner, _), record in results.records.items() if owner == label]
+    if any("distilled" in subject for subject in subjects):
+        return STUDENT
+    method = next((subject["method"] for subject in subjects if subject.get("method")), None)
     if isinstance(method, dict):
         method = method.get("name")
     return numerals.printable(str(method or label.partition("_")[0] or label))
