@@ -39,7 +39,16 @@ def test_every_variant_continues_every_prompt(layerfold: Any, recipe: Path, tmp_
         assert [sample["prompt"] for sample in samples[label]] == ["a b", "c"]
     shown = layerfold(*words).out
     assert shown.index("a b") < shown.index("base") < shown.index("shorter") < shown.index("report: ")
-    assert "a b" in (tmp_path / "r" / "report.html").read_text()
+    assert "a b" in (tmp_path / "r" / "generate" / "report.html").read_text()
+
+
+def test_a_study_in_the_folder_keeps_its_results(layerfold: Any, recipe: Path, tmp_path: Path) -> None:
+    assert layerfold("study", recipe, "--output-dir", tmp_path / "r").code == 0
+    files = [tmp_path / "r" / name for name in ("results.json", "results.csv", "report.html")]
+    before = [file.read_bytes() for file in files]
+    assert layerfold("generate", recipe, "--prompt", "a", "--new-tokens", 2, "--output-dir", tmp_path / "r").code == 0
+    assert [file.read_bytes() for file in files] == before
+    assert layerfold("report", tmp_path / "r").code == 0
 
 
 def test_the_published_prompts_are_the_default(layerfold: Any, recipe: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from layerfold import defaults
 from layerfold.corpora import check_disjoint
+from layerfold.errors import TrainingError
 from layerfold.evaluators import (
     Baselined,
     Comparison,
@@ -121,7 +122,10 @@ class Pass:
             if isinstance(evaluator, Comparison):
                 built[label] = model, notes
                 continue
-            score = recovery_score(model) if evaluator is None else evaluator(model, progress)
+            try:
+                score = recovery_score(model) if evaluator is None else evaluator(model, progress)
+            except TrainingError as error:
+                raise TrainingError(f"variant {label!r}: {error}") from error
             yield self._keep(label, evaluator, after, score, notes, time.perf_counter() - started)
 
     def _baselines(self, evaluator: Baselined) -> list[Record | None]:

@@ -80,7 +80,7 @@ def build_recovery(name: Any, settings: Any) -> Recovery:
 class Variant(_Strict):
     """One row of a study: a label and the method that makes it."""
 
-    label: str = Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")
+    label: str = Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
     method: Any
 
     def to_json(self) -> dict[str, Any]:

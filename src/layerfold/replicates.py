@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ def combined(recipe: dict[str, Json], by_seed: Mapping[int, Results]) -> Results
 
     A figure that depends on the seed is the mean over seeds, its bounds the means of the bounds, beside its
     ``deviation``, the sample standard deviation, and the values ``by_seed``. What cannot be averaged, as text, is
-    the first seed's.
+    the first seed's; seeds themselves are listed.
     """
     first, *others = by_seed.values()
     if not others:
@@ -41,10 +42,18 @@ def _combined(records: Sequence[Record], seeds: Sequence[int]) -> Record:
 def _mean(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of scores, or of parts of them, that have the same keys."""
     found = {key: _mean_of([score.get(key) for score in scores]) for key in scores[0]}
+    seeds = [score.get("seed") for score in scores]
+    if len(set(seeds)) > 1:
+        found["seed"] = seeds
     values = [score["value"] for score in scores if isinstance(score.get("value"), int | float)]
     if len(values) == len(scores):
-        found |= {"deviation": statistics.stdev(values), "by_seed": values}
+        found |= {"deviation": _deviation(values), "by_seed": values}
     return found
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation; nan where a value, as a broken model's perplexity, is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _mean_of(values: Sequence[Any]) -> Any:

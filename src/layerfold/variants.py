@@ -96,7 +96,11 @@ class Variants:
             model = apply(self.base.copy(), source.drop(self.base.decoder), None, self.recipe.seed, self._selection)[0]
             model = self._trained(label, model, self._distillation(source), recovered=False, progress=progress)
             learnt = model.provenance.steps[-1]["notes"]
-            return model, {"distilled": {name: learnt[name] for name in ("tokens", "validation_perplexity", "seconds")}}
+            return model, {
+                "distilled": {
+                    name: learnt[name] for name in ("tokens", "best_step", "validation_perplexity", "seconds")
+                }
+            }
         calibration = self._calibration if source.needs_calibration else None
         if calibration is not None:
             calibration.progress = progress

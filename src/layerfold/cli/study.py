@@ -66,7 +66,9 @@ def generate(
     wanted = Generation(prompts=prompts, new_tokens=new_tokens)
 
     def only_text(chosen: Recipe) -> Recipe:
-        return chosen.model_copy(update={"evaluate": [wanted]})
+        # Of several seeds the first: texts have no mean.
+        seed = chosen.seeds[0] if chosen.seeds else chosen.seed
+        return chosen.with_seed(seed).model_copy(update={"evaluate": [wanted]})
 
     results, folder = _run(recipe, preset, model, output_dir, trust_remote_code, overwrite, only_text, "generate")
     if as_json:
@@ -84,9 +86,9 @@ def _run(
     trust_remote_code: bool,
     overwrite: bool,
     change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
-    suffix: str = "",
+    subfolder: str = "",
 ) -> tuple[Results, Path]:
-    """Run a recipe, changed, and write its report; return its results and the run's folder."""
+    """Run a recipe, changed, and write its report into the run's folder or below; return its results and where."""
     from layerfold.hub import POCKET, load
     from layerfold.recipe import default_recipe, read_recipe
     from layerfold.records import write_results
@@ -99,8 +101,7 @@ def _run(
     name = model or (read.base if read is not None else POCKET)
     chosen_preset = (preset or options.Preset.default).value
     kind = recipe.stem if recipe is not None else _FOLDERS.get(chosen_preset, chosen_preset)
-    parts = [Path(name).name or name, kind, suffix]
-    folder = output_dir or Path("runs") / "-".join(filter(None, parts))
+    folder = output_dir or Path("runs") / f"{Path(name).name or name}-{kind}"
     revision = read.revision if read is not None and model is None else None
     with drawn() as progress:
         with progress.doing(f"loading {name}"):
@@ -109,7 +110,7 @@ def _run(
         running = Study(change(chosen), folder, base=base, overwrite=overwrite)
         for _ in running.run(progress):
             pass
-    results = running.results()
+    results, folder = running.results(), folder / subfolder
     write_results(results, folder)
     write_csv(results, folder / "results.csv")
     write_html(results, folder / "report.html")

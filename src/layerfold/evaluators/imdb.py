@@ -244,9 +244,9 @@ def _score(right: list[bool], details: dict[str, Any]) -> Score:
 def versus(score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
     """Accuracy less the base's, with its 95 % interval from a paired bootstrap over the texts they share.
 
-    None where the two were not measured on the same texts.
+    None where the two did not read the same of the same texts, as where a loaded model has a shorter context.
     """
-    if score.get("test_sha256") != base.get("test_sha256"):
+    if any(score.get(key) != base.get(key) for key in ("test_sha256", "context")):
         return None
     found: Interval = bootstrap_mean(np.array(score["right"], dtype=np.float64) - np.array(base["right"]))
     return {"value": found.value, "low": found.low, "high": found.high}

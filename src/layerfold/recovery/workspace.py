@@ -114,6 +114,6 @@ def output_errors(folder: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
     except RuntimeError as error:
         # What torch raises where the disk is full.
-        if "PytorchStreamWriter" in str(error) or "iostream" in str(error):
+        if any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "iostream")):
             raise OutputError(f"cannot write {str(folder)!r}: {str(error).splitlines()[0]}") from error
         raise

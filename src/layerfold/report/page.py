@@ -10,7 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from layerfold.records import BASE_LABEL, RECOVERY, Results
-from layerfold.report.columns import COLUMNS, ZEROS, columns, shows_zeros, table
+from layerfold.report.columns import COLUMNS, ZEROS, columns, over_seeds, shows_zeros, table
 from layerfold.report.plots import plot
 from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
 from layerfold.report.published import Comparison
@@ -44,6 +44,7 @@ def write_html(results: Results, path: Path, published: Sequence[Comparison] = (
         kind="report",
         title=results.base,
         summary=_summary(results),
+        over_seeds=over_seeds(results),
         tables=[table(results, detail) for detail in (False, True)],
         plots=[(drawing, Markup(drawing.svg)) for drawing in drawings],
         published=published,

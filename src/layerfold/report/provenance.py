@@ -10,7 +10,7 @@ from layerfold.records import RECOVERY, Json, Record, Results
 from layerfold.report.columns import COLUMNS
 from layerfold.report.tables import MISSING
 
-NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better", "parameters", "base_value", "mean"} | {
+NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better", "parameters", "base_value", "mean", "deviation"} | {
     column.key for column in COLUMNS if column.evaluator != RECOVERY
 }
 

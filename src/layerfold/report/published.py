@@ -40,7 +40,7 @@ class Side:
     """One side's column of a metric: a heading, the cells under it, and what files hold of each row.
 
     Attributes:
-        names: of the columns in files: the figure, and its bounds where it has any.
+        names: of the columns in files: the figure, its bounds where it has any, and its deviation over seeds.
         figures: as many for each row, unrounded; None where there are none.
     """
 
@@ -109,7 +109,7 @@ def compare(results: Results) -> tuple[Comparison, ...]:
     """
     found = [comparison for study in STUDIES if (comparison := _compare(results, study)) is not None]
     if not found:
-        variants = [label for label in results.labels if label != BASE_LABEL]
+        variants = [label for label in results.labels if label not in (BASE_LABEL, *results.baselines)]
         raise InputError(
             "this run has no figure of a row beside the base that the published tables have; rows: "
             f"{', '.join(variants[:20]) or 'none'}; measured: {', '.join(results.evaluators) or 'nothing'}; published "
@@ -205,6 +205,8 @@ def _sides(results: Results, metric: Metric, figures: Mapping[str, Decimal], row
         found = [None if row.label is None else column.read(results, row.label) for row in rows]
         if any(found):
             name = f"ours_{column.name}"
+            kept = ["", *(["_low", "_high"] if column.interval else [])]
+            kept += ["_deviation"] if any(each and each.deviation is not None for each in found) else []
             yield Side(
                 title=metric.title,
                 unit=", ".join(filter(None, ("ours", _unit(results, column)))),
@@ -212,8 +214,8 @@ def _sides(results: Results, metric: Metric, figures: Mapping[str, Decimal], row
                 better=column.better,
                 group=metric.name,
                 cells=[shown(each, column.show, column.interval) for each in found],
-                names=[name, f"{name}_low", f"{name}_high"] if column.interval else [name],
-                figures=[_figures(each and each.map(metric.convert), column.interval) for each in found],
+                names=[f"{name}{each}" for each in kept],
+                figures=[_figures(each, metric, kept) for each in found],
             )
     theirs = [None if row.name is None else figures.get(row.name) for row in rows]
     yield Side(
@@ -228,9 +230,12 @@ def _sides(results: Results, metric: Metric, figures: Mapping[str, Decimal], row
     )
 
 
-def _figures(found: Interval | None, bounded: bool) -> list[float | None]:
-    figures = [None] * 3 if found is None else [found.value, found.low, found.high]
-    return [*figures] if bounded else [*figures[:1]]
+def _figures(found: Interval | None, metric: Metric, kept: Sequence[str]) -> list[float | None]:
+    """Return what files hold of a figure of ours, in the published unit."""
+    if found is None:
+        return [None] * len(kept)
+    figures = {"": found.value, "_low": found.low, "_high": found.high, "_deviation": found.deviation}
+    return [None if (figure := figures[each]) is None else metric.convert(figure) for each in kept]
 
 
 def _unit(results: Results, column: Column) -> str:

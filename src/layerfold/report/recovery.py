@@ -49,7 +49,8 @@ def section(results: Results) -> Section | None:
 
 
 def _sentence(results: Results, scores: dict[str, Score]) -> str:
-    who = "Every model" if len(scores) == len(results.labels) else f"{len(scores)} of the {len(results.labels)} models"
+    models = len(results.labels) - len(results.baselines)
+    who = "Every model" if len(scores) == models else f"{len(scores)} of the {models} models"
     who += ", the base included," if BASE_LABEL in scores and len(scores) > 1 else ""
     methods = dict.fromkeys(str(score.get("method")) for score in scores.values())
     how = " or ".join(METHODS.get(method, method) for method in methods)

@@ -1,0 +1,127 @@
+"""Studies of tasks under odd conditions: broken models, one test text, labels that are markup."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerfold.records import Record, Results, read_results, write_results
+from layerfold.replicates import combined
+from layerfold.report.published import compare
+
+MARKUP = "<script>alert(1)</script> [red]x[/]"
+
+
+def results(seed: int, value: float) -> Results:
+    score = {"value": value, "low": value, "high": math.nan, "unit": "perplexity", "seed": seed}
+    record = Record(str(seed), "base", "perplexity", "perplexity-1", score, {"settings": {}}, {}, {}, 1.0)
+    return Results("m", {}, ("base",), ("perplexity",), {("base", "perplexity"): record})
+
+
+@pytest.mark.parametrize("values", [(math.inf, 3.0), (math.inf, math.inf), (math.nan, 3.0)])
+def test_figures_that_are_not_finite_have_a_mean_over_seeds(values: tuple[float, ...], tmp_path: Path) -> None:
+    found = combined({}, {seed: results(seed, value) for seed, value in enumerate(values)})
+    score = found.records["base", "perplexity"].score
+    assert not math.isfinite(score["value"])
+    assert math.isnan(score["deviation"])
+    write_results(found, tmp_path)
+    assert math.isnan(read_results(tmp_path).records["base", "perplexity"].score["deviation"])
+
+
+def test_seeds_are_listed_and_not_averaged() -> None:
+    found = combined({}, {seed: results(seed, 2.0) for seed in (0, 1)})
+    assert found.records["base", "perplexity"].score["seed"] == [0, 1]
+
+
+@pytest.fixture
+def recipe(model: Path, study_corpus: str, write: Any) -> Any:
+    """Write a recipe with every task, one test text each and a label that is markup."""
+    rows = "".join(f"{('good fine', 'bad poor')[i % 2]} film {i},{i % 2}\n" for i in range(40))
+    data = write("rows.csv", "text,label\n" + rows)
+    pairs = write("pairs/test.csv", "document,summary\n<b>The film</b>. It ran. So it is.,the film\n")
+    evaluate = [
+        "size",
+        {"perplexity": {"corpus": study_corpus, "limit_tokens": 100}},
+        {"generation": {"prompts": ["<i>a"], "new_tokens": 2}},
+        {"imdb": {"data": str(data), "body": False, "train_rows": 20, "test_rows": 1}},
+        {"rouge": {"data": str(pairs.parent), "new_tokens": 2}},
+    ]
+
+    def make(**more: Any) -> Path:
+        document = {
+            "base": str(model),
+            "variants": [{"label": MARKUP, "merge": {"n": 2}}],
+            "evaluate": evaluate,
+            "calibration": {"corpus": study_corpus, "tokens": 200},
+        }
+        found: Path = write("recipe.yaml", json.dumps(document | more))
+        return found
+
+    return make
+
+
+def test_one_test_text_and_a_label_of_markup(layerfold: Any, recipe: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = layerfold("study", recipe(), "--output-dir", run, "--json")
+    assert done.code == 0, done.err
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    document = json.loads(done.out, parse_constant=refuse)
+    labels = ["base", MARKUP, "bag of words", "lead-3", "random sentences"]
+    assert [row["label"] for row in document["variants"]] == labels
+    assert document["variants"][1]["scores"]["imdb"]["versus_base"]["low"] is None
+    with (run / "results.csv").open() as file:
+        rows = {row["label"]: row for row in csv.DictReader(file)}
+    assert list(rows) == labels
+    assert rows[MARKUP]["imdb_difference_low"] == rows["lead-3"]["rouge1_high"] == "nan"
+    assert float(rows["bag of words"]["imdb_accuracy"]) in (0, 1)
+    assert rows["bag of words"]["perplexity"] == rows["lead-3"]["blocks"] == ""
+
+    page = (run / "report.html").read_text()
+    assert "<script" not in page
+    assert "<i>a" not in page
+    assert "1 compressed variant of" in page
+    shown = re.sub("<[^>]+>", " ", re.sub("<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL))
+    assert not re.search(r"\bnan\b", shown)
+    assert "seeds" not in shown.partition("How it was measured")[0]
+    printed = layerfold("report", run).out
+    assert "<script>alert(1)</script>" in printed
+    assert "[red]x[/]" in printed
+    refused = layerfold("report", run, "--against", "published")
+    assert refused.code == 2
+    assert "lead-3" not in refused.err
+
+
+def test_the_page_says_what_is_over_seeds_and_what_is_the_firsts(layerfold: Any, recipe: Any, tmp_path: Path) -> None:
+    done = layerfold("study", recipe(seeds=[0, 1]), "--output-dir", tmp_path / "run")
+    assert done.code == 0, done.err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "above its standard deviation (±)" in page
+    assert "Texts are those of the first seed." in page
+
+
+def test_texts_are_generated_with_the_first_of_several_seeds_alone(layerfold: Any, recipe: Any, tmp_path: Path) -> None:
+    words = ("generate", recipe(seeds=[3, 1]), "--prompt", "a", "--new-tokens", 2, "--output-dir", tmp_path / "run")
+    done = layerfold(*words, "--json")
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "run" / "records").iterdir())) == 2
+    assert read_results(tmp_path / "run" / "generate").recipe["seed"] == 3
+
+
+def test_deviations_over_seeds_stand_beside_the_published_figures_in_files() -> None:
+    score = {"value": 0.8, "low": 0.7, "high": 0.9, "unit": "accuracy", "deviation": 0.02}
+    records = {
+        (label, "imdb"): Record(label, label, "imdb", "classification-1", each, {}, {}, {}, 1.0)
+        for label, each in (("base", score), ("merged_2", {**score, "deviation": None}))
+    }
+    (comparison,) = compare(Results("gpt2", {}, ("base", "merged_2"), ("imdb",), records))
+    assert comparison.figures(0)["ours_imdb_accuracy_percent_deviation"] == pytest.approx(2)
+    assert comparison.figures(1)["ours_imdb_accuracy_percent_deviation"] is None
