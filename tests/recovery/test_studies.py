@@ -345,7 +345,7 @@ def test_all_rows_are_trained_on_the_same_text(
     def fitting(model: Model) -> str:
         return study_corpus if model.provenance.base == "taught" else other
 
-    for module in ("variants", "recovery.text", "evaluators.perplexity"):
+    for module in ("recipe", "recovery.text", "evaluators.perplexity"):
         monkeypatch.setattr(f"layerfold.{module}.default_corpus", fitting)
     document = {"variants": loading(tmp_path / "theirs"), "evaluate": ["size"], "recovery": FINETUNE}
     run(Study(read_recipe(document), tmp_path / "run", base=taught))
