@@ -294,7 +294,6 @@ def test_what_is_wrong_in_a_file_that_is_extended_is_said(write: Write) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_in_the_repository_fit_pocket(path: Path, pocket: Decoder) -> None:
     recipe = read_recipe(path)
-    assert recipe.variants
     for _, source in rows(recipe):
         if isinstance(source, Student):
             source.drop(pocket).resolved(pocket)
