@@ -49,7 +49,8 @@ def evaluate(
         typer.echo(f"{name}: {score.value:,.6g}{interval} {score.unit}")
         for key, value in score.details.items():
             if isinstance(value, str | int | float):
-                typer.echo(f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}")
+                shown = f"{value:,}" if type(value) is int else " ".join(str(value).split())
+                typer.echo(f"  {key}: {shown}")
         for sample in score.details.get("samples", []):
             typer.echo(f"  > {sample['prompt']}{sample['text']!r}")
 
