@@ -380,7 +380,7 @@ def test_a_base_of_one_block_has_no_student(study_corpus: str, tmp_path: Path) -
 
 
 def test_fewer_tokens_than_a_step_takes_are_one_line(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"tokens 9; accepted: 128 or more, one step") as caught:
+    with pytest.raises(InputError, match=r"variant 'pupil': tokens 9; accepted: 128 or more, one step") as caught:
         run(Study(recipe(study_corpus, STUDENT | {"tokens": 9}), tmp_path / "run", base=base))
     assert "\n" not in str(caught.value)
 

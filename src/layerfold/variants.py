@@ -26,6 +26,9 @@ from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.search.windows import searches, selection_text, settled
 from layerfold.windows import Windows
 
+_LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
+"""What a student's notes say of how it was distilled."""
+
 
 class Variants:
     """The variants of a recipe: what determines each, and how it is made.
@@ -76,9 +79,11 @@ class Variants:
             "seed": self.recipe.seed if calibrated else None,
         }
         if isinstance(source, Student):
-            subject["distilled"] = settings(
-                self._distillation(source), self._text(self.base, self._distillation(source)), self.base
-            )
+            distillation = self._distillation(source)
+            try:
+                subject["distilled"] = settings(distillation, self._text(self.base, distillation), self.base)
+            except (InputError, CorpusError) as error:
+                raise type(error)(f"variant {label!r}: {error}") from error
         elif searches(source):
             subject["selection"] = self._selection.windows(self.base).sha256
         return subject | {"recovery": self._recovery_settings} if recovered else subject
@@ -96,11 +101,7 @@ class Variants:
             model = apply(self.base.copy(), source.drop(self.base.decoder), None, self.recipe.seed, self._selection)[0]
             model = self._trained(label, model, self._distillation(source), recovered=False, progress=progress)
             learnt = model.provenance.steps[-1]["notes"]
-            return model, {
-                "distilled": {
-                    name: learnt[name] for name in ("tokens", "best_step", "validation_perplexity", "seconds")
-                }
-            }
+            return model, {"distilled": {name: learnt[name] for name in _LEARNT}}
         calibration = self._calibration if source.needs_calibration else None
         if calibration is not None:
             calibration.progress = progress
