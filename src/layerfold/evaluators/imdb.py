@@ -12,7 +12,7 @@ import torch
 from layerfold.corpora import Corpus
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators.base import Protocols, Score, check_protocol
-from layerfold.examples import Labelled, load_labelled
+from layerfold.examples import Label, Labelled, load_labelled
 from layerfold.hub import Model, is_pocket
 from layerfold.logistic import BagOfWords, fit
 from layerfold.progress import SILENT, Progress
@@ -122,7 +122,7 @@ class Imdb:
         from layerfold import classification
 
         train, test = self._chosen(model)
-        classes = sorted(set(train.labels), key=lambda label: (str(type(label)), label))
+        classes = _classes(train)
         labels = [classes.index(label) for label in train.labels]
         with progress.doing("classification, reading texts"):
             rows, cut_train = self._encode(model, train.texts)
@@ -158,7 +158,7 @@ class Imdb:
         """Return what needs no model: logistic regression on the words of the same training texts."""
         train, test = self._chosen(base)
         with progress.doing("classification, bag of words"):
-            classes = sorted(set(train.labels), key=lambda label: (str(type(label)), label))
+            classes = _classes(train)
             bag = BagOfWords(train.texts)
             fitted = fit(bag(train.texts), np.array([classes.index(label) for label in train.labels]), len(classes))
             predicted = fitted.predict(bag(test.texts))
@@ -221,6 +221,11 @@ class Imdb:
         model.decoder.check_ids(torch.tensor([max(row) for row in rows]))
         first = self.protocol == "published" or self.keep == "first"
         return [row[:longest] if first else row[-longest:] for row in rows], sum(len(row) > longest for row in rows)
+
+
+def _classes(train: Labelled) -> list[Label]:
+    """The labels there are, in a fixed order whatever their kinds."""
+    return sorted(set(train.labels), key=lambda label: (str(type(label)), label))
 
 
 def _drawn(rows: Labelled, count: int | None, seed: int) -> Labelled:
