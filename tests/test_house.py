@@ -15,12 +15,13 @@ import layerfold
 
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
-    0: "errors hashes ranking surgeon defaults folders memory network linalg statistics logistic progress records "
-    "yamlfiles",
-    1: "families ffn factored sublayers block decoder deltas structure masks stepping compact checkpoint auto",
-    2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sharing scoring hub adapter",
+    0: "errors hashes ranking surgeon defaults folders memory network linalg leastsquares statistics logistic progress "
+    "records spool yamlfiles",
+    1: "families ffn factored sublayers block readout decoder deltas structure masks stepping compact checkpoint auto",
+    2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sharing scoring hub adapter "
+    "streaming repairing rescaling",
     3: "methods evaluators recovery classification",
-    4: "building origins presets recipe variants search passes replicates study api",
+    4: "building origins presets repair recipe variants search passes replicates study api",
     5: "report console doctor cli",
     6: "__init__",  # of layerfold itself: above all
 }

@@ -17,6 +17,7 @@ from layerfold.hub import POCKET, Model, default_corpus, load
 from layerfold.methods import Method
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
+from layerfold.repair import Level, Repair, check_level
 from layerfold.search.windows import selection_text
 from layerfold.variants import apply
 
@@ -27,6 +28,8 @@ def compress(
     *,
     corpus: str | None = None,
     tokens: int = defaults.CALIBRATION_TOKENS,
+    repair: Level = "none",
+    repair_tokens: int = defaults.REPAIR_TOKENS,
     seed: int = 0,
     in_place: bool = False,
     progress: Progress = SILENT,
@@ -39,6 +42,9 @@ def compress(
         corpus: calibration text, of which the ``calibration`` split is read, and the ``validation`` split where a
             method leaves something to a search; None takes the one that fits the model.
         tokens: how many tokens of the first.
+        repair: what puts right in closed form what the method breaks: ``rescale``, ``refit`` or ``refit+attention``
+            (see `Repair`), or ``none``.
+        repair_tokens: how many calibration tokens that reads.
         seed: orders its documents.
         in_place: edit the given model instead of a copy, which needs no second set of weights.
 
@@ -48,12 +54,16 @@ def compress(
     """
     if not isinstance(model, Model):
         model, in_place = load(model), True
+    check_level(repair, method)
     method.resolved(model.decoder)
     model = model if in_place else model.copy()
     calibration = None
     if method.needs_calibration:
         calibration = Calibration(model.decoder, calibration_windows(model, corpus, tokens, seed), progress)
-    compressed, _ = apply(model, method, calibration, seed, selection_text(model, corpus), progress)
+    after = None
+    if repair != "none":
+        after = Repair(repair, calibration_windows(model, corpus, repair_tokens, seed))
+    compressed, _ = apply(model, method, calibration, seed, selection_text(model, corpus), progress, after)
     return compressed
 
 

@@ -18,6 +18,7 @@ from layerfold.ffn import FFN, Matrix
 from layerfold.hub import Model, default_corpus
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
+from layerfold.spool import Spool
 from layerfold.statistics import CrossMoments, SecondMoments
 from layerfold.stepping import Stepper, fused_activations
 from layerfold.windows import Windows, cut_windows
@@ -41,9 +42,9 @@ class Calibration:
     """Statistics of one decoder's activations over one set of windows, computed when asked for and remembered.
 
     The pass goes block by block: each block runs once over all windows, so that moments of the blocks before it need
-    not be held. What is held is the residual stream, 4 * d_model bytes a token, once for the block at hand and once
-    for each open anchor, and one (d_ffn, d_ffn) product for each pair that ends at that block; never the activations
-    of more than one batch.
+    not be held. What is held is one (d_ffn, d_ffn) product for each pair that ends at that block, and the activations
+    of one batch. The residual stream, 4 * d_model bytes a token, is in temporary files: once for the block at hand,
+    and once for each open anchor.
 
     Args:
         decoder: the model as it is now; statistics asked for after an edit of it would be of another model.
@@ -84,7 +85,7 @@ class Calibration:
         stepper = Stepper(self.decoder)
         batches = self.windows.batches(_BATCH_TOKENS)
         hidden = self._embedded(stepper)
-        inputs: dict[int, Tensor] = {}
+        inputs: dict[int, Spool] = {}
         for index in self.progress.track(range(last + 1), "calibrating, block", last + 1):
             here = [pair for pair in pairs if max(pair) == index]
             moments = {pair: CrossMoments() for pair in here}
@@ -192,19 +193,16 @@ class Calibration:
         """Return the same text for another decoder."""
         return Calibration(decoder, self.windows, self.progress)
 
-    def _embedded(self, stepper: Stepper) -> Tensor:
-        """The first block's inputs, (windows, tokens, d_model).
-
-        One large tensor, written batch by batch: small ones that live long would scatter the heap they live in.
-        """
+    def _embedded(self, stepper: Stepper) -> Spool:
+        """The first block's inputs, (windows, tokens, d_model)."""
         hidden = self._empty()
         for batch in self.windows.batches(_BATCH_TOKENS):
             hidden[batch] = stepper.embed(self.windows.input_ids[batch])
         return hidden
 
-    def _empty(self) -> Tensor:
-        """(windows, tokens, d_model), not initialised."""
-        return torch.empty(len(self.windows), self.windows.context, self.decoder.d_model)
+    def _empty(self) -> Spool:
+        """Room for the residual stream at one place, (windows, tokens, d_model)."""
+        return Spool((len(self.windows), self.windows.context, self.decoder.d_model))
 
     def _real(self, activations: Tensor, batch: slice) -> Tensor:
         """(rows, width): a batch's activations, (windows, tokens, width), at the positions that hold text."""

@@ -3,6 +3,9 @@
 CALIBRATION_TOKENS = 16_384
 """Tokens of calibration text."""
 
+REPAIR_TOKENS = 65_536
+"""Tokens of calibration text that a repair is fitted to."""
+
 LIMIT_TOKENS = 65_536
 """Tokens of test text that a study's perplexity is measured on, unless its recipe says otherwise."""
 

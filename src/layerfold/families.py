@@ -15,6 +15,7 @@ class Family:
         blocks: path from the causal LM to the list of blocks.
         norm: path from the causal LM to the norm after the last block.
         attention, attention_norm: a block's attention and the norm before it.
+        attention_output: the last matrix inside the attention.
         ffn, ffn_norm: a block's FFN and the norm before it.
         up, gate, down: matrices inside the FFN; `gate` is None where there is none.
         depth, d_ffn: the configuration's names for the number of blocks and of an FFN's neurons.
@@ -24,6 +25,7 @@ class Family:
     norm: str
     attention: str
     attention_norm: str
+    attention_output: str
     ffn: str
     ffn_norm: str
     up: str
@@ -38,6 +40,7 @@ _GATED = Family(
     norm="model.norm",
     attention="self_attn",
     attention_norm="input_layernorm",
+    attention_output="o_proj",
     ffn="mlp",
     ffn_norm="post_attention_layernorm",
     up="up_proj",
@@ -53,6 +56,7 @@ FAMILIES: dict[str, Family] = {
         norm="transformer.ln_f",
         attention="attn",
         attention_norm="ln_1",
+        attention_output="c_proj",
         ffn="mlp",
         ffn_norm="ln_2",
         up="c_fc",

@@ -21,9 +21,11 @@ from layerfold.origins import Load, Student
 from layerfold.presets import DEFAULT_EVALUATORS, PRESETS
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
+from layerfold.repair import check_level
 from layerfold.yamlfiles import read_yaml
 
 _EXTENDS = "extends"
+_BESIDE = ("label", "repair")
 
 
 class _Strict(BaseModel):
@@ -37,16 +39,18 @@ def _variant(value: Any) -> Any:
     """Turn {label: L, merge: {...}} into {label: L, method: Merge(...)}; ``load`` takes a name as well."""
     if not isinstance(value, dict):
         return value
-    names = [key for key in value if key != "label"]
+    names = [key for key in value if key not in _BESIDE]
     if len(names) != 1:
         raise InputError(
-            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label and one of {', '.join(sorted(_SOURCES))}"
+            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label, repair and one of "
+            f"{', '.join(sorted(_SOURCES))}"
         )
     name, config = names[0], value[names[0]]
     if name == Load.name and isinstance(config, str):
         config = {"model": config}
-    rest = {"label": value["label"]} if "label" in value else {}
-    return rest | {"method": build("key or method", _SOURCES, name, config)}
+    return {key: value[key] for key in _BESIDE if key in value} | {
+        "method": build("key or method", _SOURCES, name, config)
+    }
 
 
 def _evaluator(value: Any) -> Any:
@@ -78,14 +82,20 @@ def build_recovery(name: Any, settings: Any) -> Recovery:
 
 
 class Variant(_Strict):
-    """One row of a study: a label and the method that makes it."""
+    """One row of a study: a label, the method that makes it, and the repair that follows."""
 
     label: str = Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
     method: Any
+    repair: Any = "none"
+
+    def model_post_init(self, context: Any) -> None:
+        """Check that the method admits the repair."""
+        check_level(self.repair, self.method)
 
     def to_json(self) -> dict[str, Any]:
         """Return the variant as recipes write it."""
-        return {"label": self.label, self.method.name: settings_of(self.method)}
+        repair = {} if self.repair == "none" else {"repair": self.repair}
+        return {"label": self.label, self.method.name: settings_of(self.method), **repair}
 
 
 class CalibrationText(_Strict):
@@ -94,10 +104,12 @@ class CalibrationText(_Strict):
     Attributes:
         corpus: None takes the one that fits the base.
         tokens: how many tokens of it.
+        repair_tokens: how many a repair is fitted to.
     """
 
     corpus: str | None = None
     tokens: int = Field(default=defaults.CALIBRATION_TOKENS, ge=2)
+    repair_tokens: int = Field(default=defaults.REPAIR_TOKENS, ge=2)
 
 
 class Recipe(_Strict):

@@ -23,6 +23,8 @@ from layerfold.recipe import Recipe
 from layerfold.records import BASE_LABEL, hash_json
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
+from layerfold.repair import Repair
+from layerfold.rescaling import Sources
 from layerfold.search.windows import searches, selection_text, settled
 from layerfold.windows import Windows
 
@@ -44,6 +46,7 @@ class Variants:
         self.recipe = recipe.for_base(base)
         self.base, self._folder = base, folder
         self._sources: dict[str, Method | Load | Student | None] = {BASE_LABEL: None}
+        self._repairs = {variant.label: variant.repair for variant in self.recipe.variants if variant.repair != "none"}
         self._resolved: dict[str, dict[str, Any]] = {}
         self._loaded_sha256: dict[str, str] = {}
         self._texts: dict[tuple[int, str], tuple[object, TrainingText]] = {}
@@ -86,6 +89,8 @@ class Variants:
                 raise type(error)(f"variant {label!r}: {error}") from error
         elif searches(source):
             subject["selection"] = self._selection.windows(self.base).sha256
+        if (repair := self._repair(label)) is not None:
+            subject["repair"] = {**repair.resolved(), "calibration": repair.windows.sha256, "seed": self.recipe.seed}
         return subject | {"recovery": self._recovery_settings} if recovered else subject
 
     def build(self, label: str, progress: Progress = SILENT) -> tuple[Model, Notes]:
@@ -105,7 +110,8 @@ class Variants:
         calibration = self._calibration if source.needs_calibration else None
         if calibration is not None:
             calibration.progress = progress
-        return apply(self.base.copy(), source, calibration, self.recipe.seed, self._selection, progress)
+        repair = self._repair(label)
+        return apply(self.base.copy(), source, calibration, self.recipe.seed, self._selection, progress, repair)
 
     def recover(self, label: str, model: Model, progress: Progress) -> Model:
         """Train a variant, or read what an earlier run of this study made of it.
@@ -145,7 +151,7 @@ class Variants:
     def texts(self) -> list[Corpus]:
         """Return all text that making the variants reads: for calibration, training and selection."""
         found = []
-        if any(self._calibrated(label) for label in self.labels):
+        if self._repairs or any(self._calibrated(label) for label in self.labels):
             found.append(load_corpus(cast(str, self.recipe.calibration.corpus), "calibration"))
         if any(searches(source) for source in self._sources.values()):
             found.append(self._selection.read(self.base))
@@ -181,6 +187,14 @@ class Variants:
             self._texts[key] = tokenizer, training_text(model, recovery, self.recipe.seed)
         return self._texts[key][1]
 
+    def _repair(self, label: str) -> Repair | None:
+        return Repair(self._repairs[label], self._repair_windows) if label in self._repairs else None
+
+    @cached_property
+    def _repair_windows(self) -> Windows:
+        text = self.recipe.calibration
+        return calibration_windows(self.base, text.corpus, text.repair_tokens, self.recipe.seed)
+
     @cached_property
     def _calibration(self) -> Calibration:
         return Calibration(self.base.decoder, self._calibration_windows)
@@ -202,11 +216,13 @@ def apply(
     seed: int,
     selection: Perplexity,
     progress: Progress = SILENT,
+    repair: Repair | None = None,
 ) -> tuple[Model, Notes]:
-    """Edit the model's decoder in place; return it with the step added to its provenance, and the method's notes.
+    """Edit the model's decoder in place; return it with what was done added to its provenance, and the notes on it.
 
     Args:
         selection: what candidates are scored on where the method leaves something to a search.
+        repair: what follows the method; it needs a copy of the decoder as it is now.
     """
     method, searched = settled(method, model, calibration, selection, progress)
     resolved = method.resolved(model.decoder)
@@ -214,23 +230,40 @@ def apply(
         # A model that `load` did not make: it is known by its weights from now on.
         model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))
     before = [block.module for block in model.decoder.blocks]
+    original, sources = model.decoder, cast(Sources, {})
+    if repair is not None:
+        sources = repair.sources(method, model.decoder, calibration)
+        original = model.decoder.copy()
     notes = searched | method.apply(model.decoder, calibration)
-    windows = calibration.windows if calibration is not None else None
+    # By what the decoder is now, not by what the method says: no method need know.
+    kept = [before.index(block.module) for block in model.decoder.blocks]
     step = {
         "method": resolved,
         "seed": seed,
-        "calibration": None
-        if windows is None
-        else {
-            "corpus": windows.corpus,
-            "split": windows.split,
-            "tokens": int(windows.lengths.sum()),
-            "context": windows.context,
-            "corpus_sha256": windows.corpus_sha256,
-            "tokens_sha256": windows.sha256,
-        },
+        "calibration": None if calibration is None else _described(calibration.windows),
         "notes": notes,
-        # By what the decoder is now, not by what the method says: no method need know.
-        "kept_blocks": [before.index(block.module) for block in model.decoder.blocks],
+        "kept_blocks": kept,
     }
-    return model.with_step(step), notes
+    model = model.with_step(step)
+    if repair is None:
+        return model, notes
+    done = repair.apply(model.decoder, original, kept, sources, progress)
+    step = {
+        "method": repair.resolved(),
+        "seed": seed,
+        "calibration": _described(repair.windows),
+        "notes": done,
+    }
+    return model.with_step(step), notes | done
+
+
+def _described(windows: Windows) -> dict[str, Any]:
+    """Say what calibration text was read."""
+    return {
+        "corpus": windows.corpus,
+        "split": windows.split,
+        "tokens": int(windows.lengths.sum()),
+        "context": windows.context,
+        "corpus_sha256": windows.corpus_sha256,
+        "tokens_sha256": windows.sha256,
+    }

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from layerfold.cli import compress, measure, recover, report, search, study
+from layerfold.cli import compress, export, measure, recover, report, search, study
 from layerfold.errors import LayerfoldError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
 app.add_typer(compress.app, name="compress")
 app.add_typer(search.app, name="search")
 app.command("recover")(recover.recover)
-app.command("export")(compress.export)
+app.command("export")(export.export)
 app.command("eval")(measure.evaluate)
 app.command("study")(study.study)
 app.command("generate")(study.generate)

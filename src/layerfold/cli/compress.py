@@ -1,8 +1,9 @@
-"""`layerfold compress` and `layerfold export`: commands that write checkpoints."""
+"""`layerfold compress`: commands that write smaller checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,8 @@ def merge(
     format: options.FormatName = options.Format.dense,
     corpus: options.CalibrationCorpus = None,
     tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    repair: options.RepairLevel = options.Level.none,
+    repair_tokens: options.RepairTokens = defaults.REPAIR_TOKENS,
     seed: options.Seed = 0,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
@@ -43,7 +46,8 @@ def merge(
 
     method = Merge(n=n, groups=groups, align=align.value, anchor=anchor.value, tie=tie)
     base = (model, revision, trust_remote_code)
-    _compress(method, *base, output_dir, format, overwrite, corpus=corpus, tokens=tokens, seed=seed)
+    text = _Text(corpus, tokens, repair, repair_tokens, seed)
+    _compress(method, base, output_dir, format, overwrite, text)
 
 
 @app.command()
@@ -57,6 +61,8 @@ def collapse(
     format: options.FormatName = options.Format.dense,
     corpus: options.CalibrationCorpus = None,
     tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    repair: options.RepairLevel = options.Level.none,
+    repair_tokens: options.RepairTokens = defaults.REPAIR_TOKENS,
     seed: options.Seed = 0,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
@@ -67,7 +73,8 @@ def collapse(
 
     method = Collapse(n=n, groups=groups, align=align.value, anchor=anchor.value)
     base = (model, revision, trust_remote_code)
-    _compress(method, *base, output_dir, format, overwrite, corpus=corpus, tokens=tokens, seed=seed)
+    text = _Text(corpus, tokens, repair, repair_tokens, seed)
+    _compress(method, base, output_dir, format, overwrite, text)
 
 
 @app.command()
@@ -84,6 +91,9 @@ def drop(
     seed: options.DrawSeed = 0,
     part: options.PartName = options.Part.block,
     format: options.FormatName = options.Format.dense,
+    corpus: options.CalibrationCorpus = None,
+    repair: options.RepairLevel = options.Level.none,
+    repair_tokens: options.RepairTokens = defaults.REPAIR_TOKENS,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
     overwrite: options.Overwrite = False,
@@ -101,7 +111,8 @@ def drop(
         raise InputError("--from-search, which says what to drop, beside --blocks, --random, --fraction or --part")
     else:
         method = partial(best_drop, from_search, remove=remove)
-    _compress(method, model, revision, trust_remote_code, output_dir, format, overwrite)
+    text = _Text(corpus, defaults.CALIBRATION_TOKENS, repair, repair_tokens, seed)
+    _compress(method, (model, revision, trust_remote_code), output_dir, format, overwrite, text)
 
 
 @app.command()
@@ -117,6 +128,8 @@ def prune(
     format: options.FormatName = options.Format.dense,
     corpus: options.CalibrationCorpus = None,
     tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    repair: options.RepairLevel = options.Level.none,
+    repair_tokens: options.RepairTokens = defaults.REPAIR_TOKENS,
     seed: options.Seed = 0,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
@@ -134,7 +147,8 @@ def prune(
         parts=parts,
     )
     base = (model, revision, trust_remote_code)
-    _compress(method, *base, output_dir, format, overwrite, corpus=corpus, tokens=tokens, seed=seed)
+    text = _Text(corpus, tokens, repair, repair_tokens, seed)
+    _compress(method, base, output_dir, format, overwrite, text)
 
 
 @app.command()
@@ -152,6 +166,8 @@ def share(
     format: options.FormatName = options.Format.compact,
     corpus: options.CalibrationCorpus = None,
     tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    repair: options.RepairLevel = options.Level.none,
+    repair_tokens: options.RepairTokens = defaults.REPAIR_TOKENS,
     seed: options.Seed = 0,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
@@ -170,52 +186,50 @@ def share(
         align=align.value,
         anchor=anchor.value,
     )
-    _compress(
-        method,
-        model,
-        revision,
-        trust_remote_code,
-        output_dir,
-        format,
-        overwrite,
-        corpus=corpus,
-        tokens=tokens,
-        seed=seed,
-    )
+    text = _Text(corpus, tokens, repair, repair_tokens, seed)
+    _compress(method, (model, revision, trust_remote_code), output_dir, format, overwrite, text)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Which text is read, how much of it, and for what."""
+
+    corpus: str | None
+    tokens: int
+    repair: options.Level
+    repair_tokens: int
+    seed: int
 
 
 def _compress(
     method: Method | Callable[[Model], Method],
-    name: str,
-    revision: str | None,
-    trust_remote_code: bool,
+    base: tuple[str, str | None, bool],
     output_dir: Path,
     format: options.Format,
     overwrite: bool,
-    *,
-    corpus: str | None = None,
-    tokens: int = defaults.CALIBRATION_TOKENS,
-    seed: int = 0,
+    text: _Text,
 ) -> None:
     from layerfold import folders
     from layerfold.api import compress
     from layerfold.hub import load
 
     folders.check_folder(output_dir, overwrite=overwrite)
+    name, revision, trust_remote_code = base
     with drawn() as progress:
         with progress.doing(f"loading {name}"):
-            base = load(name, revision=revision, trust_remote_code=trust_remote_code)
+            loaded = load(name, revision=revision, trust_remote_code=trust_remote_code)
         if callable(method):
-            method = method(base)
-        before = base.decoder.size(), base.decoder.n_blocks
-        smaller = compress(base, method, corpus=corpus, tokens=tokens, seed=seed, in_place=True, progress=progress)
+            method = method(loaded)
+        before = loaded.decoder.size(), loaded.decoder.n_blocks
+        settings = {**text.__dict__, "repair": text.repair.value}
+        smaller = compress(loaded, method, **settings, in_place=True, progress=progress)
         with progress.doing(f"writing {output_dir}"):
             smaller.save(output_dir, format=format.value, overwrite=overwrite)
-    done = smaller.provenance.steps[-1]
-    for line in _told(done["method"], done["notes"]):
-        typer.echo(line)
-    if "warning" in done["notes"]:
-        typer.echo(f"warning: {done['notes']['warning']}", err=True)
+    for done in smaller.provenance.steps[len(loaded.provenance.steps) :]:
+        for line in _told(done["method"], done["notes"]):
+            typer.echo(line)
+        if "warning" in done["notes"]:
+            typer.echo(f"warning: {done['notes']['warning']}", err=True)
     after = smaller.decoder.size(), smaller.decoder.n_blocks
     typer.echo(
         f"{before[0].parameters:,} distinct parameters in {before[1]} blocks -> {after[0].parameters:,} in {after[1]}"
@@ -247,35 +261,16 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
         yield f"removed {method['removed']:,} of {method['neurons']:,} neurons"
     if "speed" in notes:
         yield notes["speed"]
+    for each in notes.get("rescaled", []):
+        yield f"block {each['block']:>2}: neurons' deviations were {100 * each['shrunk']:.0f}% of what they are now"
+    for each in notes.get("repaired", []):
+        yield f"block {each['block']:>2}: misses {_share(each['error'])} of its target -> {_share(each['repaired'])}"
+
+
+def _share(part: float) -> str:
+    return f"{100 * part:.2f}%"
 
 
 def _range(ranks: Iterable[int]) -> str:
     low, high = min(ranks := list(ranks)), max(ranks)
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def export(
-    directory: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
-    output_dir: options.OutputDir,
-    to: Annotated[
-        options.Form, typer.Option("--to", help="dense or compact; peft: the deltas as a LoRA adapter, and its base.")
-    ],
-    overwrite: options.Overwrite = False,
-) -> None:
-    """Rewrite a checkpoint in another form."""
-    from layerfold import folders
-    from layerfold.adapter import check_adapter_folder, save_adapter
-    from layerfold.hub import load
-
-    if to is options.Form.peft:
-        check_adapter_folder(output_dir, overwrite=overwrite)
-    else:
-        folders.check_folder(output_dir, overwrite=overwrite)
-    if not directory.is_dir():
-        raise InputError(f"no checkpoint folder at {str(directory)!r}")
-    model = load(directory)
-    if to is options.Form.peft:
-        save_adapter(model, output_dir, overwrite=overwrite)
-    else:
-        model.save(output_dir, format=options.Format(to).value, overwrite=overwrite)
-    typer.echo(f"wrote {output_dir} ({to.value})")

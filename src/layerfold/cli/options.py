@@ -95,6 +95,15 @@ class Ranks(StrEnum):
     allotted = "allotted"
 
 
+class Level(StrEnum):
+    """How what a method breaks is put right without training."""
+
+    none = "none"
+    rescale = "rescale"
+    refit = "refit"
+    refit_attention = "refit+attention"
+
+
 class Preset(StrEnum):
     """Recipes that come with layerfold."""
 
@@ -148,6 +157,10 @@ CalibrationCorpus = Annotated[
     str | None, typer.Option("--corpus", help="Calibration text; by default the model's own.")
 ]
 CalibrationTokens = Annotated[int, typer.Option("--tokens", help="Calibration tokens.")]
+RepairLevel = Annotated[
+    Level, typer.Option("--repair", help="Without training: restore neurons' statistics, or solve for output matrices.")
+]
+RepairTokens = Annotated[int, typer.Option("--repair-tokens", help="Calibration tokens that a repair is fitted to.")]
 Seed = Annotated[int, typer.Option(help="Orders the calibration documents.")]
 RecipeFile = Annotated[Path | None, typer.Argument(help="A YAML file; by default the published comparison.")]
 PresetName = Annotated[

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from layerfold.calibration import Calibration, Pair, check_widths
 from layerfold.decoder import Decoder
@@ -102,17 +103,32 @@ class GroupAverage:
         """Return the index of a group's anchor."""
         return group[{"first": 0, "middle": (len(group) - 1) // 2, "last": -1}[self.anchor]]
 
+    def members(self, decoder: Decoder, calibration: Calibration | None) -> dict[int, list[tuple[int, Tensor | None]]]:
+        """For each block that gets an average: the blocks that it is of, with the order that their neurons take."""
+        matches = self._matches(decoder, calibration)
+        found: dict[int, list[tuple[int, Tensor | None]]] = {}
+        for group in self.group_indices(decoder.n_blocks):
+            anchor = self.anchor_of(group)
+            orders = {other: matches[anchor, other].order for other in group if (anchor, other) in matches}
+            found |= {index: [(other, orders.get(other)) for other in group] for index in group}
+        return found
+
+    def _matches(self, decoder: Decoder, calibration: Calibration | None) -> dict[Pair, Match]:
+        """How the neurons of each group's blocks answer to its anchor's; nothing where they are not reordered."""
+        groups = self.group_indices(decoder.n_blocks)
+        pairs = [(self.anchor_of(g), other) for g in groups for other in g if other != self.anchor_of(g)]
+        check_widths(decoder, pairs)
+        if not self.needs_calibration:
+            return {}
+        if calibration is None:
+            raise InputError("align 'hungarian' needs calibration text; give a corpus, or align none")
+        return calibration.matches(pairs)
+
     @torch.no_grad()
     def average_(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Overwrite each anchor's FFN by its group's average."""
         groups = self.group_indices(decoder.n_blocks)
-        pairs = [(self.anchor_of(g), other) for g in groups for other in g if other != self.anchor_of(g)]
-        check_widths(decoder, pairs)
-        matches = {}
-        if self.needs_calibration:
-            if calibration is None:
-                raise InputError("align 'hungarian' needs calibration text; give a corpus, or align none")
-            matches = calibration.matches(pairs)
+        matches = self._matches(decoder, calibration)
         ffns = {index: decoder.blocks[index].ffn for group in groups for index in group}
         # An FFN tied by an earlier merge parts from its twins: writing into it must not reach another block.
         users = Counter(id(tensor) for block in decoder.blocks for tensor in block.module.parameters())

@@ -1,0 +1,38 @@
+"""`layerfold export`: a checkpoint in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerfold.cli import options
+from layerfold.errors import InputError
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    output_dir: options.OutputDir,
+    to: Annotated[
+        options.Form, typer.Option("--to", help="dense or compact; peft: the deltas as a LoRA adapter, and its base.")
+    ],
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Rewrite a checkpoint in another form."""
+    from layerfold import folders
+    from layerfold.adapter import check_adapter_folder, save_adapter
+    from layerfold.hub import load
+
+    if to is options.Form.peft:
+        check_adapter_folder(output_dir, overwrite=overwrite)
+    else:
+        folders.check_folder(output_dir, overwrite=overwrite)
+    if not directory.is_dir():
+        raise InputError(f"no checkpoint folder at {str(directory)!r}")
+    model = load(directory)
+    if to is options.Form.peft:
+        save_adapter(model, output_dir, overwrite=overwrite)
+    else:
+        model.save(output_dir, format=options.Format(to).value, overwrite=overwrite)
+    typer.echo(f"wrote {output_dir} ({to.value})")

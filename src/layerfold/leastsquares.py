@@ -1,0 +1,133 @@
+"""Ridge regression from streamed moments: what a matrix's weights gain so that it makes up for an error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layerfold.errors import ModelError
+from layerfold.statistics import SecondMoments
+
+RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+"""Penalties that are tried, as fractions of the mean square of the inputs."""
+
+
+class RegressionMoments:
+    """Accumulate what the linear regression of targets on inputs needs, one batch of rows at a time.
+
+    Holds (inputs, inputs) and (inputs, outputs) float32 whatever the number of rows.
+    """
+
+    def __init__(self) -> None:
+        self._inputs = SecondMoments(whole=True)
+
+    @property
+    def count(self) -> int:
+        """How many rows there were."""
+        return self._inputs.count
+
+    def update(self, inputs: Tensor, targets: Tensor) -> None:
+        """Add rows: inputs are (rows, d), targets (rows, out)."""
+        if not self.count:
+            self._products = torch.zeros(inputs.shape[1], targets.shape[1])
+            self._sums = torch.zeros(targets.shape[1], dtype=torch.float64)
+            self._square = 0.0
+        self._inputs.update(inputs)
+        self._products.addmm_(inputs.T, targets)
+        self._sums += targets.sum(0)
+        self._square += float(targets.square().sum(dtype=torch.float64))
+
+    @property
+    def square(self) -> float:
+        """E|y|^2, summed over the outputs."""
+        return self._square / self.count
+
+    def gram(self, constant: bool, last: int | None = None) -> Tensor:
+        """E[x x^T], (d, d); with an input more that is always 1, the last; of the last of the others only."""
+        first = 0 if last is None else len(self._products) - last
+        products = self._inputs.products[first:, first:]
+        if not constant:
+            return products
+        column = torch.cat([self._inputs.mean[first:], torch.ones(1)])[:, None]
+        return torch.cat([torch.cat([products, column[:-1].T]), column], dim=1)
+
+    def products(self, constant: bool, last: int | None = None) -> Tensor:
+        """E[x y^T], (d, out), of the same inputs."""
+        found = self._products[0 if last is None else len(self._products) - last :] / self.count
+        return torch.cat([found, (self._sums / self.count).float()[None]]) if constant else found
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A change of an affine map, and what it does to the mean square of the error that it was fitted to.
+
+    Attributes:
+        weight: (out, d); None where every penalty made the held-out error larger.
+        bias: (out,), or None where there was to be none.
+        ridge: the penalty that did best on held-out rows, of `RIDGES`; infinite where nothing is changed.
+        before, after: mean square of the error on held-out rows, summed over the outputs.
+        idle: how many inputs are always zero.
+        singular: whether the least penalty left the moments singular.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    ridge: float
+    before: float
+    after: float
+    idle: int
+    singular: bool
+
+
+@torch.no_grad()
+def ridge_fit(
+    moments: RegressionMoments, held_out: RegressionMoments, *, constant: bool, last: int | None = None
+) -> Fit:
+    """Find the map D of least E|e - D x|^2 + ridge |D|^2, and the ridge that is best on rows held out.
+
+    Where x are what a matrix reads and e what is missing of its outputs, the matrix plus D is the ridge regression of
+    all that it should put out, with a penalty on the distance from what it was. On the rows that D is fitted to its
+    error is never above that of D = 0; on the rows held out it is not either, as D = 0 is among what is tried.
+
+    Args:
+        moments: of the rows to fit; inputs x, targets e.
+        held_out: of the others.
+        constant: whether D may add a constant, which is not penalised.
+        last: use only so many inputs, the last ones; None uses all.
+
+    Raises:
+        ModelError: the moments are not finite.
+    """
+    gram, products = moments.gram(constant, last), moments.products(constant, last)
+    other_gram, other_products = held_out.gram(constant, last), held_out.products(constant, last)
+    inputs = len(gram) - constant
+    energies = gram.diagonal()[:inputs]
+    mean = float(energies.sum()) / max(inputs, 1)
+    if not math.isfinite(mean) or not all(each.isfinite().all() for each in (gram, products, other_products)):
+        raise ModelError("activations on the calibration text are not finite")
+    idle = int((energies == 0).sum())
+    found: tuple[float, float, Tensor] | None = None
+    # In double precision: the smallest penalty is far below the largest eigenvalue.
+    damped, added, singular, best = gram.double(), 0.0, False, held_out.square
+    for ridge in RIDGES:
+        damped.diagonal()[:inputs].add_((ridge - added) * (mean or 1.0))
+        added = ridge
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if failed:
+            singular = True
+            continue
+        change = torch.cholesky_solve(products.double(), factor).float()
+        del factor
+        error = held_out.square + float((change * (other_gram @ change - 2 * other_products)).sum(dtype=torch.float64))
+        if error < best:
+            found, best = (error, ridge, change), error
+        elif found is not None:
+            break  # past the least: larger penalties only come closer to no change
+    if found is None:
+        return Fit(None, None, math.inf, held_out.square, held_out.square, idle, singular)
+    error, ridge, change = found
+    bias = change[-1] if constant else None
+    return Fit(change[:inputs].T, bias, ridge, held_out.square, max(error, 0.0), idle, singular)

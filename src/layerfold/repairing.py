@@ -1,0 +1,285 @@
+"""Refitting what blocks write into the residual stream, in closed form, so that it is what it was in the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError
+from layerfold.leastsquares import Fit, RegressionMoments, ridge_fit
+from layerfold.progress import SILENT, Progress
+from layerfold.readout import Readout, attention_readout, ffn_readout, reading
+from layerfold.spool import Spool
+from layerfold.stepping import Stepper, fused_activations
+from layerfold.streaming import Stream
+from layerfold.windows import Windows
+
+_HELD_OUT = 8
+"""Of so many windows the last is not fitted to: those choose the ridges, and whether a fit is kept."""
+
+_EXACT = 1e-10
+"""A block that misses a smaller share of what it is to put out is as it should be, but for rounding."""
+
+Problem = Mapping[int, tuple[Readout, ...]]
+"""What is fitted at once: the readouts of a block, or of several whose weights are one."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """What is missed of a block's target, as a share of its mean square: on all windows, and on those held out."""
+
+    all: float
+    held_out: float
+
+    def __le__(self, other: Error) -> bool:
+        return self.all <= other.all and self.held_out <= other.held_out
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair did to a block.
+
+    Attributes:
+        block: its index.
+        before, after: what it missed of its target, on the inputs that the repaired model gives it.
+        ridges: of the fits that were kept, by what was fitted.
+        singular: whether the inputs of such a fit had to be regularised by more than the least ridge, having less
+            rows than dimensions, say; `idle` is how many were always zero.
+    """
+
+    block: int
+    before: Error
+    after: Error
+    ridges: Mapping[str, float]
+    singular: bool
+    idle: int
+
+
+@torch.no_grad()
+def refit_(
+    decoder: Decoder,
+    original: Decoder,
+    cuts: Sequence[int],
+    windows: Windows,
+    *,
+    attention: bool = False,
+    progress: Progress = SILENT,
+) -> list[Repaired]:
+    """Refit what each block writes into the residual stream, front to back, against the model that it was made from.
+
+    The target of a block is the original's own hidden state at the place where the block's output is read. What the
+    block misses of it, on the inputs that it gets in the edited model, is regressed on what its FFN's last matrix
+    reads; with `attention` on what its attention's last matrix reads at the same time, after which the FFN, whose
+    inputs that has changed, is fitted once more. FFNs that are one are fitted to what all their blocks miss. No
+    block's error rises: a fit that raises it, on the windows held out or on all, is taken back.
+
+    The states of both models are in temporary files; in memory are the moments of one block, and one batch.
+
+    Args:
+        decoder: is edited in place.
+        original: stays as it is.
+        cuts: for each block of the decoder the index of the original's block whose input it is to put out, or the
+            number of the original's blocks where the final norm reads it; never falling.
+        windows: calibration text, of which every eighth window is held out.
+        attention: whether attentions are refitted too.
+
+    Raises:
+        InputError: text of a single window, or pruned weights, whose zeros are to stay.
+        ModelError: activations that are not finite.
+    """
+    if len(windows) < 2:
+        raise InputError(
+            "calibration text of 1 window; accepted: 2 or more, as a repair is not fitted to all that it is judged by"
+        )
+    blocks = decoder.blocks
+    ffns = [ffn_readout(block) for block in blocks]
+    attentions = [attention_readout(block) if attention else None for block in blocks]
+    every = min(_HELD_OUT, len(windows))
+    held_out = torch.arange(len(windows)) % every == every - 1
+    found: list[Repaired] = []
+    with fused_activations(decoder.model), fused_activations(original.model):
+        stream, teacher = Stream(Stepper(decoder), windows), Stream(Stepper(original), windows)
+        reached = 0
+        units = list(_units(ffns))
+        for unit in progress.track(units, "repairing, block", len(units)):
+            targets = {}
+            for index in unit:
+                targets[index] = teacher.states = teacher.passed(range(reached, cuts[index]))
+                reached = cuts[index]
+            last, repaired = _repair(partial(_walk, stream, held_out, targets), unit, ffns, attentions)
+            stream.states = last.states
+            found += repaired
+    return found
+
+
+def _units(ffns: Sequence[Readout | None]) -> Iterator[range]:
+    """Runs of blocks that are repaired together: from the first to the last that has an FFN."""
+    last = {readout.key: index for index, readout in enumerate(ffns) if readout is not None}
+    start = end = 0
+    for index, readout in enumerate(ffns):
+        end = max(end, index if readout is None else last[readout.key])
+        if index == end:
+            yield range(start, index + 1)
+            start = end = index + 1
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What came of passing the text through a unit of blocks.
+
+    Attributes:
+        errors: by block.
+        moments: for the problem at hand, over the windows that are fitted to and over those held out.
+        states: what leaves the last block.
+    """
+
+    errors: dict[int, Error]
+    moments: tuple[RegressionMoments, RegressionMoments]
+    states: Spool
+
+    @property
+    def error(self) -> Error:
+        """The sum over the blocks."""
+        each = self.errors.values()
+        return Error(sum(error.all for error in each), sum(error.held_out for error in each))
+
+
+Walk = Callable[[Problem], _Pass]
+"""Passes the text through a unit of blocks as they are, and collects moments for a problem."""
+
+Fits = list[tuple[Problem, Fit]]
+"""What was fitted and kept."""
+
+
+def _walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> _Pass:
+    """Pass the text through the blocks that have a target."""
+    moments = RegressionMoments(), RegressionMoments()
+    # Sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
+    sums = {index: torch.zeros(2, 2, dtype=torch.float64) for index in targets}
+    readouts = [each for some in problem.values() for each in some]
+
+    def visit(batch: slice, index: int, hidden: Tensor) -> None:
+        should, real = targets[index][batch], stream.real(batch)
+        for place, windows in enumerate((~held_out[batch], held_out[batch])):
+            rows = real & windows[:, None]
+            missed = should[rows] - hidden[rows]
+            sums[index][0, place] += missed.square().sum(dtype=torch.float64)
+            sums[index][1, place] += should[rows].square().sum(dtype=torch.float64)
+            if index in problem and len(missed):
+                read = [each.features(seen[id(each.module)][rows]) for each in problem[index]]
+                moments[place].update(torch.cat(read, dim=1), missed)
+        seen.clear()
+
+    with reading(readouts) as seen:
+        states = stream.passed(targets, visit)
+    errors = {}
+    for index, (missed, should) in sums.items():
+        should.clamp_min_(torch.finfo(torch.float32).tiny)
+        errors[index] = Error(float(missed.sum() / should.sum()), float(missed[1] / should[1]))
+    return _Pass(errors, moments, states)
+
+
+def _repair(
+    walk: Walk, unit: range, ffns: Sequence[Readout | None], attentions: Sequence[Readout | None]
+) -> tuple[_Pass, Iterator[Repaired]]:
+    """Repair a unit of blocks; return what leaves it, and what was done to each block."""
+    ffn, attention = ffns[unit[0]], attentions[unit[0]]
+    if len(unit) == 1 and ffn is not None and attention is not None:
+        first, last, fits = _jointly(walk, unit[0], attention, ffn)
+    else:
+        own = [{index: (found,)} for index in unit if (found := attentions[index]) is not None]
+        tied: dict[int, dict[int, tuple[Readout, ...]]] = {}
+        for index in unit:
+            if (found := ffns[index]) is not None:
+                tied.setdefault(found.key, {})[index] = (found,)
+        # FFNs once more where attentions have changed what they read.
+        first, last, fits = _in_turn(walk, [*tied.values(), *own, *(tied.values() if own else ())])
+
+    def repaired() -> Iterator[Repaired]:
+        for index in unit:
+            kept = [(problem[index], fit) for problem, fit in fits if index in problem and fit.weight is not None]
+            yield Repaired(
+                index,
+                first.errors[index],
+                last.errors[index],
+                ridges={" and ".join(each.part for each in readouts): fit.ridge for readouts, fit in kept},
+                singular=any(fit.singular for _, fit in kept),
+                idle=max((fit.idle for _, fit in kept), default=0),
+            )
+
+    return last, repaired()
+
+
+def _jointly(walk: Walk, index: int, attention: Readout, ffn: Readout) -> tuple[_Pass, _Pass, Fits]:
+    """Fit a block's attention and FFN at once, and the FFN to what is left; or the FFN alone where that does better.
+
+    One after the other would not do: what either lacks, the other makes up for in part, so that each gains little.
+    """
+    both, alone = (attention, ffn), (ffn,)
+    first = walk({index: both})
+    if first.error.all <= _EXACT:
+        return first, first, []
+    were = _values(both)
+    joint, only = _fit(first, both), _fit(first, alone, last=ffn.weight.shape[1])
+    fits: Fits = [({index: alone}, only)]
+    _add(both, joint)
+    rest = _fit(walk({index: alone}), alone)
+    if rest.after < only.after:
+        fits = [({index: both}, joint), ({index: alone}, rest)]
+    else:
+        _restore(both, were)
+    _add(alone, fits[-1][1])
+    last = walk({})
+    if not last.error <= first.error:
+        _restore(both, were)
+        last, fits = walk({}), []
+    return first, last, fits
+
+
+def _in_turn(walk: Walk, problems: Sequence[Problem]) -> tuple[_Pass, _Pass, Fits]:
+    """Fit one problem after the other."""
+    first = last = walk(problems[0] if problems else {})
+    fits: Fits = []
+    for problem, following in zip(problems, [*problems[1:], {}], strict=True):
+        if last.error.all <= _EXACT:
+            break
+        readouts = next(iter(problem.values()))
+        were, fit = _values(readouts), _fit(last, readouts)
+        _add(readouts, fit)
+        tried = walk(following)
+        if tried.error <= last.error:
+            fits.append((problem, fit))
+        else:
+            _restore(readouts, were)
+            tried = walk(following)
+        last = tried
+    return first, last, fits
+
+
+def _fit(found: _Pass, readouts: Sequence[Readout], last: int | None = None) -> Fit:
+    return ridge_fit(*found.moments, constant=readouts[-1].bias is not None, last=last)
+
+
+def _add(readouts: Sequence[Readout], fit: Fit) -> None:
+    """Add a change to weights, and to the last one's bias."""
+    if fit.weight is None:
+        return
+    widths = [each.weight.shape[1] for each in readouts]
+    for each, change in zip(readouts, fit.weight.split(widths, dim=1), strict=True):
+        each.weight.add_(change)
+    if fit.bias is not None and (bias := readouts[-1].bias) is not None:
+        bias.add_(fit.bias)
+
+
+def _values(readouts: Sequence[Readout]) -> list[Tensor]:
+    return [tensor.clone() for each in readouts for tensor in each.tensors]
+
+
+def _restore(readouts: Sequence[Readout], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip((tensor for each in readouts for tensor in each.tensors), values, strict=True):
+        tensor.copy_(value)

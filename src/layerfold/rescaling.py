@@ -1,0 +1,143 @@
+"""Restoring the statistics of what an FFN's neurons are given, which averaging weights shrinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from layerfold.decoder import Decoder
+from layerfold.ffn import FFN
+from layerfold.progress import SILENT, Progress
+from layerfold.statistics import SecondMoments
+from layerfold.stepping import Stepper, fused_activations
+from layerfold.streaming import Stream
+from layerfold.windows import Windows
+
+Sources = Mapping[int, Sequence[tuple[int, Tensor | None]]]
+"""For a block those of the original that its FFN stands for, each with the order that their neurons take, (d_ffn,)."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of what each neuron is given, (matrices, d_ffn) each: by `up`, and by `gate`."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """What a rescaling did to a block.
+
+    Attributes:
+        block: its index.
+        shrunk: the deviation that its neurons' inputs had, as a share of what it is now, mean over the neurons.
+    """
+
+    block: int
+    shrunk: float
+
+
+@torch.no_grad()
+def rescale_(
+    decoder: Decoder, original: Decoder, sources: Sources, windows: Windows, progress: Progress = SILENT
+) -> list[Rescaled]:
+    """Give what each neuron is given the mean and the deviation that it has in the original.
+
+    The rows of the FFNs' first matrices are scaled, and their biases, where they have any, shifted: front to back, on
+    the inputs that the edited model gives them. Where a neuron stands for several it gets the mean of theirs, and so
+    does an FFN that several blocks share. A neuron that is always given the same is not scaled.
+
+    Args:
+        decoder: is edited in place.
+        original: stays as it is.
+        sources: the blocks to rescale.
+        windows: calibration text.
+
+    Source: Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", 2022, section 3.
+    """
+    wanted = sorted({source for each in sources.values() for source, _ in each})
+    tied: dict[int, list[int]] = {}
+    for index in sorted(sources):
+        tied.setdefault(id(decoder.blocks[index].ffn.down.module.weight), []).append(index)
+    found = []
+    with fused_activations(decoder.model), fused_activations(original.model):
+        spreads = _spreads(Stream(Stepper(original), windows), 0, wanted)
+        stream, reached = Stream(Stepper(decoder), windows), 0
+        for blocks in progress.track(tied.values(), "rescaling, block", len(tied)):
+            stream.states = stream.passed(range(reached, blocks[0]))
+            reached = blocks[0]
+            now = _average([(each, None) for each in _spreads(stream, reached, blocks).values()])
+            should = _average([(spreads[source], order) for index in blocks for source, order in sources[index]])
+            ratio = _set(decoder.blocks[blocks[0]].ffn, now, should)
+            found += [Rescaled(index, ratio) for index in blocks]
+    return sorted(found, key=lambda each: each.block)
+
+
+def _spreads(stream: Stream, first: int, blocks: Sequence[int]) -> dict[int, Spread]:
+    """Pass the text on from a block, which is the next one, and see what the neurons of some blocks are given."""
+    every = stream.stepper.decoder.blocks
+    ffns = {index: every[index].ffn for index in blocks}
+    moments = {index: [SecondMoments(whole=False) for _ in ffn.matrices[:-1]] for index, ffn in ffns.items()}
+    with _given(ffns) as given:
+
+        def visit(batch: slice, index: int, hidden: Tensor) -> None:
+            rows = stream.real(batch)
+            for each, values in zip(moments.get(index, ()), given.pop(index, ()), strict=True):
+                each.update(values[rows])
+
+        stream.passed(range(first, max(blocks) + 1), visit)
+    return {
+        index: Spread(
+            torch.stack([each.mean for each in both]),
+            torch.stack([(each.squares - each.mean.square()).clamp_min(0).sqrt() for each in both]),
+        )
+        for index, both in moments.items()
+    }
+
+
+@contextmanager
+def _given(ffns: Mapping[int, FFN]) -> Iterator[dict[int, list[Tensor]]]:
+    """Yield a dict that a forward pass fills with what the first matrices of blocks' FFNs put out."""
+    found: dict[int, list[Tensor]] = {}
+
+    def keep(index: int, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        found.setdefault(index, []).append(output)
+
+    handles = [
+        matrix.module.register_forward_hook(partial(keep, index))
+        for index, ffn in ffns.items()
+        for matrix in ffn.matrices[:-1]
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _average(each: Iterable[tuple[Spread, Tensor | None]]) -> Spread:
+    """The mean of means and of deviations, with the neurons reordered where an order is given."""
+    ordered = [
+        (spread.mean, spread.deviation) if order is None else (spread.mean[:, order], spread.deviation[:, order])
+        for spread, order in each
+    ]
+    return Spread(*(torch.stack(values).mean(0) for values in zip(*ordered, strict=True)))
+
+
+def _set(ffn: FFN, now: Spread, should: Spread) -> float:
+    """Rescale an FFN's first matrices; return the ratio of the deviations, mean over the neurons."""
+    # A deviation this small against the mean is rounding: the neuron is always given the same.
+    moves = now.deviation > 1e-6 * now.mean.abs()
+    scale = torch.where(moves, should.deviation / now.deviation, 1.0)
+    for matrix, factor, before, after in zip(ffn.matrices[:-1], scale, now.mean, should.mean, strict=True):
+        matrix.weight.mul_(factor[:, None])
+        if matrix.bias is not None:
+            matrix.bias.sub_(before).mul_(factor).add_(after)
+    ratios = (now.deviation / should.deviation)[moves & (should.deviation > 0)]
+    return float(ratios.mean()) if len(ratios) else 1.0
