@@ -14,6 +14,8 @@ from layerfold.statistics import SecondMoments
 RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Penalties that are tried, as fractions of the mean square of the inputs."""
 
+NOT_FINITE = "activations on the calibration text are not finite"
+
 
 class RegressionMoments:
     """Accumulate what the linear regression of targets on inputs needs, one batch of rows at a time.
@@ -34,16 +36,16 @@ class RegressionMoments:
         if not self.count:
             self._products = torch.zeros(inputs.shape[1], targets.shape[1])
             self._sums = torch.zeros(targets.shape[1], dtype=torch.float64)
-            self._square = 0.0
+            self._squares = torch.zeros(targets.shape[1], dtype=torch.float64)
         self._inputs.update(inputs)
         self._products.addmm_(inputs.T, targets)
         self._sums += targets.sum(0)
-        self._square += float(targets.square().sum(dtype=torch.float64))
+        self._squares += targets.square().sum(0)
 
     @property
-    def square(self) -> float:
-        """E|y|^2, summed over the outputs."""
-        return self._square / self.count
+    def squares(self) -> Tensor:
+        """E[y^2], (out,) float64."""
+        return self._squares / self.count
 
     def gram(self, constant: bool, last: int | None = None) -> Tensor:
         """E[x x^T], (d, d); with an input more that is always 1, the last; of the last of the others only."""
@@ -67,10 +69,12 @@ class Fit:
     Attributes:
         weight: (out, d); None where every penalty made the held-out error larger.
         bias: (out,), or None where there was to be none.
-        ridge: the penalty that did best on held-out rows, of `RIDGES`; infinite where nothing is changed.
+        ridge: the penalty that did best on held-out rows, of `RIDGES` up to where their error rises again; infinite
+            where nothing is changed.
         before, after: mean square of the error on held-out rows, summed over the outputs.
         idle: how many inputs are always zero.
-        singular: whether the least penalty left the moments singular.
+        singular: whether there were fewer rows than inputs that are not idle, or the least penalty left their moments
+            singular.
     """
 
     weight: Tensor | None
@@ -82,7 +86,6 @@ class Fit:
     singular: bool
 
 
-@torch.no_grad()
 def ridge_fit(
     moments: RegressionMoments, held_out: RegressionMoments, *, constant: bool, last: int | None = None
 ) -> Fit:
@@ -101,17 +104,38 @@ def ridge_fit(
     Raises:
         ModelError: the moments are not finite.
     """
+    return ridge_fits(moments, held_out, constant=constant, last=last)[0]
+
+
+@torch.no_grad()
+def ridge_fits(
+    moments: RegressionMoments,
+    held_out: RegressionMoments,
+    *,
+    constant: bool,
+    last: int | None = None,
+    targets: int = 1,
+) -> list[Fit]:
+    """Do what `ridge_fit` does for several targets of the same inputs at once, each with a ridge of its own.
+
+    Args:
+        targets: how many; the outputs are theirs, one after the other, equally many of each.
+    """
     gram, products = moments.gram(constant, last), moments.products(constant, last)
     other_gram, other_products = held_out.gram(constant, last), held_out.products(constant, last)
     inputs = len(gram) - constant
     energies = gram.diagonal()[:inputs]
     mean = float(energies.sum()) / max(inputs, 1)
-    if not math.isfinite(mean) or not all(each.isfinite().all() for each in (gram, products, other_products)):
-        raise ModelError("activations on the calibration text are not finite")
+    if not math.isfinite(mean) or not all(
+        each.isfinite().all() for each in (gram, products, other_products, held_out.squares)
+    ):
+        raise ModelError(NOT_FINITE)
     idle = int((energies == 0).sum())
-    found: tuple[float, float, Tensor] | None = None
+    before = held_out.squares.view(targets, -1).sum(1)
+    best, past, singular = before.clone(), torch.zeros(targets, dtype=torch.bool), moments.count < inputs - idle
+    chosen: list[tuple[float, Tensor] | None] = [None] * targets
     # In double precision: the smallest penalty is far below the largest eigenvalue.
-    damped, added, singular, best = gram.double(), 0.0, False, held_out.square
+    damped, added = gram.double(), 0.0
     for ridge in RIDGES:
         damped.diagonal()[:inputs].add_((ridge - added) * (mean or 1.0))
         added = ridge
@@ -121,13 +145,27 @@ def ridge_fit(
             continue
         change = torch.cholesky_solve(products.double(), factor).float()
         del factor
-        error = held_out.square + float((change * (other_gram @ change - 2 * other_products)).sum(dtype=torch.float64))
-        if error < best:
-            found, best = (error, ridge, change), error
-        elif found is not None:
-            break  # past the least: larger penalties only come closer to no change
-    if found is None:
-        return Fit(None, None, math.inf, held_out.square, held_out.square, idle, singular)
-    error, ridge, change = found
-    bias = change[-1] if constant else None
-    return Fit(change[:inputs].T, bias, ridge, held_out.square, max(error, 0.0), idle, singular)
+        gained = (change * (other_gram @ change - 2 * other_products)).sum(0, dtype=torch.float64)
+        errors = before + gained.view(targets, -1).sum(1)
+        for place, part in enumerate(change.chunk(targets, dim=1)):
+            if errors[place] < best[place]:
+                chosen[place] = ridge, part.clone()
+            elif chosen[place] is not None:
+                past[place] = True  # larger penalties come closer to no change, and hardly ever turn once more
+        best = torch.minimum(best, errors)
+        if past.all():
+            break
+    return [
+        Fit(None, None, math.inf, float(was), float(was), idle, singular)
+        if found is None
+        else Fit(
+            found[1][:inputs].T,
+            found[1][-1] if constant else None,
+            found[0],
+            float(was),
+            max(float(left), 0.0),
+            idle,
+            singular,
+        )
+        for found, was, left in zip(chosen, before, best, strict=True)
+    ]

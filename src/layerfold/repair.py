@@ -25,7 +25,7 @@ PROTOCOL = "repair@1"
 def check_level(level: str, method: Any) -> None:
     """Raise InputError for a level that there is not, or that a method's result does not admit."""
     if level not in LEVELS:
-        raise InputError(f"unknown repair {one_of(level, LEVELS)}")
+        raise InputError(f"unknown repair {one_of(str(level), LEVELS)}")
     if level == "none":
         return
     if getattr(method, "name", None) not in METHODS:

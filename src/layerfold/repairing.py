@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from layerfold.decoder import Decoder
-from layerfold.errors import InputError
-from layerfold.leastsquares import Fit, RegressionMoments, ridge_fit
+from layerfold.errors import InputError, ModelError
+from layerfold.leastsquares import NOT_FINITE, Fit, RegressionMoments, ridge_fit
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout, reading
 from layerfold.spool import Spool
@@ -48,8 +49,8 @@ class Repaired:
         block: its index.
         before, after: what it missed of its target, on the inputs that the repaired model gives it.
         ridges: of the fits that were kept, by what was fitted.
-        singular: whether the inputs of such a fit had to be regularised by more than the least ridge, having less
-            rows than dimensions, say; `idle` is how many were always zero.
+        singular: whether such a fit had fewer rows than inputs, or inputs that the least ridge did not regularise.
+        idle: how many of its inputs were always zero.
     """
 
     block: int
@@ -76,7 +77,8 @@ def refit_(
     block misses of it, on the inputs that it gets in the edited model, is regressed on what its FFN's last matrix
     reads; with `attention` on what its attention's last matrix reads at the same time, after which the FFN, whose
     inputs that has changed, is fitted once more. FFNs that are one are fitted to what all their blocks miss. No
-    block's error rises: a fit that raises it, on the windows held out or on all, is taken back.
+    block's error rises: a fit that raises it, on the windows held out or on all, is taken back. From the first to the
+    last block of those whose FFN is one that holds for the sum of their errors.
 
     The states of both models are in temporary files; in memory are the moments of one block, and one batch.
 
@@ -92,15 +94,10 @@ def refit_(
         InputError: text of a single window, or pruned weights, whose zeros are to stay.
         ModelError: activations that are not finite.
     """
-    if len(windows) < 2:
-        raise InputError(
-            "calibration text of 1 window; accepted: 2 or more, as a repair is not fitted to all that it is judged by"
-        )
     blocks = decoder.blocks
     ffns = [ffn_readout(block) for block in blocks]
     attentions = [attention_readout(block) if attention else None for block in blocks]
-    every = min(_HELD_OUT, len(windows))
-    held_out = torch.arange(len(windows)) % every == every - 1
+    held_out = held_out_windows(windows)
     found: list[Repaired] = []
     with fused_activations(decoder.model), fused_activations(original.model):
         stream, teacher = Stream(Stepper(decoder), windows), Stream(Stepper(original), windows)
@@ -115,6 +112,20 @@ def refit_(
             stream.states = last.states
             found += repaired
     return found
+
+
+def held_out_windows(windows: Windows) -> Tensor:
+    """Say which windows nothing is fitted to, (windows,): every eighth, or the last of less.
+
+    Raises:
+        InputError: there is only one.
+    """
+    if len(windows) < 2:
+        raise InputError(
+            "calibration text of 1 window; accepted: 2 or more, as a repair is not fitted to all that it is judged by"
+        )
+    every = min(_HELD_OUT, len(windows))
+    return torch.arange(len(windows)) % every == every - 1
 
 
 def _units(ffns: Sequence[Readout | None]) -> Iterator[range]:
@@ -179,6 +190,8 @@ def _walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], proble
         states = stream.passed(targets, visit)
     errors = {}
     for index, (missed, should) in sums.items():
+        if not (missed + should).isfinite().all():
+            raise ModelError(NOT_FINITE)
         should.clamp_min_(torch.finfo(torch.float32).tiny)
         errors[index] = Error(float(missed.sum() / should.sum()), float(missed[1] / should[1]))
     return _Pass(errors, moments, states)
@@ -227,35 +240,36 @@ def _jointly(walk: Walk, index: int, attention: Readout, ffn: Readout) -> tuple[
     were = _values(both)
     joint, only = _fit(first, both), _fit(first, alone, last=ffn.weight.shape[1])
     fits: Fits = [({index: alone}, only)]
-    _add(both, joint)
+    add_(both, joint)
     rest = _fit(walk({index: alone}), alone)
     if rest.after < only.after:
         fits = [({index: both}, joint), ({index: alone}, rest)]
     else:
-        _restore(both, were)
-    _add(alone, fits[-1][1])
+        restore_(both, were)
+    add_(alone, fits[-1][1])
     last = walk({})
     if not last.error <= first.error:
-        _restore(both, were)
+        restore_(both, were)
         last, fits = walk({}), []
     return first, last, fits
 
 
 def _in_turn(walk: Walk, problems: Sequence[Problem]) -> tuple[_Pass, _Pass, Fits]:
     """Fit one problem after the other."""
-    first = last = walk(problems[0] if problems else {})
+    walks: list[Problem] = [*problems, {}]
+    first = last = walk(walks[0])
     fits: Fits = []
-    for problem, following in zip(problems, [*problems[1:], {}], strict=True):
+    for problem, following in pairwise(walks):
         if last.error.all <= _EXACT:
             break
         readouts = next(iter(problem.values()))
         were, fit = _values(readouts), _fit(last, readouts)
-        _add(readouts, fit)
+        add_(readouts, fit)
         tried = walk(following)
         if tried.error <= last.error:
             fits.append((problem, fit))
         else:
-            _restore(readouts, were)
+            restore_(readouts, were)
             tried = walk(following)
         last = tried
     return first, last, fits
@@ -265,7 +279,7 @@ def _fit(found: _Pass, readouts: Sequence[Readout], last: int | None = None) -> 
     return ridge_fit(*found.moments, constant=readouts[-1].bias is not None, last=last)
 
 
-def _add(readouts: Sequence[Readout], fit: Fit) -> None:
+def add_(readouts: Sequence[Readout], fit: Fit) -> None:
     """Add a change to weights, and to the last one's bias."""
     if fit.weight is None:
         return
@@ -280,6 +294,7 @@ def _values(readouts: Sequence[Readout]) -> list[Tensor]:
     return [tensor.clone() for each in readouts for tensor in each.tensors]
 
 
-def _restore(readouts: Sequence[Readout], values: Sequence[Tensor]) -> None:
+def restore_(readouts: Sequence[Readout], values: Sequence[Tensor]) -> None:
+    """Give weights and biases the values that they had."""
     for tensor, value in zip((tensor for each in readouts for tensor in each.tensors), values, strict=True):
         tensor.copy_(value)

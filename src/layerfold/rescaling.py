@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.decoder import Decoder
+from layerfold.errors import ModelError
 from layerfold.ffn import FFN
+from layerfold.leastsquares import NOT_FINITE
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import SecondMoments
 from layerfold.stepping import Stepper, fused_activations
@@ -59,6 +61,9 @@ def rescale_(
         sources: the blocks to rescale.
         windows: calibration text.
 
+    Raises:
+        ModelError: activations that are not finite.
+
     Source: Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", 2022, section 3.
     """
     wanted = sorted({source for each in sources.values() for source, _ in each})
@@ -88,10 +93,12 @@ def _spreads(stream: Stream, first: int, blocks: Sequence[int]) -> dict[int, Spr
 
         def visit(batch: slice, index: int, hidden: Tensor) -> None:
             rows = stream.real(batch)
-            for each, values in zip(moments.get(index, ()), given.pop(index, ()), strict=True):
-                each.update(values[rows])
+            for place, values in given.pop(index, {}).items():
+                moments[index][place].update(values[rows])
 
         stream.passed(range(first, max(blocks) + 1), visit)
+    if not all(each.squares.isfinite().all() for both in moments.values() for each in both):
+        raise ModelError(NOT_FINITE)
     return {
         index: Spread(
             torch.stack([each.mean for each in both]),
@@ -102,17 +109,17 @@ def _spreads(stream: Stream, first: int, blocks: Sequence[int]) -> dict[int, Spr
 
 
 @contextmanager
-def _given(ffns: Mapping[int, FFN]) -> Iterator[dict[int, list[Tensor]]]:
-    """Yield a dict that a forward pass fills with what the first matrices of blocks' FFNs put out."""
-    found: dict[int, list[Tensor]] = {}
+def _given(ffns: Mapping[int, FFN]) -> Iterator[dict[int, dict[int, Tensor]]]:
+    """Yield a dict that a forward pass fills with what the first matrices of blocks' FFNs put out, by their place."""
+    found: dict[int, dict[int, Tensor]] = {}
 
-    def keep(index: int, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        found.setdefault(index, []).append(output)
+    def keep(index: int, place: int, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        found.setdefault(index, {})[place] = output  # whichever the FFN computes first
 
     handles = [
-        matrix.module.register_forward_hook(partial(keep, index))
+        matrix.module.register_forward_hook(partial(keep, index, place))
         for index, ffn in ffns.items()
-        for matrix in ffn.matrices[:-1]
+        for place, matrix in enumerate(ffn.matrices[:-1])
     ]
     try:
         yield found
@@ -132,8 +139,9 @@ def _average(each: Iterable[tuple[Spread, Tensor | None]]) -> Spread:
 
 def _set(ffn: FFN, now: Spread, should: Spread) -> float:
     """Rescale an FFN's first matrices; return the ratio of the deviations, mean over the neurons."""
-    # A deviation this small against the mean is rounding: the neuron is always given the same.
-    moves = now.deviation > 1e-6 * now.mean.abs()
+    # A deviation this small against the mean is what rounding leaves of a difference of squares: the neuron is always
+    # given the same.
+    moves = now.deviation > 1e-3 * now.mean.abs()
     scale = torch.where(moves, should.deviation / now.deviation, 1.0)
     for matrix, factor, before, after in zip(ffn.matrices[:-1], scale, now.mean, should.mean, strict=True):
         matrix.weight.mul_(factor[:, None])

@@ -25,7 +25,8 @@ class Spool:
         self.shape = torch.Size(shape)
         self._row_bytes = 4 * self.shape[1:].numel()
         try:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (goes with the object)
+            # Without a buffer, as one that a full disk does not take would be written once more on closing.
+            self._file = tempfile.TemporaryFile("w+b", buffering=0)  # noqa: SIM115 (goes with the object)
         except OSError as error:
             raise OutputError(f"no temporary file can be made: {error}") from error
         weakref.finalize(self, self._file.close)
@@ -35,7 +36,7 @@ class Spool:
         start, stop, _ = rows.indices(self.shape[0])
         buffer = bytearray((stop - start) * self._row_bytes)
         self._file.seek(start * self._row_bytes)
-        if self._file.readinto(buffer) < len(buffer):
+        if (self._file.readinto(buffer) or 0) < len(buffer):
             raise OutputError("the temporary file of activations ends before what was written to it")
         return torch.frombuffer(buffer, dtype=torch.float32).view(stop - start, *self.shape[1:])
 
@@ -48,8 +49,9 @@ class Spool:
         start, _, _ = rows.indices(self.shape[0])
         try:
             self._file.seek(start * self._row_bytes)
-            self._file.write(values.float().contiguous().view(-1).numpy().data)
-            self._file.flush()
+            left = values.float().contiguous().view(-1).numpy().data.cast("B")
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
             where = tempfile.gettempdir()
             raise OutputError(f"activations cannot be written to a temporary file in {where!r}: {error}") from error

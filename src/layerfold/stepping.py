@@ -27,6 +27,12 @@ class Stepper:
         self._blocks = [block.module for block in decoder.blocks]
         self._calls: dict[torch.Size, list[_Call]] = {}
 
+    def like(self, decoder: Decoder) -> Stepper:
+        """Return one for a decoder of the same shape, which steps through what this one has embedded."""
+        found = Stepper(decoder)
+        found._calls = self._calls
+        return found
+
     @torch.no_grad()
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the first block's input, (windows, tokens, d_model), for token ids, (windows, tokens)."""

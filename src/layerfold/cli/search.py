@@ -33,6 +33,14 @@ class Objective(StrEnum):
     kl = "kl"
 
 
+class DropObjective(StrEnum):
+    """What sets of blocks to drop are compared by."""
+
+    perplexity = "perplexity"
+    kl = "kl"
+    repaired = "repaired"
+
+
 Race = Annotated[bool, typer.Option("--race", help="Give up on candidates that are clearly behind.")]
 ObjectiveName = Annotated[Objective, typer.Option(help="What candidates are compared by.")]
 SelectionTokens = Annotated[int, typer.Option(help="Selection tokens.")]
@@ -51,10 +59,16 @@ def drop(
     strategy: Annotated[Strategy, typer.Option(help="Which candidates to look at.")] = Strategy.exhaustive,
     width: Annotated[int, typer.Option(help="Sets of each size that a beam goes on from.")] = 8,
     race: Race = False,
-    objective: ObjectiveName = Objective.perplexity,
+    objective: Annotated[
+        DropObjective, typer.Option(help="What candidates are compared by; repaired is the perplexity after a repair.")
+    ] = DropObjective.perplexity,
+    finalists: Annotated[int, typer.Option(help="With repaired: how many of each number are repaired wholly.")] = 4,
     corpus: Annotated[str | None, typer.Option(help="Its validation split selects, its test split judges.")] = None,
     tokens: SelectionTokens = defaults.SELECTION_TOKENS,
     test_tokens: TestTokens = defaults.LIMIT_TOKENS,
+    calibration_tokens: Annotated[
+        int, typer.Option(help="With repaired: tokens of the calibration split.")
+    ] = defaults.CALIBRATION_TOKENS,
     context: Context = None,
     rounds: Annotated[int, typer.Option(help="Rounds of the latency comparison; 0 times nothing.")] = 12,
     seed: Annotated[int, typer.Option(help="Orders the windows of a race.")] = 0,
@@ -87,9 +101,11 @@ def drop(
         width=width,
         race=race,
         objective=objective.value,
+        finalists=finalists,
         corpus=corpus,
         tokens=tokens,
         test_tokens=test_tokens,
+        calibration_tokens=calibration_tokens,
         context=context,
         rounds=rounds,
         seed=seed,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from layerfold import defaults
+from layerfold.calibration import calibration_windows
 from layerfold.checkpoint import hash_weights
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
@@ -17,15 +21,19 @@ from layerfold.progress import SILENT, Progress
 from layerfold.records import environment, hash_json, write_text
 from layerfold.search.found import Candidate, Found
 from layerfold.search.judging import describe, judged
-from layerfold.search.scores import OBJECTIVES, Objective, Scores
+from layerfold.search.repaired import Repairs
+from layerfold.search.scores import Objective, Scores
 from layerfold.search.selection import Selection
-from layerfold.search.stages import Blocks, Lacking, removable
+from layerfold.search.stages import Blocks, Lacking, Stages, removable
 from layerfold.search.strategies import STRATEGIES, Strategy, beam, check_number, exhaustive
 from layerfold.search.timing import latency, time_depths
-from layerfold.statistics import exponential
+from layerfold.statistics import Floats, exponential
+from layerfold.windows import Windows
 
 RESULT = "search.json"
 PROTOCOL = "drop-1"
+DropObjective = Literal["perplexity", "kl", "repaired"]
+DROP_OBJECTIVES: tuple[DropObjective, ...] = get_args(DropObjective)
 _SCORES = "scores-*.safetensors"
 
 
@@ -41,9 +49,13 @@ class DropSearch:
         width: of the beam.
         race: give up on a candidate as soon as others are clearly better: faster by far, but only those that ran to
             the end are listed. See `selection.by_race`.
-        objective: ``perplexity``, or ``kl``, the divergence from the model as it is.
-        corpus: whose ``validation`` split selects and whose ``test`` split judges; None takes the model's own.
-        tokens, test_tokens: of the two.
+        objective: ``perplexity``; ``kl``, the divergence from the model as it is; or ``repaired``, the perplexity of
+            what is left after a repair (see `Repairs`): candidates are ranked with each block refitted by itself, from
+            moments that serve all of them, the best of each number once more after the whole repair.
+        finalists: with ``repaired``, how many are repaired wholly of each number.
+        corpus: whose ``validation`` split selects and whose ``test`` split judges, and to whose ``calibration`` split
+            repairs are fitted; None takes the model's own.
+        tokens, test_tokens, calibration_tokens: of the three.
         context: window length; None takes the model's maximum, 2,048 at most.
         rounds: of the latency comparison; 0 times nothing.
         seed: orders the windows of a race.
@@ -54,24 +66,29 @@ class DropSearch:
     strategy: Strategy = "exhaustive"
     width: int = 8
     race: bool = False
-    objective: Objective = "perplexity"
+    objective: DropObjective = "perplexity"
+    finalists: int = 4
     corpus: str | None = None
     tokens: int = defaults.SELECTION_TOKENS
     test_tokens: int = defaults.LIMIT_TOKENS
+    calibration_tokens: int = defaults.CALIBRATION_TOKENS
     context: int | None = None
     rounds: int = 12
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, accepted in (("part", PARTS), ("strategy", STRATEGIES), ("objective", OBJECTIVES)):
+        for name, accepted in (("part", PARTS), ("strategy", STRATEGIES), ("objective", DROP_OBJECTIVES)):
             if getattr(self, name) not in accepted:
                 raise InputError(f"unknown {name} {one_of(str(getattr(self, name)), accepted)}")
         if self.remove is not None and not 1 <= self.remove[0] <= self.remove[1]:
             raise InputError(
                 f"remove {self.remove[0]}..{self.remove[1]}; accepted: first..last with 1 <= first <= last"
             )
-        if self.width < 1:
-            raise InputError(f"width {self.width}; accepted: 1 or more")
+        for name in ("width", "finalists"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}; accepted: 1 or more")
+        if self.objective == "repaired" and self.part != "block":
+            raise InputError(f"objective 'repaired' with part {self.part!r}; accepted: block")
         if self.rounds != 0 and self.rounds < 3:
             raise InputError(f"rounds {self.rounds}; accepted: 0 (nothing is timed), or 3 or more")
 
@@ -104,17 +121,26 @@ class DropSearch:
             texts = [describe(text, model) for text in (selection, test)]
         # Of the weights as they are now: the decoder may have been edited since its hash was first asked for.
         sha256 = hash_weights(model.decoder.model)
-        scores, test_scores = (
-            _open(model, sha256, text, self.part, folder, divergence=text is selection) for text in (selection, test)
-        )
-        select = Selection(scores, self.objective, race=self.race, seed=self.seed, progress=progress)
-        if self.strategy == "exhaustive":
-            best = exhaustive(select, indices, counts)
+        windows, test_windows = selection.windows(model), test.windows(model)
+        known = {"model": sha256, "part": self.part, "protocol": PROTOCOL}
+        stages: Stages = Lacking(model.decoder, self.part)
+        test_scores = _open(stages, test_windows, known, folder, divergence=False)
+        repairs = self._repairs(model, corpus, progress)
+        if repairs is not None:
+            stages, known = repairs.stages(counts[-1]), known | repairs.known | {"most": counts[-1]}
+        scores = _open(stages, windows, known, folder, divergence=True)
+        finalists, select = self._finalists(scores, indices, counts, progress)
+        test_scores.measure([()], progress=progress, description="measuring the model on test text")
+        nats: dict[Blocks, Floats] = {}
+        tests: dict[Blocks, Floats] = {(): test_scores.values((), "perplexity")}
+        if repairs is None:
+            best = {count: each[0] for count, each in finalists.items()}
+            test_scores.measure(best.values(), progress=progress, description="measuring the best on test text")
+            tests |= {removed: test_scores.values(removed, "perplexity") for removed in best.values()}
         else:
-            best = beam(select, indices, counts, 1 if self.strategy == "greedy" else self.width)
-        scores.measure([()], progress=progress, description="measuring the model as it is")
-        winners = [(), *best.values()]
-        test_scores.measure(winners, progress=progress, description="measuring the best on test text")
+            best = {}
+            for count, each in finalists.items():
+                best[count], nats[best[count]], tests[best[count]] = repairs.best(each, windows, test_windows)
         timings = {}
         if self.rounds:
             timings = time_depths(model, sha256, self.part, list(best), self.rounds, folder, progress)
@@ -128,6 +154,11 @@ class DropSearch:
                 parameters=scores.parameters(removed),
             )
 
+        def repaired(removed: Blocks) -> Candidate:
+            """A winner after the whole repair, of which the divergence is not measured."""
+            perplexity = exponential(float(nats[removed].sum() / scores.tokens.sum()))
+            return replace(measured(removed), perplexity=perplexity, kl=math.nan)
+
         found = Found(
             model=model.name,
             model_sha256=sha256,
@@ -137,14 +168,15 @@ class DropSearch:
                 "remove": [counts[0], counts[-1]],
                 "corpus": corpus,
                 "latency": latency(model, self.rounds).settings(model) if self.rounds else None,
+                "repair": None if repairs is None else repairs.known,
             },
             text=texts[0],
             test_text=texts[1],
             parts=len(indices),
             base=measured(()),
             candidates=tuple(measured(removed) for removed in select.finished if len(removed) in counts),
-            best={count: measured(removed) for count, removed in best.items()},
-            tests=judged(test_scores, winners),
+            best={count: repaired(each) if each in nats else measured(each) for count, each in best.items()},
+            tests=judged(tests, test_scores.tokens),
             timings=timings,
             eliminated=select.given_up,
             work={"scored_windows": select.scored, "windows_of_all_candidates": select.all_windows},
@@ -153,6 +185,26 @@ class DropSearch:
         if folder is not None:
             write_text(folder / RESULT, json.dumps(found.to_json(), indent=1))
         return found
+
+    def _repairs(self, model: Model, corpus: str, progress: Progress) -> Repairs | None:
+        if self.objective != "repaired":
+            return None
+        text = calibration_windows(model, corpus, self.calibration_tokens, self.seed)
+        return Repairs(model.decoder, text, progress)
+
+    def _finalists(
+        self, scores: Scores, indices: Sequence[int], counts: range, progress: Progress
+    ) -> tuple[dict[int, list[Blocks]], Selection]:
+        """Choose among candidates; return the best of each number, one where none is repaired."""
+        objective: Objective = "kl" if self.objective == "kl" else "perplexity"
+        select = Selection(scores, objective, race=self.race, seed=self.seed, progress=progress)
+        keep = self.finalists if self.objective == "repaired" else 1
+        if self.strategy == "exhaustive":
+            finalists = exhaustive(select, indices, counts, keep)
+        else:
+            finalists = beam(select, indices, counts, keep, 1 if self.strategy == "greedy" else self.width)
+        scores.measure([()], progress=progress, description="measuring the model as it is")
+        return finalists, select
 
     def _counts(self, n_blocks: int, there: int) -> range:
         """Return the numbers to remove, of as many as are there."""
@@ -165,8 +217,7 @@ class DropSearch:
         return range(first, last + 1)
 
 
-def _open(model: Model, sha256: str, text: Perplexity, part: Part, folder: Path | None, *, divergence: bool) -> Scores:
-    windows = text.windows(model)
-    key = hash_json({"model": sha256, "part": part, "text": windows.sha256, "protocol": PROTOCOL})
+def _open(stages: Stages, windows: Windows, known: dict[str, Any], folder: Path | None, *, divergence: bool) -> Scores:
+    key = hash_json({**known, "text": windows.sha256})
     file = None if folder is None else folder / f"scores-{key[:24]}.safetensors"
-    return Scores(Lacking(model.decoder, part), windows, divergence=divergence, file=file, key=key)
+    return Scores(stages, windows, divergence=divergence, file=file, key=key)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from layerfold.evaluators import Perplexity
 from layerfold.hub import Model
 from layerfold.search.found import HeldOut
-from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks
-from layerfold.statistics import bootstrap_ratio, exponential
+from layerfold.statistics import Floats, bootstrap_ratio, exponential
 
 
 def describe(text: Perplexity, model: Model) -> dict[str, Any]:
@@ -18,13 +17,17 @@ def describe(text: Perplexity, model: Model) -> dict[str, Any]:
     return {**text.settings(model), "protocol": text.protocol_id, "tokens": text.windows(model).tokens}
 
 
-def judged(scores: Scores, winners: Sequence[Blocks]) -> dict[Blocks, HeldOut]:
-    """Return what candidates score on a text, each beside the model as it is, which is one of them."""
-    nats = {blocks: scores.values(blocks, "perplexity") for blocks in winners}
+def judged(nats: Mapping[Blocks, Floats], tokens: Floats) -> dict[Blocks, HeldOut]:
+    """Return what candidates score on a text, each beside the model as it is, which is one of them.
+
+    Args:
+        nats: by candidate, (windows,) sums over the tokens of each window.
+        tokens: (windows,), how many those are.
+    """
     return {
         blocks: HeldOut(
-            perplexity=bootstrap_ratio(each, scores.tokens).map(exponential),
-            versus_base=bootstrap_ratio(each - nats[()], scores.tokens).map(exponential),
+            perplexity=bootstrap_ratio(each, tokens).map(exponential),
+            versus_base=bootstrap_ratio(each - nats[()], tokens).map(exponential),
         )
         for blocks, each in nats.items()
     }

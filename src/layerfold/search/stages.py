@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from layerfold.decoder import Decoder
@@ -66,6 +67,25 @@ class Replaced:
     def path(self, candidate: Blocks) -> Path:
         """Return the model's own blocks, and in their places the other decoder's."""
         return tuple(self._first[candidate] + i if i in candidate else i for i in range(self._n_blocks))
+
+
+class Spanned:
+    """Candidates that lack blocks, and in which each block that is left stands for those that are gone after it.
+
+    Args:
+        decoder: the model as it is; never edited.
+        spans: by how many blocks one stands for, itself among them, a decoder of the same depth.
+    """
+
+    def __init__(self, decoder: Decoder, spans: Mapping[int, Decoder]) -> None:
+        self._n_blocks = decoder.n_blocks
+        self._first = {1: 0} | {length: place * decoder.n_blocks for place, length in enumerate(spans, 1)}
+        self.steppers = [Stepper(each) for each in (decoder, *spans.values())]
+
+    def path(self, candidate: Blocks) -> Path:
+        """Return the blocks that are left, each from the decoder whose blocks lead to the next one's place."""
+        kept = [index for index in range(self._n_blocks) if index not in candidate]
+        return tuple(self._first[end - index] + index for index, end in pairwise([*kept, self._n_blocks]))
 
 
 def removable(decoder: Decoder, part: Part) -> tuple[int, ...]:

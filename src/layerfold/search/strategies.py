@@ -41,22 +41,22 @@ def check_number(strategy: Strategy, width: int, there: int, counts: range) -> N
         )
 
 
-def exhaustive(select: Selection, indices: Sequence[int], counts: range) -> dict[int, Blocks]:
-    """Look at every set of so many of these indices."""
-    best = select({count: list(combinations(indices, count)) for count in counts}, 1)
-    return {count: candidates[0] for count, candidates in best.items()}
+def exhaustive(select: Selection, indices: Sequence[int], counts: range, keep: int) -> dict[int, list[Blocks]]:
+    """Look at every set of so many of these indices; return the best of each number, so many, best first."""
+    return select({count: list(combinations(indices, count)) for count in counts}, keep)
 
 
-def beam(select: Selection, indices: Sequence[int], counts: range, width: int) -> dict[int, Blocks]:
+def beam(select: Selection, indices: Sequence[int], counts: range, keep: int, width: int) -> dict[int, list[Blocks]]:
     """From the best `width` sets of each size, look at those with one index more; a width of 1 is the greedy search.
 
-    Sizes below the first of `counts` are gone through as well, being on the way.
+    Sizes below the first of `counts` are gone through as well, being on the way. Returns what `exhaustive` does.
     """
-    best: dict[int, Blocks] = {}
+    best: dict[int, list[Blocks]] = {}
     kept: list[Blocks] = [()]
     for count in range(1, counts.stop):
         grown = {tuple(sorted((*removed, index))) for removed in kept for index in indices if index not in removed}
-        kept = select({count: sorted(grown)}, width)[count]
+        found = select({count: sorted(grown)}, max(width, keep))[count]
+        kept = found[:width]
         if count in counts:
-            best[count] = kept[0]
+            best[count] = found[:keep]
     return best

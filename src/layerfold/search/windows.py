@@ -157,7 +157,7 @@ class WindowSearch:
             base=base,
             candidates=tuple(candidates),
             best=best,
-            tests=judged(judge, [(), *winners]),
+            tests=judged({each: judge.values(each, "perplexity") for each in [(), *winners]}, judge.tokens),
             eliminated=eliminated,
             work=dict(work),
             environment=environment(),

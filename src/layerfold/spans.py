@@ -1,0 +1,136 @@
+"""Blocks refitted to stand for several: what takes the place of those that a candidate of a search lacks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from layerfold import memory
+from layerfold.decoder import Decoder
+from layerfold.ffn import Matrix
+from layerfold.leastsquares import RegressionMoments, ridge_fits
+from layerfold.progress import SILENT, Progress
+from layerfold.readout import Readout, attention_readout, ffn_readout, reading
+from layerfold.repairing import add_, held_out_windows, restore_
+from layerfold.spool import Spool
+from layerfold.stepping import Stepper, fused_activations
+from layerfold.streaming import Stream
+from layerfold.windows import Windows
+
+
+@torch.no_grad()
+def spanning(
+    decoder: Decoder, windows: Windows, longest: int, *, attention: bool = True, progress: Progress = SILENT
+) -> dict[int, Decoder]:
+    """Refit every block to put out what enters each of the blocks that follow it, on its own inputs.
+
+    That is the repair of `refit_` but for the errors of the blocks before, which a candidate's blocks make up for
+    there and do not here; in exchange a block's moments serve all candidates, and a set of blocks that is kept is
+    repaired by picking, for each of them, the one that leads to the next.
+
+    Args:
+        decoder: stays as it is.
+        windows: calibration text.
+        longest: how many blocks one is to stand for, at most; itself among them.
+        attention: whether attentions are refitted too.
+
+    Returns:
+        For each number of blocks from 2 to `longest` a decoder of the same depth, each block of which stands for so
+        many; the last of them, of which there are not so many, are as they were. All but the refitted matrices are the
+        given decoder's own.
+    """
+    n_blocks = decoder.n_blocks
+    found = {length: decoder.copy(share=True) for length in range(2, min(longest, n_blocks) + 1)}
+    if not found:
+        return {}
+    held_out = held_out_windows(windows)
+    with ExitStack() as stack:
+        for each in (decoder, *found.values()):
+            stack.enter_context(fused_activations(each.model))
+        stream = Stream(Stepper(decoder), windows)
+        others = {length: stream.stepper.like(each) for length, each in found.items()}
+        ahead = deque([stream.states])  # what enters the block at hand, and those after it
+        for index in progress.track(range(n_blocks - 1), "refitting, block", n_blocks - 1):
+            while len(ahead) <= max(found) and index + len(ahead) <= n_blocks:
+                stream.states = ahead[-1]
+                ahead.append(stream.passed([index + len(ahead) - 1]))
+            stream.states = ahead[0]
+            targets = {length: ahead[length] for length in found if length < len(ahead)}
+            _span(stream, {length: others[length] for length in targets}, index, targets, held_out, attention)
+            ahead.popleft()
+    return found
+
+
+def _span(
+    stream: Stream,
+    others: Mapping[int, Stepper],
+    index: int,
+    targets: Mapping[int, Spool],
+    held_out: Tensor,
+    attention: bool,
+) -> None:
+    """Refit one block for each of some targets, each in a decoder of its own.
+
+    Args:
+        stream: of the model as it is, before the block.
+        others: of the decoders, by what their block is to stand for; and so are the targets.
+    """
+    own = {length: _readouts(other.decoder, index, attention) for length, other in others.items()}
+    readouts = _readouts(stream.stepper.decoder, index, attention)
+    if not readouts or not targets:
+        return
+    for each in (each for some in own.values() for each in some):
+        Matrix(each.module).own_()
+    ffn = readouts[-1:]
+    moments = _moments(stream, stream.stepper, index, readouts, list(targets.values()), held_out)
+    constant, count = ffn[0].bias is not None, len(targets)
+    only = ridge_fits(*moments, constant=constant, targets=count, last=ffn[0].weight.shape[1])
+    joint = ridge_fits(*moments, constant=constant, targets=count) if len(readouts) > 1 else [None] * count
+    del moments
+    for (length, target), alone, both in zip(targets.items(), only, joint, strict=True):
+        mine = own[length]
+        if both is not None:
+            were = [tensor.clone() for each in mine for tensor in each.tensors]
+            add_(mine, both)
+            (rest,) = ridge_fits(
+                *_moments(stream, others[length], index, mine[-1:], [target], held_out), constant=constant
+            )
+            if rest.after < alone.after:
+                add_(mine[-1:], rest)
+                continue
+            restore_(mine, were)
+        add_(mine[-1:], alone)
+
+
+def _readouts(decoder: Decoder, index: int, attention: bool) -> list[Readout]:
+    block = decoder.blocks[index]
+    found = [attention_readout(block) if attention else None, ffn_readout(block)]
+    return [each for each in found if each is not None]
+
+
+def _moments(
+    stream: Stream,
+    stepper: Stepper,
+    index: int,
+    readouts: Sequence[Readout],
+    targets: Sequence[Spool],
+    held_out: Tensor,
+) -> tuple[RegressionMoments, RegressionMoments]:
+    """Moments of what a block's readouts read and what its output misses of each target, one after the other."""
+    moments = RegressionMoments(), RegressionMoments()
+    with reading(readouts) as seen:
+        for batch in stream.batches:
+            hidden, real = stepper.step(index, stream.states[batch]), stream.real(batch)
+            for place, windows in enumerate((~held_out[batch], held_out[batch])):
+                rows = real & windows[:, None]
+                if rows.any():
+                    read = torch.cat([each.features(seen[id(each.module)][rows]) for each in readouts], dim=1)
+                    missed = torch.cat([target[batch][rows] - hidden[rows] for target in targets], dim=1)
+                    moments[place].update(read, missed)
+            seen.clear()
+            memory.release()
+    return moments
