@@ -19,7 +19,7 @@ FLOORS = {
     "records spool yamlfiles",
     1: "families ffn factored sublayers block readout decoder deltas structure masks stepping compact checkpoint auto",
     2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sharing scoring hub adapter "
-    "streaming repairing rescaling",
+    "streaming passing repairing rescaling spans",
     3: "methods evaluators recovery classification",
     4: "building origins presets repair recipe variants search passes replicates study api",
     5: "report console doctor cli",

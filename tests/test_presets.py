@@ -13,7 +13,7 @@ from layerfold.decoder import Decoder
 from layerfold.errors import RecipeError
 from layerfold.evaluators import Generation, Imdb, Latency, Perplexity, Rouge, Size
 from layerfold.hub import POCKET, load
-from layerfold.methods import Collapse, Merge, Prune, Share
+from layerfold.methods import Collapse, Drop, Merge, Prune, Share
 from layerfold.origins import Load, Student
 from layerfold.presets import PRESETS
 from layerfold.recipe import CalibrationText, Recipe, default_recipe, read_recipe
@@ -27,6 +27,7 @@ PUBLISHED = [
     ("pruned_104M", Prune(nonzero="84.1289%")),
     ("shared_4x8", Share(window="auto", k=4, rank=8)),
 ]
+REPAIRED = ("repaired_drop_6", Drop(every=2))
 EVALUATORS = [Size(), Perplexity(limit_tokens=65_536), Latency(), Generation()]
 
 
@@ -44,10 +45,11 @@ def rows(recipe: Recipe) -> list[tuple[str, Any]]:
 
 def test_the_default_is_the_published_comparison_with_nothing_trained(pocket: Decoder) -> None:
     for recipe in (default_recipe(), default_recipe(POCKET, pocket), default_recipe(preset="default")):
-        assert rows(recipe) == PUBLISHED
+        assert rows(recipe) == [*PUBLISHED, REPAIRED]
+        assert [variant.repair for variant in recipe.variants] == ["none"] * len(PUBLISHED) + ["refit+attention"]
         assert recipe.evaluate == EVALUATORS
         assert (recipe.base, recipe.revision) == ("pocket", None)
-        assert recipe.calibration == CalibrationText(corpus=None, tokens=16_384)
+        assert recipe.calibration == CalibrationText(corpus=None, tokens=16_384, repair_tokens=65_536)
         assert (recipe.recovery, recipe.seed, recipe.seeds) == (None, 0, None)
         assert list(recipe.to_json())[-1] == "seed"
 
@@ -76,7 +78,7 @@ def test_a_preset_reads_back_as_itself(name: str) -> None:
 def test_a_preset_goes_no_deeper_than_the_base(name: str) -> None:
     labels = [variant.label for variant in default_recipe("shallow", tiny("gpt2", n_layer=5).decoder, name).variants]
     admitted = ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
-    assert labels == ["distilled"] * (name == "full") + admitted
+    assert labels == (["distilled", *admitted] if name == "full" else [*admitted, "repaired_drop_6"])
     one = tiny("gpt2", n_layer=1, n_positions=4096).decoder
     assert default_recipe("flat", one, name).variants == []
 

@@ -11,7 +11,7 @@ from tiny import deep, tiny
 
 from layerfold.errors import RecipeError
 from layerfold.hub import POCKET, load
-from layerfold.methods import Collapse, Merge, Prune, Share
+from layerfold.methods import Collapse, Drop, Merge, Prune, Share
 from layerfold.origins import Load, Student
 from layerfold.recipe import build_recovery, default_recipe, read_recipe
 from layerfold.recovery import Distill, Finetune, LowRank
@@ -24,17 +24,20 @@ def test_the_default_is_the_published_comparison() -> None:
         *(f"compressed_{n}" for n in (2, 4, 6, 8, 10)),
         "pruned_104M",
         "shared_4x8",
+        "repaired_drop_6",
     ]
     assert recipe.variants[1].method == Merge(n=4)
-    assert recipe.variants[-3].method == Collapse(n=10)
-    assert recipe.variants[-2].method == Prune(nonzero="84.1289%")
-    assert recipe.variants[-1].method == Share(window="auto", k=4, rank=8)
+    assert recipe.variants[-4].method == Collapse(n=10)
+    assert recipe.variants[-3].method == Prune(nonzero="84.1289%")
+    assert recipe.variants[-2].method == Share(window="auto", k=4, rank=8)
+    assert (recipe.variants[-1].method, recipe.variants[-1].repair) == (Drop(every=2), "refit+attention")
     assert [evaluator.name for evaluator in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
 
 
 def test_the_default_goes_no_deeper_than_the_model() -> None:
     labels = [variant.label for variant in default_recipe("shallow", deep(5)).variants]
-    assert labels == ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
+    admitted = ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
+    assert labels == [*admitted, "repaired_drop_6"]
     one = tiny("gpt2", n_layer=1, n_positions=4096).decoder  # mostly tables: the budget is out of reach
     assert default_recipe("flat", one).variants == []
 
@@ -87,7 +90,7 @@ VARIANT: dict[str, Any] = {"label": "a", "merge": {"n": 2}}
         ({"variants": [{"merge": {"n": 2}}]}, ["variants[0].label", "Field required"]),
         ({"variants": [{"label": "a"}]}, ["variants[0]", "one of collapse, drop, load, merge"]),
         ({"variants": [{"label": "a", "merg": {"n": 2}}]}, ["unknown key or method 'merg'", "did you mean 'merge'?"]),
-        ({"variants": [VARIANT | {"collapse": {"n": 2}}]}, ["accepted: label and one of"]),
+        ({"variants": [VARIANT | {"collapse": {"n": 2}}]}, ["accepted: label, repair and one of"]),
         (
             {"variants": [{"label": "a", "merge": {"size": 2}}]},
             ["merge: unknown key 'size'", "accepted: align, anchor"],

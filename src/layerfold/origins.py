@@ -57,10 +57,9 @@ class Student:
         Raises:
             InputError: the base has one block.
         """
-        gone = tuple(index for index in range(decoder.n_blocks) if index % self.every)
-        if not gone:
+        if decoder.n_blocks == 1:
             raise InputError("a student of a model of 1 block; accepted: 2 blocks or more")
-        return Drop(blocks=gone)
+        return Drop(every=self.every)
 
     def distillation(self, corpus: str | None) -> Distill:
         """Return how it learns."""

@@ -16,11 +16,12 @@ _PUBLISHED = [
     {"label": "pruned_104M", "prune": {"nonzero": defaults.PRUNED}},
     {"label": "shared_4x8", "share": {"window": "auto", "k": 4, "rank": 8}},
 ]
+_REPAIRED = {"label": "repaired_drop_6", "drop": {"every": 2}, "repair": "refit+attention"}
 _DISTILGPT2 = {"gpt2": "distilgpt2", "openai-community/gpt2": "distilbert/distilgpt2"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The published comparison, nothing trained.
-    "default": {"variants": _PUBLISHED, "evaluate": list(DEFAULT_EVALUATORS)},
+    # The published comparison, and half of the blocks with a repair; nothing trained.
+    "default": {"variants": [*_PUBLISHED, _REPAIRED], "evaluate": list(DEFAULT_EVALUATORS)},
     # All of the published study: a distilled model beside the others, every row trained alike, and all the tasks.
     "full": {
         "variants": [{"label": "distilled", "student": {"published": _DISTILGPT2}}, *_PUBLISHED],

@@ -214,7 +214,8 @@ def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: s
     """Return one of `PRESETS`: ``default``, the published comparison, or ``full``, all of the published study.
 
     That is merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M, by the fraction of the parameters that this
-    leaves of GPT-2's, and shared_4x8, the best window of four blocks with deltas of rank 8.
+    leaves of GPT-2's, and shared_4x8, the best window of four blocks with deltas of rank 8. The default has
+    repaired_drop_6 as well: every second block, repaired.
 
     Args:
         base: see `hub.load`.

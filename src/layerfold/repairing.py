@@ -11,34 +11,16 @@ import torch
 from torch import Tensor
 
 from layerfold.decoder import Decoder
-from layerfold.errors import InputError, ModelError
-from layerfold.leastsquares import NOT_FINITE, Fit, RegressionMoments, ridge_fit
+from layerfold.leastsquares import Fit, ridge_fit
+from layerfold.passing import Error, Pass, Problem, held_out_windows, walk
 from layerfold.progress import SILENT, Progress
-from layerfold.readout import Readout, attention_readout, ffn_readout, reading
-from layerfold.spool import Spool
+from layerfold.readout import Readout, attention_readout, ffn_readout
 from layerfold.stepping import Stepper, fused_activations
 from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
-_HELD_OUT = 8
-"""Of so many windows the last is not fitted to: those choose the ridges, and whether a fit is kept."""
-
 _EXACT = 1e-10
 """A block that misses a smaller share of what it is to put out is as it should be, but for rounding."""
-
-Problem = Mapping[int, tuple[Readout, ...]]
-"""What is fitted at once: the readouts of a block, or of several whose weights are one."""
-
-
-@dataclass(frozen=True)
-class Error:
-    """What is missed of a block's target, as a share of its mean square: on all windows, and on those held out."""
-
-    all: float
-    held_out: float
-
-    def __le__(self, other: Error) -> bool:
-        return self.all <= other.all and self.held_out <= other.held_out
 
 
 @dataclass(frozen=True)
@@ -108,24 +90,10 @@ def refit_(
             for index in unit:
                 targets[index] = teacher.states = teacher.passed(range(reached, cuts[index]))
                 reached = cuts[index]
-            last, repaired = _repair(partial(_walk, stream, held_out, targets), unit, ffns, attentions)
+            last, repaired = _repair(partial(walk, stream, held_out, targets), unit, ffns, attentions)
             stream.states = last.states
             found += repaired
     return found
-
-
-def held_out_windows(windows: Windows) -> Tensor:
-    """Say which windows nothing is fitted to, (windows,): every eighth, or the last of less.
-
-    Raises:
-        InputError: there is only one.
-    """
-    if len(windows) < 2:
-        raise InputError(
-            "calibration text of 1 window; accepted: 2 or more, as a repair is not fitted to all that it is judged by"
-        )
-    every = min(_HELD_OUT, len(windows))
-    return torch.arange(len(windows)) % every == every - 1
 
 
 def _units(ffns: Sequence[Readout | None]) -> Iterator[range]:
@@ -139,71 +107,20 @@ def _units(ffns: Sequence[Readout | None]) -> Iterator[range]:
             start = end = index + 1
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What came of passing the text through a unit of blocks.
-
-    Attributes:
-        errors: by block.
-        moments: for the problem at hand, over the windows that are fitted to and over those held out.
-        states: what leaves the last block.
-    """
-
-    errors: dict[int, Error]
-    moments: tuple[RegressionMoments, RegressionMoments]
-    states: Spool
-
-    @property
-    def error(self) -> Error:
-        """The sum over the blocks."""
-        each = self.errors.values()
-        return Error(sum(error.all for error in each), sum(error.held_out for error in each))
-
-
-Walk = Callable[[Problem], _Pass]
+Walk = Callable[[Problem], Pass]
 """Passes the text through a unit of blocks as they are, and collects moments for a problem."""
 
 Fits = list[tuple[Problem, Fit]]
 """What was fitted and kept."""
 
 
-def _walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> _Pass:
-    """Pass the text through the blocks that have a target."""
-    moments = RegressionMoments(), RegressionMoments()
-    # Sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
-    sums = {index: torch.zeros(2, 2, dtype=torch.float64) for index in targets}
-    readouts = [each for some in problem.values() for each in some]
-
-    def visit(batch: slice, index: int, hidden: Tensor) -> None:
-        should, real = targets[index][batch], stream.real(batch)
-        for place, windows in enumerate((~held_out[batch], held_out[batch])):
-            rows = real & windows[:, None]
-            missed = should[rows] - hidden[rows]
-            sums[index][0, place] += missed.square().sum(dtype=torch.float64)
-            sums[index][1, place] += should[rows].square().sum(dtype=torch.float64)
-            if index in problem and len(missed):
-                read = [each.features(seen[id(each.module)][rows]) for each in problem[index]]
-                moments[place].update(torch.cat(read, dim=1), missed)
-        seen.clear()
-
-    with reading(readouts) as seen:
-        states = stream.passed(targets, visit)
-    errors = {}
-    for index, (missed, should) in sums.items():
-        if not (missed + should).isfinite().all():
-            raise ModelError(NOT_FINITE)
-        should.clamp_min_(torch.finfo(torch.float32).tiny)
-        errors[index] = Error(float(missed.sum() / should.sum()), float(missed[1] / should[1]))
-    return _Pass(errors, moments, states)
-
-
 def _repair(
-    walk: Walk, unit: range, ffns: Sequence[Readout | None], attentions: Sequence[Readout | None]
-) -> tuple[_Pass, Iterator[Repaired]]:
+    passing: Walk, unit: range, ffns: Sequence[Readout | None], attentions: Sequence[Readout | None]
+) -> tuple[Pass, Iterator[Repaired]]:
     """Repair a unit of blocks; return what leaves it, and what was done to each block."""
     ffn, attention = ffns[unit[0]], attentions[unit[0]]
     if len(unit) == 1 and ffn is not None and attention is not None:
-        first, last, fits = _jointly(walk, unit[0], attention, ffn)
+        first, last, fits = _jointly(passing, unit[0], attention, ffn)
     else:
         own = [{index: (found,)} for index in unit if (found := attentions[index]) is not None]
         tied: dict[int, dict[int, tuple[Readout, ...]]] = {}
@@ -211,7 +128,7 @@ def _repair(
             if (found := ffns[index]) is not None:
                 tied.setdefault(found.key, {})[index] = (found,)
         # FFNs once more where attentions have changed what they read.
-        first, last, fits = _in_turn(walk, [*tied.values(), *own, *(tied.values() if own else ())])
+        first, last, fits = _in_turn(passing, [*tied.values(), *own, *(tied.values() if own else ())])
 
     def repaired() -> Iterator[Repaired]:
         for index in unit:
@@ -228,66 +145,72 @@ def _repair(
     return last, repaired()
 
 
-def _jointly(walk: Walk, index: int, attention: Readout, ffn: Readout) -> tuple[_Pass, _Pass, Fits]:
+def _jointly(passing: Walk, index: int, attention: Readout, ffn: Readout) -> tuple[Pass, Pass, Fits]:
     """Fit a block's attention and FFN at once, and the FFN to what is left; or the FFN alone where that does better.
 
     One after the other would not do: what either lacks, the other makes up for in part, so that each gains little.
     """
     both, alone = (attention, ffn), (ffn,)
-    first = walk({index: both})
+    first = passing({index: both})
     if first.error.all <= _EXACT:
         return first, first, []
     were = _values(both)
     joint, only = _fit(first, both), _fit(first, alone, last=ffn.weight.shape[1])
+    first = first.without_moments()
     fits: Fits = [({index: alone}, only)]
     add_(both, joint)
-    rest = _fit(walk({index: alone}), alone)
+    rest = _fit(passing({index: alone}), alone)
     if rest.after < only.after:
         fits = [({index: both}, joint), ({index: alone}, rest)]
     else:
         restore_(both, were)
     add_(alone, fits[-1][1])
-    last = walk({})
+    last = passing({})
     if not last.error <= first.error:
         restore_(both, were)
-        last, fits = walk({}), []
+        last, fits = passing({}), []
     return first, last, fits
 
 
-def _in_turn(walk: Walk, problems: Sequence[Problem]) -> tuple[_Pass, _Pass, Fits]:
+def _in_turn(passing: Walk, problems: Sequence[Problem]) -> tuple[Pass, Pass, Fits]:
     """Fit one problem after the other."""
     walks: list[Problem] = [*problems, {}]
-    first = last = walk(walks[0])
+    last = passing(walks[0])
+    first = last.without_moments()
     fits: Fits = []
     for problem, following in pairwise(walks):
         if last.error.all <= _EXACT:
             break
         readouts = next(iter(problem.values()))
         were, fit = _values(readouts), _fit(last, readouts)
-        add_(readouts, fit)
-        tried = walk(following)
-        if tried.error <= last.error:
-            fits.append((problem, fit))
-        else:
+        before, last = last.error, last.without_moments()
+        # Where blocks share what is fitted, each changes what the next one reads: a shorter step may do.
+        for share in (1.0, 0.5, 0.25) if len(problem) > 1 else (1.0,):
+            add_(readouts, fit, share)
+            last = passing(following)
+            if last.error <= before:
+                fits.append((problem, fit))
+                break
             restore_(readouts, were)
-            tried = walk(following)
-        last = tried
+        else:
+            last = passing(following)
     return first, last, fits
 
 
-def _fit(found: _Pass, readouts: Sequence[Readout], last: int | None = None) -> Fit:
-    return ridge_fit(*found.moments, constant=readouts[-1].bias is not None, last=last)
+def _fit(found: Pass, readouts: Sequence[Readout], last: int | None = None) -> Fit:
+    moments, held_out = found.moments
+    return ridge_fit(moments, held_out, constant=readouts[-1].bias is not None, last=last)
 
 
-def add_(readouts: Sequence[Readout], fit: Fit) -> None:
+def add_(readouts: Sequence[Readout], fit: Fit, share: float = 1.0) -> None:
     """Add a change to weights, and to the last one's bias."""
     if fit.weight is None:
         return
     widths = [each.weight.shape[1] for each in readouts]
     for each, change in zip(readouts, fit.weight.split(widths, dim=1), strict=True):
-        each.weight.add_(change)
+        each.weight.add_(change, alpha=share)
     if fit.bias is not None and (bias := readouts[-1].bias) is not None:
-        bias.add_(fit.bias)
+        bias.add_(fit.bias, alpha=share)
 
 
 def _values(readouts: Sequence[Readout]) -> list[Tensor]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from layerfold import memory
 from layerfold.decoder import Decoder
+from layerfold.factored import Factored
 from layerfold.ffn import Matrix
 from layerfold.leastsquares import RegressionMoments, ridge_fits
+from layerfold.passing import held_out_windows
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout, reading
-from layerfold.repairing import add_, held_out_windows, restore_
+from layerfold.repairing import add_, restore_
 from layerfold.spool import Spool
 from layerfold.stepping import Stepper, fused_activations
 from layerfold.streaming import Stream
@@ -84,7 +87,7 @@ def _span(
     if not readouts or not targets:
         return
     for each in (each for some in own.values() for each in some):
-        Matrix(each.module).own_()
+        _own_(each.module)
     ffn = readouts[-1:]
     moments = _moments(stream, stream.stepper, index, readouts, list(targets.values()), held_out)
     constant, count = ffn[0].bias is not None, len(targets)
@@ -104,6 +107,14 @@ def _span(
                 continue
             restore_(mine, were)
         add_(mine[-1:], alone)
+
+
+def _own_(module: Any) -> None:
+    """Give a readout's module parameters of its own, but for a base that blocks share, which is not refitted."""
+    base = module.weight if isinstance(module, Factored) else None
+    Matrix(module).own_()
+    if base is not None:
+        module.weight = base
 
 
 def _readouts(decoder: Decoder, index: int, attention: bool) -> list[Readout]:

@@ -231,9 +231,9 @@ def test_a_fraction_is_of_the_depth(fraction: float, n_blocks: int, count: int) 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "blocks None, random None and fraction None; accepted: one of the three"),
-        ({"blocks": "1", "random": 1}, "blocks '1', random 1 and fraction None; accepted: one of the three"),
-        ({"random": 1, "fraction": 0.5}, "random 1 and fraction 0.5; accepted: one of the three"),
+        ({}, "blocks None, random None, fraction None and every None; accepted: one of the four"),
+        ({"blocks": "1", "random": 1}, "blocks '1', random 1, fraction None and every None; accepted: one of the four"),
+        ({"random": 1, "fraction": 0.5}, "random 1, fraction 0.5 and every None; accepted: one of the four"),
         ({"blocks": ""}, "block ''; accepted: an index or first-last, as in '0,2-4'"),
         ({"blocks": ()}, "block ''; accepted"),
         ({"blocks": "1,"}, "block ''; accepted"),

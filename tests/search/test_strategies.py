@@ -17,19 +17,27 @@ def trap(removed: Blocks) -> float:
 
 def test_exhaustive_looks_at_every_set() -> None:
     scores = flat(trap)
-    assert exhaustive(selection(scores, race=False), range(4), range(1, 4)) == {1: (0,), 2: (1, 2), 3: (0, 1, 2)}
+    assert exhaustive(selection(scores, race=False), range(4), range(1, 4), 1) == {
+        1: [(0,)],
+        2: [(1, 2)],
+        3: [(0, 1, 2)],
+    }
     assert len(scores.asked) == 4 + 6 + 4
 
 
 def test_greedy_goes_on_from_the_best_and_may_miss() -> None:
     scores = flat(trap)
-    assert beam(selection(scores, race=False), range(4), range(1, 4), 1) == {1: (0,), 2: (0, 1), 3: (0, 1, 2)}
+    assert beam(selection(scores, race=False), range(4), range(1, 4), 1, 1) == {
+        1: [(0,)],
+        2: [(0, 1)],
+        3: [(0, 1, 2)],
+    }
     assert len(scores.asked) == 4 + 3 + 2
 
 
 def test_a_wider_beam_finds_what_a_narrow_one_misses() -> None:
     scores = flat(trap)
-    assert beam(selection(scores, race=False), range(4), range(1, 3), 2)[2] == (1, 2)
+    assert beam(selection(scores, race=False), range(4), range(1, 3), 1, 2)[2] == [(1, 2)]
     assert sorted(removed for removed, _ in scores.asked) == sorted(
         [(0,), (1,), (2,), (3,), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
     )
@@ -37,13 +45,33 @@ def test_a_wider_beam_finds_what_a_narrow_one_misses() -> None:
 
 def test_sizes_before_the_first_are_gone_through_and_not_reported() -> None:
     scores = flat(trap)
-    assert beam(selection(scores, race=False), range(4), range(3, 4), 1) == {3: (0, 1, 2)}
+    assert beam(selection(scores, race=False), range(4), range(3, 4), 1, 1) == {3: [(0, 1, 2)]}
+
+
+@pytest.mark.parametrize("race", [False, True])
+@pytest.mark.parametrize("width", [1, 2])
+def test_so_many_of_each_number_are_returned_best_first_and_a_beam_is_none_the_wider(width: int, race: bool) -> None:
+    scores = flat(lambda removed: 3 + 0.1 * sum(removed))
+    every = exhaustive(selection(scores, race=race), range(5), range(1, 3), 3)
+    assert every == {1: [(0,), (1,), (2,)], 2: [(0, 1), (0, 2), (0, 3)]}
+    scores.asked.clear()
+    assert beam(selection(scores, race=race), range(5), range(1, 3), 3, width) == every
+    assert len({removed for removed, _ in scores.asked}) == 5 + {1: 4, 2: 7}[width]
+
+
+def test_of_less_than_are_asked_for_all_are_returned() -> None:
+    scores = flat(lambda removed: 3 + 0.1 * sum(removed))
+    assert exhaustive(selection(scores, race=False), range(2), range(1, 3), 9) == {1: [(0,), (1,)], 2: [(0, 1)]}
 
 
 def test_only_these_indices_are_removed() -> None:
     scores = flat(lambda removed: float(sum(removed)))
-    assert exhaustive(selection(scores, race=False), (1, 5, 7), range(1, 3)) == {1: (1,), 2: (1, 5)}
-    assert beam(selection(scores, race=False), (1, 5, 7), range(1, 4), 4) == {1: (1,), 2: (1, 5), 3: (1, 5, 7)}
+    assert exhaustive(selection(scores, race=False), (1, 5, 7), range(1, 3), 1) == {1: [(1,)], 2: [(1, 5)]}
+    assert beam(selection(scores, race=False), (1, 5, 7), range(1, 4), 1, 4) == {
+        1: [(1,)],
+        2: [(1, 5)],
+        3: [(1, 5, 7)],
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,7 +110,7 @@ def test_what_is_not_too_many(strategy: Strategy, width: int, there: int, counts
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_beam_looks_at_no_more_than_what_is_counted(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = flat(lambda removed: float(sum(removed)))
-    beam(selection(scores, race=False), range(7), range(1, 6), width)
+    beam(selection(scores, race=False), range(7), range(1, 6), 1, width)
     monkeypatch.setattr("layerfold.search.strategies.MOST_CANDIDATES", len(scores.asked) - 1)
     with pytest.raises(InputError):
         check_number("beam", width, 7, range(1, 6))

@@ -84,6 +84,7 @@ def drop(
     blocks: options.Blocks = None,
     random: options.DrawnCount = None,
     fraction: options.DrawnFraction = None,
+    every: options.EveryBlock = None,
     from_search: Annotated[
         Path | None, typer.Option("--from-search", help="Instead: the search.json of a search for what to drop.")
     ] = None,
@@ -106,9 +107,11 @@ def drop(
     if from_search is None:
         if remove is not None:
             raise InputError(f"--remove {remove} without --from-search; accepted: --random for so many at random")
-        method = Drop(blocks=blocks, random=random, fraction=fraction, part=part.value, seed=seed)
-    elif [blocks, random, fraction] != [None] * 3 or part is not options.Part.block:
-        raise InputError("--from-search, which says what to drop, beside --blocks, --random, --fraction or --part")
+        method = Drop(blocks=blocks, random=random, fraction=fraction, every=every, part=part.value, seed=seed)
+    elif [blocks, random, fraction, every] != [None] * 4 or part is not options.Part.block:
+        raise InputError(
+            "--from-search, which says what to drop, beside --blocks, --random, --fraction, --every or --part"
+        )
     else:
         method = partial(best_drop, from_search, remove=remove)
     text = _Text(corpus, defaults.CALIBRATION_TOKENS, repair, repair_tokens, seed)

@@ -133,6 +133,9 @@ DrawnCount = Annotated[int | None, typer.Option("--random", help="Instead of --b
 DrawnFraction = Annotated[
     float | None, typer.Option("--fraction", help="Instead of --blocks: what share of the depth to draw.")
 ]
+EveryBlock = Annotated[
+    int | None, typer.Option("--every", help="Instead of --blocks: all but blocks 0, EVERY, 2 * EVERY ...")
+]
 DrawSeed = Annotated[int, typer.Option("--seed", help="Seed of the draw.")]
 PartName = Annotated[Part, typer.Option(help="The blocks themselves, or only their attention or FFN.")]
 NonZero = Annotated[

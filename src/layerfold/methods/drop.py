@@ -25,6 +25,7 @@ class Drop:
         random: instead, how many to draw at random.
         fraction: instead, what share of the depth to draw at random, above 0 and below 1: rounded to a whole number
             of blocks (a half to the even one), and one at least.
+        every: instead, all but blocks 0, every, 2 * every ...
         part: ``block``; or ``attention`` or ``ffn``, which go with the norm before them while the block stays.
         seed: of the draw.
 
@@ -34,15 +35,19 @@ class Drop:
     blocks: str | int | tuple[int, ...] | None = None
     random: int | None = None
     fraction: float | None = None
+    every: int | None = None
     part: Part = "block"
     seed: int = 0
     name: ClassVar[str] = "drop"
 
     def __post_init__(self) -> None:
-        if [self.blocks, self.random, self.fraction].count(None) != 2:
+        if [self.blocks, self.random, self.fraction, self.every].count(None) != 3:
             raise InputError(
-                f"blocks {self.blocks!r}, random {self.random} and fraction {self.fraction}; accepted: one of the three"
+                f"blocks {self.blocks!r}, random {self.random}, fraction {self.fraction} and every {self.every}; "
+                "accepted: one of the four"
             )
+        if self.every is not None and self.every < 2:
+            raise InputError(f"every {self.every}; accepted: 2 or more")
         if self.random is not None and self.random < 1:
             raise InputError(f"random {self.random}; accepted: how many to drop, 1 or more")
         if self.fraction is not None and not 0 < self.fraction < 1:
@@ -72,6 +77,11 @@ class Drop:
             named = [index for indices in ranges for index in indices]
             self._check_count(f"blocks {self.blocks!r}", len(named), n_blocks)
             return named
+        if self.every is not None:
+            dropped = [index for index in range(n_blocks) if index % self.every]
+            if not dropped:
+                raise InputError(f"every {self.every} of a model of 1 block; accepted: 2 blocks or more")
+            return dropped
         if self.random is not None:
             asked, count = f"random {self.random}", self.random
         else:

@@ -16,6 +16,7 @@ from layerfold.statistics import Interval
 NONE = "none"
 NOUNS = {"attention": "attention layer", "ffn": "FFN"}
 """What a search removes, by its ``part``; blocks otherwise."""
+QUICKLY_REPAIRED = "each block of a candidate repaired by itself; the best of each number are told of after a whole repair"
 
 F = TypeVar("F", contravariant=True)
 C = TypeVar("C", contravariant=True)
@@ -107,11 +108,13 @@ def ranked(found: Searched[Any], candidates: Sequence[Row]) -> list[Row]:
 
 
 def footnotes(found: Searched[Any], table: Table) -> list[str]:
-    """Return what to say below a table of candidates: how many it leaves out, and why."""
+    """Return what to say below a table of candidates: how many it leaves out, and why; and what was repaired."""
     # One row is the base's.
     more = len(found.candidates) + 1 - len(table.rows)
     given_up = "given up in the race, before all of the text was read"
+    repaired = found.settings.get("objective") == "repaired"
     return [
+        *([QUICKLY_REPAIRED] if repaired else []),
         *([f"{counted(more, 'more candidate')} in the CSV file"] if more else []),
         *([f"{counted(found.eliminated, 'more candidate')} {given_up}"] if found.eliminated else []),
     ]

@@ -122,12 +122,12 @@ class DropSearch:
         # Of the weights as they are now: the decoder may have been edited since its hash was first asked for.
         sha256 = hash_weights(model.decoder.model)
         windows, test_windows = selection.windows(model), test.windows(model)
-        known = {"model": sha256, "part": self.part, "protocol": PROTOCOL}
+        known: dict[str, Any] = {"model": sha256, "part": self.part, "protocol": PROTOCOL}
         stages: Stages = Lacking(model.decoder, self.part)
         test_scores = _open(stages, test_windows, known, folder, divergence=False)
         repairs = self._repairs(model, corpus, progress)
         if repairs is not None:
-            stages, known = repairs.stages(counts[-1]), known | repairs.known | {"most": counts[-1]}
+            stages, known = repairs.stages(counts[-1]), known | {"repair": repairs.known, "most": counts[-1]}
         scores = _open(stages, windows, known, folder, divergence=True)
         finalists, select = self._finalists(scores, indices, counts, progress)
         test_scores.measure([()], progress=progress, description="measuring the model on test text")
@@ -138,9 +138,13 @@ class DropSearch:
             test_scores.measure(best.values(), progress=progress, description="measuring the best on test text")
             tests |= {removed: test_scores.values(removed, "perplexity") for removed in best.values()}
         else:
-            best = {}
-            for count, each in finalists.items():
-                best[count], nats[best[count]], tests[best[count]] = repairs.best(each, windows, test_windows)
+            # Whole repairs are the same whatever else was asked for.
+            wholly = {key: value for key, value in known.items() if key != "most"}
+            chosen = _open(repairs.edited, windows, wholly, folder, divergence=False)
+            on_test = _open(repairs.edited, test_windows, wholly, folder, divergence=False)
+            best = {count: repairs.best(each, chosen, on_test) for count, each in finalists.items()}
+            nats |= {removed: chosen.values(removed, "perplexity") for removed in best.values()}
+            tests |= {removed: on_test.values(removed, "perplexity") for removed in best.values()}
         timings = {}
         if self.rounds:
             timings = time_depths(model, sha256, self.part, list(best), self.rounds, folder, progress)
@@ -151,7 +155,7 @@ class DropSearch:
                 blocks=model.decoder.n_blocks - (len(removed) if self.part == "block" else 0),
                 perplexity=exponential(scores.mean(removed, "perplexity")),
                 kl=scores.mean(removed, "kl"),
-                parameters=scores.parameters(removed),
+                parameters=test_scores.parameters(removed),  # not of repairs of one block each, which untie FFNs
             )
 
         def repaired(removed: Blocks) -> Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ from layerfold.progress import Progress
 from layerfold.repair import PROTOCOL
 from layerfold.repairing import refit_
 from layerfold.search.scores import Scores
-from layerfold.search.stages import Blocks, Lacking, Spanned
+from layerfold.search.stages import Blocks, Edited, Spanned
 from layerfold.spans import spanning
-from layerfold.statistics import Floats
+from layerfold.stepping import Stepper
 from layerfold.windows import Windows
 
 
@@ -22,10 +23,15 @@ class Repairs:
     Args:
         decoder: the model; never edited.
         calibration: the text that repairs are fitted to.
+
+    Attributes:
+        edited: candidates that are repaired wholly, as long as `best` holds them.
     """
 
     def __init__(self, decoder: Decoder, calibration: Windows, progress: Progress) -> None:
+        decoder.model.eval()  # as where candidates are scored
         self._decoder, self._calibration, self._progress = decoder, calibration, progress
+        self.edited = Edited(decoder)
 
     def stages(self, most: int) -> Spanned:
         """Return candidates that lack so many blocks at most, each of whose blocks is refitted by itself."""
@@ -36,23 +42,33 @@ class Repairs:
         """What determines a repair, as JSON."""
         return {"protocol": PROTOCOL, "level": "refit+attention", "calibration": self._calibration.sha256}
 
-    def best(self, finalists: Sequence[Blocks], selection: Windows, test: Windows) -> tuple[Blocks, Floats, Floats]:
+    def best(self, finalists: Sequence[Blocks], selection: Scores, test: Scores) -> Blocks:
         """Repair candidates front to back, and choose one by the selection text; the test text is read for it alone.
 
-        One candidate's weights are held beside the best so far.
+        One candidate's weights are held beside the best so far, and none are made for what was measured before.
 
-        Returns:
-            The best one, and its sums of nats over the tokens of each window of the selection and of the test text.
+        Args:
+            selection, test: measure `edited` on the two texts.
         """
-        found: tuple[Blocks, Floats, Decoder] | None = None
+
+        def measure(scores: Scores, removed: Blocks) -> None:
+            if scores.lacks(removed):
+                if removed not in self.edited.held:
+                    self.edited.held[removed] = Stepper(self.repaired(removed))
+                scores.measure([removed], progress=self._progress, description="measuring a repaired model")
+
+        def rank(removed: Blocks) -> tuple[bool, float]:
+            mean = selection.mean(removed, "perplexity")
+            return math.isnan(mean), mean
+
+        best = finalists[0]
         for removed in finalists:
-            repaired = self.repaired(removed)
-            nats = _nats(repaired, selection, self._progress)
-            if found is None or nats.sum() < found[1].sum():
-                found = removed, nats, repaired
-        assert found is not None
-        removed, nats, repaired = found
-        return removed, nats, _nats(repaired, test, self._progress)
+            measure(selection, removed)
+            best = min(best, removed, key=rank)
+            self.edited.held = {each: stepper for each, stepper in self.edited.held.items() if each == best}
+        measure(test, best)
+        self.edited.held.clear()
+        return best
 
     def repaired(self, removed: Blocks) -> Decoder:
         """Return a candidate repaired front to back, with weights of its own."""
@@ -62,9 +78,3 @@ class Repairs:
         cuts = [*kept[1:], self._decoder.n_blocks]
         refit_(repaired, self._decoder, cuts, self._calibration, attention=True, progress=self._progress)
         return repaired
-
-
-def _nats(decoder: Decoder, windows: Windows, progress: Progress) -> Floats:
-    scores = Scores(Lacking(decoder), windows, divergence=False)
-    scores.measure([()], progress=progress, description="measuring a repaired model")
-    return scores.values((), "perplexity")

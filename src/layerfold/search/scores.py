@@ -71,6 +71,10 @@ class Scores:
         values: Floats = self._rows[removed][OBJECTIVES.index(objective)]
         return values
 
+    def lacks(self, removed: Blocks) -> bool:
+        """Whether the nats of a candidate are still to be measured on some window."""
+        return removed not in self._rows or bool(np.isnan(self._rows[removed][0]).any())
+
     def mean(self, removed: Blocks, objective: Objective) -> float:
         """Return nats (``perplexity``) or divergence (``kl``) a token over all of the text; nan where not measured."""
         return float(self.values(removed, objective).sum() / self.tokens.sum())

@@ -16,7 +16,7 @@ Blocks = tuple[int, ...]
 
 
 class Stages(Protocol):
-    """Decoders of one depth, whose blocks are numbered through: those of the model as it is come first."""
+    """Decoders whose blocks are numbered through, as if all were of one depth: the model as it is comes first."""
 
     @property
     def steppers(self) -> Sequence[Stepper]:
@@ -86,6 +86,32 @@ class Spanned:
         """Return the blocks that are left, each from the decoder whose blocks lead to the next one's place."""
         kept = [index for index in range(self._n_blocks) if index not in candidate]
         return tuple(self._first[end - index] + index for index, end in pairwise([*kept, self._n_blocks]))
+
+
+class Edited:
+    """Candidates that lack blocks and are otherwise edited, each in a decoder of its own that is there for a while.
+
+    Args:
+        decoder: the model as it is; never edited.
+
+    Attributes:
+        held: by candidate, one that steps through the blocks that are left.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._own = Stepper(decoder)
+        self.held: dict[Blocks, Stepper] = {}
+
+    @property
+    def steppers(self) -> Sequence[Stepper]:
+        """The model's, and those that are held."""
+        return [self._own, *self.held.values()]
+
+    def path(self, candidate: Blocks) -> Path:
+        """Return all blocks of a candidate's decoder."""
+        n = self._own.decoder.n_blocks
+        first = n * (1 + list(self.held).index(candidate))
+        return tuple(range(first, first + n - len(candidate)))
 
 
 def removable(decoder: Decoder, part: Part) -> tuple[int, ...]:

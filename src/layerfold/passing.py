@@ -1,0 +1,102 @@
+"""What blocks miss of what they should put out, and what a regression of that on what they compute needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from layerfold.errors import InputError, ModelError
+from layerfold.leastsquares import NOT_FINITE, RegressionMoments
+from layerfold.readout import Readout, reading
+from layerfold.spool import Spool
+from layerfold.streaming import Stream
+from layerfold.windows import Windows
+
+HELD_OUT = 8
+"""Of so many windows the last is not fitted to: those choose the ridges, and whether a fit is kept."""
+
+Problem = Mapping[int, tuple[Readout, ...]]
+"""What is fitted at once: the readouts of a block, or of several whose weights are one."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """What is missed of a block's target, as a share of its mean square: on all windows, and on those held out."""
+
+    all: float
+    held_out: float
+
+    def __le__(self, other: Error) -> bool:
+        return self.all <= other.all and self.held_out <= other.held_out
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What came of passing the text through a unit of blocks.
+
+    Attributes:
+        errors: by block.
+        moments: for the problem at hand, over the windows that are fitted to and over those held out.
+        states: what leaves the last block.
+    """
+
+    errors: dict[int, Error]
+    moments: tuple[RegressionMoments, ...]
+    states: Spool
+
+    @property
+    def error(self) -> Error:
+        """The sum over the blocks."""
+        each = self.errors.values()
+        return Error(sum(error.all for error in each), sum(error.held_out for error in each))
+
+    def without_moments(self) -> Pass:
+        """Return the rest, so that the moments of one pass are held at a time."""
+        return replace(self, moments=())
+
+
+def held_out_windows(windows: Windows) -> Tensor:
+    """Say which windows nothing is fitted to, (windows,): every eighth, or the last of less.
+
+    Raises:
+        InputError: there is only one.
+    """
+    if len(windows) < 2:
+        raise InputError(
+            "calibration text of 1 window; accepted: 2 or more, as a repair is not fitted to all that it is judged by"
+        )
+    every = min(HELD_OUT, len(windows))
+    return torch.arange(len(windows)) % every == every - 1
+
+
+def walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Pass:
+    """Pass the text through the blocks that have a target."""
+    moments = RegressionMoments(), RegressionMoments()
+    # Sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
+    sums = {index: torch.zeros(2, 2, dtype=torch.float64) for index in targets}
+    readouts = [each for some in problem.values() for each in some]
+
+    def visit(batch: slice, index: int, hidden: Tensor) -> None:
+        should, real = targets[index][batch], stream.real(batch)
+        for place, windows in enumerate((~held_out[batch], held_out[batch])):
+            rows = real & windows[:, None]
+            missed = should[rows] - hidden[rows]
+            sums[index][0, place] += missed.square().sum(dtype=torch.float64)
+            sums[index][1, place] += should[rows].square().sum(dtype=torch.float64)
+            if index in problem and len(missed):
+                read = [each.features(seen[id(each.module)][rows]) for each in problem[index]]
+                moments[place].update(torch.cat(read, dim=1), missed)
+        seen.clear()
+
+    with reading(readouts) as seen:
+        states = stream.passed(targets, visit)
+    errors = {}
+    for index, (missed, should) in sums.items():
+        if not (missed + should).isfinite().all():
+            raise ModelError(NOT_FINITE)
+        should.clamp_min_(torch.finfo(torch.float32).tiny)
+        errors[index] = Error(float(missed.sum() / should.sum()), float(missed[1] / should[1]))
+    return Pass(errors, moments, states)

@@ -1,0 +1,228 @@
+"""Ridge regression from streamed moments, against numpy's float64 on all rows at once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layerfold.errors import ModelError
+from layerfold.leastsquares import RIDGES, Fit, RegressionMoments, ridge_fit, ridge_fits
+
+Array = NDArray[np.float64]
+Rows = tuple[Tensor, Tensor]
+EITHER = pytest.mark.parametrize("constant", [False, True], ids=["no constant", "constant"])
+
+
+def moments(rows: Rows, batch: int = 17) -> RegressionMoments:
+    found = RegressionMoments()
+    for inputs, targets in zip(rows[0].split(batch), rows[1].split(batch), strict=True):
+        found.update(inputs, targets)
+    return found
+
+
+def drawn(seed: int, rows: int = 300, inputs: int = 12, outputs: int = 5, noise: float = 0.5) -> tuple[Rows, Rows]:
+    """Rows to fit and rows held out of one linear map, whose inputs and outputs have means of their own."""
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(inputs, outputs, generator=draw)
+    scale = torch.logspace(0, -1, inputs) if inputs else torch.ones(0)
+
+    def some() -> Rows:
+        x = torch.randn(rows, inputs, generator=draw) * scale + 0.3
+        return x, x @ weight + 1 + noise * torch.randn(rows, outputs, generator=draw)
+
+    return some(), some()
+
+
+def array(tensor: Tensor) -> Array:
+    return tensor.double().numpy()
+
+
+def solved(rows: Rows, ridge: float, constant: bool, last: int | None = None) -> Array:
+    """(inputs, outputs), the constant's row the last: least squares of rows that stand for the penalty."""
+    x, y = map(array, rows)
+    x = x if last is None else x[:, len(x[0]) - last :]
+    if not x.shape[1] + constant:
+        return np.zeros((0, y.shape[1]))
+    penalty = math.sqrt(ridge * (x**2).mean() * len(x)) if x.size else 0.0
+    below = np.hstack([penalty * np.eye(x.shape[1]), np.zeros((x.shape[1], int(constant)))])
+    above = np.hstack([x, np.ones((len(x), int(constant)))])
+    return np.linalg.lstsq(np.vstack([above, below]), np.vstack([y, np.zeros((len(below), y.shape[1]))]))[0]
+
+
+def error(rows: Rows, weight: Array, bias: Array | float = 0.0, last: int | None = None) -> float:
+    """The mean square of what is left, summed over the outputs."""
+    x, y = map(array, rows)
+    x = x if last is None else x[:, len(x[0]) - last :]
+    return float(((y - x @ weight.T - bias) ** 2).sum(1).mean())
+
+
+def of(rows: Rows, fit: Fit, last: int | None = None) -> float:
+    """The mean square that a fit leaves."""
+    if fit.weight is None:
+        return float((array(rows[1]) ** 2).sum(1).mean())
+    return error(rows, array(fit.weight), 0.0 if fit.bias is None else array(fit.bias), last)
+
+
+@EITHER
+@pytest.mark.parametrize("last", [None, 0, 1, 7, 12])
+def test_the_map_is_the_ridge_regression(last: int | None, constant: bool) -> None:
+    fitted, held_out = drawn(0)
+    fit = ridge_fit(moments(fitted), moments(held_out), constant=constant, last=last)
+    if last == 0 and not constant:
+        assert (fit.weight, fit.bias, fit.ridge) == (None, None, math.inf)
+        return
+    expected = solved(fitted, fit.ridge, constant, last)
+    assert fit.weight is not None
+    assert fit.weight.shape == (5, 12 if last is None else last)
+    assert (fit.bias is not None) == constant
+    inputs = fit.weight.shape[1]
+    assert array(fit.weight.T) == pytest.approx(expected[:inputs], abs=1e-4)
+    if fit.bias is not None:
+        assert array(fit.bias) == pytest.approx(expected[inputs], abs=1e-4)
+    assert fit.before == pytest.approx(of(held_out, Fit(None, None, 0, 0, 0, 0, False)), rel=1e-5)
+    assert fit.after == pytest.approx(of(held_out, fit, last), rel=1e-4)
+    assert (fit.idle, fit.singular) == (0, False)
+
+
+def test_batches_are_one_regression() -> None:
+    fitted, held_out = drawn(1)
+    fits = [ridge_fit(moments(fitted, n), moments(held_out, n), constant=True) for n in (1, 50, 300)]
+    for fit in fits[1:]:
+        assert fit.weight is not None
+        assert fits[0].weight is not None
+        assert (fit.weight - fits[0].weight).abs().max() < 1e-4
+    assert moments(fitted).count == 300
+
+
+def first_least(values: list[float]) -> int:
+    """The place of the first value from which on a list rises, once it has fallen below the one at 0."""
+    best = 0
+    for place, value in enumerate(values[1:], 1):
+        if value < values[best]:
+            best = place
+        elif best:
+            break
+    return best
+
+
+@EITHER
+def test_the_ridge_is_the_best_on_rows_held_out(constant: bool) -> None:
+    chosen = set()
+    for seed in range(60):
+        noise, rows = (0.0, 0.3, 3.0)[seed % 3], (14, 30, 200)[seed // 3 % 3]
+        fitted, held_out = drawn(seed, rows=rows, noise=noise)
+        fit = ridge_fit(moments(fitted), moments(held_out), constant=constant)
+        maps = [np.zeros((12 + constant, 5)), *(solved(fitted, ridge, constant) for ridge in RIDGES)]
+        errors = [error(held_out, each[:12].T, each[12] if constant else 0.0) for each in maps]
+        best = errors[first_least(errors)]
+        assert fit.after == pytest.approx(best, rel=1e-3, abs=1e-6 * errors[0])
+        assert fit.ridge == (math.inf, *RIDGES)[errors.index(best)] or noise == 0 or best > 0.999 * min(errors)
+        chosen.add(fit.ridge)
+    assert len(chosen) >= 5
+
+
+def zeroed(rows: Rows, columns: slice) -> Rows:
+    rows[0][:, columns] = 0
+    return rows
+
+
+def repeated(rows: Rows) -> Rows:
+    return torch.cat([rows[0], rows[0], 2 * rows[0]], dim=1), rows[1]
+
+
+HARD: dict[str, Any] = {
+    "plenty of rows": lambda seed: drawn(seed),
+    "less rows than inputs": lambda seed: drawn(seed, rows=5, inputs=40),
+    "one row": lambda seed: drawn(seed, rows=1),
+    "inputs that are one": lambda seed: tuple(map(repeated, drawn(seed))),
+    "inputs that are always zero": lambda seed: tuple(zeroed(each, slice(3, 7)) for each in drawn(seed)),
+    "all inputs zero": lambda seed: tuple(zeroed(each, slice(None)) for each in drawn(seed)),
+    "zero when fitted": lambda seed: (zeroed(drawn(seed)[0], slice(0, 6)), drawn(seed)[1]),
+    "nothing missed": lambda seed: tuple((x, torch.zeros_like(y)) for x, y in drawn(seed)),
+    "no inputs": lambda seed: drawn(seed, inputs=0),
+    "noise": lambda seed: drawn(seed, rows=30, noise=100.0),
+    "small": lambda seed: tuple((1e-6 * x, 1e-6 * y) for x, y in drawn(seed)),
+    "large": lambda seed: tuple((1e6 * x, 1e6 * y) for x, y in drawn(seed)),
+    "another text": lambda seed: (drawn(seed)[0], drawn(seed + 1)[1]),
+}
+
+
+@EITHER
+@pytest.mark.parametrize("kind", HARD)
+def test_no_error_is_above_that_of_no_change(kind: str, constant: bool) -> None:
+    for seed in range(12):
+        fitted, held_out = HARD[kind](seed)
+        fit = ridge_fit(moments(fitted), moments(held_out), constant=constant)
+        nothing = Fit(None, None, 0, 0, 0, 0, False)
+        for rows in (fitted, held_out):
+            assert of(rows, fit) <= of(rows, nothing) * (1 + 1e-5)
+        assert 0 <= fit.after <= fit.before
+        assert fit.before == pytest.approx(of(held_out, nothing), rel=1e-5)
+        assert fit.after == pytest.approx(of(held_out, fit), rel=1e-3, abs=1e-5 * fit.before)
+        assert (fit.weight is None) == (fit.ridge == math.inf)
+        assert fit.weight is None or fit.weight.isfinite().all()
+        assert fit.bias is None or fit.bias.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "idle", "singular"),
+    [
+        ("plenty of rows", 0, False),
+        ("less rows than inputs", 0, True),
+        ("inputs that are always zero", 4, False),
+        ("all inputs zero", 12, False),
+        ("zero when fitted", 6, False),
+        ("no inputs", 0, False),
+    ],
+)
+def test_idle_inputs_and_too_few_rows_are_told(kind: str, idle: int, singular: bool) -> None:
+    fitted, held_out = HARD[kind](0)
+    fit = ridge_fit(moments(fitted), moments(held_out), constant=True)
+    assert (fit.idle, fit.singular) == (idle, singular)
+
+
+def test_weights_of_idle_inputs_stay() -> None:
+    fitted, held_out = HARD["inputs that are always zero"](0)
+    fit = ridge_fit(moments(fitted), moments(held_out), constant=True)
+    assert fit.weight is not None
+    assert not fit.weight[:, 3:7].any()
+    assert fit.weight[:, :3].all()
+
+
+@EITHER
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
+def test_what_is_not_finite_is_refused(place: tuple[int, int], bad: float, constant: bool) -> None:
+    both = drawn(0)
+    both[place[0]][place[1]][4, 2] = bad
+    with pytest.raises(ModelError, match=r"^activations on the calibration text are not finite$"):
+        ridge_fit(*map(moments, both), constant=constant)
+
+
+def test_targets_that_are_not_finite_are_refused_where_there_are_no_inputs() -> None:
+    fitted, held_out = drawn(0, inputs=0)
+    held_out[1][0, 0] = math.nan
+    with pytest.raises(ModelError, match="not finite"):
+        ridge_fit(moments(fitted), moments(held_out), constant=False)
+
+
+@EITHER
+def test_several_targets_at_once_are_each_as_alone(constant: bool) -> None:
+    fitted, held_out = drawn(3, outputs=6, noise=0.1)
+    for rows in (fitted, held_out):
+        rows[1][:, 2:4] += 30 * torch.randn(300, 2, generator=torch.Generator().manual_seed(1))
+    together = ridge_fits(moments(fitted), moments(held_out), constant=constant, targets=3)
+    for number, fit in enumerate(together):
+        columns = slice(2 * number, 2 * number + 2)
+        alone = ridge_fit(*(moments((x, y[:, columns].contiguous())) for x, y in (fitted, held_out)), constant=constant)
+        assert (fit.ridge, fit.idle, fit.singular) == (alone.ridge, alone.idle, alone.singular)
+        assert (fit.before, fit.after) == pytest.approx((alone.before, alone.after), rel=1e-4)
+        assert (fit.weight is None) == (alone.weight is None)
+        assert fit.weight is None or (fit.weight - alone.weight).abs().max() < 1e-4
+    assert together[1].ridge != together[0].ridge

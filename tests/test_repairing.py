@@ -1,0 +1,283 @@
+"""What blocks miss of the original's hidden states, before and after a refit, against plain forward passes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import BLOCKS, CONTEXT, corpus, halve_, logits, prose, tiny, tokenizer, windows
+from torch import Tensor
+
+from layerfold import repairing
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError, ModelError
+from layerfold.leastsquares import Fit, RegressionMoments
+from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
+from layerfold.passing import Error
+from layerfold.repairing import Repaired, refit_
+from layerfold.windows import Windows, cut_windows
+
+SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}
+EDITS: dict[str, Sequence[Method]] = {
+    "drop": [Drop(blocks="1")],
+    "the first dropped": [Drop(blocks="0")],
+    "one block left": [Drop(blocks="0-1,3")],
+    "collapse": [Collapse(n=2, align="none", anchor="last")],
+    "merge": [Merge(n=2, align="none")],
+    "tied": [Merge(n=3, align="none", tie=True)],
+    "a tied one dropped": [Merge(n=3, align="none", tie=True), Drop(blocks="1")],
+    "neurons": [Prune(structure="neurons", criterion="magnitude", sparsity=0.4)],
+    "share": [Share(**SHARE, rank=2)],
+    "share without deltas": [Share(**SHARE, rank=0)],
+    "attention": [Drop(blocks="0-1", part="attention")],
+    "ffn": [Drop(blocks="0,2", part="ffn")],
+    "both parts": [Drop(blocks="1", part="attention"), Drop(blocks="1,3", part="ffn")],
+}
+READOUTS = ("mlp.down_proj.", "mlp.c_proj."), ("self_attn.o_proj.", "attn.c_proj.")
+ATTENTION = pytest.mark.parametrize("attention", [False, True], ids=["ffn", "attention too"])
+
+
+@functools.cache
+def text() -> Windows:
+    cut = cut_windows(corpus(*(prose(60, seed) for seed in range(4))), tokenizer(), context=CONTEXT)
+    assert cut.lengths[-1] < CONTEXT
+    return cut
+
+
+HELD_OUT = torch.arange(len(text())) % 8 == 7
+
+
+@functools.cache
+def base(family: str) -> tuple[Decoder, Tensor]:
+    """An original, which nothing may change, and its logits."""
+    decoder = tiny(family).decoder
+    return decoder, logits(decoder)
+
+
+@functools.cache
+def edited(family: str, edit: str) -> tuple[Decoder, Decoder, list[int]]:
+    """The original and what was made of it, to be looked at only, and the cuts."""
+    original, _ = base(family)
+    decoder = original.copy()
+    modules = [block.module for block in decoder.blocks]
+    for method in EDITS[edit]:
+        method.apply(decoder, None)
+    kept = [modules.index(block.module) for block in decoder.blocks]
+    return original, decoder, [*kept[1:], BLOCKS]
+
+
+@functools.cache
+def repaired(family: str, edit: str, attention: bool) -> tuple[Decoder, list[Repaired]]:
+    original, decoder, cuts = edited(family, edit)
+    decoder = decoder.copy()
+    return decoder, refit_(decoder, original, cuts, text(), attention=attention)
+
+
+@torch.no_grad()
+def left(decoder: Decoder, cut: Windows) -> list[Tensor]:
+    """What leaves each block, (windows, tokens, d_model), of a plain forward pass."""
+    found: list[Tensor] = []
+    handles = [
+        block.module.register_forward_hook(
+            lambda _, inputs, output: found.append(output[0] if isinstance(output, tuple) else output)
+        )
+        for block in decoder.blocks
+    ]
+    decoder.model(input_ids=cut.input_ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def share_missed(found: Tensor, should: Tensor, cut: Windows, chosen: Tensor) -> float:
+    rows = (torch.arange(CONTEXT) < cut.lengths[:, None]) & chosen[:, None]
+    missed, whole = (found - should)[rows].double(), should[rows].double()
+    return float(missed.square().sum() / whole.square().sum())
+
+
+def error(found: Tensor, should: Tensor, cut: Windows, held_out: Tensor) -> Error:
+    return Error(share_missed(found, should, cut, held_out | True), share_missed(found, should, cut, held_out))
+
+
+def units(edit: str, n_blocks: int) -> list[list[int]]:
+    """Blocks that are repaired together: FFNs that are one, and what is between them."""
+    together = {"tied": [[0, 1, 2], [3]], "a tied one dropped": [[0, 1], [2]]}
+    return together.get(edit, [[index] for index in range(n_blocks)])
+
+
+@ATTENTION
+@pytest.mark.parametrize("edit", EDITS)
+def test_errors_are_as_told_and_none_rises(edit: str, attention: bool, family: str) -> None:
+    original, before, cuts = edited(family, edit)
+    after, told = repaired(family, edit, attention)
+    should = left(original, text())
+    targets = [should[cut - 1] for cut in cuts]
+    now = left(after, text())
+    assert [each.block for each in told] == list(range(before.n_blocks))
+    partly = before.copy()
+    for unit in units(edit, before.n_blocks):
+        # Blocks before the unit are repaired, it and those behind it not yet.
+        was = left(partly, text())
+        sums = {"before": [0.0, 0.0], "after": [0.0, 0.0]}
+        for index in unit:
+            for which, states in (("before", was), ("after", now)):
+                expected = error(states[index], targets[index], text(), HELD_OUT)
+                found: Error = getattr(told[index], which)
+                assert (found.all, found.held_out) == pytest.approx(
+                    (expected.all, expected.held_out), rel=1e-3, abs=1e-9
+                )
+                sums[which] = [sums[which][0] + expected.all, sums[which][1] + expected.held_out]
+        assert all(one <= two * (1 + 1e-5) + 1e-10 for one, two in zip(sums["after"], sums["before"], strict=True))
+        for index in unit:
+            partly.blocks[index].module.load_state_dict(after.blocks[index].module.state_dict())
+    assert torch.equal(logits(partly), logits(after))
+    if any(each.before.all > 1e-9 for each in told) and (attention or not edit.startswith(("share", "tied"))):
+        assert any(each.after.held_out < 0.98 * each.before.held_out for each in told)
+
+
+@ATTENTION
+@pytest.mark.parametrize("edit", EDITS)
+def test_nothing_but_readouts_changes(edit: str, attention: bool, family: str) -> None:
+    original, before, _ = edited(family, edit)
+    after, told = repaired(family, edit, attention)
+    assert torch.equal(logits(original), base(family)[1])
+    old, new = (dict(each.model.named_parameters(remove_duplicate=False)) for each in (before, after))
+    assert list(old) == list(new)
+    changed = {name for name, tensor in new.items() if not torch.equal(tensor, old[name])}
+    accepted = READOUTS[0] + READOUTS[1] * attention
+    assert all(any(part in name for part in accepted) for name in changed)
+    if edit.startswith("share"):
+        assert not any("mlp" in name and name.endswith(("weight", ".b")) for name in changed if ".3." not in name)
+    assert bool(changed) == any(each.ridges for each in told)
+    for each in told:
+        parts = {part for kind in each.ridges for part in kind.split(" and ")}
+        here = {name for name in changed if f".{each.block}." in name}
+        assert any("mlp" in name for name in here) <= ("ffn" in parts)
+        assert any("attn" in name for name in here) <= ("attention" in parts)
+    # What was one tensor still is, and nothing else became one.
+    for one in old:
+        for two in old:
+            assert (old[one] is old[two]) == (new[one] is new[two])
+    assert not after.model.training
+    assert not any(module._forward_pre_hooks for module in after.model.modules())
+
+
+@ATTENTION
+def test_what_nothing_was_done_to_stays_bit_by_bit(attention: bool, family: str) -> None:
+    original = tiny(family).decoder
+    decoder = original.copy()
+    told = refit_(decoder, original, [1, 2, 3, 4], text(), attention=attention)
+    assert all(not each.ridges and each.before == each.after == Error(0, 0) for each in told)
+    for one, two in zip(decoder.model.parameters(), original.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("damaged", "attention", "most"), [("ffn", False, 0.01), ("attention", True, 0.5)])
+def test_what_can_be_made_up_for_is(damaged: str, attention: bool, most: float, family: str) -> None:
+    original = tiny(family).decoder
+    decoder = original.copy()
+    path = READOUTS[damaged == "attention"][family == "gpt2"].removesuffix(".")
+    weight = decoder.blocks[2].module.get_submodule(path).weight.detach()
+    weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    off = (logits(decoder) - logits(original)).square().mean()
+    told = refit_(decoder, original, [1, 2, 3, 4], text(), attention=attention)
+    assert (logits(decoder) - logits(original)).square().mean() < most * off
+    assert told[2].after.held_out < most * told[2].before.held_out
+    assert told[1].before == told[1].after == Error(0, 0)
+
+
+def test_padding_is_ignored(family: str) -> None:
+    original, before, cuts = edited(family, "drop")
+    cut = windows()
+    others = replace(cut, input_ids=cut.input_ids.clone())
+    others.input_ids[-1, int(cut.lengths[-1]) :] = 7
+    assert not torch.equal(others.input_ids, cut.input_ids)
+    found = []
+    for each in (cut, others):
+        decoder = before.copy()
+        found.append((refit_(decoder, original, cuts, each, attention=True), logits(decoder)))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def first(cut: Windows, count: int) -> Windows:
+    """So many windows of a text."""
+    names = ("input_ids", "lengths", "first_scored")
+    return replace(cut, **{name: getattr(cut, name)[:count] for name in names})
+
+
+@ATTENTION
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_few_windows_will_do(count: int, attention: bool, family: str) -> None:
+    original, before, cuts = edited(family, "drop")
+    decoder, cut = before.copy(), first(text(), count)
+    told = refit_(decoder, original, cuts, cut, attention=attention)
+    held_out = torch.arange(count) == min(count, 8) - 1
+    targets, now = left(original, cut), left(decoder, cut)
+    for each, at in zip(told, cuts, strict=True):
+        expected = error(now[each.block], targets[at - 1], cut, held_out)
+        assert (each.after.all, each.after.held_out) == pytest.approx((expected.all, expected.held_out), rel=1e-3)
+        assert each.after <= each.before
+    assert logits(decoder).isfinite().all()
+    if count == 2:
+        assert all(each.singular == bool(each.ridges) for each in told)
+
+
+def test_dead_neurons_are_told(family: str) -> None:
+    original, before, cuts = edited(family, "drop")
+    decoder = before.copy()
+    ffn = decoder.blocks[1].ffn
+    for matrix in ffn.matrices[:-1]:
+        for tensor in matrix.tensors:
+            tensor[5:8] = 0
+    told = refit_(decoder, original, cuts, text())
+    assert [each.idle for each in told] == [0, 3 if told[1].ridges else 0, 0]
+    assert told[1].ridges
+    assert torch.equal(ffn.down.weight[:, 5:8], before.blocks[1].ffn.down.weight[:, 5:8])
+
+
+def test_a_text_of_one_window_is_refused() -> None:
+    original, before, cuts = edited("gpt2", "drop")
+    with pytest.raises(InputError, match=r"^calibration text of 1 window; accepted: 2 or more"):
+        refit_(before.copy(), original, cuts, first(text(), 1))
+
+
+def test_pruned_weights_are_refused_and_left_alone(family: str) -> None:
+    original, before, cuts = edited(family, "drop")
+    decoder = before.copy()
+    halve_(decoder)
+    was = logits(decoder)
+    with pytest.raises(InputError, match="would fill zeros that are to stay"):
+        refit_(decoder, original, cuts, text())
+    assert torch.equal(logits(decoder), was)
+
+
+@pytest.mark.parametrize("edit", ["drop", "share without deltas", "ffn", "both parts"])
+@pytest.mark.parametrize("bad", [float("nan"), 1e30])
+def test_activations_that_are_not_finite_are_an_error(bad: float, edit: str, family: str) -> None:
+    original, before, cuts = edited(family, edit)
+    for spoilt in (0, 1):
+        both = [original.copy(), before.copy()]
+        both[spoilt].blocks[-1].module.mlp.register_forward_hook(lambda _, inputs, output: output * bad + bad)
+        with pytest.raises(ModelError, match=r"^activations on the calibration text are not finite$"):
+            refit_(both[1], both[0], cuts, text())
+
+
+@ATTENTION
+def test_fits_that_do_harm_are_taken_back(attention: bool, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, before, cuts = edited(family, "tied")
+
+    def harm(moments: RegressionMoments, _: Any, *, constant: bool, last: int | None = None) -> Fit:
+        weight = 100 * torch.ones_like(moments.products(False, last).T)
+        return Fit(weight, weight[:, 0] if constant else None, 1.0, 1.0, 0.0, 0, False)
+
+    monkeypatch.setattr(repairing, "ridge_fit", harm)
+    decoder = before.copy()
+    told = refit_(decoder, original, cuts, text(), attention=attention)
+    assert all(not each.ridges and each.after == each.before for each in told)
+    for one, two in zip(decoder.model.parameters(), before.model.parameters(), strict=True):
+        assert torch.equal(one, two)

@@ -1,0 +1,109 @@
+"""Tensors of the length of a text, in files without a name."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layerfold.errors import OutputError
+from layerfold.spool import Spool
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_batches_come_back_as_they_were_written_in_float32(dtype: torch.dtype) -> None:
+    values = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    spool = Spool(values.shape)
+    for batch in (slice(4, 7), slice(0, 2), slice(2, 4)):
+        spool[batch] = values[batch]
+    for batch in (slice(0, 7), slice(1, 5), slice(6, 7), slice(3, 100), slice(None)):
+        found = spool[batch]
+        assert found.dtype == torch.float32
+        assert torch.equal(found, values[batch].float())
+    assert spool.shape == (7, 3, 5)
+
+
+def test_what_is_written_again_replaces_what_was_there() -> None:
+    spool = Spool((4, 2))
+    spool[:4] = torch.zeros(4, 2)
+    spool[1:2] = torch.ones(1, 2)
+    assert spool[0:4].tolist() == [[0, 0], [1, 1], [0, 0], [0, 0]]
+
+
+def test_views_are_written_by_their_values() -> None:
+    values = torch.arange(24.0).view(4, 6)
+    spool = Spool((6, 4))
+    spool[0:6] = values.T
+    assert torch.equal(spool[0:6], values.T)
+
+
+def test_what_is_read_is_a_copy() -> None:
+    spool = Spool((2, 2))
+    spool[0:2] = torch.zeros(2, 2)
+    spool[0:2].fill_(9)
+    assert not spool[0:2].any()
+
+
+def test_the_file_goes_with_the_object_and_has_no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[Any] = []
+    make = tempfile.TemporaryFile
+
+    def watched(*args: Any, **settings: Any) -> Any:
+        made.append(make(*args, **settings, dir=tmp_path))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", watched)
+    spool = Spool((2, 3))
+    spool[0:2] = torch.ones(2, 3)
+    assert os.fstat(made[0].fileno()).st_size == 24
+    assert not list(tmp_path.iterdir())
+    del spool
+    assert made[0].closed
+
+
+def test_reading_what_was_never_written_is_an_error() -> None:
+    spool = Spool((4, 2))
+    spool[0:2] = torch.ones(2, 2)
+    with pytest.raises(OutputError, match="ends before what was written"):
+        spool[1:3]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", Path("/dev/full").open)
+    spool = Spool((4, 2))
+    with pytest.raises(OutputError, match=r"^activations cannot be written to a temporary file in '.*': .*space") as e:
+        spool[0:4] = torch.ones(4, 2)
+    assert "\n" not in str(e.value)
+    del spool
+    gc.collect()  # closing it does not fail once more: an exception that nobody sees would be a warning
+
+
+def test_a_disk_that_takes_a_part_is_asked_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        def __init__(self, file: Any) -> None:
+            self.seek, self.readinto, self.close, self._write = file.seek, file.readinto, file.close, file.write
+
+        def write(self, data: Any) -> Any:
+            return self._write(data[:5])
+
+    make = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *args, **settings: Slow(make(*args, **settings)))
+    spool = Spool((3, 3))
+    spool[0:3] = torch.arange(9.0).view(3, 3)
+    assert torch.equal(spool[0:3], torch.arange(9.0).view(3, 3))
+
+
+def test_where_no_file_can_be_made_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **settings: Any) -> Any:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OutputError, match=r"^no temporary file can be made: .*Permission denied$"):
+        Spool((1, 1))
