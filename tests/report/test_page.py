@@ -235,6 +235,16 @@ def test_pairs_and_other_notes(make_results, make_record, tmp_path):
     assert "Matched neurons" not in page_of(make_results(labels=("base",)), tmp_path)
 
 
+def test_what_a_repair_left_of_each_block_s_error_is_told(make_results, make_record, tmp_path):
+    results = make_results()
+    repaired = [{"block": 0, "error": 0.5, "repaired": 0.0125, "ridges": {"ffn": 0.1}}]
+    repaired.append({"block": 1, "error": 0.25, "repaired": 0.25, "ridges": {}})
+    record = make_record("merged_2", "size", results.score("merged_2", "size"), notes={"repaired": repaired})
+    text = page_of(make_results(replace={("merged_2", "size"): record}), tmp_path)
+    assert "missed of each block&#39;s target" in text
+    assert "block 0: 50.00% -&gt; 1.25%; block 1: 25.00% -&gt; 25.00%" in text
+
+
 def test_perplexity_is_drawn_against_what_is_not_zero_where_rows_are_pruned(make_results, tmp_path):
     results = make_results()
     size = results.records["merged_2", "size"]

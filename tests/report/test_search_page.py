@@ -106,6 +106,16 @@ def test_what_was_not_measured_is_not_spoken_of(make_found, tmp_path):
     assert text.count("<svg") == 1
 
 
+def test_the_page_of_repaired_candidates_says_what_is_repaired_how_far(make_found, tmp_path):
+    said = "candidates are listed with each block repaired by itself, the best of each number with a whole repair."
+    found = make_found()
+    assert said not in page_of(found, tmp_path)
+    best = {number: replace(each, perplexity=0.9 * each.perplexity, kl=math.nan) for number, each in found.best.items()}
+    text = page_of(replace(found, best=best, settings=found.settings | {"objective": "repaired"}), tmp_path)
+    assert text.count(said) == 1
+    assert "nan" not in re.sub(r"<svg.*?</svg>|<style.*?</style>|<script.*?</script>", "", text, flags=re.DOTALL)
+
+
 def test_figures_that_are_not_finite(make_found, tmp_path):
     found = make_found({(0,): math.nan, (1,): math.inf, (2,): 1e5})
     text = page_of(found, tmp_path)

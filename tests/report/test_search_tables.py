@@ -147,6 +147,16 @@ def test_the_lines_below_say_what_was_read_and_what_was_given_up(make_found):
     assert "race" not in printed(make_found())
 
 
+def test_the_lines_below_say_whose_figures_are_those_of_a_whole_repair(make_found):
+    said = "candidates are listed with each block repaired by itself, the best of each number with a whole repair"
+    found = make_found()
+    assert said not in printed(found, 200)
+    repaired = replace(found, settings=found.settings | {"objective": "repaired"})
+    assert said in printed(repaired, 200)
+    assert f"{said}; 1 more candidate given up" in printed(replace(repaired, eliminated=1), 200)
+    assert rows(candidate_table(repaired, 9)) == rows(candidate_table(found, 9))
+
+
 @pytest.mark.parametrize("width", [30, 40, 80, 100, 200])
 def test_no_figure_is_cut(make_found, make_sets, width):
     found = make_found(make_sets(3))

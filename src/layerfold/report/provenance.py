@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from layerfold.records import RECOVERY, Json, Record, Results
 from layerfold.report.columns import COLUMNS
@@ -88,7 +89,7 @@ def matched_pairs(results: Results) -> MatchedPairs:
 def other_notes(results: Results) -> list[tuple[str, Listing]]:
     """Return what else the methods noted, by label."""
     listings = (
-        (label, [(_words(key), _text(value)) for key, value in notes.items() if key != "pairs"])
+        (label, [_note(key, value) for key, value in notes.items() if key != "pairs"])
         for label, notes in _notes(results)
     )
     return [(label, entries) for label, entries in listings if entries]
@@ -129,6 +130,14 @@ def _notes(results: Results) -> Iterator[tuple[str, dict[str, Json]]]:
 
 def _words(key: str) -> str:
     return key.replace("_", " ")
+
+
+def _note(key: str, value: Any) -> tuple[str, str]:
+    """What a method noted; of a repair, the share of each block's target that is missed before and after it."""
+    if key != "repaired":
+        return _words(key), _text(value)
+    blocks = (f"block {each['block']}: {100 * each['error']:.2f}% -> {100 * each['repaired']:.2f}%" for each in value)
+    return "missed of each block's target", "; ".join(blocks)
 
 
 def _text(value: Json) -> str:

@@ -16,7 +16,9 @@ from layerfold.statistics import Interval
 NONE = "none"
 NOUNS = {"attention": "attention layer", "ffn": "FFN"}
 """What a search removes, by its ``part``; blocks otherwise."""
-QUICKLY_REPAIRED = "each block of a candidate repaired by itself; the best of each number are told of after a whole repair"
+QUICKLY_REPAIRED = (
+    "candidates are listed with each block repaired by itself, the best of each number with a whole repair"
+)
 
 F = TypeVar("F", contravariant=True)
 C = TypeVar("C", contravariant=True)
