@@ -32,3 +32,16 @@ def test_embedding_leaves_the_model_as_it_was(family: str) -> None:
     before = decoder.model(input_ids=ids).logits
     Stepper(decoder).embed(ids)
     assert torch.equal(decoder.model(input_ids=ids).logits, before)
+
+
+def test_one_for_a_decoder_of_the_same_shape_steps_through_what_was_embedded(family: str) -> None:
+    decoder, other, ids = tiny(family).decoder, tiny(family, seed=1).decoder, token_ids()
+    first = Stepper(decoder)
+    alike = first.like(other)  # before anything was embedded
+    hidden = expected = first.embed(ids)
+    own = Stepper(other)
+    own.embed(ids)
+    for index in range(BLOCKS):
+        hidden, expected = alike.step(index, hidden), own.step(index, expected)
+    assert torch.equal(hidden, expected)
+    assert alike.decoder is other

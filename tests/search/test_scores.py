@@ -244,3 +244,13 @@ def test_a_short_text() -> None:
     scores.measure([(), (1,)])
     assert scores.tokens.sum() == cut.tokens
     assert np.isfinite(scores.mean((1,), "perplexity"))
+
+
+def test_a_candidate_lacks_what_was_not_measured_on_every_window() -> None:
+    scores = Scores(Lacking(tiny("gpt2").decoder), windows(), divergence=False)
+    assert scores.lacks((1,))
+    scores.measure([(1,)], [0])
+    assert scores.lacks((1,))
+    scores.measure([(1,)])
+    assert not scores.lacks((1,))  # the divergence was not asked for
+    assert scores.lacks((2,))

@@ -17,6 +17,7 @@ import pytest
 from tiny import BLOCKS, Write, prose, tiny
 from torch import Tensor
 
+from layerfold.evaluators import Perplexity
 from layerfold.hub import load
 from layerfold.scoring import target_logits
 
@@ -76,9 +77,57 @@ def test_the_best_of_a_search_is_dropped(search: Any, layerfold: Any, model: Pat
     assert load(out).decoder.size().parameters == document["best"]["3"]["parameters"]
 
 
+def test_the_best_after_a_repair(search: Any, layerfold: Any, model: Path, study_corpus: str, tmp_path: Path) -> None:
+    words = (
+        "--objective",
+        "repaired",
+        "--finalists",
+        2,
+        "--calibration-tokens",
+        300,
+        "--rounds",
+        0,
+        "--remove",
+        "1..2",
+    )
+    done = search(*words, "--json")
+    assert done.code == 0, done.err
+    assert "NaN" not in done.out
+    document = json.loads(done.out)
+    assert document == json.loads((tmp_path / "found" / "search.json").read_text())
+    assert [row["kl"] for row in document["best"].values()] == [None, None]
+    assert (document["settings"]["finalists"], document["settings"]["calibration_tokens"]) == (2, 300)
+    page = (tmp_path / "found" / "report.html").read_text()
+    assert "the best of each number with a whole repair." in page
+    assert ">nan<" not in page
+    rows = list(csv.DictReader((tmp_path / "found" / "candidates.csv").read_text().splitlines()))
+    assert sum(row["best"] == "true" for row in rows) == 3
+    assert not any(figure == "nan" for row in rows for figure in row.values())
+    again = search(*words)
+    assert again.code == 0, again.err
+    assert " nan " not in again.out
+    assert "candidates are listed with each block repaired" in again.out
+    file, out = tmp_path / "found" / "search.json", tmp_path / "out"
+    words = ("--from-search", file, "--remove", 2, "--repair", "refit+attention", "--repair-tokens", 300)
+    done = layerfold("compress", "drop", "--model", model, *words, "--corpus", study_corpus, "--output-dir", out)
+    assert done.code == 0, done.err
+    test = Perplexity(corpus=study_corpus, split="test", limit_tokens=150)(load(out))
+    assert test.value == pytest.approx(document["best"]["2"]["test"]["perplexity"]["value"], rel=1e-5)
+    bare = layerfold("compress", "drop", "--model", model, *words[:4], "--output-dir", tmp_path / "bare")
+    assert bare.code == 2
+    assert "tells what is best to drop before a repair, and none is to follow; accepted: repair refit+att" in bare.err
+    assert not (tmp_path / "bare").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--objective", "repaired", "--part", "ffn"), "objective 'repaired' with part 'ffn'; accepted: block"),
+        (("--objective", "repaired", "--finalists", "0"), "finalists 0; accepted: 1 or more"),
+        (
+            ("--objective", "repaired", "--calibration-tokens", "20"),
+            "calibration text of 1 window; accepted: 2 or more",
+        ),
         (("--remove", "2..1"), "remove 2..1; accepted: first..last with 1 <= first <= last"),
         (("--remove", "0"), "remove 0..0; accepted"),
         (("--remove", "4"), "remove 4..4 for a model of depth 4; accepted: 1 ... 3"),

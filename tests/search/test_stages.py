@@ -13,7 +13,8 @@ from layerfold.decoder import Decoder
 from layerfold.methods import Share
 from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores
-from layerfold.search.stages import Blocks, Lacking, Replaced, removable
+from layerfold.search.stages import Blocks, Edited, Lacking, Replaced, removable
+from layerfold.stepping import Stepper
 
 
 def shared(decoder: Decoder, *windows: str) -> dict[Blocks, Decoder]:
@@ -101,6 +102,29 @@ def test_blocks_that_lack_a_part_follow_those_of_the_model() -> None:
     decoder.remove_("ffn", (1,))
     assert removable(decoder, "ffn") == (0, 2, 3)
     assert removable(decoder, "block") == (0, 1, 2, 3)
+
+
+def test_decoders_of_their_own_depth_are_measured_while_they_are_held() -> None:
+    decoder, cut = tiny("mistral").decoder, windows(stride=20)
+    stages = Edited(decoder)
+    scores = Scores(stages, cut, divergence=False)
+    others: dict[Blocks, Decoder] = {}
+    for removed in [(0, 2), (1,), (1, 2, 3)]:
+        others[removed] = other = decoder.copy()
+        other.keep_([index for index in range(BLOCKS) if index not in removed])
+        with torch.no_grad():
+            other.blocks[0].ffn.down.weight.mul_(1.5)
+        stages.held[removed] = Stepper(other)
+    assert stages.path((0, 2)) == (4, 5)
+    assert stages.path((1,)) == (8, 9, 10)
+    del stages.held[(0, 2)]
+    assert stages.path((1,)) == (4, 5, 6)
+    stages.held[(0, 2)] = Stepper(others[(0, 2)])
+    scores.measure(others)
+    for removed, other in others.items():
+        assert scores.values(removed, "perplexity") == pytest.approx(window_nats(other, cut), rel=1e-5)
+    stages.held.clear()
+    scores.measure(others)  # what was measured asks for none of them
 
 
 def test_no_tensor_of_the_model_is_written_into() -> None:

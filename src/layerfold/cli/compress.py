@@ -113,7 +113,7 @@ def drop(
             "--from-search, which says what to drop, beside --blocks, --random, --fraction, --every or --part"
         )
     else:
-        method = partial(best_drop, from_search, remove=remove)
+        method = partial(best_drop, from_search, remove=remove, repaired=repair is not options.Level.none)
     text = _Text(corpus, defaults.CALIBRATION_TOKENS, repair, repair_tokens, seed)
     _compress(method, (model, revision, trust_remote_code), output_dir, format, overwrite, text)
 

@@ -63,15 +63,18 @@ def drop(
         DropObjective, typer.Option(help="What candidates are compared by; repaired is the perplexity after a repair.")
     ] = DropObjective.perplexity,
     finalists: Annotated[int, typer.Option(help="With repaired: how many of each number are repaired wholly.")] = 4,
-    corpus: Annotated[str | None, typer.Option(help="Its validation split selects, its test split judges.")] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Its validation split selects, its test split judges; repairs read its calibration split."),
+    ] = None,
     tokens: SelectionTokens = defaults.SELECTION_TOKENS,
     test_tokens: TestTokens = defaults.LIMIT_TOKENS,
     calibration_tokens: Annotated[
-        int, typer.Option(help="With repaired: tokens of the calibration split.")
-    ] = defaults.CALIBRATION_TOKENS,
+        int, typer.Option(help="With repaired: tokens that whole repairs are fitted to, quick ones to a quarter.")
+    ] = defaults.REPAIR_TOKENS,
     context: Context = None,
     rounds: Annotated[int, typer.Option(help="Rounds of the latency comparison; 0 times nothing.")] = 12,
-    seed: Annotated[int, typer.Option(help="Orders the windows of a race.")] = 0,
+    seed: Annotated[int, typer.Option(help="Orders the windows of a race, and the calibration documents.")] = 0,
     output_dir: SearchDir = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Write the candidates as Parquet too.")] = False,
     revision: options.Revision = None,

@@ -11,13 +11,14 @@ from layerfold.methods.drop import Drop, spelled
 from layerfold.search.found import FORMAT_VERSION
 
 
-def best_drop(file: Path, model: Model, remove: int | None = None) -> Drop:
+def best_drop(file: Path, model: Model, remove: int | None = None, *, repaired: bool = True) -> Drop:
     """Return the drop that a search found best for a model.
 
     Args:
         file: what `DropSearch` or ``layerfold search drop --json`` wrote.
         model: the one that was searched.
         remove: how many blocks; None where the search tells of one number only.
+        repaired: whether a repair will follow, which a search for what is best with one takes for granted.
 
     Raises:
         InputError: the file is none of those, or of another model, or does not tell of that number.
@@ -37,6 +38,11 @@ def best_drop(file: Path, model: Model, remove: int | None = None) -> Drop:
         raise InputError(
             f"search file {str(file)!r} is of another model: weights {str(sha256)[:12]}... ({document.get('model')}), "
             f"these are {model.sha256[:12]}... ({model.name})"
+        )
+    if not repaired and document["settings"].get("objective") == "repaired":
+        raise InputError(
+            f"search file {str(file)!r} tells what is best to drop before a repair, and none is to follow; accepted: "
+            "repair refit+attention, or another search"
         )
     if remove is None and len(best) == 1:
         (remove,) = best

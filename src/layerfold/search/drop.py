@@ -55,10 +55,11 @@ class DropSearch:
         finalists: with ``repaired``, how many are repaired wholly of each number.
         corpus: whose ``validation`` split selects and whose ``test`` split judges, and to whose ``calibration`` split
             repairs are fitted; None takes the model's own.
-        tokens, test_tokens, calibration_tokens: of the three.
+        tokens, test_tokens, calibration_tokens: of the three; blocks by themselves are refitted to a quarter of the
+            last.
         context: window length; None takes the model's maximum, 2,048 at most.
         rounds: of the latency comparison; 0 times nothing.
-        seed: orders the windows of a race.
+        seed: orders the windows of a race, and the calibration documents.
     """
 
     remove: tuple[int, int] | None = (1, 1)
@@ -71,7 +72,7 @@ class DropSearch:
     corpus: str | None = None
     tokens: int = defaults.SELECTION_TOKENS
     test_tokens: int = defaults.LIMIT_TOKENS
-    calibration_tokens: int = defaults.CALIBRATION_TOKENS
+    calibration_tokens: int = defaults.REPAIR_TOKENS
     context: int | None = None
     rounds: int = 12
     seed: int = 0
@@ -193,8 +194,11 @@ class DropSearch:
     def _repairs(self, model: Model, corpus: str, progress: Progress) -> Repairs | None:
         if self.objective != "repaired":
             return None
-        text = calibration_windows(model, corpus, self.calibration_tokens, self.seed)
-        return Repairs(model.decoder, text, progress)
+        text, quick = (
+            calibration_windows(model, corpus, tokens, self.seed)
+            for tokens in (self.calibration_tokens, max(2, self.calibration_tokens // 4))
+        )
+        return Repairs(model.decoder, text, quick, progress)
 
     def _finalists(
         self, scores: Scores, indices: Sequence[int], counts: range, progress: Progress

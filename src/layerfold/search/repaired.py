@@ -22,25 +22,28 @@ class Repairs:
 
     Args:
         decoder: the model; never edited.
-        calibration: the text that repairs are fitted to.
+        calibration: the text that whole repairs are fitted to.
+        quick: that of the quick ones.
 
     Attributes:
         edited: candidates that are repaired wholly, as long as `best` holds them.
     """
 
-    def __init__(self, decoder: Decoder, calibration: Windows, progress: Progress) -> None:
+    def __init__(self, decoder: Decoder, calibration: Windows, quick: Windows, progress: Progress) -> None:
         decoder.model.eval()  # as where candidates are scored
-        self._decoder, self._calibration, self._progress = decoder, calibration, progress
+        self._decoder, self._progress = decoder, progress
+        self._calibration, self._quick = calibration, quick
         self.edited = Edited(decoder)
 
     def stages(self, most: int) -> Spanned:
         """Return candidates that lack so many blocks at most, each of whose blocks is refitted by itself."""
-        return Spanned(self._decoder, spanning(self._decoder, self._calibration, most + 1, progress=self._progress))
+        return Spanned(self._decoder, spanning(self._decoder, self._quick, most + 1, progress=self._progress))
 
     @property
     def known(self) -> dict[str, Any]:
         """What determines a repair, as JSON."""
-        return {"protocol": PROTOCOL, "level": "refit+attention", "calibration": self._calibration.sha256}
+        texts = {"calibration": self._calibration.sha256, "quick": self._quick.sha256}
+        return {"protocol": PROTOCOL, "level": "refit+attention", **texts}
 
     def best(self, finalists: Sequence[Blocks], selection: Scores, test: Scores) -> Blocks:
         """Repair candidates front to back, and choose one by the selection text; the test text is read for it alone.

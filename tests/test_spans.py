@@ -1,0 +1,265 @@
+"""Blocks refitted to stand for several, against plain forward passes of models that they are put into."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+import torch
+from tiny import BLOCKS, CONTEXT, FAMILY_NAMES, corpus, halve_, prose, tiny, tokenizer, windows
+from torch import Tensor
+
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError, ModelError
+from layerfold.methods import Drop, Merge, Method, Share
+from layerfold.repairing import refit_
+from layerfold.scoring import window_nats
+from layerfold.search.scores import Scores
+from layerfold.search.stages import Blocks, Spanned
+from layerfold.spans import spanning
+from layerfold.windows import Windows, cut_windows
+
+SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}
+EDITS: dict[str, Sequence[Method]] = {
+    "none": [],
+    "no attention": [Drop(blocks="0-1", part="attention")],
+    "no ffn": [Drop(blocks="0,2", part="ffn")],
+    "neither": [Drop(blocks="1", part="attention"), Drop(blocks="1-2", part="ffn")],
+    "share": [Share(**SHARE, rank=2)],
+    "share without deltas": [Share(**SHARE, rank=0)],
+    "tied": [Merge(n=3, align="none", tie=True)],
+}
+MODELS = [*((family, "none") for family in FAMILY_NAMES), *(("gpt2", edit) for edit in EDITS if edit != "none")]
+EACH_MODEL = pytest.mark.parametrize(("family", "edit"), [*MODELS, ("llama", "neither")])
+SPANS = [(index, length) for length in range(2, BLOCKS + 1) for index in range(BLOCKS - length + 1)]
+SUBSETS = [removed for count in range(BLOCKS) for removed in combinations(range(BLOCKS), count)]
+READOUTS = {
+    "attention": ("self_attn.o_proj.", "attn.c_proj."),
+    "ffn": ("mlp.down_proj.", "mlp.c_proj."),
+}
+
+
+@functools.cache
+def text() -> Windows:
+    cut = cut_windows(corpus(*(prose(60, seed) for seed in range(4))), tokenizer(), context=CONTEXT)
+    assert cut.lengths[-1] < CONTEXT
+    return cut
+
+
+@functools.cache
+def made(family: str, edit: str) -> Decoder:
+    """A model that nothing may change."""
+    decoder = tiny(family).decoder
+    for method in EDITS[edit]:
+        method.apply(decoder, None)
+    return decoder
+
+
+@functools.cache
+def spanned(family: str, edit: str = "none", attention: bool = True) -> dict[int, Decoder]:
+    return spanning(made(family, edit), text(), BLOCKS, attention=attention)
+
+
+def stack(decoder: Decoder) -> Any:
+    return operator.attrgetter(decoder.family.blocks)(decoder.model)
+
+
+@torch.no_grad()
+def left(decoder: Decoder) -> list[Tensor]:
+    """What leaves each block, (windows, tokens, d_model), of a plain forward pass."""
+    found: list[Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda _, inputs, out: found.append(out[0] if isinstance(out, tuple) else out))
+        for module in stack(decoder)
+    ]
+    decoder.model(input_ids=text().input_ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def with_block(decoder: Decoder, index: int, other: Decoder) -> Decoder:
+    """The model with one block of another, so that all blocks before it are its own."""
+    found = decoder.copy(share=True)
+    stack(found)[index] = stack(other.copy(share=True))[index]
+    return found
+
+
+def missed(found: Tensor, should: Tensor, held_out: bool) -> float:
+    rows = (torch.arange(CONTEXT) < text().lengths[:, None]) & (
+        (torch.arange(len(text())) % 8 == 7)[:, None] == held_out
+    )
+    return float((found - should)[rows].double().square().sum())
+
+
+def assembled(decoder: Decoder, spans: Mapping[int, Decoder], removed: Blocks) -> Decoder:
+    """The model without some blocks, those that are left being of the decoders that lead to the next one's place."""
+    kept = [index for index in range(decoder.n_blocks) if index not in removed]
+    found = decoder
+    for index, end in pairwise([*kept, decoder.n_blocks]):
+        if end - index > 1:
+            found = with_block(found, index, spans[end - index])
+    found = found.copy(share=True)
+    found.keep_(kept)
+    return found
+
+
+def changed(decoder: Decoder, other: Decoder) -> list[str]:
+    """Names of the tensors that the other has for its own."""
+    own = dict(decoder.model.named_parameters(remove_duplicate=False))
+    theirs = dict(other.model.named_parameters(remove_duplicate=False))
+    assert own.keys() == theirs.keys()
+    return [name for name, tensor in own.items() if tensor.data_ptr() != theirs[name].data_ptr()]
+
+
+@EACH_MODEL
+def test_a_block_misses_less_of_what_is_to_enter_the_one_that_follows(family: str, edit: str) -> None:
+    decoder, spans = made(family, edit), spanned(family, edit)
+    states = left(decoder)
+    for index, length in SPANS:
+        should, own = states[index + length - 1], states[index]
+        one = with_block(decoder, index, spans[length])
+        found = left(one)[index]
+        for held_out in (True, False):
+            before, after = missed(own, should, held_out), missed(found, should, held_out)
+            if before and changed(decoder, one):
+                assert after < before, (index, length, held_out)
+            else:  # nothing to refit, or nothing that it misses
+                assert after == before
+    assert len({id(each) for each in spans.values()}) == BLOCKS - 1
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_of_random_models_all_blocks_are_refitted_and_attentions_help(family: str) -> None:
+    decoder = made(family, "none")
+    states = left(decoder)
+    for index, length in SPANS:
+        should = states[index + length - 1]
+        both, alone = (
+            missed(left(with_block(decoder, index, spanned(family, "none", attention)[length]))[index], should, True)
+            for attention in (True, False)
+        )
+        assert both <= alone * (1 + 1e-4) < missed(states[index], should, True)
+
+
+@EACH_MODEL
+def test_only_readouts_are_a_copys_own(family: str, edit: str) -> None:
+    decoder = made(family, edit)
+    for attention in (True, False):
+        parts = READOUTS if attention else ("ffn",)
+        for length, other in spanned(family, edit, attention).items():
+            allowed = tuple(
+                f"{decoder.family.blocks}.{index}.{name}"
+                for index in range(BLOCKS - length + 1)
+                for part in parts
+                for name in READOUTS[part]
+            )
+            found = changed(decoder, other)
+            assert found or edit in ("no ffn", "neither")
+            assert all(name.startswith(allowed) for name in found)
+            if edit == "share":  # what blocks have in common is not copied
+                assert any(name.endswith(".a") for name in found)
+                shared = [f"{name.removesuffix('.a')}.weight" for name in found if name.endswith(".a")]
+                assert not set(shared) & set(found)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_the_model_stays_as_it_is(edit: str) -> None:
+    decoder = made("gpt2", edit).copy()
+    before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
+    modules = [(name, id(module)) for name, module in decoder.model.named_modules()]
+    tensors = [id(tensor) for tensor in decoder.model.parameters()]
+    spanning(decoder, text(), 3)
+    after = decoder.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert [(name, id(module)) for name, module in decoder.model.named_modules()] == modules
+    assert [id(tensor) for tensor in decoder.model.parameters()] == tensors
+    assert not any(module._forward_pre_hooks for module in decoder.model.modules())
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("removed", [(1,), (2,), (3,), (1, 2), (2, 3), (1, 2, 3)])
+def test_where_all_blocks_before_are_exact_it_is_the_whole_repair(family: str, removed: Blocks) -> None:
+    decoder = made(family, "none")
+    kept = [index for index in range(BLOCKS) if index not in removed]
+    whole = decoder.copy()
+    whole.keep_(kept)
+    told = refit_(whole, decoder, [*kept[1:], BLOCKS], text(), attention=True)
+    index = removed[0] - 1
+    assert told[index].ridges
+    theirs = dict(stack(spanned(family)[len(removed) + 1])[index].named_parameters())
+    own = dict(stack(decoder)[index].named_parameters())
+    moved = 0.0
+    for name, tensor in stack(whole)[index].named_parameters():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+        moved = max(moved, float((tensor - own[name]).detach().abs().max()))
+    assert moved > 0.02
+
+
+@pytest.mark.parametrize(
+    ("n_blocks", "longest", "lengths"),
+    [(1, 5, []), (2, 2, [2]), (2, 99, [2]), (4, 1, []), (4, 0, []), (4, 2, [2]), (4, 99, [2, 3, 4])],
+)
+def test_there_are_as_many_lengths_as_are_asked_for_and_fit(n_blocks: int, longest: int, lengths: list[int]) -> None:
+    found = spanning(tiny("gpt2", n_layer=n_blocks).decoder, text(), longest)
+    assert list(found) == lengths
+    assert {each.n_blocks for each in found.values()} <= {n_blocks}
+
+
+def test_what_a_block_becomes_for_one_length_does_not_hang_on_the_others() -> None:
+    short, long = spanning(made("llama", "none"), text(), 2)[2], spanned("llama")[2]
+    for name, tensor in short.model.named_parameters():
+        torch.testing.assert_close(tensor, long.model.get_parameter(name), rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_of_which_nothing_is_left_are_passed_over() -> None:
+    decoder = tiny("gpt2").decoder
+    for part in ("attention", "ffn"):
+        decoder.remove_(part, (0, 2))
+    found = spanning(decoder, text(), 2)[2]
+    assert {name.split(".h.")[1][0] for name in changed(decoder, found)} == {"1"}
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    with pytest.raises(InputError, match="calibration text of 1 window; accepted: 2 or more"):
+        spanning(tiny("gpt2").decoder, windows(limit_tokens=20), 2)
+    pruned = tiny("gpt2").decoder
+    halve_(pruned)
+    with pytest.raises(InputError, match="would fill zeros that are to stay"):
+        spanning(pruned, text(), 2)
+    broken = tiny("llama").decoder
+    with torch.no_grad():
+        broken.blocks[1].module.mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        spanning(broken, text(), 2)
+
+
+def test_paths_lead_from_each_block_that_is_left_to_the_next() -> None:
+    spans = {2: made("gpt2", "none"), 3: made("gpt2", "none"), 4: made("gpt2", "none")}
+    path = Spanned(made("gpt2", "none"), spans).path
+    assert path(()) == (0, 1, 2, 3)
+    assert path((0,)) == (1, 2, 3)  # nothing stands for what is gone before it
+    assert path((3,)) == (0, 1, 4 + 2)
+    assert path((1, 2)) == (8 + 0, 3)
+    assert path((0, 2, 3)) == (8 + 1,)
+    assert path((1, 2, 3)) == (12 + 0,)
+    assert path((0, 1, 2)) == (3,)
+    assert len({path(removed) for removed in SUBSETS}) == len(SUBSETS) == 2**BLOCKS - 1
+
+
+@EACH_MODEL
+def test_scores_are_those_of_the_model_put_together(family: str, edit: str) -> None:
+    decoder, spans = made(family, edit), spanned(family, edit)
+    cut = windows(stride=20)
+    scores = Scores(Spanned(decoder, spans), cut)
+    scores.measure(SUBSETS)
+    assert scores.mean((), "kl") == pytest.approx(0, abs=1e-6)
+    for removed in SUBSETS:
+        one = assembled(decoder, spans, removed)
+        assert scores.values(removed, "perplexity") == pytest.approx(window_nats(one, cut), rel=1e-5)
+        assert scores.parameters(removed) == one.size().parameters
