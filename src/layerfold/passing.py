@@ -72,6 +72,12 @@ def held_out_windows(windows: Windows) -> Tensor:
     return torch.arange(len(windows)) % every == every - 1
 
 
+def parts(stream: Stream, held_out: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
+    """Say which positions of a batch hold text, (windows, tokens): to fit, and held out."""
+    real, apart = stream.real(batch), held_out[batch][:, None]
+    return real & ~apart, real & apart
+
+
 def walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Pass:
     """Pass the text through the blocks that have a target."""
     moments = RegressionMoments(), RegressionMoments()
@@ -80,9 +86,8 @@ def walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem
     readouts = [each for some in problem.values() for each in some]
 
     def visit(batch: slice, index: int, hidden: Tensor) -> None:
-        should, real = targets[index][batch], stream.real(batch)
-        for place, windows in enumerate((~held_out[batch], held_out[batch])):
-            rows = real & windows[:, None]
+        should = targets[index][batch]
+        for place, rows in enumerate(parts(stream, held_out, batch)):
             missed = should[rows] - hidden[rows]
             sums[index][0, place] += missed.square().sum(dtype=torch.float64)
             sums[index][1, place] += should[rows].square().sum(dtype=torch.float64)

@@ -61,6 +61,13 @@ class Readout:
         """`weight`, and `bias` where there is one."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
+    def own_(self) -> None:
+        """Use parameters of its own from now on, but for a weight that blocks share beside a delta."""
+        shared = self.module.weight
+        Matrix(self.module).own_()
+        if self._delta:
+            self.module.weight = shared
+
     def features(self, inputs: Tensor) -> Tensor:
         """Return what `weight` multiplies, (..., features), for what the module reads, (..., in)."""
         return linear(inputs, self.module.b.detach()) if self._delta else inputs

@@ -154,7 +154,7 @@ def _jointly(passing: Walk, index: int, attention: Readout, ffn: Readout) -> tup
     first = passing({index: both})
     if first.error.all <= _EXACT:
         return first, first, []
-    were = _values(both)
+    were = values(both)
     joint, only = _fit(first, both), _fit(first, alone, last=ffn.weight.shape[1])
     first = first.without_moments()
     fits: Fits = [({index: alone}, only)]
@@ -182,7 +182,7 @@ def _in_turn(passing: Walk, problems: Sequence[Problem]) -> tuple[Pass, Pass, Fi
         if last.error.all <= _EXACT:
             break
         readouts = next(iter(problem.values()))
-        were, fit = _values(readouts), _fit(last, readouts)
+        were, fit = values(readouts), _fit(last, readouts)
         before, last = last.error, last.without_moments()
         # Where blocks share what is fitted, each changes what the next one reads: a shorter step may do.
         for share in (1.0, 0.5, 0.25) if len(problem) > 1 else (1.0,):
@@ -213,11 +213,12 @@ def add_(readouts: Sequence[Readout], fit: Fit, share: float = 1.0) -> None:
         bias.add_(fit.bias, alpha=share)
 
 
-def _values(readouts: Sequence[Readout]) -> list[Tensor]:
+def values(readouts: Sequence[Readout]) -> list[Tensor]:
+    """Return copies of weights and biases."""
     return [tensor.clone() for each in readouts for tensor in each.tensors]
 
 
-def restore_(readouts: Sequence[Readout], values: Sequence[Tensor]) -> None:
+def restore_(readouts: Sequence[Readout], were: Sequence[Tensor]) -> None:
     """Give weights and biases the values that they had."""
-    for tensor, value in zip((tensor for each in readouts for tensor in each.tensors), values, strict=True):
+    for tensor, value in zip((tensor for each in readouts for tensor in each.tensors), were, strict=True):
         tensor.copy_(value)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from layerfold import memory
 from layerfold.decoder import Decoder
-from layerfold.factored import Factored
-from layerfold.ffn import Matrix
 from layerfold.leastsquares import RegressionMoments, ridge_fits
-from layerfold.passing import held_out_windows
+from layerfold.passing import held_out_windows, parts
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout, reading
-from layerfold.repairing import add_, restore_
+from layerfold.repairing import add_, restore_, values
 from layerfold.spool import Spool
 from layerfold.stepping import Stepper, fused_activations
 from layerfold.streaming import Stream
@@ -87,7 +84,7 @@ def _span(
     if not readouts or not targets:
         return
     for each in (each for some in own.values() for each in some):
-        _own_(each.module)
+        each.own_()
     ffn = readouts[-1:]
     moments = _moments(stream, stream.stepper, index, readouts, list(targets.values()), held_out)
     constant, count = ffn[0].bias is not None, len(targets)
@@ -97,7 +94,7 @@ def _span(
     for (length, target), alone, both in zip(targets.items(), only, joint, strict=True):
         mine = own[length]
         if both is not None:
-            were = [tensor.clone() for each in mine for tensor in each.tensors]
+            were = values(mine)
             add_(mine, both)
             (rest,) = ridge_fits(
                 *_moments(stream, others[length], index, mine[-1:], [target], held_out), constant=constant
@@ -107,14 +104,6 @@ def _span(
                 continue
             restore_(mine, were)
         add_(mine[-1:], alone)
-
-
-def _own_(module: Any) -> None:
-    """Give a readout's module parameters of its own, but for a base that blocks share, which is not refitted."""
-    base = module.weight if isinstance(module, Factored) else None
-    Matrix(module).own_()
-    if base is not None:
-        module.weight = base
 
 
 def _readouts(decoder: Decoder, index: int, attention: bool) -> list[Readout]:
@@ -135,9 +124,8 @@ def _moments(
     moments = RegressionMoments(), RegressionMoments()
     with reading(readouts) as seen:
         for batch in stream.batches:
-            hidden, real = stepper.step(index, stream.states[batch]), stream.real(batch)
-            for place, windows in enumerate((~held_out[batch], held_out[batch])):
-                rows = real & windows[:, None]
+            hidden = stepper.step(index, stream.states[batch])
+            for place, rows in enumerate(parts(stream, held_out, batch)):
                 if rows.any():
                     read = torch.cat([each.features(seen[id(each.module)][rows]) for each in readouts], dim=1)
                     missed = torch.cat([target[batch][rows] - hidden[rows] for target in targets], dim=1)

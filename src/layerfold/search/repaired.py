@@ -8,8 +8,7 @@ from typing import Any
 
 from layerfold.decoder import Decoder
 from layerfold.progress import Progress
-from layerfold.repair import PROTOCOL
-from layerfold.repairing import refit_
+from layerfold.repair import Repair
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Edited, Spanned
 from layerfold.spans import spanning
@@ -32,7 +31,7 @@ class Repairs:
     def __init__(self, decoder: Decoder, calibration: Windows, quick: Windows, progress: Progress) -> None:
         decoder.model.eval()  # as where candidates are scored
         self._decoder, self._progress = decoder, progress
-        self._calibration, self._quick = calibration, quick
+        self._repair, self._quick = Repair("refit+attention", calibration), quick
         self.edited = Edited(decoder)
 
     def stages(self, most: int) -> Spanned:
@@ -42,8 +41,11 @@ class Repairs:
     @property
     def known(self) -> dict[str, Any]:
         """What determines a repair, as JSON."""
-        texts = {"calibration": self._calibration.sha256, "quick": self._quick.sha256}
-        return {"protocol": PROTOCOL, "level": "refit+attention", **texts}
+        return {
+            **self._repair.resolved(),
+            "calibration": self._repair.windows.sha256,
+            "quick": self._quick.sha256,
+        }
 
     def best(self, finalists: Sequence[Blocks], selection: Scores, test: Scores) -> Blocks:
         """Repair candidates front to back, and choose one by the selection text; the test text is read for it alone.
@@ -78,6 +80,5 @@ class Repairs:
         kept = [index for index in range(self._decoder.n_blocks) if index not in removed]
         repaired = self._decoder.copy()
         repaired.keep_(kept)
-        cuts = [*kept[1:], self._decoder.n_blocks]
-        refit_(repaired, self._decoder, cuts, self._calibration, attention=True, progress=self._progress)
+        self._repair.apply(repaired, self._decoder, kept, {}, self._progress)
         return repaired
