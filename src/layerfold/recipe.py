@@ -16,7 +16,7 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
 from layerfold.hub import POCKET, Model, default_corpus
-from layerfold.methods import METHODS, Method
+from layerfold.methods import METHODS, Method, Steps
 from layerfold.origins import Load, Student
 from layerfold.presets import DEFAULT_EVALUATORS, PRESETS
 from layerfold.records import BASE_LABEL
@@ -43,14 +43,23 @@ def _variant(value: Any) -> Any:
     if len(names) != 1:
         raise InputError(
             f"keys {', '.join(map(str, value)) or 'none'}; accepted: label, repair and one of "
-            f"{', '.join(sorted(_SOURCES))}"
+            f"{', '.join(sorted([*_SOURCES, Steps.name]))}"
         )
     name, config = names[0], value[names[0]]
+    if name == Steps.name:
+        return {key: value[key] for key in _BESIDE if key in value} | {"method": _steps(config)}
     if name == Load.name and isinstance(config, str):
         config = {"model": config}
     return {key: value[key] for key in _BESIDE if key in value} | {
         "method": build("key or method", _SOURCES, name, config)
     }
+
+
+def _steps(config: Any) -> Steps:
+    """Turn [{drop: {...}}, {prune: {...}}] into steps."""
+    if not isinstance(config, list) or not all(isinstance(each, dict) and len(each) == 1 for each in config):
+        raise InputError("steps; accepted: a list of methods, each with its settings, as - drop: {blocks: 3}")
+    return Steps(tuple(build("method", METHODS, *next(iter(each.items()))) for each in config))
 
 
 def _evaluator(value: Any) -> Any:
@@ -95,7 +104,11 @@ class Variant(_Strict):
     def to_json(self) -> dict[str, Any]:
         """Return the variant as recipes write it."""
         repair = {} if self.repair == "none" else {"repair": self.repair}
-        return {"label": self.label, self.method.name: settings_of(self.method), **repair}
+        if isinstance(self.method, Steps):
+            made: Any = [{each.name: settings_of(each)} for each in self.method.methods]
+        else:
+            made = settings_of(self.method)
+        return {"label": self.label, self.method.name: made, **repair}
 
 
 class CalibrationText(_Strict):
@@ -234,7 +247,7 @@ def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: s
     )
 
 
-def _admits(decoder: Decoder, source: Method | Load | Student) -> bool:
+def _admits(decoder: Decoder, source: Method | Steps | Load | Student) -> bool:
     try:
         if not isinstance(source, Load):
             (source.drop(decoder) if isinstance(source, Student) else source).resolved(decoder)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from layerfold.applying import apply
 from layerfold.building import settings_of
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
 from layerfold.hub import Model, load
-from layerfold.methods import Method
+from layerfold.methods import Method, Steps
 from layerfold.methods.base import Notes
 from layerfold.origins import Load, Student
 from layerfold.progress import SILENT, Progress
@@ -24,8 +24,7 @@ from layerfold.records import BASE_LABEL, hash_json
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair import Repair
-from layerfold.rescaling import Sources
-from layerfold.search.windows import searches, selection_text, settled
+from layerfold.search.windows import searches, selection_text
 from layerfold.windows import Windows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
@@ -45,7 +44,7 @@ class Variants:
         # What fits the base is what every row reads, a loaded model's too.
         self.recipe = recipe.for_base(base)
         self.base, self._folder = base, folder
-        self._sources: dict[str, Method | Load | Student | None] = {BASE_LABEL: None}
+        self._sources: dict[str, Method | Steps | Load | Student | None] = {BASE_LABEL: None}
         self._repairs = {variant.label: variant.repair for variant in self.recipe.variants if variant.repair != "none"}
         self._resolved: dict[str, dict[str, Any]] = {}
         self._loaded_sha256: dict[str, str] = {}
@@ -207,63 +206,3 @@ class Variants:
     def _calibration_windows(self) -> Windows:
         text = self.recipe.calibration
         return calibration_windows(self.base, text.corpus, text.tokens, self.recipe.seed)
-
-
-def apply(
-    model: Model,
-    method: Method,
-    calibration: Calibration | None,
-    seed: int,
-    selection: Perplexity,
-    progress: Progress = SILENT,
-    repair: Repair | None = None,
-) -> tuple[Model, Notes]:
-    """Edit the model's decoder in place; return it with what was done added to its provenance, and the notes on it.
-
-    Args:
-        selection: what candidates are scored on where the method leaves something to a search.
-        repair: what follows the method; it needs a copy of the decoder as it is now.
-    """
-    method, searched = settled(method, model, calibration, selection, progress)
-    resolved = method.resolved(model.decoder)
-    if model.provenance.base_sha256 is None and not model.provenance.steps:
-        # A model that `load` did not make: it is known by its weights from now on.
-        model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))
-    before = [block.module for block in model.decoder.blocks]
-    original, sources = model.decoder, cast(Sources, {})
-    if repair is not None:
-        sources = repair.sources(method, model.decoder, calibration)
-        original = model.decoder.copy()
-    notes = searched | method.apply(model.decoder, calibration)
-    # By what the decoder is now, not by what the method says: no method need know.
-    kept = [before.index(block.module) for block in model.decoder.blocks]
-    step = {
-        "method": resolved,
-        "seed": seed,
-        "calibration": None if calibration is None else _described(calibration.windows),
-        "notes": notes,
-        "kept_blocks": kept,
-    }
-    model = model.with_step(step)
-    if repair is None:
-        return model, notes
-    done = repair.apply(model.decoder, original, kept, sources, progress)
-    step = {
-        "method": repair.resolved(),
-        "seed": seed,
-        "calibration": _described(repair.windows),
-        "notes": done,
-    }
-    return model.with_step(step), notes | done
-
-
-def _described(windows: Windows) -> dict[str, Any]:
-    """Say what calibration text was read."""
-    return {
-        "corpus": windows.corpus,
-        "split": windows.split,
-        "tokens": int(windows.lengths.sum()),
-        "context": windows.context,
-        "corpus_sha256": windows.corpus_sha256,
-        "tokens_sha256": windows.sha256,
-    }
