@@ -21,7 +21,7 @@ FLOORS = {
     2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sharing scoring hub adapter "
     "streaming passing repairing rescaling spans",
     3: "methods evaluators recovery classification",
-    4: "building origins presets repair applying rows recipe variants search passes replicates study api",
+    4: "building origins presets repair applying rows recipe variants search planning passes replicates study api",
     5: "report console doctor cli",
     6: "__init__",  # of layerfold itself: above all
 }
