@@ -17,7 +17,7 @@ from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
 from layerfold.hub import POCKET, Model, default_corpus
 from layerfold.methods import Method, Steps
-from layerfold.origins import Load, Student
+from layerfold.origins import Load, Planned, Student
 from layerfold.presets import DEFAULT_EVALUATORS, PRESETS
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
@@ -191,7 +191,7 @@ def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: s
     )
 
 
-def _admits(decoder: Decoder, source: Method | Steps | Load | Student) -> bool:
+def _admits(decoder: Decoder, source: Method | Steps | Planned | Load | Student) -> bool:
     try:
         if not isinstance(source, Load):
             (source.drop(decoder) if isinstance(source, Student) else source).resolved(decoder)

@@ -17,7 +17,8 @@ from layerfold.evaluators import Perplexity
 from layerfold.hub import Model, load
 from layerfold.methods import Method, Steps
 from layerfold.methods.base import Notes
-from layerfold.origins import Load, Student
+from layerfold.origins import Load, Planned, Student
+from layerfold.planning.trials import Texts, Trials
 from layerfold.progress import SILENT, Progress
 from layerfold.recipe import Recipe
 from layerfold.records import BASE_LABEL, hash_json
@@ -44,7 +45,7 @@ class Variants:
         # What fits the base is what every row reads, a loaded model's too.
         self.recipe = recipe.for_base(base)
         self.base, self._folder = base, folder
-        self._sources: dict[str, Method | Steps | Load | Student | None] = {BASE_LABEL: None}
+        self._sources: dict[str, Method | Steps | Planned | Load | Student | None] = {BASE_LABEL: None}
         self._repairs = {variant.label: variant.repair for variant in self.recipe.variants if variant.repair != "none"}
         self._resolved: dict[str, dict[str, Any]] = {}
         self._loaded_sha256: dict[str, str] = {}
@@ -74,7 +75,7 @@ class Variants:
             if label not in self._loaded_sha256:
                 self.build(label)
             resolved = settings_of(source) | {"name": Load.name, "sha256": self._loaded_sha256[label]}
-        subject = {
+        subject: dict[str, Any] = {
             "base_sha256": self.base.sha256,
             "method": resolved,
             "calibration": self._calibration_windows.sha256 if calibrated else None,
@@ -86,8 +87,10 @@ class Variants:
                 subject["distilled"] = settings(distillation, self._text(self.base, distillation), self.base)
             except (InputError, CorpusError) as error:
                 raise type(error)(f"variant {label!r}: {error}") from error
-        elif searches(source):
+        elif searches(source) or isinstance(source, Planned):
             subject["selection"] = self._selection.windows(self.base).sha256
+        if isinstance(source, Planned):
+            subject["repairs"] = [windows.sha256 for windows in (self._repair_windows, self._quick_windows)]
         if (repair := self._repair(label)) is not None:
             subject["repair"] = {**repair.resolved(), "calibration": repair.windows.sha256, "seed": self.recipe.seed}
         return subject | {"recovery": self._recovery_settings} if recovered else subject
@@ -109,6 +112,13 @@ class Variants:
         calibration = self._calibration if source.needs_calibration else None
         if calibration is not None:
             calibration.progress = progress
+        if isinstance(source, Planned):
+            assert calibration is not None
+            texts = Texts(calibration, self._quick_windows, self._repair_windows, self._selection, self.recipe.seed)
+            key = hash_json(self.subject(label, recovered=False))[:24]
+            trials = Trials(self.base, texts, self._folder / "plans" / key, progress)
+            found, model = source.plan().find(trials, progress)
+            return model, {"planned": found.row(label), "tried": len(trials.done)}
         repair = self._repair(label)
         return apply(self.base.copy(), source, calibration, self.recipe.seed, self._selection, progress, repair)
 
@@ -152,7 +162,7 @@ class Variants:
         found = []
         if self._repairs or any(self._calibrated(label) for label in self.labels):
             found.append(load_corpus(cast(str, self.recipe.calibration.corpus), "calibration"))
-        if any(searches(source) for source in self._sources.values()):
+        if any(searches(source) or isinstance(source, Planned) for source in self._sources.values()):
             found.append(self._selection.read(self.base))
         for name in dict.fromkeys(each.corpus for each in self._recoveries()):
             found += [load_corpus(cast(str, name), split) for split in ("train", "validation")]
@@ -193,6 +203,11 @@ class Variants:
     def _repair_windows(self) -> Windows:
         text = self.recipe.calibration
         return calibration_windows(self.base, text.corpus, text.repair_tokens, self.recipe.seed)
+
+    @cached_property
+    def _quick_windows(self) -> Windows:
+        text = self.recipe.calibration
+        return calibration_windows(self.base, text.corpus, max(2, text.repair_tokens // 4), self.recipe.seed)
 
     @cached_property
     def _calibration(self) -> Calibration:

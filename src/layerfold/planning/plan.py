@@ -16,6 +16,7 @@ from layerfold.evaluators import Perplexity
 from layerfold.folders import check_run_folder
 from layerfold.hub import Model, default_corpus
 from layerfold.planning.budget import Budget, read_budget
+from layerfold.planning.forms import Candidate
 from layerfold.planning.front import Front
 from layerfold.planning.planned import RESULT, Planned, Winner
 from layerfold.planning.speed import speeds, speedup_of
@@ -119,9 +120,7 @@ class Plan:
             )
         texts = Texts(Calibration(model.decoder, calibration), quick, whole, selection, self.seed)
         trials = Trials(model, texts, folder, progress)
-        timed = speeds(model, self.rounds, progress) if budget.kind == "speedup" else None
-        front = Front(trials, budget, progress, timed)
-        chosen, made = front.best(self.points, self.finalists)
+        chosen, made = self.find(trials, progress)
         windows = test.windows(model)
         nats: dict[Blocks, Floats] = {
             blocks: window_nats(each.decoder, windows, progress, "measuring on test text")
@@ -150,3 +149,13 @@ class Plan:
         if folder is not None:
             write_text(folder / RESULT, json.dumps(planned.to_json(), indent=1))
         return planned, made
+
+    def find(self, trials: Trials, progress: Progress = SILENT) -> tuple[Candidate, Model]:
+        """Return the candidate that is the best within the budget, and the model that it makes.
+
+        Raises:
+            InputError: a budget that the model does not admit, or that nothing tried meets.
+        """
+        budget = self.budget(trials.model.decoder)
+        timed = speeds(trials.model, self.rounds, progress) if budget.kind == "speedup" else None
+        return Front(trials, budget, progress, timed).best(self.points, self.finalists)
