@@ -304,7 +304,7 @@ class TestPlan:
 
     def test_a_budget_that_nothing_meets_is_one_line(self, plan: Callable[..., Plan]) -> None:
         with pytest.raises(InputError, match="nothing that was tried is within that") as caught:
-            plan(parameters="1%")(tiny("gpt2"))
+            plan(perplexity="+0.001%")(tiny("gpt2"))
         assert "\n" not in str(caught.value)
 
     def test_a_folder_of_something_else_is_refused(self, plan: Callable[..., Plan], tmp_path: Path) -> None:

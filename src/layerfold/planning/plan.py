@@ -15,8 +15,9 @@ from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.folders import check_run_folder
 from layerfold.hub import Model, default_corpus
+from layerfold.methods import Drop
 from layerfold.planning.budget import Budget, read_budget
-from layerfold.planning.forms import Candidate
+from layerfold.planning.forms import Candidate, sizes
 from layerfold.planning.front import Front
 from layerfold.planning.planned import RESULT, Planned, Winner
 from layerfold.planning.speed import speeds, speedup_of
@@ -87,8 +88,16 @@ class Plan:
         """
         if decoder.n_blocks < 2:
             raise InputError(f"a plan for a model of {decoder.n_blocks} block; accepted: 2 blocks or more")
-        whole = sum(tensor.numel() for tensor in decoder.model.parameters())
-        return read_budget(self.parameters, self.speedup, self.perplexity, whole)
+        whole, neurons, each = sizes(decoder, ())
+        found = read_budget(self.parameters, self.speedup, self.perplexity, whole)
+        # What is left of one block without its neurons, and of all that is no block.
+        alone, its_neurons, _ = sizes(decoder, [Drop(blocks=tuple(range(1, decoder.n_blocks)))])
+        least = min(alone, alone - (its_neurons - 1) * each if neurons else alone)
+        if found.kind == "parameters" and found.value < least:
+            raise InputError(
+                f"parameters {self.parameters!r} is {found.value:,.0f}; accepted: {least:,} ... {whole - 1:,}"
+            )
+        return found
 
     def __call__(
         self, model: Model, folder: Path | str | None = None, *, overwrite: bool = False, progress: Progress = SILENT
