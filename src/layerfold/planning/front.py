@@ -144,7 +144,9 @@ class Front:
                 fast += [each for each in others if each.family in ("drop", "collapse")]
                 break
         wanted = [each for each in fast if each is not None]
-        self._try_all(wanted)
+        # Where the line says that none is, the one of fewest blocks is timed all the same: a line is no measurement.
+        deepest = Candidate("drop", tuple(self._dropping(len(self._order) - 1)), WHOLE)
+        self._try_all(wanted or [deepest])
         return list(self.tried)
 
     def _best_at(self, size: int, near: int) -> int | None:
