@@ -22,8 +22,10 @@ from layerfold.planning import Plan, Planned
 from layerfold.planning import trials as trials_module
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.forms import Candidate, count, narrowed, outline, rivals, sizes
+from layerfold.planning.front import Front
 from layerfold.planning.speed import Speeds
 from layerfold.planning.trials import Texts, Trials
+from layerfold.progress import SILENT
 from layerfold.recipe import read_recipe
 from layerfold.study import Study
 
@@ -302,9 +304,10 @@ class TestPlan:
         with pytest.raises(InputError, match="a model of 1 block; accepted: 2 blocks or more"):
             plan(parameters="80%").budget(deep(1))
 
-    def test_a_budget_that_nothing_meets_is_one_line(self, plan: Callable[..., Plan]) -> None:
+    def test_a_budget_that_nothing_meets_is_one_line(self, text: str) -> None:
+        trials = TestTrials().trials(tiny("gpt2"), text)
         with pytest.raises(InputError, match="nothing that was tried is within that") as caught:
-            plan(perplexity="+0.001%")(tiny("gpt2"))
+            Front(trials, Budget("perplexity", 0.1), SILENT).decide(0)
         assert "\n" not in str(caught.value)
 
     def test_a_folder_of_something_else_is_refused(self, plan: Callable[..., Plan], tmp_path: Path) -> None:
