@@ -15,6 +15,7 @@ from layerfold.records import BASE_LABEL
 from layerfold.report import numerals
 from layerfold.report.drawing import (
     CARD,
+    FONT_SIZE,
     INK,
     MUTED,
     SERIES,
@@ -25,6 +26,7 @@ from layerfold.report.drawing import (
     on_page,
     scales,
     steps_of,
+    width,
 )
 from layerfold.report.placement import Box
 from layerfold.report.plan_columns import done
@@ -46,7 +48,7 @@ def trials_plot(planned: Planned) -> Plot:
     top = REACH * max(shown, default=0.0)
     tried = list(dict.fromkeys((planned.base, *planned.trials, planned.winner.trial)))
     drawn = [trial for trial in tried if 1 / LIMIT < trial.perplexity <= top]
-    left_out = ", ".join(dict.fromkeys(numerals.printable(done(trial)) for trial in tried if trial not in drawn))
+    left_out = "; ".join(dict.fromkeys(numerals.printable(done(trial)) for trial in tried if trial not in drawn))
     ends = f", which ends at {numerals.significant(top)}" if shown else ""
     note = f"Not drawn, being out of the scale{ends}: {left_out}." if left_out else ""
     return Plot("trials", TITLE, _draw(planned, drawn) if drawn else "", note)
@@ -103,17 +105,20 @@ def _rule(planned: Planned, axes: Axes) -> None:
 
 def _ruled(planned: Planned, axes: Axes) -> tuple[list[tuple[str, float, float]], list[Box]]:
     """Return the budget's name with the point to name, and what a label must not cover of its line."""
-    budget, (left, _), (bottom, _) = planned.budget, axes.get_xlim(), axes.get_ylim()
+    budget, area, limit = planned.budget, axes.bbox, planned.budget.value
+    to_data = axes.transData.inverted().transform
     if budget.kind == "parameters":
-        x, _ = on_page(axes, budget.value, bottom)
-        return [(f"budget: {numerals.count(budget.value)}", budget.value, bottom)], [
-            Box(x - 1.5, axes.bbox.y0, x + 1.5, axes.bbox.y1)
-        ]
-    limit = budget.value * planned.base.perplexity
+        x, _ = on_page(axes, limit, planned.base.perplexity)
+        # Near the bottom, where a label beside the line has room.
+        _, low = to_data((x, area.y0 + FONT_SIZE))
+        return [(f"budget: {numerals.count(limit)}", limit, float(low))], [Box(x - 1.5, area.y0, x + 1.5, area.y1)]
+    limit *= planned.base.perplexity
     if budget.kind == "perplexity" and in_range(limit):
-        _, y = on_page(axes, left, limit)
         name = f"budget: {numerals.plain(budget.value)} {TIMES_BASE}"
-        return [(name, left, limit)], [Box(axes.bbox.x0, y - 1.5, axes.bbox.x1, y + 1.5)]
+        _, y = on_page(axes, planned.base.parameters, limit)
+        # So far from the left that a label below or above it has room.
+        near, _ = to_data((area.x0 + 8 + width(name) / 2, y))
+        return [(name, float(near), limit)], [Box(area.x0, y - 1.5, area.x1, y + 1.5)]
     return [], []
 
 
