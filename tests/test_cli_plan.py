@@ -13,7 +13,7 @@ from layerfold.hub import load
 from layerfold.planning.forms import count
 from layerfold.recipe import read_recipe
 
-FEW = ("--calibration-tokens", 300, "--repair-tokens", 1200, "--selection-tokens", 200, "--test-tokens", 150)
+FEW = ("--calibration-tokens", 300, "--repair-tokens", 1200, "--tokens", 200, "--test-tokens", 150)
 QUICK = (*FEW, "--rounds", 0, "--points", 0)
 
 
@@ -62,7 +62,7 @@ def test_json_is_one_document_and_nothing_else(layerfold: Any, model: Path, stud
         (("--parameters", "80%", "--speedup", "1.5"), "accepted: one of the three"),
         (("--parameters", "eighty"), "parameters 'eighty'; accepted: a count"),
         (("--parameters", "100%"), "accepted: below the model's"),
-        (("--parameters", "2%"), "; accepted: 2"),
+        (("--parameters", "2%"), "is 1,206; accepted: 13,953 ... 60,319"),
         (("--speedup", "0.9"), "speedup 0.9; accepted: above 1"),
         (("--perplexity", "10"), "perplexity '10'; accepted: how much higher"),
         (("--parameters", "80%", "--points", "-1"), "points -1; accepted: 0 or more"),

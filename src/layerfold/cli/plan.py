@@ -26,11 +26,13 @@ def plan(
         str | None,
         typer.Option(help="Its calibration split calibrates, its validation split selects, its test split verifies."),
     ] = None,
-    calibration_tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
+    calibration_tokens: Annotated[
+        int, typer.Option(help="Calibration tokens that methods read activations from.")
+    ] = defaults.CALIBRATION_TOKENS,
     repair_tokens: Annotated[
         int, typer.Option(help="Calibration tokens that repairs are fitted to; a quarter of them while trying.")
     ] = defaults.REPAIR_TOKENS,
-    selection_tokens: Annotated[int, typer.Option(help="Selection tokens.")] = defaults.SELECTION_TOKENS,
+    tokens: Annotated[int, typer.Option(help="Selection tokens.")] = defaults.SELECTION_TOKENS,
     test_tokens: Annotated[int, typer.Option(help="Test tokens.")] = defaults.LIMIT_TOKENS,
     rounds: Annotated[int, typer.Option(help="Rounds of the latency comparison; 0 times nothing.")] = 12,
     seed: options.Seed = 0,
@@ -60,7 +62,7 @@ def plan(
         corpus=corpus,
         calibration_tokens=calibration_tokens,
         repair_tokens=repair_tokens,
-        tokens=selection_tokens,
+        tokens=tokens,
         test_tokens=test_tokens,
         rounds=rounds,
         seed=seed,
