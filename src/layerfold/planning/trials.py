@@ -130,8 +130,8 @@ class Trials:
 
         Each set is the one before it and one block more, found with each block that is left refitted by itself.
         """
-        key = hash_json({**self._known, "order": most})
-        if key not in self._kept:
+        key = hash_json({**self._known, "order": "greedy"})
+        if len(self._kept.get(key, [])) <= most:
             decoder = self.model.decoder
             decoder.model.eval()
             stages = Spanned(decoder, spanning(decoder, self._texts.quick, most + 1, progress=self._progress))
@@ -139,7 +139,7 @@ class Trials:
             select = Selection(scores, "perplexity", race=True, seed=self._texts.seed, progress=self._progress)
             found = beam(select, range(decoder.n_blocks), range(1, most + 1), 1, 1)
             self._keep(key, [[], *(list(found[number][0]) for number in range(1, most + 1))])
-        return [tuple(blocks) for blocks in self._kept[key]]
+        return [tuple(blocks) for blocks in self._kept[key][: most + 1]]
 
     def _trial(self, candidate: Candidate, whole: bool, make: Callable[[], Model]) -> Trial:
         row = candidate.row("")
