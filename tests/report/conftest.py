@@ -1,4 +1,4 @@
-"""Results as a study of eleven variants would leave them, and what searches and plans would find, without running any."""
+"""Results as a study of eleven variants would leave them, and what searches and plans would find: nothing is run."""
 
 from __future__ import annotations
 

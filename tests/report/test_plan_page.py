@@ -44,8 +44,8 @@ def test_summary(make_plan, tmp_path):
     lead = re.search(r'<p class="lead">(.*?)</p>', page_of(make_plan(), tmp_path))[1]
     assert html.unescape(lead) == (
         "Asked for: at most 4,594,106 parameters. Found, of 15 trials: drop 5,6 + prune 25% of neurons, repaired on "
-        "all text. It has 34.0% fewer parameters than pocket, and perplexity on the test text is 1.25 times the base's, "
-        "at 1.38 times its speed. The budget is met with 4,593,795."
+        "all text. It has 34.0% fewer parameters than pocket, and perplexity on the test text is 1.25 times the "
+        "base's, at 1.38 times its speed. The budget is met with 4,593,795."
     )
     untimed = page_of(make_plan("perplexity", 1.1, timed=False), tmp_path)
     assert "1.25 times the base&#39;s. The budget is not met, with 1.250 on the test text (95% interval" in untimed

@@ -49,7 +49,7 @@ def standing(planned: Planned, trial: Trial) -> str:
     return "finalist" if trial.whole else "front" if trial in planned.front else ""
 
 
-def test(planned: Planned, trial: Trial) -> HeldOut | None:
+def held_out(planned: Planned, trial: Trial) -> HeldOut | None:
     """Return what a trial comes to on the test text, or None where it was not measured on it."""
     tests = (planned.base, planned.base_test), (planned.winner.trial, planned.winner.test)
     return next((measured for each, measured in tests if each == trial), None)
@@ -117,7 +117,7 @@ def _table(planned: Planned, columns: Sequence[PlanColumn], trials: Sequence[Tri
 
 
 def _tested(name: str) -> Callable[[Planned, Trial], Interval | None]:
-    return lambda planned, trial: getattr(test(planned, trial), name, None)
+    return lambda planned, trial: getattr(held_out(planned, trial), name, None)
 
 
 def _timed(name: str) -> Callable[[Planned, Trial], Interval | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from layerfold.planning import Planned, Trial
-from layerfold.report.plan_columns import latency, standing, test
+from layerfold.report.plan_columns import held_out, latency, standing
 from layerfold.report.search_spreadsheet import Row, bounds_of, write_rows
 
 
@@ -19,7 +19,7 @@ def write_plan_csv(planned: Planned, path: Path) -> None:
 
 
 def _row(planned: Planned, trial: Trial) -> Row:
-    base, tested, timed = planned.base, test(planned, trial), latency(planned, trial)
+    base, tested, timed = planned.base, held_out(planned, trial), latency(planned, trial)
     return {
         "said": trial.said,
         "family": trial.family,
