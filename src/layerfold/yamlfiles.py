@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from layerfold.errors import InputError, RecipeError
-from layerfold.records import write_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,10 +69,7 @@ def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     return document
 
 
-def write_yaml(document: dict[str, Any], path: Path) -> None:
-    """Write a mapping as a file that `read_yaml` reads.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))
+def yaml_text(document: dict[str, Any]) -> str:
+    """Return a mapping as text that `read_yaml` reads."""
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    return text

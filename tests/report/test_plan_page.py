@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import yaml
 from pages import HOSTILE, Page
 from plans import trial
 
@@ -18,7 +19,7 @@ from layerfold.report.plan_columns import front_table, trials_table, winner_tabl
 
 
 def page_of(planned, tmp_path):
-    write_plan_html(planned, tmp_path / "plan.html")
+    write_plan_html(planned, tmp_path / "plan.html", planned.model)
     return (tmp_path / "plan.html").read_text(encoding="utf-8")
 
 
@@ -61,7 +62,7 @@ def test_texts_settings_environment_and_recipe_are_listed(make_plan, tmp_path):
     assert "66%" in cards["Settings"]
     assert "2.13.0" in text
     recipe = re.search(r"<pre>(.*?)</pre>", text, re.DOTALL)[1]
-    assert json.loads(html.unescape(recipe)) == json.loads(json.dumps(planned.recipe("pocket")))
+    assert yaml.safe_load(html.unescape(recipe)) == json.loads(json.dumps(planned.recipe("pocket")))
 
 
 def test_a_plan_of_one_trial_that_was_not_timed(make_plan, tmp_path):
@@ -141,4 +142,4 @@ def test_every_trial_is_a_row_of_the_file_unrounded(make_plan, tmp_path):
 def test_a_folder_that_cannot_be_written(make_plan, tmp_path, write):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        write(make_plan(), tmp_path / "file" / "plan")
+        write(make_plan(), tmp_path / "file" / "plan", *["pocket"] * (write is write_plan_html))

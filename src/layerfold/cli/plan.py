@@ -50,8 +50,9 @@ def plan(
 
     from layerfold.hub import load
     from layerfold.planning import Plan
+    from layerfold.records import write_text
     from layerfold.report import print_plan, write_plan_csv, write_plan_html
-    from layerfold.yamlfiles import write_yaml
+    from layerfold.yamlfiles import yaml_text
 
     planned = Plan(
         parameters=parameters,
@@ -74,9 +75,9 @@ def plan(
         found, made = planned(loaded, folder, overwrite=overwrite, progress=progress)
         with progress.doing(f"writing {folder / 'model'}"):
             made.save(folder / "model", format=format.value, overwrite=True)
-    write_yaml(found.recipe(model, revision), folder / "recipe.yaml")
+    write_text(folder / "recipe.yaml", yaml_text(found.recipe(model, revision)))
     write_plan_csv(found, folder / "trials.csv")
-    write_plan_html(found, folder / "report.html")
+    write_plan_html(found, folder / "report.html", model)
     if as_json:
         print_json(found.to_json())
         return

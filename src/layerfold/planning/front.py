@@ -12,7 +12,7 @@ from layerfold.hub import Model
 from layerfold.methods import Drop, Method
 from layerfold.planning.budget import Budget
 from layerfold.planning.forms import WHOLE, Candidate, narrowed, rivals, sizes
-from layerfold.planning.speed import Speeds, speedup_of
+from layerfold.planning.speed import Speeds, timed_beside
 from layerfold.planning.trials import Trial, Trials
 from layerfold.progress import Progress
 from layerfold.search.stages import Blocks
@@ -78,7 +78,7 @@ class Front:
         for _ in range(_CORRECTIONS):
             if self._timed is None:
                 break
-            reached = speedup_of(self._trials.model, made, 12, self._progress).speedup.value
+            reached = timed_beside(self._trials.model, made, 12, self._progress)[1].speedup.value
             if self._budget.meets(reached):
                 break
             correction = self._timed.correction * 1.01 * self._budget.value / reached

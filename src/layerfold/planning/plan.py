@@ -20,7 +20,7 @@ from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.forms import Candidate, sizes
 from layerfold.planning.front import Front
 from layerfold.planning.planned import RESULT, Planned, Winner
-from layerfold.planning.speed import speeds, speedup_of
+from layerfold.planning.speed import speeds, timed_beside
 from layerfold.planning.trials import FILE, PROTOCOL, Texts, Trials
 from layerfold.progress import SILENT, Progress
 from layerfold.records import environment, write_text
@@ -136,11 +136,12 @@ class Plan:
             for blocks, each in (((), model), (_WINNER, made))
         }
         tests = judged(nats, (windows.lengths - windows.first_scored).double().numpy())
+        timings = timed_beside(model, made, self.rounds, progress) if self.rounds else (None, None)
         winner = Winner(
             candidate=chosen,
             trial=trials.whole(chosen)[0],
             test=tests[_WINNER],
-            latency=speedup_of(model, made, self.rounds, progress) if self.rounds else None,
+            latency=timings[1],
         )
         planned = Planned(
             model=model.name,
@@ -151,6 +152,7 @@ class Plan:
             test_text=described[1],
             base=trials.base(),
             base_test=tests[()],
+            base_latency=timings[0],
             trials=tuple(trials.done.values()),
             winner=winner,
             environment=environment(),

@@ -41,7 +41,7 @@ class Planned:
         budget: what was to be met.
         settings: all that determines the plan besides the model and the text.
         text, test_text: corpus, split, tokens and hashes of the selection text and of the test text.
-        base, base_test: the model as it is, on the two.
+        base, base_test, base_latency: the model as it is: on the two, and timed.
         trials: all that was tried, the model as it is among it.
         winner: what was built.
         environment: versions, threads, processor.
@@ -55,6 +55,7 @@ class Planned:
     test_text: dict[str, Any]
     base: Trial
     base_test: HeldOut
+    base_latency: Timing | None = None
     trials: Sequence[Trial]
     winner: Winner
     environment: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +108,6 @@ class Planned:
     def to_json(self) -> dict[str, Any]:
         """Return the document that is written."""
         winner = self.winner
-        timed = winner.latency
         return {
             "format_version": FORMAT_VERSION,
             "search": "plan",
@@ -117,14 +117,13 @@ class Planned:
             "settings": self.settings,
             "text": self.text,
             "test_text": self.test_text,
-            "base": dict(as_json(self.base)) | {"test": _held_out(self.base_test)},
+            "base": {**as_json(self.base), "test": _held_out(self.base_test), **_timed(self.base_latency)},
             "trials": [as_json(trial) for trial in self.trials],
             "front": [trial.row for trial in self.front],
             "winner": {
                 **as_json(winner.trial),
                 "test": _held_out(winner.test),
-                "milliseconds": None if timed is None else bounds(timed.milliseconds),
-                "speedup": None if timed is None else bounds(timed.speedup),
+                **_timed(winner.latency),
             },
             "environment": self.environment,
         }
@@ -132,3 +131,9 @@ class Planned:
 
 def _held_out(test: HeldOut) -> dict[str, Any]:
     return {"perplexity": bounds(test.perplexity), "versus_base": bounds(test.versus_base)}
+
+
+def _timed(timing: Timing | None) -> dict[str, Any]:
+    if timing is None:
+        return {}
+    return {"milliseconds": bounds(timing.milliseconds), "speedup": bounds(timing.speedup)}

@@ -57,11 +57,15 @@ def speeds(model: Model, rounds: int, progress: Progress) -> Speeds:
     return Speeds(depth, constant, block, ffn)
 
 
-def speedup_of(model: Model, made: Model, rounds: int, progress: Progress) -> Timing:
-    """Time what was made beside the model that it was made of."""
-    score = latency(model, rounds).compare({"base": model, "plan": made}, progress)["plan"]
-    found = score.details["speedup"]
-    return Timing(Interval(score.value, score.low, score.high), Interval(found["value"], found["low"], found["high"]))
+def timed_beside(model: Model, made: Model, rounds: int, progress: Progress) -> tuple[Timing, Timing]:
+    """Time a model and what was made of it, interleaved."""
+    scores = latency(model, rounds).compare({"base": model, "plan": made}, progress)
+    same = {"value": 1.0, "low": 1.0, "high": 1.0}
+    base, plan = (
+        Timing(Interval(score.value, score.low, score.high), Interval(**score.details.get("speedup", same)))
+        for score in (scores["base"], scores["plan"])
+    )
+    return base, plan
 
 
 def _shaped(model: Model, blocks: int, share: float) -> Model:

@@ -57,7 +57,8 @@ def held_out(planned: Planned, trial: Trial) -> HeldOut | None:
 
 def latency(planned: Planned, trial: Trial) -> Timing | None:
     """Return how fast what a trial made is, or None where it was not timed."""
-    return planned.winner.latency if trial == planned.winner.trial else None
+    timed = (planned.base, planned.base_latency), (planned.winner.trial, planned.winner.latency)
+    return next((timing for each, timing in timed if each == trial), None)
 
 
 def front_table(planned: Planned) -> Table:

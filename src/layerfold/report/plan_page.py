@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from markupsafe import Markup
@@ -14,12 +13,16 @@ from layerfold.report.plan_plots import trials_plot
 from layerfold.report.provenance import listing
 from layerfold.report.search_columns import counted
 from layerfold.report.template import write_page
+from layerfold.yamlfiles import yaml_text
 
 
-def write_plan_html(planned: Planned, path: Path) -> None:
+def write_plan_html(planned: Planned, path: Path, base: str) -> None:
     """Write what a plan found as one page: tables, plot, texts, settings, environment and the winner's recipe.
 
     The same findings give the same bytes.
+
+    Args:
+        base: the name that the model was loaded by, for the recipe.
 
     Raises:
         OutputError: the file cannot be written.
@@ -40,7 +43,7 @@ def write_plan_html(planned: Planned, path: Path) -> None:
         settings=listing(planned.settings | {"model": planned.model, "model_sha256": planned.model_sha256}),
         work=[],
         environment=listing(planned.environment),
-        recipe=json.dumps(planned.recipe(planned.model), indent=2, ensure_ascii=False, default=str),
+        recipe=yaml_text(planned.recipe(base)),
     )
 
 
