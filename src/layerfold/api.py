@@ -18,7 +18,7 @@ from layerfold.methods import Method
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
 from layerfold.repair import Level, Repair, check_level
-from layerfold.search.windows import selection_text
+from layerfold.search.settling import selection_text
 from layerfold.variants import apply
 
 

@@ -25,7 +25,7 @@ from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair import Repair
 from layerfold.rescaling import Sources
-from layerfold.search.windows import searches, selection_text, settled
+from layerfold.search.settling import searches, selection_text, settled
 from layerfold.windows import Windows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
