@@ -143,6 +143,10 @@ REFUSED = [
     (["compress", "merge", "--n", 2, "--groups", "0-1"], "accepted: one of the two"),
     (["compress", "collapse", "--groups", "2-4"], "groups '2-4' for a model of blocks 0 ... 3"),
     (["compress", "collapse", "--groups", "2"], "group '2'; accepted: first-last"),
+    (["compress", "merge", "--groups", "atuo"], "groups 'atuo'; did you mean 'auto'? accepted: auto, or first-last"),
+    (["compress", "merge", "--groups", "auto", "--n", 1], "n 1; accepted: a whole number from 2"),
+    (["compress", "collapse", "--groups", "auto", "--n", 5], "n 5 for a model of 4 blocks; accepted: 2 ... 4"),
+    (["compress", "collapse", "--groups", "auto", "--corpus", "imbd"], "unknown corpus 'imbd'; did you mean 'imdb'?"),
     (["compress", "drop"], "blocks None, random None, fraction None and every None; accepted: one of the four"),
     (["compress", "drop", "--blocks", "1", "--random", 1], "accepted: one of the four"),
     (["compress", "drop", "--blocks", "1,4"], "blocks '1,4' for a model of blocks 0 ... 3"),
@@ -154,6 +158,26 @@ REFUSED = [
     (["compress", "merge", "--n", 2, "--corpus", "wikitext/wikitext-2-raw-v1"], "the Hub cannot be reached"),
     (["compress", "merge", "--n", 2, "--corpus", "imdb", "--tokens", 0], "limit of 0 tokens; accepted: 2 or more"),
 ]
+
+
+@pytest.mark.parametrize("method", ["merge", "collapse"])
+def test_auto_says_what_the_published_groups_scored_and_what_it_took(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, method: str
+) -> None:
+    words = ("compress", method, "--model", model, "--corpus", study_corpus, "--tokens", 512, "--output-dir")
+    done = layerfold(*words, tmp_path / "out", "--groups", "auto")
+    assert done.code == 0, done.err
+    step = load(tmp_path / "out").provenance.steps[-1]
+    found = re.findall(r"groups +([\d,-]+): selection perplexity ([\d.e+,]+)\n", done.out)
+    exact = step["notes"]["search"]["perplexity"]
+    assert [groups for groups, _ in found] == list(exact)
+    assert found[0][0] == "0-1,2-3"
+    assert [float(value.replace(",", "")) for _, value in found] == pytest.approx(list(exact.values()), rel=1e-3)
+    assert found[-1][0] == step["method"]["groups"]
+    assert re.search(rf"groups {found[-1][0]} are the best of [3-6] groupings scored\n", done.out)
+    again = layerfold(*words, tmp_path / "again", "--groups", found[-1][0])
+    assert again.code == 0, again.err
+    assert load(tmp_path / "again").sha256 == load(tmp_path / "out").sha256
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED, ids=lambda value: str(value)[:40])

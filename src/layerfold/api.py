@@ -19,7 +19,7 @@ from layerfold.methods import Method, Steps
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
 from layerfold.repair import Level, Repair, check_level
-from layerfold.search.windows import selection_text
+from layerfold.search.settling import selection_text
 
 
 def compress(

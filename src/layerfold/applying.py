@@ -17,7 +17,7 @@ from layerfold.methods.steps import in_order
 from layerfold.progress import SILENT, Progress
 from layerfold.repair import Repair
 from layerfold.rescaling import Sources
-from layerfold.search.windows import settled
+from layerfold.search.settling import settled
 from layerfold.windows import Windows
 
 

@@ -25,7 +25,7 @@ from layerfold.records import BASE_LABEL, hash_json
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair import Repair
-from layerfold.search.windows import searches, selection_text
+from layerfold.search.settling import searches, selection_text
 from layerfold.windows import Windows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")

@@ -54,6 +54,10 @@ def test_the_anchor_is_named_by_place(anchor: Any, index: int) -> None:
         ({"n": -3}, "n -3", "2"),
         ({}, "n None and groups None", "one of the two"),
         ({"n": 2, "groups": "0-1"}, "n 2 and groups '0-1'", "one of the two"),
+        ({"n": 1, "groups": "auto"}, "n 1", "2"),
+        ({"groups": "atuo"}, "'atuo'; did you mean 'auto'?", "auto, or first-last"),
+        ({"groups": "AUTO"}, "'AUTO'; did you mean 'auto'?", "auto, or first-last"),
+        ({"groups": "auto,1-2"}, "'auto,1-2'", "auto, or first-last"),
         ({"groups": "3-1"}, "'3-1'", "first-last"),
         ({"groups": "2-2"}, "'2-2'", "two or more"),
         ({"groups": "a-b"}, "'a-b'", "first-last"),
@@ -76,6 +80,19 @@ def test_a_wrong_setting_says_what_was_received_and_what_is_accepted(
     assert received in str(raised.value)
     assert accepted in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@METHOD
+def test_groups_that_are_to_be_searched_stay_auto_with_their_size(method: type[Merge | Collapse]) -> None:
+    assert method(groups="auto").resolved(deep(4)) == method(groups="auto", n=2).resolved(deep(4))
+    assert method(groups="auto").resolved(deep(4)) | {"groups": "0-1,2-3"} == method(n=2).resolved(deep(4)) | {"n": 2}
+    assert method(groups="auto", n=3).resolved(deep(4)) != method(groups="auto").resolved(deep(4))
+    with pytest.raises(InputError, match=r"n 5 for a model of 4 blocks; accepted: 2 \.\.\. 4"):
+        method(groups="auto", n=5).resolved(deep(4))
+    with pytest.raises(InputError, match="n 2 for a model of 1 block, which has none to be grouped with"):
+        method(groups="auto").resolved(deep(1))
+    with pytest.raises(InputError, match="groups auto, and nothing has searched for them"):
+        method(groups="auto", align="none").apply(deep(4), None)
 
 
 @pytest.mark.parametrize("settings", [{"n": BLOCKS + 1}, {"groups": "0-9"}, {"groups": f"1-{BLOCKS}"}])

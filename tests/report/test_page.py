@@ -245,6 +245,16 @@ def test_what_a_repair_left_of_each_block_s_error_is_told(make_results, make_rec
     assert "block 0: 50.00% -&gt; 1.25%; block 1: 25.00% -&gt; 25.00%" in text
 
 
+def test_what_a_search_scored_is_told(make_results, make_record, tmp_path):
+    results = make_results()
+    text = {"corpus": "imdb", "split": "validation", "tokens": 16384}
+    search = {"perplexity": {"0-1,2-3": 628.0734, "1-3": math.nan, "0-2": None}, "scored": 7, "text": text}
+    record = make_record("merged_2", "size", results.score("merged_2", "size"), notes={"search": search})
+    page = page_of(make_results(replace={("merged_2", "size"): record}), tmp_path)
+    assert "<dt>selection perplexity</dt>" in page
+    assert "0-1,2-3: 628.1; 1-3: nan; 0-2 (on imdb, validation, 16,384 tokens)" in page
+
+
 def test_perplexity_is_drawn_against_what_is_not_zero_where_rows_are_pruned(make_results, tmp_path):
     results = make_results()
     size = results.records["merged_2", "size"]

@@ -252,8 +252,12 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
     if method["name"] == "drop":
         kind = "blocks" if method["part"] == "block" else f"the {method['part']} of blocks"
         yield f"dropped {kind} {method['blocks']}"
-    for window, perplexity in notes.get("search", {}).get("perplexity", {}).items():
-        yield f"window {window:>5}: selection perplexity {perplexity:,.4g}"
+    search = notes.get("search", {})
+    kind = "window" if "window" in method else "groups"
+    for spelled, perplexity in search.get("perplexity", {}).items():
+        yield f"{kind} {spelled:>5}: selection perplexity {perplexity:,.4g}"
+    if "scored" in search:
+        yield f"groups {method['groups']} are the best of {search['scored']} groupings scored"
     if "ranks" in notes:
         ranks = _range(notes["ranks"].values())
         yield f"blocks {method['window']} (START:K) share one FFN, with deltas of rank {ranks}"

@@ -125,7 +125,13 @@ OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder to write; 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that holds something, whole.")]
 FormatName = Annotated[Format, typer.Option("--format", help="dense loads anywhere; compact stores each tensor once.")]
 GroupSize = Annotated[int | None, typer.Option("--n", help="Blocks a group, from block 0; 2 to the depth.")]
-Groups = Annotated[str | None, typer.Option(help="Instead of --n: first-last block of each group, as 1-4,5-8.")]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of --n: first-last block of each group, as 1-4,5-8. Or auto, by a search, leaving as many as "
+        "groups of --n (by default 2) would."
+    ),
+]
 AlignName = Annotated[Align, typer.Option(help="How neurons are aligned.")]
 AnchorName = Annotated[Anchor, typer.Option(help="The block of each group that the others are aligned to.")]
 Blocks = Annotated[str | None, typer.Option(help="Blocks by index, from 0, as 1,3 or 2-4.")]

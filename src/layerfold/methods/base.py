@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol
@@ -14,11 +14,16 @@ from torch import Tensor
 
 from layerfold.calibration import Calibration, Pair, check_widths
 from layerfold.decoder import Decoder
-from layerfold.errors import InputError
+from layerfold.errors import InputError, nearest
 from layerfold.linalg import Match
 
 Notes = dict[str, Any]
 """What a method found while it worked, as JSON: never what it saved, which the study measures."""
+
+AUTO = "auto"
+"""Stands for what a search is to find."""
+
+_N = 2
 
 
 class Method(Protocol):
@@ -53,7 +58,9 @@ class GroupAverage:
 
     Attributes:
         n: group size; the groups are consecutive from block 0, the last one shorter where the depth is no multiple.
-        groups: instead of `n`, inclusive ranges of block indices as ``"1-4,5-8"``; other blocks are left alone.
+        groups: instead of `n`, inclusive ranges of block indices as ``"1-4,5-8"``; other blocks are left alone. Or
+            ``auto``: of all groupings that leave as many FFNs or blocks as groups of `n` would (2 where it is None),
+            the best that a search finds.
         align: ``hungarian``, or ``none`` to average neurons in the order they have.
         anchor: the block of each group that the others are aligned to.
 
@@ -66,15 +73,15 @@ class GroupAverage:
     anchor: Literal["first", "middle", "last"] = "first"
 
     def __post_init__(self) -> None:
-        if (self.n is None) == (self.groups is None):
-            raise InputError(f"n {self.n} and groups {self.groups!r}; accepted: one of the two")
+        if (self.n is None) == (self.groups is None) and self.groups != AUTO:
+            raise InputError(f"n {self.n} and groups {self.groups!r}; accepted: one of the two, or n with groups auto")
         if self.n is not None and self.n < 2:
             raise InputError(f"n {self.n}; accepted: a whole number from 2 to the model's depth")
         if self.align not in ("hungarian", "none"):
             raise InputError(f"align {self.align!r}; accepted: hungarian, none")
         if self.anchor not in ("first", "middle", "last"):
             raise InputError(f"anchor {self.anchor!r}; accepted: first, middle, last")
-        if self.groups is not None:
+        if self.groups is not None and self.groups != AUTO:
             _parse(self.groups)
 
     @property
@@ -82,11 +89,21 @@ class GroupAverage:
         """Whether neurons are aligned."""
         return self.align == "hungarian"
 
+    @property
+    def size(self) -> int:
+        """The group size that says how many groups a search leaves."""
+        return _N if self.n is None else self.n
+
     def group_indices(self, n_blocks: int) -> list[range]:
-        """Return each group of two or more blocks."""
+        """Return each group of two or more blocks.
+
+        Raises:
+            InputError: they are to be searched, or are none of the model's.
+        """
+        if self.groups == AUTO:
+            raise InputError("groups auto, and nothing has searched for them; accepted: n, or ranges as '1-4,5-8'")
         if self.n is not None:
-            if self.n > n_blocks:
-                raise InputError(f"n {self.n} for a model of {_blocks(n_blocks)}")
+            self._check_depth(n_blocks)
             groups = [range(first, min(first + self.n, n_blocks)) for first in range(0, n_blocks, self.n)]
         else:
             groups = _parse(self.groups or "")
@@ -94,14 +111,50 @@ class GroupAverage:
                 raise InputError(f"groups {self.groups!r} for a model of blocks 0 ... {n_blocks - 1}")
         return [group for group in groups if len(group) > 1]
 
+    def joinable(self, decoder: Decoder) -> list[int]:
+        """Return the blocks that a search may join to the one before them: those whose FFNs have an average.
+
+        Raises:
+            InputError: they are too few to leave no more groups than `size` says, or that is beyond the depth.
+        """
+        depth = decoder.n_blocks
+        self._check_depth(depth)
+        found, refusals = [], []
+        for index in range(1, depth):
+            try:
+                check_widths(decoder, [(index - 1, index)])
+                found.append(index)
+            except InputError as error:
+                refusals.append(str(error))
+        if depth - len(found) > (left := len(range(0, depth, self.size))):
+            raise InputError(
+                f"groups auto with n {self.size} would leave {left} of {depth} blocks, and no fewer than "
+                f"{depth - len(found)} can be left: {refusals[0]}"
+            )
+        return found
+
+    def _check_depth(self, n_blocks: int) -> None:
+        if self.size > n_blocks:
+            raise InputError(f"n {self.size} for a model of {_blocks(n_blocks)}")
+
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
-        """Return the configuration with the groups spelled out."""
-        spelled = ",".join(f"{group[0]}-{group[-1]}" for group in self.group_indices(decoder.n_blocks))
-        return {"groups": spelled, "align": self.align, "anchor": self.anchor}
+        """Return the configuration with the groups spelled out; where they are to be searched, ``auto`` beside `n`."""
+        settings: dict[str, Any]
+        if self.groups == AUTO:
+            self.joinable(decoder)
+            settings = {"groups": AUTO, "n": self.size}
+        else:
+            settings = {"groups": spelled(self.group_indices(decoder.n_blocks))}
+        return settings | {"align": self.align, "anchor": self.anchor}
 
     def anchor_of(self, group: range) -> int:
         """Return the index of a group's anchor."""
         return group[{"first": 0, "middle": (len(group) - 1) // 2, "last": -1}[self.anchor]]
+
+    def pairs(self, group: range) -> list[Pair]:
+        """Return a group's anchor with each of the others."""
+        anchor = self.anchor_of(group)
+        return [(anchor, other) for other in group if other != anchor]
 
     def members(self, decoder: Decoder, calibration: Calibration | None) -> dict[int, list[tuple[int, Tensor | None]]]:
         """For each block that gets an average: the blocks that it is of, with the order that their neurons take."""
@@ -115,8 +168,7 @@ class GroupAverage:
 
     def _matches(self, decoder: Decoder, calibration: Calibration | None) -> dict[Pair, Match]:
         """How the neurons of each group's blocks answer to its anchor's; nothing where they are not reordered."""
-        groups = self.group_indices(decoder.n_blocks)
-        pairs = [(self.anchor_of(g), other) for g in groups for other in g if other != self.anchor_of(g)]
+        pairs = [pair for group in self.group_indices(decoder.n_blocks) for pair in self.pairs(group)]
         check_widths(decoder, pairs)
         if not self.needs_calibration:
             return {}
@@ -148,6 +200,11 @@ class GroupAverage:
         return {"pairs": described(matches)}
 
 
+def spelled(groups: Iterable[range]) -> str:
+    """Return groups as the setting spells them."""
+    return ",".join(f"{group[0]}-{group[-1]}" for group in groups)
+
+
 def described(matches: Mapping[Pair, Match]) -> list[dict[str, Any]]:
     """Return how well each pair of blocks was matched, as JSON."""
     return [
@@ -171,7 +228,9 @@ def _blocks(n_blocks: int) -> str:
 
 
 def _parse(groups: str) -> list[range]:
-    return parse_ranges(groups, "group", "first-last block of two or more, as in '1-4,5-8'", shortest=2)
+    if guess := nearest(groups.lower(), [AUTO]):
+        raise InputError(f"groups {groups!r}; {guess}accepted: auto, or first-last blocks, as in '1-4,5-8'")
+    return parse_ranges(groups, "group", "first-last block of two or more, as in '1-4,5-8', or auto", shortest=2)
 
 
 def parse_ranges(text: str, kind: str, accepted: str, *, shortest: int) -> list[range]:

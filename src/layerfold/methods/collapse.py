@@ -17,7 +17,7 @@ class Collapse(GroupAverage):
     name: ClassVar[str] = "collapse"
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
-        """Return the configuration with the groups spelled out."""
+        """Return the full configuration; see `GroupAverage.resolved`."""
         return {"name": self.name, **super().resolved(decoder)}
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:

@@ -24,7 +24,7 @@ class Merge(GroupAverage):
     name: ClassVar[str] = "merge"
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
-        """Return the configuration with the groups spelled out."""
+        """Return the full configuration; see `GroupAverage.resolved`."""
         return {"name": self.name, **super().resolved(decoder), "tie": self.tie}
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:

@@ -13,10 +13,9 @@ from layerfold import sharing
 from layerfold.calibration import Calibration, FFNInputs, Pair, check_widths
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
-from layerfold.methods.base import Notes, described
+from layerfold.methods.base import AUTO, Notes, described
 from layerfold.sharing import BASES, INITS, RANKS, Base, Fit, Init, Kind, Ranks
 
-AUTO = "auto"
 _K = 4
 
 

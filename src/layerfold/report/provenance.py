@@ -133,7 +133,16 @@ def _words(key: str) -> str:
 
 
 def _note(key: str, value: Any) -> tuple[str, str]:
-    """What a method noted; of a repair, the share of each block's target that is missed before and after it."""
+    """What a method noted: what a search scored, and of a repair the share of each block's target that is missed."""
+    if key == "search":
+        scored = (
+            f"{name}: {each:,.4g}" if isinstance(each, float) else name for name, each in value["perplexity"].items()
+        )
+        text = value["text"]
+        return (
+            "selection perplexity",
+            f"{'; '.join(scored)} (on {text['corpus']}, {text['split']}, {text['tokens']:,} tokens)",
+        )
     if key != "repaired":
         return _words(key), _text(value)
     blocks = (f"block {each['block']}: {100 * each['error']:.2f}% -> {100 * each['repaired']:.2f}%" for each in value)

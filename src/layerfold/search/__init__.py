@@ -1,4 +1,4 @@
-"""Searches: which blocks to drop, and which to let share their FFNs."""
+"""Searches: which blocks to drop, which to let share their FFNs, and which to average."""
 
 from layerfold.search.chosen import best_drop
 from layerfold.search.drop import DropSearch

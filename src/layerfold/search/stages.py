@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -86,6 +86,44 @@ class Spanned:
         """Return the blocks that are left, each from the decoder whose blocks lead to the next one's place."""
         kept = [index for index in range(self._n_blocks) if index not in candidate]
         return tuple(self._first[end - index] + index for index, end in pairwise([*kept, self._n_blocks]))
+
+
+class Averaged:
+    """Candidates that have averages in the place of groups of blocks; a candidate is what is joined to what is before.
+
+    Args:
+        decoder: the model as it is; never edited.
+        at: which block of a group stands for all of them, where the others are gone; None keeps them all.
+
+    Attributes:
+        held: by group, a decoder of the same depth whose blocks of that group have its average.
+    """
+
+    def __init__(self, decoder: Decoder, at: Callable[[range], int] | None) -> None:
+        self._own, self._at = Stepper(decoder), at
+        self.held: dict[range, Stepper] = {}
+
+    @property
+    def steppers(self) -> Sequence[Stepper]:
+        """The model's, and those that are held."""
+        return [self._own, *self.held.values()]
+
+    def groups(self, candidate: Blocks) -> list[range]:
+        """Return the groups of two or more blocks, in order."""
+        n = self._own.decoder.n_blocks
+        firsts = [index for index in range(n) if index not in candidate]
+        return [range(*each) for each in pairwise([*firsts, n]) if len(range(*each)) > 1]
+
+    def path(self, candidate: Blocks) -> Path:
+        """Return the model's own blocks, and in the place of each group those of the decoder that has its average."""
+        n, held = self._own.decoder.n_blocks, list(self.held)
+        stages = {index: index for index in range(n)}
+        for group in self.groups(candidate):
+            for index in group:
+                stages[index] = n * (1 + held.index(group)) + index
+                if self._at is not None and index != self._at(group):
+                    del stages[index]
+        return tuple(stages.values())
 
 
 class Edited:

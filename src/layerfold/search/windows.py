@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeGuard
 
 from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows
@@ -17,9 +16,8 @@ from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
 from layerfold.folders import check_run_folder
 from layerfold.hub import Model, default_corpus
-from layerfold.methods import Method, Share
-from layerfold.methods.base import Notes
-from layerfold.methods.share import AUTO
+from layerfold.methods import Share
+from layerfold.methods.base import AUTO, Notes
 from layerfold.progress import SILENT, Progress
 from layerfold.records import environment, hash_json, write_text
 from layerfold.search.found_windows import FoundWindows, Window
@@ -28,6 +26,7 @@ from layerfold.search.scores import OBJECTIVES, Objective, Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Blocks, Replaced
 from layerfold.statistics import exponential
+from layerfold.windows import Windows
 
 RESULT = "search.json"
 PROTOCOL = "window-1"
@@ -180,37 +179,16 @@ def shared(
     return others
 
 
-def settled(
-    method: Method, model: Model, calibration: Calibration | None, text: Perplexity, progress: Progress = SILENT
-) -> tuple[Method, Notes]:
-    """Find by a search what a method leaves to one: the window of `Share`.
-
-    Args:
-        calibration: of the model, where the method needs one.
-        text: what candidates are scored on.
-
-    Returns:
-        The method with nothing left to search, and notes that say what was scored.
-    """
-    if not searches(method):
-        return method, {}
-    others = shared(method, method.windows(model.decoder), model.decoder, calibration, progress)
-    scores = Scores(Replaced(model.decoder, others), text.windows(model), divergence=False)
+def best_window(
+    share: Share, decoder: Decoder, calibration: Calibration | None, text: Windows, progress: Progress
+) -> tuple[Share, Notes]:
+    """Return the same for the window of `share.size` blocks that scores best on a text, and the perplexity of each."""
+    others = shared(share, share.windows(decoder), decoder, calibration, progress)
+    scores = Scores(Replaced(decoder, others), text, divergence=False)
     select = Selection(scores, "perplexity", race=False, seed=0, progress=progress)
-    ((best, *_),) = select({method.size: list(others)}, 1).values()
-    perplexities = {f"{each[0]}:{method.size}": measured(scores, each).perplexity for each in others}
-    return method.at(best[0]), {"search": {"perplexity": perplexities, "text": describe(text, model)}}
-
-
-def searches(method: object) -> TypeGuard[Share]:
-    """Whether a method leaves something to a search."""
-    return isinstance(method, Share) and method.window == AUTO
-
-
-def selection_text(model: Model, corpus: str | None) -> Perplexity:
-    """Return the text that `settled` scores windows on; None takes the one that fits the model."""
-    name = corpus or default_corpus(model)
-    return Perplexity(corpus=name, split="validation", limit_tokens=defaults.SELECTION_TOKENS)
+    ((best, *_),) = select({share.size: list(others)}, 1).values()
+    perplexities = {f"{each[0]}:{share.size}": measured(scores, each).perplexity for each in others}
+    return share.at(best[0]), {"perplexity": perplexities}
 
 
 def measured(scores: Scores, blocks: Blocks) -> Window:

@@ -1,0 +1,109 @@
+"""The search for the groups of blocks whose FFNs are averaged at the least cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder
+from layerfold.methods import Collapse, Merge
+from layerfold.methods.base import Notes, spelled
+from layerfold.progress import Progress
+from layerfold.search.scores import Scores
+from layerfold.search.selection import Selection
+from layerfold.search.stages import Averaged, Blocks
+from layerfold.statistics import exponential
+from layerfold.stepping import Stepper
+from layerfold.windows import Windows
+
+Choose = Callable[[Sequence[Blocks]], Blocks]
+"""Says which of some candidates is the best."""
+
+MOST_ROUNDS = 20
+"""Of looking at everything that differs in one join, at most."""
+
+
+def best_groups(
+    method: Merge | Collapse, decoder: Decoder, calibration: Calibration | None, text: Windows, progress: Progress
+) -> tuple[Merge | Collapse, Notes]:
+    """Return the same with the best groups found, and the perplexity of them and of the published ones.
+
+    Consecutive groups are what is left when some blocks are joined to the one before them, and how many are joined is
+    what `method.size` says: as many as in the published grouping. Candidates are scored as averaging leaves them,
+    without any repair, and raced (see `Selection`). What is found is no worse on the text than the published grouping,
+    which is a candidate wherever its FFNs have averages.
+
+    Args:
+        decoder: is left as it is. Beside it the averaged FFNs of the candidates that are compared at once are held.
+        calibration: of the decoder; None where neurons are not reordered.
+        text: what candidates are scored on.
+
+    Raises:
+        InputError: a group size that the decoder does not admit.
+    """
+    joins = method.joinable(decoder)
+    published = tuple(index for index in range(decoder.n_blocks) if index % method.size)
+    # The average is the same whether the others of its group get it or go.
+    merge = Merge(groups="0-1", align=method.align, anchor=method.anchor, tie=True)
+    stages = Averaged(decoder, method.anchor_of if isinstance(method, Collapse) else None)
+    scores = Scores(stages, text, divergence=False)
+    race, whole = (Selection(scores, "perplexity", race=race, seed=0, progress=progress) for race in (True, False))
+    seen: set[Blocks] = set()
+
+    def averaged(group: range) -> Stepper:
+        other = decoder.copy(share=True)
+        other.blocks[method.anchor_of(group)].ffn.own_()  # what is averaged is written there
+        replace(merge, groups=spelled([group])).apply(other, calibration)
+        return Stepper(other)
+
+    def choose(candidates: Sequence[Blocks], select: Selection) -> Blocks:
+        seen.update(candidates)
+        lacking = [joined for joined in candidates if scores.lacks(joined)]
+        groups = list(dict.fromkeys(group for joined in lacking for group in stages.groups(joined)))
+        if calibration is not None and method.needs_calibration:
+            calibration.matches(pair for group in groups for pair in method.pairs(group))
+        stages.held = {group: stages.held.get(group) or averaged(group) for group in groups}
+        ((best,),) = select({0: candidates}, 1).values()
+        return best
+
+    joined = search(lambda some: choose(some, race), lambda some: choose(some, whole), joins, published)
+    figures = {
+        spelled(stages.groups(each)): exponential(scores.mean(each, "perplexity"))
+        for each in (published, joined)
+        if each in seen
+    }
+    found = replace(method, n=None, groups=spelled(stages.groups(joined)))
+    return found, {"perplexity": figures, "scored": len(seen)}
+
+
+def search(race: Choose, whole: Choose, joins: Sequence[int], published: Blocks) -> Blocks:
+    """Return which blocks to join to the one before them, as many as the published grouping joins.
+
+    Beginning with all blocks alone, the join that costs least is added again and again. The better of that and the
+    published grouping is then improved for as long as that helps: of everything that has one join elsewhere, which
+    moves a bound between two groups or splits one group and lengthens another, the best is taken.
+
+    Args:
+        race: picks the best of many candidates, as good as surely.
+        whole: picks the better of two by all of the text, so that no step makes what is held worse.
+        joins: the blocks that may be joined.
+        published: is no candidate where it joins others.
+    """
+    joined: Blocks = ()
+    while len(joined) < len(published):
+        joined = race([_with(joined, each) for each in joins if each not in joined])
+    if set(published) <= set(joins):
+        joined = whole([joined, published])
+    for _ in range(MOST_ROUNDS):
+        free = [each for each in joins if each not in joined]
+        moved = [_with([each for each in joined if each != out], into) for out in joined for into in free]
+        better = whole([joined, race([joined, *moved])])
+        if better == joined:
+            break
+        joined = better
+    return joined
+
+
+def _with(joined: Sequence[int], index: int) -> Blocks:
+    return tuple(sorted((*joined, index)))
