@@ -238,7 +238,8 @@ def _figures(row: Row, rows: Sequence[Row], tokens: np.ndarray) -> dict[str, Any
         if measured is not None:
             del found[name]["nats"]
             if row is not rows[0]:
-                found[name]["over base"] = asdict(paired(measured, rows[0].perplexity, tokens))
+                quotient = paired(measured, rows[0].perplexity, tokens)
+                found[name]["over base"] = [quotient.value, quotient.low, quotient.high]
     return found
 
 

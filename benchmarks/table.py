@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -96,17 +97,19 @@ def cell_text(measured: Any) -> str:
 def plot(rows: Sequence[Any], methods: Mapping[str, Peer], path: Path) -> None:
     """Draw perplexity against parameters other than zero, a line a method: before and, where there is one, after it."""
     names = [name for name in TITLES if any(getattr(row, name) for row in rows[1:])]
-    figure = Figure(figsize=(6.4 * len(names), 5.2), layout="constrained")
-    canvas = FigureCanvasSVG(figure)
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), place + 1)
-        _lines(axes, rows, name, methods)
-        axes.set_title(TITLES[name], fontsize=10)
-        if not place:
-            axes.set_ylabel("test perplexity (log scale)")
-            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
-    with replacing(path) as temporary:
-        canvas.print_svg(temporary, metadata={"Date": None})
+    # Text stays text, and the same figures make the same file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "quality"}):
+        figure = Figure(figsize=(6.4 * len(names), 5.2), layout="constrained")
+        canvas = FigureCanvasSVG(figure)
+        for place, name in enumerate(names):
+            axes = figure.add_subplot(1, len(names), place + 1)
+            _lines(axes, rows, name, methods)
+            axes.set_title(TITLES[name], fontsize=10)
+            if not place:
+                axes.set_ylabel("test perplexity (log scale)")
+                figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+        with replacing(path) as temporary:
+            canvas.print_svg(temporary, metadata={"Date": None})
 
 
 def _lines(axes: Axes, rows: Sequence[Any], name: str, methods: Mapping[str, Peer]) -> None:
