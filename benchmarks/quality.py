@@ -56,7 +56,8 @@ class Measured:
     Attributes:
         value, low, high: with its 95 % interval.
         nats: of each window.
-        seconds: that making the model took, on one machine, beside other work.
+        seconds: of processor time that making the model took, and with a recovery training it; what an earlier size of
+            the method has worked out already is not in it.
     """
 
     value: float
@@ -135,11 +136,11 @@ class Comparison:
         return found
 
     def _before(self, method: str, kept: int, make: Callable[[], Model | None]) -> dict[str, Any]:
-        started = time.perf_counter()
+        started = time.process_time()
         model = make()
         if model is None:
             return {"parameters": None}
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         size = model.decoder.size()
         held = size.nonzero if method in METHODS and METHODS[method].zeros else size.parameters
         if held > budget(self.base.decoder, kept):
@@ -147,11 +148,11 @@ class Comparison:
         return {**asdict(size), "perplexity": self._measured(model, seconds)}
 
     def _after(self, name: str, make: Callable[[], Model | None]) -> dict[str, Any]:
-        model, folder, started = make(), self._folder / "training" / name[:24], time.perf_counter()
+        model, folder, started = make(), self._folder / "training" / name[:24], time.process_time()
         assert model is not None
         assert self._recovery is not None
         recovered = api.recover(model, self._recovery, teacher=self.base, training_dir=folder)
-        found = self._measured(recovered, time.perf_counter() - started)
+        found = self._measured(recovered, time.process_time() - started)
         clear(folder)
         return found
 
