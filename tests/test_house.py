@@ -21,7 +21,7 @@ FLOORS = {
     2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sharing scoring hub adapter "
     "streaming passing repairing rescaling spans",
     3: "methods evaluators recovery classification",
-    4: "building origins presets repair recipe variants search passes replicates study api",
+    4: "building origins presets repair applying rows recipe variants search planning passes replicates study api",
     5: "report console doctor cli",
     6: "__init__",  # of layerfold itself: above all
 }
@@ -40,6 +40,7 @@ PUBLIC = {
         "Merge",
         "Model",
         "Perplexity",
+        "Plan",
         "Prune",
         "Recipe",
     ),
@@ -47,6 +48,7 @@ PUBLIC = {
         "Score",
         "Share",
         "Size",
+        "Steps",
         "Study",
         "WindowSearch",
         "compress",

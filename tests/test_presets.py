@@ -14,7 +14,7 @@ from layerfold.errors import RecipeError
 from layerfold.evaluators import Generation, Imdb, Latency, Perplexity, Rouge, Size
 from layerfold.hub import POCKET, load
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
-from layerfold.origins import Load, Student
+from layerfold.origins import Load, Planned, Student
 from layerfold.presets import PRESETS
 from layerfold.recipe import CalibrationText, Recipe, default_recipe, read_recipe
 from layerfold.recovery import Finetune
@@ -28,6 +28,7 @@ PUBLISHED = [
     ("shared_4x8", Share(window="auto", k=4, rank=8)),
 ]
 REPAIRED = ("repaired_drop_6", Drop(every=2))
+PLANNED = ("planned_82M", Planned(parameters="65.8952%"))
 EVALUATORS = [Size(), Perplexity(limit_tokens=65_536), Latency(), Generation()]
 
 
@@ -45,8 +46,11 @@ def rows(recipe: Recipe) -> list[tuple[str, Any]]:
 
 def test_the_default_is_the_published_comparison_with_nothing_trained(pocket: Decoder) -> None:
     for recipe in (default_recipe(), default_recipe(POCKET, pocket), default_recipe(preset="default")):
-        assert rows(recipe) == [*PUBLISHED, REPAIRED]
-        assert [variant.repair for variant in recipe.variants] == ["none"] * len(PUBLISHED) + ["refit+attention"]
+        assert rows(recipe) == [*PUBLISHED, REPAIRED, PLANNED]
+        assert [variant.repair for variant in recipe.variants] == ["none"] * len(PUBLISHED) + [
+            "refit+attention",
+            "none",
+        ]
         assert recipe.evaluate == EVALUATORS
         assert (recipe.base, recipe.revision) == ("pocket", None)
         assert recipe.calibration == CalibrationText(corpus=None, tokens=16_384, repair_tokens=65_536)
@@ -78,7 +82,7 @@ def test_a_preset_reads_back_as_itself(name: str) -> None:
 def test_a_preset_goes_no_deeper_than_the_base(name: str) -> None:
     labels = [variant.label for variant in default_recipe("shallow", tiny("gpt2", n_layer=5).decoder, name).variants]
     admitted = ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
-    assert labels == (["distilled", *admitted] if name == "full" else [*admitted, "repaired_drop_6"])
+    assert labels == (["distilled", *admitted] if name == "full" else [*admitted, "repaired_drop_6", "planned_82M"])
     one = tiny("gpt2", n_layer=1, n_positions=4096).decoder
     assert default_recipe("flat", one, name).variants == []
 

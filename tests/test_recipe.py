@@ -12,7 +12,7 @@ from tiny import deep, tiny
 from layerfold.errors import RecipeError
 from layerfold.hub import POCKET, load
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
-from layerfold.origins import Load, Student
+from layerfold.origins import Load, Planned, Student
 from layerfold.recipe import build_recovery, default_recipe, read_recipe
 from layerfold.recovery import Distill, Finetune, LowRank
 
@@ -25,19 +25,21 @@ def test_the_default_is_the_published_comparison() -> None:
         "pruned_104M",
         "shared_4x8",
         "repaired_drop_6",
+        "planned_82M",
     ]
     assert recipe.variants[1].method == Merge(n=4)
-    assert recipe.variants[-4].method == Collapse(n=10)
-    assert recipe.variants[-3].method == Prune(nonzero="84.1289%")
-    assert recipe.variants[-2].method == Share(window="auto", k=4, rank=8)
-    assert (recipe.variants[-1].method, recipe.variants[-1].repair) == (Drop(every=2), "refit+attention")
+    assert recipe.variants[-5].method == Collapse(n=10)
+    assert recipe.variants[-4].method == Prune(nonzero="84.1289%")
+    assert recipe.variants[-3].method == Share(window="auto", k=4, rank=8)
+    assert recipe.variants[-1].method == Planned(parameters="65.8952%")
+    assert (recipe.variants[-2].method, recipe.variants[-2].repair) == (Drop(every=2), "refit+attention")
     assert [evaluator.name for evaluator in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
 
 
 def test_the_default_goes_no_deeper_than_the_model() -> None:
     labels = [variant.label for variant in default_recipe("shallow", deep(5)).variants]
     admitted = ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
-    assert labels == [*admitted, "repaired_drop_6"]
+    assert labels == [*admitted, "repaired_drop_6", "planned_82M"]
     one = tiny("gpt2", n_layer=1, n_positions=4096).decoder  # mostly tables: the budget is out of reach
     assert default_recipe("flat", one).variants == []
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from layerfold.errors import LayerfoldError
     from layerfold.evaluators import Generation, Harness, Imdb, Latency, Perplexity, Rouge, Score, Size
     from layerfold.hub import Model, load
-    from layerfold.methods import Collapse, Drop, Merge, Prune, Share
+    from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
+    from layerfold.planning import Plan
     from layerfold.recipe import Recipe, default_recipe, read_recipe
     from layerfold.recovery import Distill, Finetune, LowRank
     from layerfold.search import DropSearch, WindowSearch
@@ -37,12 +38,14 @@ _WHERE = {
     "Merge": "methods",
     "Model": "hub",
     "Perplexity": "evaluators",
+    "Plan": "planning",
     "Prune": "methods",
     "Recipe": "recipe",
     "Rouge": "evaluators",
     "Score": "evaluators",
     "Share": "methods",
     "Size": "evaluators",
+    "Steps": "methods",
     "Study": "study",
     "WindowSearch": "search",
     "compress": "api",
@@ -69,12 +72,14 @@ __all__ = [
     "Merge",
     "Model",
     "Perplexity",
+    "Plan",
     "Prune",
     "Recipe",
     "Rouge",
     "Score",
     "Share",
     "Size",
+    "Steps",
     "Study",
     "WindowSearch",
     "compress",

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from layerfold import defaults
+from layerfold.applying import apply
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.corpora import check_disjoint, load_corpus
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import EVALUATORS, Imdb, Latency, Perplexity, Rouge, Score
 from layerfold.evaluators.base import Protocols, check_protocol
 from layerfold.hub import POCKET, Model, default_corpus, load
-from layerfold.methods import Method
+from layerfold.methods import Method, Steps
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
 from layerfold.repair import Level, Repair, check_level
 from layerfold.search.windows import selection_text
-from layerfold.variants import apply
 
 
 def compress(
     model: Model | str | Path,
-    method: Method,
+    method: Method | Steps,
     *,
     corpus: str | None = None,
     tokens: int = defaults.CALIBRATION_TOKENS,
@@ -38,7 +38,7 @@ def compress(
 
     Args:
         model: a loaded model, or a name for `load`.
-        method: for example ``Merge(n=4)``.
+        method: for example ``Merge(n=4)``, or ``Steps`` of several.
         corpus: calibration text, of which the ``calibration`` split is read, and the ``validation`` split where a
             method leaves something to a search; None takes the one that fits the model.
         tokens: how many tokens of the first.

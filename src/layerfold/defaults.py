@@ -18,5 +18,8 @@ CONTEXT = 2048
 GROUP_SIZES = (2, 4, 6, 8, 10)
 """Values of n in the published comparison."""
 
+PLANNED = f"{100 * 82 / 124.44:.4f}%"
+"""The share of the parameters that planned_82M leaves: DistilGPT-2's 82 million of GPT-2's 124.44."""
+
 PRUNED = f"{100 * 104.69 / 124.44:.4f}%"
 """What the published pruned_104M leaves of GPT-2's 124.44 million parameters other than zero."""

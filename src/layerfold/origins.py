@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.methods import Drop
+from layerfold.planning import Plan
+from layerfold.planning.trials import PROTOCOL
 from layerfold.recovery import Distill
 
 
@@ -68,3 +70,35 @@ class Student:
     def source(self, base: str) -> Load | Student:
         """Return the published checkpoint, where there is one of this base, or this."""
         return Load(self.published[base]) if base in self.published else self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The best that can be made of the base within a budget: what `Plan` finds, on the study's own texts.
+
+    Attributes:
+        parameters: how many distinct ones at most, as ``82M`` or ``66%``;
+        perplexity: or how much higher at most, as ``+10%``.
+    """
+
+    parameters: str | int | None = None
+    perplexity: str | None = None
+    name: ClassVar[str] = Plan.name
+    needs_calibration: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if (self.parameters is None) == (self.perplexity is None):
+            raise InputError(f"parameters {self.parameters!r} and perplexity {self.perplexity!r}; accepted: one of two")
+        self.plan()
+
+    def plan(self) -> Plan:
+        """Return the plan, which tries no more sizes than it needs."""
+        return Plan(parameters=self.parameters, perplexity=self.perplexity, points=0)
+
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
+        """Return the budget as JSON.
+
+        Raises:
+            InputError: the base does not admit it.
+        """
+        return {"name": self.name, "protocol": PROTOCOL, **asdict(self.plan().budget(decoder))}

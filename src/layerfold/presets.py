@@ -17,11 +17,12 @@ _PUBLISHED = [
     {"label": "shared_4x8", "share": {"window": "auto", "k": 4, "rank": 8}},
 ]
 _REPAIRED = {"label": "repaired_drop_6", "drop": {"every": 2}, "repair": "refit+attention"}
+_PLANNED = {"label": "planned_82M", "plan": {"parameters": defaults.PLANNED}}
 _DISTILGPT2 = {"gpt2": "distilgpt2", "openai-community/gpt2": "distilbert/distilgpt2"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The published comparison, and half of the blocks with a repair; nothing trained.
-    "default": {"variants": [*_PUBLISHED, _REPAIRED], "evaluate": list(DEFAULT_EVALUATORS)},
+    # The published comparison, half of the blocks with a repair, and a plan; nothing trained.
+    "default": {"variants": [*_PUBLISHED, _REPAIRED, _PLANNED], "evaluate": list(DEFAULT_EVALUATORS)},
     # All of the published study: a distilled model beside the others, every row trained alike, and all the tasks.
     "full": {
         "variants": [{"label": "distilled", "student": {"published": _DISTILGPT2}}, *_PUBLISHED],

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from layerfold import defaults
 from layerfold.building import build, describe, settings_of
@@ -16,41 +16,15 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
 from layerfold.hub import POCKET, Model, default_corpus
-from layerfold.methods import METHODS, Method
-from layerfold.origins import Load, Student
+from layerfold.methods import Method, Steps
+from layerfold.origins import Load, Planned, Student
 from layerfold.presets import DEFAULT_EVALUATORS, PRESETS
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
-from layerfold.repair import check_level
+from layerfold.rows import Strict, Variant, read_row
 from layerfold.yamlfiles import read_yaml
 
 _EXTENDS = "extends"
-_BESIDE = ("label", "repair")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
-
-
-_SOURCES: dict[str, type[Any]] = {**METHODS, Load.name: Load, Student.name: Student}
-
-
-def _variant(value: Any) -> Any:
-    """Turn {label: L, merge: {...}} into {label: L, method: Merge(...)}; ``load`` takes a name as well."""
-    if not isinstance(value, dict):
-        return value
-    names = [key for key in value if key not in _BESIDE]
-    if len(names) != 1:
-        raise InputError(
-            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label, repair and one of "
-            f"{', '.join(sorted(_SOURCES))}"
-        )
-    name, config = names[0], value[names[0]]
-    if name == Load.name and isinstance(config, str):
-        config = {"model": config}
-    return {key: value[key] for key in _BESIDE if key in value} | {
-        "method": build("key or method", _SOURCES, name, config)
-    }
 
 
 def _evaluator(value: Any) -> Any:
@@ -81,24 +55,7 @@ def build_recovery(name: Any, settings: Any) -> Recovery:
     return recovery
 
 
-class Variant(_Strict):
-    """One row of a study: a label, the method that makes it, and the repair that follows."""
-
-    label: str = Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
-    method: Any
-    repair: Any = "none"
-
-    def model_post_init(self, context: Any) -> None:
-        """Check that the method admits the repair."""
-        check_level(self.repair, self.method)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the variant as recipes write it."""
-        repair = {} if self.repair == "none" else {"repair": self.repair}
-        return {"label": self.label, self.method.name: settings_of(self.method), **repair}
-
-
-class CalibrationText(_Strict):
+class CalibrationText(Strict):
     """The text that methods read activations from: the ``calibration`` split of a corpus.
 
     Attributes:
@@ -112,7 +69,7 @@ class CalibrationText(_Strict):
     repair_tokens: int = Field(default=defaults.REPAIR_TOKENS, ge=2)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """What a study compares.
 
     Attributes:
@@ -128,7 +85,7 @@ class Recipe(_Strict):
 
     base: str = POCKET
     revision: str | None = None
-    variants: list[Annotated[Variant, BeforeValidator(_variant)]]
+    variants: list[Annotated[Variant, BeforeValidator(read_row)]]
     evaluate: list[Annotated[Any, BeforeValidator(_evaluator)]] = Field(
         default_factory=lambda: [_evaluator(each) for each in DEFAULT_EVALUATORS], min_length=1
     )
@@ -234,7 +191,7 @@ def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: s
     )
 
 
-def _admits(decoder: Decoder, source: Method | Load | Student) -> bool:
+def _admits(decoder: Decoder, source: Method | Steps | Planned | Load | Student) -> bool:
     try:
         if not isinstance(source, Load):
             (source.drop(decoder) if isinstance(source, Student) else source).resolved(decoder)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
-from layerfold.methods import METHODS, Drop, Method, Prune
+from layerfold.methods import METHODS, Drop, Method, Prune, Steps
 from layerfold.methods.base import GroupAverage, Notes
 from layerfold.progress import SILENT, Progress
 from layerfold.repairing import Repaired, refit_
@@ -27,6 +27,12 @@ def check_level(level: str, method: Any) -> None:
     if level not in LEVELS:
         raise InputError(f"unknown repair {one_of(str(level), LEVELS)}")
     if level == "none":
+        return
+    if isinstance(method, Steps):
+        if level == "rescale":
+            raise InputError("repair 'rescale' with several steps; accepted: none, refit, refit+attention")
+        for each in method.methods:
+            check_level(level, each)
         return
     if getattr(method, "name", None) not in METHODS:
         raise InputError(f"repair {level!r} of a row that no method makes; accepted: none")
@@ -58,7 +64,7 @@ class Repair:
         """Return what determines a repair, as JSON."""
         return {"name": "repair", "level": self.level, "protocol": PROTOCOL}
 
-    def sources(self, method: Method, decoder: Decoder, calibration: Calibration | None) -> Sources:
+    def sources(self, method: Method | Steps, decoder: Decoder, calibration: Calibration | None) -> Sources:
         """Return, before a method edits a decoder, what the neurons of each of its blocks will stand for."""
         if self.level != "rescale":
             return {}

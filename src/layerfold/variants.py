@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from layerfold.applying import apply
 from layerfold.building import settings_of
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
 from layerfold.hub import Model, load
-from layerfold.methods import Method
+from layerfold.methods import Method, Steps
 from layerfold.methods.base import Notes
-from layerfold.origins import Load, Student
+from layerfold.origins import Load, Planned, Student
+from layerfold.planning.trials import Texts, Trials
 from layerfold.progress import SILENT, Progress
 from layerfold.recipe import Recipe
 from layerfold.records import BASE_LABEL, hash_json
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair import Repair
-from layerfold.rescaling import Sources
-from layerfold.search.windows import searches, selection_text, settled
+from layerfold.search.windows import searches, selection_text
 from layerfold.windows import Windows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
@@ -45,7 +45,7 @@ class Variants:
         # What fits the base is what every row reads, a loaded model's too.
         self.recipe = recipe.for_base(base)
         self.base, self._folder = base, folder
-        self._sources: dict[str, Method | Load | Student | None] = {BASE_LABEL: None}
+        self._sources: dict[str, Method | Steps | Planned | Load | Student | None] = {BASE_LABEL: None}
         self._repairs = {variant.label: variant.repair for variant in self.recipe.variants if variant.repair != "none"}
         self._resolved: dict[str, dict[str, Any]] = {}
         self._loaded_sha256: dict[str, str] = {}
@@ -75,7 +75,7 @@ class Variants:
             if label not in self._loaded_sha256:
                 self.build(label)
             resolved = settings_of(source) | {"name": Load.name, "sha256": self._loaded_sha256[label]}
-        subject = {
+        subject: dict[str, Any] = {
             "base_sha256": self.base.sha256,
             "method": resolved,
             "calibration": self._calibration_windows.sha256 if calibrated else None,
@@ -87,8 +87,10 @@ class Variants:
                 subject["distilled"] = settings(distillation, self._text(self.base, distillation), self.base)
             except (InputError, CorpusError) as error:
                 raise type(error)(f"variant {label!r}: {error}") from error
-        elif searches(source):
+        elif searches(source) or isinstance(source, Planned):
             subject["selection"] = self._selection.windows(self.base).sha256
+        if isinstance(source, Planned):
+            subject["repairs"] = [windows.sha256 for windows in (self._repair_windows, self._quick_windows)]
         if (repair := self._repair(label)) is not None:
             subject["repair"] = {**repair.resolved(), "calibration": repair.windows.sha256, "seed": self.recipe.seed}
         return subject | {"recovery": self._recovery_settings} if recovered else subject
@@ -110,6 +112,13 @@ class Variants:
         calibration = self._calibration if source.needs_calibration else None
         if calibration is not None:
             calibration.progress = progress
+        if isinstance(source, Planned):
+            assert calibration is not None
+            texts = Texts(calibration, self._quick_windows, self._repair_windows, self._selection, self.recipe.seed)
+            key = hash_json(self.subject(label, recovered=False))[:24]
+            trials = Trials(self.base, texts, self._folder / "plans" / key, progress)
+            found, model = source.plan().find(trials, progress)
+            return model, {"planned": found.row(label), "tried": len(trials.done)}
         repair = self._repair(label)
         return apply(self.base.copy(), source, calibration, self.recipe.seed, self._selection, progress, repair)
 
@@ -153,7 +162,7 @@ class Variants:
         found = []
         if self._repairs or any(self._calibrated(label) for label in self.labels):
             found.append(load_corpus(cast(str, self.recipe.calibration.corpus), "calibration"))
-        if any(searches(source) for source in self._sources.values()):
+        if any(searches(source) or isinstance(source, Planned) for source in self._sources.values()):
             found.append(self._selection.read(self.base))
         for name in dict.fromkeys(each.corpus for each in self._recoveries()):
             found += [load_corpus(cast(str, name), split) for split in ("train", "validation")]
@@ -196,6 +205,11 @@ class Variants:
         return calibration_windows(self.base, text.corpus, text.repair_tokens, self.recipe.seed)
 
     @cached_property
+    def _quick_windows(self) -> Windows:
+        text = self.recipe.calibration
+        return calibration_windows(self.base, text.corpus, max(2, text.repair_tokens // 4), self.recipe.seed)
+
+    @cached_property
     def _calibration(self) -> Calibration:
         return Calibration(self.base.decoder, self._calibration_windows)
 
@@ -207,63 +221,3 @@ class Variants:
     def _calibration_windows(self) -> Windows:
         text = self.recipe.calibration
         return calibration_windows(self.base, text.corpus, text.tokens, self.recipe.seed)
-
-
-def apply(
-    model: Model,
-    method: Method,
-    calibration: Calibration | None,
-    seed: int,
-    selection: Perplexity,
-    progress: Progress = SILENT,
-    repair: Repair | None = None,
-) -> tuple[Model, Notes]:
-    """Edit the model's decoder in place; return it with what was done added to its provenance, and the notes on it.
-
-    Args:
-        selection: what candidates are scored on where the method leaves something to a search.
-        repair: what follows the method; it needs a copy of the decoder as it is now.
-    """
-    method, searched = settled(method, model, calibration, selection, progress)
-    resolved = method.resolved(model.decoder)
-    if model.provenance.base_sha256 is None and not model.provenance.steps:
-        # A model that `load` did not make: it is known by its weights from now on.
-        model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))
-    before = [block.module for block in model.decoder.blocks]
-    original, sources = model.decoder, cast(Sources, {})
-    if repair is not None:
-        sources = repair.sources(method, model.decoder, calibration)
-        original = model.decoder.copy()
-    notes = searched | method.apply(model.decoder, calibration)
-    # By what the decoder is now, not by what the method says: no method need know.
-    kept = [before.index(block.module) for block in model.decoder.blocks]
-    step = {
-        "method": resolved,
-        "seed": seed,
-        "calibration": None if calibration is None else _described(calibration.windows),
-        "notes": notes,
-        "kept_blocks": kept,
-    }
-    model = model.with_step(step)
-    if repair is None:
-        return model, notes
-    done = repair.apply(model.decoder, original, kept, sources, progress)
-    step = {
-        "method": repair.resolved(),
-        "seed": seed,
-        "calibration": _described(repair.windows),
-        "notes": done,
-    }
-    return model.with_step(step), notes | done
-
-
-def _described(windows: Windows) -> dict[str, Any]:
-    """Say what calibration text was read."""
-    return {
-        "corpus": windows.corpus,
-        "split": windows.split,
-        "tokens": int(windows.lengths.sum()),
-        "context": windows.context,
-        "corpus_sha256": windows.corpus_sha256,
-        "tokens_sha256": windows.sha256,
-    }

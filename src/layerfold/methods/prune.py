@@ -83,7 +83,7 @@ class Prune:
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise InputError(f"sparsity {self.sparsity}; accepted: from 0 to below 1")
         if self.nonzero is not None:
-            _parse(self.nonzero)
+            parse_count("nonzero", self.nonzero)
         self._check_scope()
         self._check_parts()
 
@@ -193,7 +193,7 @@ class Prune:
         Raises:
             InputError: it cannot be met.
         """
-        kind, value = _parse(cast("str | int", self.nonzero))
+        kind, value = parse_count("nonzero", cast("str | int", self.nonzero))
         wanted = round(value * size.parameters) if kind == "fraction" else round(value)
         if not least <= wanted <= size.nonzero:
             raise InputError(
@@ -238,10 +238,15 @@ def _warning(decoder: Decoder, found: list[Projection]) -> Notes:
     return {}
 
 
-def _parse(nonzero: str | int) -> tuple[Literal["count", "fraction"], float]:
+def parse_count(name: str, nonzero: str | int) -> tuple[Literal["count", "fraction"], float]:
+    """Read a number of parameters, or a share of them.
+
+    Raises:
+        InputError: it is neither; the message has it under this name.
+    """
     match = re.fullmatch(r"\s*(\d[\d,_]{0,30}(?:\.\d+)?)\s*([kKmMbB%]?)\s*", str(nonzero))
     if isinstance(nonzero, bool) or not match:
-        raise InputError(f"nonzero {nonzero!r}; accepted: a count, as 104690000 or 104.69M, or a percentage, as 84.13%")
+        raise InputError(f"{name} {nonzero!r}; accepted: a count, as 104690000 or 104.69M, or a percentage, as 84.13%")
     value = float(match[1].replace(",", "").replace("_", ""))
     if match[2] == "%":
         return "fraction", value / 100

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeVar
 from xml.etree import ElementTree
 
@@ -195,6 +196,16 @@ def on_page(axes: Axes, x: float, y: float) -> tuple[float, float]:
     """Return where a point of the axes' data stands, in points."""
     where = axes.transData.transform((x, y))
     return float(where[0]), float(where[1])
+
+
+def steps_of(axes: Axes, across: Sequence[float], up: Sequence[float]) -> list[Box]:
+    """Return what a label must not cover of a line that falls in steps, in points."""
+    corners = [on_page(axes, x, y) for x, y in zip(across, up, strict=True)]
+    return [
+        box
+        for (x, y), (next_x, next_y) in pairwise(corners)
+        for box in (Box(x, y - 1, next_x, y + 1), Box(next_x - 1, next_y, next_x + 1, y))
+    ]
 
 
 def width(label: str) -> float:

@@ -1,4 +1,4 @@
-"""The columns of every search, and the tables of one for blocks to drop, as the terminal and the page read them."""
+"""The columns of every search and plan, and the tables of a search for blocks to drop, for terminal and page."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class SearchColumn(Generic[F, C]):
     group: str = ""
 
 
-AnyColumn = SearchColumn[Searched[Any], Figures]
+AnyColumn = SearchColumn[Any, Any]
+"""A column of whatever has the figure that it reads."""
+
 DropColumn = SearchColumn[Found, Candidate]
 
 
@@ -96,6 +98,11 @@ def candidate_table(found: Found, most: int) -> Table:
         *(_left(found), PERPLEXITY, median, PARAMETERS, PERPLEXITY_CHANGE, SPEED_CHANGE, KL),
     )
     return _table(found, columns, [found.base, *alone, *together[:most]])
+
+
+def ratio(found: Searched[Row], candidate: Row) -> float:
+    """Return the perplexity on the selection text divided by the base's."""
+    return candidate.perplexity / found.base.perplexity
 
 
 def ranked(found: Searched[Any], candidates: Sequence[Row]) -> list[Row]:
@@ -169,15 +176,15 @@ def _maybe(value: float | None) -> Interval | None:
     return None if value is None else certain(value)
 
 
-def _figure(name: str) -> Callable[[Searched[Any], Figures], Interval | None]:
+def _figure(name: str) -> Callable[[Any, Any], Interval | None]:
     return lambda found, candidate: certain(getattr(candidate, name))
 
 
-def _timing(name: str) -> Callable[[Found, Candidate], Interval | None]:
+def _timing(name: str) -> Callable[[Any, Any], Interval | None]:
     return lambda found, candidate: getattr(found.timings.get(len(candidate.removed)), name, None)
 
 
-def _test(name: str) -> Callable[[Searched[Any], Figures], Interval | None]:
+def _test(name: str) -> Callable[[Any, Any], Interval | None]:
     return lambda found, candidate: getattr(found.test(candidate), name, None)
 
 
@@ -191,6 +198,14 @@ KL: AnyColumn = SearchColumn(
 PARAMETERS: AnyColumn = SearchColumn(
     "parameters", "", "distinct parameters: a shared tensor counts once", _figure("parameters"), numerals.count, "lower"
 )
+REMOVED: AnyColumn = SearchColumn(
+    "removed", "of the base", "share of the base's distinct parameters that is gone",
+    lambda found, candidate: certain(1 - candidate.parameters / found.base.parameters), numerals.percent, "higher",
+)  # fmt: skip
+RATIO: AnyColumn = SearchColumn(
+    "perplexity", TIMES_BASE, "perplexity on the selection text divided by the base's",
+    lambda found, candidate: certain(ratio(found, candidate)), numerals.times, "lower",
+)  # fmt: skip
 PERPLEXITY_CHANGE: AnyColumn = SearchColumn(
     "perplexity", "change", "perplexity on the selection text against the base's",
     lambda found, candidate: certain(found.perplexity_change_percent(candidate)), numerals.change, "lower",
@@ -199,11 +214,11 @@ SPEED_CHANGE: DropColumn = SearchColumn(
     "latency", "change", "time per token against the base's, the median of paired rounds: less than zero is faster",
     lambda found, candidate: _maybe(found.speed_change_percent(candidate)), numerals.change, "lower",
 )  # fmt: skip
-MILLISECONDS: DropColumn = SearchColumn(
+MILLISECONDS: AnyColumn = SearchColumn(
     "latency", "ms/token", "median time per generated token, with its quartiles", _timing("milliseconds"),
     numerals.significant, "lower", interval=True, group="latency",
 )  # fmt: skip
-SPEEDUP: DropColumn = SearchColumn(
+SPEEDUP: AnyColumn = SearchColumn(
     "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval", _timing("speedup"),
     numerals.times, "higher", interval=True, group="latency",
 )  # fmt: skip

@@ -11,7 +11,16 @@ from markupsafe import Markup
 from layerfold.report import numerals
 from layerfold.report.drawing import Plot
 from layerfold.report.provenance import listing
-from layerfold.report.search_columns import best, best_table, candidate_table, condensed, counted, footnotes, noun
+from layerfold.report.search_columns import (
+    best,
+    best_table,
+    candidate_table,
+    condensed,
+    counted,
+    footnotes,
+    noun,
+    ratio,
+)
 from layerfold.report.search_plots import sensitivity, trade_off
 from layerfold.report.tables import Table
 from layerfold.report.template import write_page
@@ -114,5 +123,5 @@ def _window_finding(found: FoundWindows, window: Window) -> str:
 def _cost(found: Searched[Any], candidate: Figures) -> str:
     test = found.test(candidate)
     text = "selection" if test is None else "test"
-    ratio = candidate.perplexity / found.base.perplexity if test is None else test.versus_base.value
-    return f"perplexity on the {text} text is {numerals.times(ratio)} times the base's"
+    factor = ratio(found, candidate) if test is None else test.versus_base.value
+    return f"perplexity on the {text} text is {numerals.times(factor)} times the base's"

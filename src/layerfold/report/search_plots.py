@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ from layerfold.report.drawing import (
     name_points,
     on_page,
     scales,
+    steps_of,
     width,
 )
 from layerfold.report.placement import Box
@@ -134,12 +135,7 @@ def _draw_trade_off(
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
 
     def label(axes: Axes) -> None:
-        corners = [on_page(axes, x, y) for x, y in zip(across, up, strict=True)]
-        steps = [
-            box
-            for (x, y), (next_x, next_y) in pairwise(corners)
-            for box in (Box(x, y - 1, next_x, y + 1), Box(next_x - 1, next_y, next_x + 1, y))
-        ]
+        steps = steps_of(axes, across, up)
         columns = [
             Box(x - 2, y - 2, x + 2, axes.bbox.y1)
             for x, y in (on_page(axes, left(found, each), each.perplexity) for each in lowest)

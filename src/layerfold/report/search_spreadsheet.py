@@ -29,7 +29,7 @@ def write_search_csv(found: Found, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    _write_csv(_rows(found), path)
+    write_rows(_rows(found), path)
 
 
 def write_windows_csv(found: FoundWindows, path: Path) -> None:
@@ -38,7 +38,7 @@ def write_windows_csv(found: FoundWindows, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    _write_csv([_window_row(found, window) for window in (found.base, *found.candidates)], path)
+    write_rows([_window_row(found, window) for window in (found.base, *found.candidates)], path)
 
 
 def check_parquet() -> None:
@@ -64,11 +64,18 @@ def write_search_parquet(found: Found, path: Path) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
 
 
-def _write_csv(rows: Sequence[Row], path: Path) -> None:
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write rows that have the same columns: ``true`` and ``false`` in small letters, None as nothing.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row | {"best": str(row["best"]).lower()} for row in rows)
+    for row in rows:
+        flags = {name: str(value).lower() for name, value in row.items() if isinstance(value, bool)}
+        writer.writerow(row | flags)
     write_text(path, buffer.getvalue())
 
 
@@ -116,11 +123,12 @@ def _chosen(found: Searched[Any], candidate: Figures) -> Row:
     test = found.test(candidate)
     return {
         "best": candidate.changed == found.best.get(len(candidate.changed), found.base).changed,
-        **_bounds("test_perplexity", None if test is None else test.perplexity),
-        **_bounds("test_versus_base", None if test is None else test.versus_base),
+        **bounds_of("test_perplexity", None if test is None else test.perplexity),
+        **bounds_of("test_versus_base", None if test is None else test.versus_base),
     }
 
 
-def _bounds(name: str, interval: Interval | None) -> Row:
+def bounds_of(name: str, interval: Interval | None) -> Row:
+    """Return an estimate and its bounds, each in a column of its own; None where nothing was measured."""
     figures = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
     return dict(zip((name, f"{name}_low", f"{name}_high"), figures, strict=True))

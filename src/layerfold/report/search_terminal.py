@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -31,19 +31,25 @@ def print_windows(found: FoundWindows, console: Console) -> None:
     """Print the windows that were measured, and the best of each size."""
     intervals = ["95% intervals below the values"] if found.tests else []
     _print(found, windows_table(found, MOST_WINDOWS), best_windows_table(found), intervals, console)
-    _note(console, f"shared with {sharing(found)}")
+    note(console, f"shared with {sharing(found)}")
 
 
 def _print(found: Searched[Any], candidates: Table, best: Table, notes: Sequence[str], console: Console) -> None:
     print_parts(candidates, console)
     if below := footnotes(found, candidates):
-        _note(console, "; ".join(below))
+        note(console, "; ".join(below))
         console.print()
     print_parts(best, console)
     if notes:
-        _note(console, "; ".join(notes))
-    _note(console, f"chosen on {described(found.text)}; tested on {described(found.test_text)}")
+        note(console, "; ".join(notes))
+    note_texts(console, found.text, found.test_text)
 
 
-def _note(console: Console, text: str) -> None:
+def note_texts(console: Console, text: Mapping[str, Any], test_text: Mapping[str, Any]) -> None:
+    """Print which text was selected on, and which was tested on."""
+    note(console, f"chosen on {described(text)}; tested on {described(test_text)}")
+
+
+def note(console: Console, text: str) -> None:
+    """Print a line that stands back."""
     console.print(Text(numerals.printable(text), style="dim"))

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from layerfold.report import numerals
 from layerfold.report.provenance import listing
 from layerfold.report.search_columns import (
     KL,
     NONE,
     PARAMETERS,
     PERPLEXITY,
+    RATIO,
+    REMOVED,
     TEST_PERPLEXITY,
     TEST_RATIO,
     SearchColumn,
     cells,
-    certain,
     ranked,
 )
-from layerfold.report.tables import DASH, TIMES_BASE, Table
+from layerfold.report.tables import DASH, Table
 from layerfold.search import FoundWindows, Window
 
 WindowColumn = SearchColumn[FoundWindows, Window]
@@ -33,11 +33,6 @@ def name(window: Window) -> str:
 def spanned(window: Window) -> str:
     """Write the first and the last block of a window."""
     return f"{window.blocks[0]}{DASH}{window.blocks[-1]}" if window.blocks else ""
-
-
-def ratio(found: FoundWindows, window: Window) -> float:
-    """Return the perplexity on the selection text divided by the base's."""
-    return window.perplexity / found.base.perplexity
 
 
 def best_windows(found: FoundWindows) -> list[Window]:
@@ -69,13 +64,3 @@ def _table(found: FoundWindows, columns: Sequence[WindowColumn], windows: Sequen
     labels = [f"{name(window)} ({spanned(window)})" if window.blocks else NONE for window in windows]
     rows = [(label, cells(found, window, columns)) for label, window in zip(labels, windows, strict=True)]
     return Table("window (blocks)", NONE, columns, rows)
-
-
-REMOVED: WindowColumn = SearchColumn(
-    "removed", "of the base", "share of the base's distinct parameters that is gone",
-    lambda found, window: certain(1 - window.parameters / found.base.parameters), numerals.percent, "higher",
-)  # fmt: skip
-RATIO: WindowColumn = SearchColumn(
-    "perplexity", TIMES_BASE, "perplexity on the selection text divided by the base's",
-    lambda found, window: certain(ratio(found, window)), numerals.times, "lower",
-)  # fmt: skip

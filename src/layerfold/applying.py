@@ -1,0 +1,100 @@
+"""A method, and a repair if one follows, done to a model whose provenance says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+from torch.nn import Module
+
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder
+from layerfold.evaluators import Perplexity
+from layerfold.hub import Model
+from layerfold.methods import Method, Steps
+from layerfold.methods.base import Notes
+from layerfold.methods.steps import in_order
+from layerfold.progress import SILENT, Progress
+from layerfold.repair import Repair
+from layerfold.rescaling import Sources
+from layerfold.search.windows import settled
+from layerfold.windows import Windows
+
+
+def apply(
+    model: Model,
+    method: Method | Steps,
+    calibration: Calibration | None,
+    seed: int,
+    selection: Perplexity,
+    progress: Progress = SILENT,
+    repair: Repair | None = None,
+) -> tuple[Model, Notes]:
+    """Edit the model's decoder in place; return it with what was done added to its provenance, and the notes on it.
+
+    Args:
+        calibration: of the model, where the method needs one.
+        selection: what candidates are scored on where the method leaves something to a search.
+        repair: what follows the method; it needs a copy of the decoder as it is now.
+    """
+    notes: Notes = {}
+    if not isinstance(method, Steps):
+        method, notes = settled(method, model, calibration, selection, progress)
+    if model.provenance.base_sha256 is None and not model.provenance.steps:
+        # A model that `load` did not make: it is known by its weights from now on.
+        model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))
+    decoder, before = model.decoder, [block.module for block in model.decoder.blocks]
+    original, sources = decoder, cast(Sources, {})
+    if repair is not None:
+        sources = repair.sources(method, decoder, calibration)
+        original = decoder.copy()
+    for number, each in enumerate(in_order(method)):
+        text = calibration if each.needs_calibration else None
+        if text is not None and number:
+            text = text.of(decoder)  # as the steps before left it
+        model, found = _done(model, each, text, {} if number else notes, seed)
+        notes = notes | found
+    if repair is None:
+        return model, notes
+    done = repair.apply(decoder, original, _places(before, decoder), sources, progress)
+    step = {
+        "method": repair.resolved(),
+        "seed": seed,
+        "calibration": _described(repair.windows),
+        "notes": done,
+    }
+    return model.with_step(step), notes | done
+
+
+def _done(
+    model: Model, method: Method, calibration: Calibration | None, searched: Notes, seed: int
+) -> tuple[Model, Notes]:
+    """Edit by one method."""
+    resolved = method.resolved(model.decoder)
+    before = [block.module for block in model.decoder.blocks]
+    notes = searched | method.apply(model.decoder, calibration)
+    step = {
+        "method": resolved,
+        "seed": seed,
+        "calibration": None if calibration is None else _described(calibration.windows),
+        "notes": notes,
+        "kept_blocks": _places(before, model.decoder),
+    }
+    return model.with_step(step), notes
+
+
+def _places(before: list[Module], decoder: Decoder) -> list[int]:
+    """Say which blocks are left, by what the decoder is now, not by what a method says: no method need know."""
+    return [before.index(block.module) for block in decoder.blocks]
+
+
+def _described(windows: Windows) -> dict[str, Any]:
+    """Say what calibration text was read."""
+    return {
+        "corpus": windows.corpus,
+        "split": windows.split,
+        "tokens": int(windows.lengths.sum()),
+        "context": windows.context,
+        "corpus_sha256": windows.corpus_sha256,
+        "tokens_sha256": windows.sha256,
+    }

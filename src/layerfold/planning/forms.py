@@ -1,0 +1,135 @@
+"""What a plan tries: what takes blocks or FFNs away, and how many neurons go besides to reach a size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+from layerfold import narrowing
+from layerfold.building import settings_of
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError
+from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share, Steps
+from layerfold.methods.base import GroupAverage
+from layerfold.methods.drop import spelled
+from layerfold.repair import Level
+
+_RANK = 8
+_SAID: dict[str, Callable[[Any], str]] = {
+    "drop": lambda drop: f"drop {spelled(drop.blocks)}",
+    "collapse": lambda collapse: f"collapse n={collapse.n}",
+    "merge": lambda merge: f"merge n={merge.n}, tied",
+    "share": lambda share: f"share {share.window}",
+    "prune": lambda prune: f"prune {100 * prune.sparsity:.0f}% of neurons",
+}
+WHOLE: Level = "refit+attention"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to make the model smaller.
+
+    Attributes:
+        family: what kind of way that is, as a plot groups it.
+        methods: what is done, in order.
+        repair: and what follows.
+    """
+
+    family: str
+    methods: tuple[Method, ...]
+    repair: Level
+
+    @property
+    def method(self) -> Method | Steps:
+        """What is done, as one."""
+        return self.methods[0] if len(self.methods) == 1 else Steps(self.methods)
+
+    @property
+    def said(self) -> str:
+        """What is done, for people."""
+        done = [_SAID[method.name](method) for method in self.methods] or ["as it is"]
+        return " + ".join(done) + (", repaired" if self.repair != "none" else "")
+
+    def row(self, label: str) -> dict[str, Any]:
+        """Return it as a recipe's row."""
+        steps = [{each.name: settings_of(each)} for each in self.methods]
+        made = steps[0] if len(steps) == 1 else {Steps.name: steps}
+        return {"label": label, **made, **({} if self.repair == "none" else {"repair": self.repair})}
+
+
+def narrowed(decoder: Decoder, methods: Sequence[Method], size: int) -> tuple[Method, ...] | None:
+    """Return methods with as many neurons removed after them as it takes to have so many parameters at most.
+
+    None are removed where the methods by themselves come to no more. The neurons are those that the outputs of all
+    FFNs together miss least (criterion wanda, scope global).
+
+    Returns:
+        None where an FFN would be left without neurons.
+    """
+    parameters, neurons, each = sizes(decoder, methods)
+    if parameters <= size:
+        return tuple(methods)
+    removed = ceil((parameters - size) / each) if each else 0
+    if not 0 < removed < neurons - decoder.n_blocks:
+        return None
+    return (*methods, Prune(sparsity=removed / neurons, structure="neurons", criterion="wanda", scope="global"))
+
+
+def sizes(decoder: Decoder, methods: Sequence[Method]) -> tuple[int, int, int]:
+    """Return how many parameters and neurons methods leave, and how many parameters go with each neuron."""
+    left = outline(decoder, methods)
+    owners = list(narrowing.owners(left))
+    if not owners:
+        return count(left), 0, 0
+    ffn = left.blocks[owners[0]].ffn
+    inner = sum(tensor.numel() for matrix in ffn.matrices if matrix is not ffn.down for tensor in matrix.tensors)
+    each = inner // ffn.d_ffn + ffn.down.weight.shape[0]
+    return count(left), sum(left.d_ffn[index] for index in owners), each
+
+
+def rivals(decoder: Decoder, size: int, order: Sequence[tuple[int, ...]]) -> Iterator[Candidate]:
+    """Yield what each method by itself comes to at a size, as it is and repaired; nothing of one that cannot be.
+
+    Args:
+        order: the blocks to drop, by how many.
+    """
+    depth = decoder.n_blocks
+    dropped: list[Method] = [Drop(blocks=blocks) for blocks in order[1:]]
+    collapsed: list[Method] = [Collapse(n=n) for n in range(2, depth + 1)]
+    merged: list[Method] = [Merge(n=n, tie=True) for n in range(2, depth + 1)]
+    # The first block stays by itself where it can: sharing it costs most, as a rule.
+    shared: list[Method] = [Share(window=f"{min(1, depth - k)}:{k}", rank=_RANK) for k in range(2, depth + 1)]
+    for methods in (dropped, collapsed, merged, shared):
+        for method in methods:  # the least first
+            try:
+                small = count(outline(decoder, [method])) <= size
+            except InputError:  # what the model does not admit, as groups of FFNs that are not of one width
+                continue
+            if small:
+                for level in ("none", WHOLE):
+                    yield Candidate(method.name, (method,), level)
+                break
+    pruned = narrowed(decoder, (), size)
+    if pruned:
+        for level in ("none", WHOLE):
+            yield Candidate("prune", pruned, level)
+
+
+def outline(decoder: Decoder, methods: Sequence[Method]) -> Decoder:
+    """Return a decoder with the structure, but not the weights, that methods leave."""
+    left = decoder.copy(share=all(isinstance(method, Drop) for method in methods))
+    for method in methods:
+        plain = method
+        if isinstance(method, GroupAverage):
+            plain = replace(method, align="none")
+        elif isinstance(method, Share):
+            plain = replace(method, align="none", base="anchor", init="zero")
+        plain.apply(left, None)
+    return left
+
+
+def count(decoder: Decoder) -> int:
+    """Count distinct parameters."""
+    return sum(tensor.numel() for tensor in decoder.model.parameters())

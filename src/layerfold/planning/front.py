@@ -1,0 +1,208 @@
+"""The search for the best candidate of each size, and for the one that a budget asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+
+from layerfold.errors import InputError
+from layerfold.hub import Model
+from layerfold.methods import Drop, Method
+from layerfold.planning.budget import Budget
+from layerfold.planning.forms import WHOLE, Candidate, narrowed, rivals, sizes
+from layerfold.planning.speed import Speeds, speedup_of
+from layerfold.planning.trials import Trial, Trials
+from layerfold.progress import Progress
+from layerfold.search.stages import Blocks
+
+Tried = tuple[Candidate, Trial]
+
+_PRECISION = 0.015
+"""How near the smallest size within a rise of perplexity is found, as a share of the model's parameters."""
+
+_SMALLEST = 0.1
+_CORRECTIONS = 3
+
+
+class Front:
+    """Tries what a budget asks for.
+
+    Of a size there is a candidate for each number of blocks to drop: what is left is cut down to the size by removing
+    neurons. Perplexity falls and then rises with that number, so that going downhill from the best of a size near by
+    finds the best of this one in a few trials.
+
+    Args:
+        timed: how long models of fewer blocks and neurons take; for a budget of speed.
+    """
+
+    def __init__(self, trials: Trials, budget: Budget, progress: Progress, timed: Speeds | None = None) -> None:
+        self._trials, self._budget, self._progress, self._timed = trials, budget, progress, timed
+        self._decoder = trials.model.decoder
+        self._size = trials.base().parameters
+        self._order: list[Blocks] = trials.order(self._most())
+        self.tried: dict[Trial, Candidate] = {}
+
+    def decide(self, points: int) -> list[Candidate]:
+        """Return the candidates within the budget, the best first; of a rise of perplexity, the smallest first.
+
+        Args:
+            points: how many sizes to try besides the budget's, where it is one of size.
+
+        Raises:
+            InputError: nothing that was tried is within the budget.
+        """
+        budget, base = self._budget, self._trials.base()
+        if budget.kind == "perplexity":
+            limit = budget.value * base.perplexity
+            size = self._smallest(limit)
+            self._try_all([*rivals(self._decoder, size, self._order)])
+            within = [trial for trial in self.tried if trial.perplexity <= limit]
+            ranked = sorted(within, key=lambda trial: (trial.parameters, trial.perplexity))
+        else:
+            if budget.kind == "parameters":
+                self._sizes(round(budget.value), points)
+                within = [trial for trial in self.tried if trial.parameters <= budget.value]
+            else:
+                within = self._fast()
+            ranked = sorted(within, key=lambda trial: (trial.perplexity, trial.parameters))
+        ranked = [trial for trial in ranked if math.isfinite(trial.perplexity)]
+        if not ranked:
+            raise InputError(self._none(base))
+        return [self.tried[trial] for trial in ranked]
+
+    def best(self, points: int, finalists: int) -> tuple[Candidate, Model]:
+        """Return the candidate to take, with the model that it makes, repaired on all of the text."""
+        chosen, made = self._final(self.decide(points), finalists)
+        for _ in range(_CORRECTIONS):
+            if self._timed is None:
+                break
+            reached = speedup_of(self._trials.model, made, 12, self._progress).speedup.value
+            if self._budget.meets(reached):
+                break
+            correction = self._timed.correction * 1.01 * self._budget.value / reached
+            self._timed = replace(self._timed, correction=correction)
+            self.tried.clear()
+            chosen, made = self._final(self.decide(points), finalists)
+        return chosen, made
+
+    def _final(self, ranked: Sequence[Candidate], finalists: int) -> tuple[Candidate, Model]:
+        best: tuple[float, Candidate, Model | None] | None = None
+        base = self._trials.base().perplexity
+        for candidate in self._progress.track(ranked[:finalists], "repairing finalists", min(finalists, len(ranked))):
+            trial, made = self._trials.whole(candidate)
+            if self._budget.kind == "perplexity":
+                # The smallest that stays within the rise once it is wholly repaired.
+                over = max(0.0, trial.perplexity - self._budget.value * base)
+                rank = over if over else -1 / trial.parameters
+            else:
+                rank = trial.perplexity
+            if best is None or rank < best[0]:
+                best = rank, candidate, made
+        assert best is not None
+        return best[1], best[2] or self._trials.made(best[1])
+
+    def _sizes(self, size: int, points: int) -> None:
+        """Try the budget's size, and others on the way to it from the model's."""
+        most = len(self._order) - 1
+        dropped = self._best_at(size, ceil(most / 2))
+        for number in range(1, points + 1):
+            part = 1 - number / (points + 1)
+            self._best_at(round(self._size - part * (self._size - size)), round(part * (dropped or 0)))
+        self._try_all([*rivals(self._decoder, size, self._order)])
+
+    def _smallest(self, limit: float) -> int:
+        """Return the smallest size with a candidate within a limit of perplexity, by bisection."""
+        low, high = _SMALLEST, 1.0
+        dropped = 1
+        while high - low > _PRECISION:
+            middle = (low + high) / 2
+            near = round(dropped * (1 - middle) / (1 - high)) if high < 1 else dropped
+            found = self._best_at(round(middle * self._size), near)
+            if found is not None and any(
+                trial.perplexity <= limit and trial.parameters <= middle * self._size for trial in self.tried
+            ):
+                high, dropped = middle, found
+            else:
+                low = middle
+        return round(high * self._size)
+
+    def _fast(self) -> list[Trial]:
+        """Try what is fast enough: of each depth the widest, and whole blocks by themselves."""
+        assert self._timed is not None
+        fast = []
+        for dropped in range(len(self._order)):
+            methods = self._dropping(dropped)
+            share = self._timed.share(self._decoder.n_blocks - dropped, self._budget.value)
+            if share is None:
+                continue
+            parameters, neurons, each = sizes(self._decoder, methods)
+            fast.append(self._combined(dropped, parameters - ceil((1 - share) * neurons) * each))
+            if share == 1:
+                others = rivals(self._decoder, parameters, self._order)
+                fast += [each for each in others if each.family in ("drop", "collapse")]
+                break
+        wanted = [each for each in fast if each is not None]
+        # Where the line says that none is, the one of fewest blocks is timed all the same: a line is no measurement.
+        deepest = Candidate("drop", tuple(self._dropping(len(self._order) - 1)), WHOLE)
+        self._try_all(wanted or [deepest])
+        return list(self.tried)
+
+    def _best_at(self, size: int, near: int) -> int | None:
+        """Try candidates of a size, beginning with one that lacks so many blocks; return how many the best lacks."""
+        open_ = {dropped: self._combined(dropped, size) for dropped in range(len(self._order))}
+        there = {dropped: each for dropped, each in open_.items() if each is not None}
+        if not there:
+            return None
+
+        def cost(dropped: int) -> float:
+            return self._try(there[dropped]).perplexity
+
+        here = min(there, key=lambda dropped: abs(dropped - near))
+        while True:
+            around = [dropped for dropped in (here, here - 1, here + 1) if dropped in there]
+            best = min(around, key=cost)
+            if best == here:
+                return here
+            here = best
+
+    def _combined(self, dropped: int, size: int) -> Candidate | None:
+        methods = narrowed(self._decoder, self._dropping(dropped), size)
+        if not methods:
+            return None
+        names = [method.name for method in methods]
+        return Candidate(" + ".join(names), methods, WHOLE)
+
+    def _dropping(self, number: int) -> list[Method]:
+        return [Drop(blocks=self._order[number])] if number else []
+
+    def _try(self, candidate: Candidate) -> Trial:
+        trial = self._trials.quick(candidate)
+        self.tried.setdefault(trial, candidate)
+        return trial
+
+    def _try_all(self, candidates: Sequence[Candidate]) -> None:
+        for candidate in self._progress.track(candidates, "trying what each method comes to", len(candidates)):
+            self._try(candidate)
+
+    def _most(self) -> int:
+        """How many blocks to drop at most."""
+        depth, budget = self._decoder.n_blocks, self._budget
+        if budget.kind == "perplexity":
+            return max(1, depth // 2)
+        if self._timed is not None:
+            enough = (k for k in range(1, depth) if self._timed.share(depth - k, budget.value) == 1)
+            return min(next(enough, depth - 1) + 1, depth - 1)
+        block = sum(tensor.numel() for tensor in self._decoder.blocks[0].module.parameters())
+        return max(1, min(depth - 1, ceil((self._size - budget.value) / block)))
+
+    def _none(self, base: Trial) -> str:
+        budget = self._budget
+        best = min(self.tried, key=lambda trial: trial.perplexity, default=base)
+        smallest = min(self.tried, key=lambda trial: trial.parameters, default=base)
+        return (
+            f"{budget.kind} {budget.value:,.6g}: nothing that was tried is within that; the smallest has "
+            f"{smallest.parameters:,} parameters, the best perplexity is {best.perplexity / base.perplexity:.3f} times "
+            "the base's"
+        )

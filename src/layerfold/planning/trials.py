@@ -1,0 +1,184 @@
+"""What has been tried: each candidate repaired on little text and scored on the selection text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from layerfold.applying import apply
+from layerfold.calibration import Calibration
+from layerfold.checkpoint import hash_weights
+from layerfold.evaluators import Perplexity
+from layerfold.hub import Model
+from layerfold.planning.forms import Candidate, count
+from layerfold.progress import SILENT, Progress
+from layerfold.records import hash_json, write_text
+from layerfold.repair import Repair
+from layerfold.scoring import window_nats
+from layerfold.search.scores import Scores
+from layerfold.search.selection import Selection
+from layerfold.search.stages import Blocks, Spanned
+from layerfold.search.strategies import beam
+from layerfold.spans import spanning
+from layerfold.statistics import exponential
+from layerfold.windows import Windows
+
+PROTOCOL = "plan-1"
+FILE = "trials.json"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a plan reads.
+
+    Attributes:
+        calibration: what methods read activations from.
+        quick, whole: what repairs are fitted to: those of trials, and those of finalists.
+        selection: what candidates are scored on.
+        seed: that calibration text was ordered by.
+    """
+
+    calibration: Calibration
+    quick: Windows
+    whole: Windows
+    selection: Perplexity
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a candidate came to.
+
+    Attributes:
+        said, family, repair: see `Candidate`.
+        row: the candidate as a recipe has it, without its label.
+        whole: whether it was repaired on all of the text that there is for that.
+        parameters, blocks, neurons: how many it has; neurons in all FFNs together.
+        perplexity: on the selection text.
+    """
+
+    said: str
+    family: str
+    repair: str
+    row: dict[str, Any] = field(hash=False)
+    whole: bool
+    parameters: int
+    blocks: int
+    neurons: int
+    perplexity: float
+
+
+class Trials:
+    """Tries candidates, each once, and remembers what came of them.
+
+    Args:
+        model: never edited.
+        folder: where that is kept; None keeps nothing.
+
+    Attributes:
+        done: what was tried in this run, in order.
+    """
+
+    def __init__(self, model: Model, texts: Texts, folder: Path | None = None, progress: Progress = SILENT) -> None:
+        self.model, self._texts, self._progress = model, texts, progress
+        self._windows = texts.selection.windows(model)
+        self._tokens = (self._windows.lengths - self._windows.first_scored).double().numpy()
+        self._file = None if folder is None else folder / FILE
+        self._known = {
+            "model": hash_weights(model.decoder.model),
+            "seed": texts.seed,
+            "protocol": PROTOCOL,
+            "texts": [text.sha256 for text in (texts.calibration.windows, texts.quick, texts.whole, self._windows)],
+        }
+        self._kept: dict[str, Any] = self._read()
+        self.done: dict[str, Trial] = {}
+
+    def base(self) -> Trial:
+        """Return the model as it is."""
+        return self._trial(Candidate("base", (), "none"), False, lambda: self.model)
+
+    def quick(self, candidate: Candidate) -> Trial:
+        """Try a candidate."""
+        with self._progress.doing(f"trying: {candidate.said}"):
+            return self._trial(candidate, False, lambda: self.made(candidate, whole=False))
+
+    def whole(self, candidate: Candidate) -> tuple[Trial, Model | None]:
+        """Try a candidate with all of its repair; return the model too, where it was made now."""
+        made: list[Model] = []
+
+        def make() -> Model:
+            made.append(self.made(candidate))
+            return made[0]
+
+        return self._trial(candidate, True, make), made[0] if made else None
+
+    def made(self, candidate: Candidate, *, whole: bool = True) -> Model:
+        """Return what a candidate makes of the model."""
+        texts = self._texts
+        windows = texts.whole if whole else texts.quick
+        repair = None if candidate.repair == "none" else Repair(candidate.repair, windows)
+        progress = self._progress if whole else SILENT
+        base = self.model.copy()
+        return apply(base, candidate.method, texts.calibration, texts.seed, texts.selection, progress, repair)[0]
+
+    def order(self, most: int) -> list[Blocks]:
+        """Return the blocks that the model misses least once it is repaired: none, one, and so on to so many.
+
+        Each set is the one before it and one block more, found with each block that is left refitted by itself.
+        """
+        key = hash_json({**self._known, "order": "greedy"})
+        if len(self._kept.get(key, [])) <= most:
+            decoder = self.model.decoder
+            decoder.model.eval()
+            stages = Spanned(decoder, spanning(decoder, self._texts.quick, most + 1, progress=self._progress))
+            scores = Scores(stages, self._windows, divergence=False)
+            select = Selection(scores, "perplexity", race=True, seed=self._texts.seed, progress=self._progress)
+            found = beam(select, range(decoder.n_blocks), range(1, most + 1), 1, 1)
+            self._keep(key, [[], *(list(found[number][0]) for number in range(1, most + 1))])
+        return [tuple(blocks) for blocks in self._kept[key][: most + 1]]
+
+    def _trial(self, candidate: Candidate, whole: bool, make: Callable[[], Model]) -> Trial:
+        row = candidate.row("")
+        del row["label"]
+        key = hash_json({**self._known, "row": row, "whole": whole})
+        if key not in self._kept:
+            decoder = make().decoder
+            mean = float(window_nats(decoder, self._windows).sum() / self._tokens.sum())
+            self._keep(
+                key, [mean if math.isfinite(mean) else None, count(decoder), decoder.n_blocks, sum(decoder.d_ffn)]
+            )
+        nats, parameters, blocks, neurons = self._kept[key]
+        self.done[key] = Trial(
+            said=candidate.said,
+            family=candidate.family,
+            repair=candidate.repair,
+            row=row,
+            whole=whole,
+            parameters=parameters,
+            blocks=blocks,
+            neurons=neurons,
+            perplexity=math.inf if nats is None else exponential(nats),
+        )
+        return self.done[key]
+
+    def _keep(self, key: str, value: Any) -> None:
+        self._kept[key] = value
+        if self._file is not None:
+            write_text(self._file, json.dumps(self._kept, indent=0))
+
+    def _read(self) -> dict[str, Any]:
+        """Return what an interrupted run kept; damaged, it is as if there were nothing."""
+        try:
+            found = {} if self._file is None else json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def as_json(trial: Trial) -> Mapping[str, Any]:
+    """Return a trial as JSON, which has no word for infinity."""
+    return asdict(trial) | {"perplexity": trial.perplexity if math.isfinite(trial.perplexity) else None}

@@ -1,0 +1,56 @@
+"""The HTML page of a plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from markupsafe import Markup
+
+from layerfold.planning import Planned
+from layerfold.report import numerals
+from layerfold.report.plan_columns import asked, done, front_table, outcome, trials_table, winner_table
+from layerfold.report.plan_plots import trials_plot
+from layerfold.report.provenance import listing
+from layerfold.report.search_columns import counted
+from layerfold.report.template import write_page
+
+
+def write_plan_html(planned: Planned, path: Path) -> None:
+    """Write what a plan found as one page: tables, plot, texts, settings, environment and the winner's recipe.
+
+    The same findings give the same bytes.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    plot = trials_plot(planned)
+    write_page(
+        path,
+        "plan.html.j2",
+        kind="plan",
+        title=planned.model,
+        summary=_summary(planned),
+        winner=winner_table(planned),
+        front=front_table(planned),
+        trials=trials_table(planned),
+        plots=[(plot, Markup(plot.svg))],
+        selection_text=listing(planned.text),
+        test_text=listing(planned.test_text),
+        settings=listing(planned.settings | {"model": planned.model, "model_sha256": planned.model_sha256}),
+        work=[],
+        environment=listing(planned.environment),
+        recipe=json.dumps(planned.recipe(planned.model), indent=2, ensure_ascii=False, default=str),
+    )
+
+
+def _summary(planned: Planned) -> str:
+    """Say what was asked for, what was found, what that costs, and whether it is what was asked for."""
+    winner = planned.winner
+    gone = 1 - winner.trial.parameters / planned.base.parameters
+    speed = "" if winner.latency is None else f", at {numerals.times(winner.latency.speedup.value)} times its speed"
+    return (
+        f"Asked for: {asked(planned.budget)}. Found, of {counted(len(planned.trials), 'trial')}: {done(winner.trial)}. "
+        f"It has {numerals.percent(gone)} fewer parameters than {planned.model}, and perplexity on the test text is "
+        f"{numerals.times(winner.test.versus_base.value)} times the base's{speed}. The budget is {outcome(planned)}."
+    )

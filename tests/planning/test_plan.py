@@ -1,0 +1,352 @@
+"""Plans on tiny models: what is tried, what is chosen, that it is made as `compress` makes it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import BLOCKS, deep, prose, tiny
+
+import layerfold
+from layerfold.calibration import Calibration, calibration_windows
+from layerfold.errors import InputError, OutputError
+from layerfold.evaluators import Perplexity
+from layerfold.methods import Drop, Merge, Prune, Steps
+from layerfold.planning import Plan, Planned
+from layerfold.planning import trials as trials_module
+from layerfold.planning.budget import Budget, read_budget
+from layerfold.planning.forms import Candidate, count, narrowed, outline, rivals, sizes
+from layerfold.planning.front import Front
+from layerfold.planning.speed import Speeds
+from layerfold.planning.trials import Texts, Trials
+from layerfold.progress import SILENT
+from layerfold.recipe import read_recipe
+from layerfold.study import Study
+
+FEW = {"calibration_tokens": 300, "repair_tokens": 1200, "tokens": 200, "test_tokens": 150, "rounds": 0, "points": 1}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with documents enough for all four splits."""
+    path = tmp_path_factory.mktemp("text") / "study.txt"
+    path.write_text("\n\n".join(prose(30, seed) for seed in range(60)))
+    return str(path)
+
+
+@pytest.fixture
+def plan(text: str) -> Callable[..., Plan]:
+    def plan(**settings: Any) -> Plan:
+        return Plan(**{"corpus": text} | FEW | settings)
+
+    return plan
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = model.decoder.model.state_dict()
+    return tensors
+
+
+def same(one: Any, two: Any) -> bool:
+    a, b = state(one), state(two)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class TestBudget:
+    @pytest.mark.parametrize(
+        ("given", "kind", "value"),
+        [
+            ({"parameters": "66%"}, "parameters", 660),
+            ({"parameters": 500}, "parameters", 500),
+            ({"parameters": "0.5k"}, "parameters", 500),
+            ({"speedup": 1.5}, "speedup", 1.5),
+            ({"perplexity": "+10%"}, "perplexity", 1.1),
+            ({"perplexity": "10 %"}, "perplexity", 1.1),
+        ],
+    )
+    def test_it_is_read(self, given: dict[str, Any], kind: str, value: float) -> None:
+        settings = {"parameters": None, "speedup": None, "perplexity": None} | given
+        found = read_budget(**settings, whole=1000)
+        assert found.kind == kind
+        assert found.value == pytest.approx(value)
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({}, "accepted: one of the three"),
+            ({"parameters": "66%", "speedup": 2.0}, "accepted: one of the three"),
+            ({"parameters": "100%"}, "is 1,000; accepted: below the model's 1,000"),
+            ({"parameters": "0"}, "is 0; accepted: below"),
+            ({"parameters": "small"}, "parameters 'small'; accepted: a count"),
+            ({"speedup": 1.0}, "speedup 1.0; accepted: above 1"),
+            ({"speedup": math.nan}, "speedup nan; accepted: above 1"),
+            ({"perplexity": "-10%"}, "perplexity '-10%'; accepted: how much higher"),
+            ({"perplexity": "0%"}, "perplexity '0%'; accepted: how much higher"),
+            ({"perplexity": "90"}, "perplexity '90'; accepted: how much higher"),
+        ],
+    )
+    def test_what_is_none_is_refused(self, given: dict[str, Any], said: str) -> None:
+        with pytest.raises(InputError) as caught:
+            read_budget(**{"parameters": None, "speedup": None, "perplexity": None} | given, whole=1000)
+        assert said in str(caught.value)
+
+    def test_a_speed_is_met_from_below_and_the_others_from_above(self) -> None:
+        assert Budget("speedup", 1.5).meets(1.5)
+        assert not Budget("speedup", 1.5).meets(1.4)
+        assert Budget("parameters", 100).meets(100)
+        assert not Budget("perplexity", 1.1).meets(1.2)
+
+
+class TestForms:
+    @pytest.mark.parametrize("family", ["gpt2", "llama"])
+    @pytest.mark.parametrize("lacking", [[], [Drop(blocks="1")], [Merge(n=2, tie=True)]])
+    def test_neurons_are_removed_down_to_the_size_and_no_further(self, family: str, lacking: list[Any]) -> None:
+        decoder = tiny(family).decoder
+        parameters, _, each = sizes(decoder, lacking)
+        size = parameters - 7 * each - 1
+        methods = narrowed(decoder, lacking, size)
+        assert methods is not None
+        narrow = methods[-1]
+        assert isinstance(narrow, Prune)
+        left = outline(decoder, methods[:-1])
+        plain = Prune(sparsity=narrow.sparsity, structure="neurons", criterion="magnitude", scope="global")
+        plain.apply(left, None)
+        assert size - each < count(left) <= size
+
+    def test_none_are_removed_where_that_is_small_enough_already(self) -> None:
+        decoder = tiny("gpt2").decoder
+        assert narrowed(decoder, [Drop(blocks="1")], count(decoder) - 1) == (Drop(blocks="1"),)
+
+    def test_there_is_no_form_smaller_than_what_is_not_neurons(self) -> None:
+        assert narrowed(tiny("gpt2").decoder, [], 1000) is None
+
+    def test_outlines_leave_the_decoder_alone(self) -> None:
+        model = tiny("gpt2")
+        before = {name: tensor.clone() for name, tensor in state(model).items()}
+        list(rivals(model.decoder, count(model.decoder) * 3 // 4, [(), (1,), (1, 2)]))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+
+    def test_each_method_comes_in_the_least_form_that_is_small_enough_as_it_is_and_repaired(self) -> None:
+        decoder = tiny("gpt2").decoder
+        size = count(outline(decoder, [Drop(blocks="1,2")]))
+        found = list(rivals(decoder, size, [(), (1,), (1, 2), (1, 2, 3)]))
+        assert [each.repair for each in found] == ["none", "refit+attention"] * (len(found) // 2)
+        assert {each.family for each in found} >= {"drop", "collapse"}
+        for each in found:
+            assert count(outline(decoder, [m for m in each.methods if not isinstance(m, Prune)])) <= size or (
+                each.family == "prune"
+            )
+        (dropped, *_) = [each for each in found if each.family == "drop"]
+        assert dropped.methods == (Drop(blocks=(1, 2)),)
+
+    def test_a_row_is_what_a_recipe_reads(self) -> None:
+        candidate = Candidate("drop + prune", (Drop(blocks=(1,)), Prune(sparsity=0.5, structure="neurons")), "refit")
+        (variant,) = read_recipe({"variants": [candidate.row("planned")]}).variants
+        assert (variant.method, variant.repair) == (candidate.method, "refit")
+
+
+class TestSpeeds:
+    def test_the_share_of_neurons_makes_a_model_as_fast_as_wanted(self) -> None:
+        timed = Speeds(blocks=10, constant=1.0, block=0.5, ffn=0.4)
+        share = timed.share(10, 1.25)
+        assert share == pytest.approx(0.5)
+        assert timed.share(5, 1.5) == 1.0
+        assert timed.share(10, 2.0) is None
+
+    def test_neurons_that_take_no_time_make_nothing_faster(self) -> None:
+        assert Speeds(blocks=10, constant=1.0, block=0.5, ffn=0.0).share(10, 1.1) is None
+
+
+class TestTrials:
+    def trials(self, model: Any, text: str, folder: Path | None = None) -> Trials:
+        calibration, quick, whole = (calibration_windows(model, text, tokens, 0) for tokens in (300, 300, 1200))
+        selection = Perplexity(corpus=text, split="validation", limit_tokens=200)
+        return Trials(model, Texts(Calibration(model.decoder, calibration), quick, whole, selection, 0), folder)
+
+    def test_the_model_stays_as_it_is(self, text: str) -> None:
+        model = tiny("gpt2")
+        before = {name: tensor.clone() for name, tensor in state(model).items()}
+        trials = self.trials(model, text)
+        order = trials.order(2)
+        trials.quick(Candidate("drop", (Drop(blocks=order[1]),), "refit+attention"))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+
+    def test_each_set_of_blocks_holds_the_one_before_it(self, text: str) -> None:
+        order = self.trials(tiny("gpt2"), text).order(3)
+        assert [len(blocks) for blocks in order] == [0, 1, 2, 3]
+        assert all(set(one) < set(two) for one, two in pairwise(order))
+
+    def test_what_was_tried_is_not_tried_again(
+        self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        candidate = Candidate("drop", (Drop(blocks="1"),), "refit")
+        first = self.trials(tiny("gpt2"), text, tmp_path)
+        order, tried = first.order(2), first.quick(candidate)
+        monkeypatch.setattr(trials_module, "apply", None)
+        monkeypatch.setattr(trials_module, "spanning", None)
+        again = self.trials(tiny("gpt2"), text, tmp_path)
+        assert again.order(2) == order
+        assert again.quick(candidate) == tried
+
+    @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
+    def test_a_damaged_file_is_as_if_there_were_none(self, text: str, tmp_path: Path, content: str) -> None:
+        (tmp_path / trials_module.FILE).write_text(content)
+        trials = self.trials(tiny("gpt2"), text, tmp_path)
+        assert trials.quick(Candidate("drop", (Drop(blocks="1"),), "none")).blocks == BLOCKS - 1
+
+    def test_a_trial_is_what_compress_and_perplexity_come_to(self, text: str) -> None:
+        candidate = Candidate("drop + prune", (Drop(blocks=(1,)), _NEURONS), "refit+attention")
+        trial, made = self.trials(tiny("gpt2"), text).whole(candidate)
+        expected = layerfold.compress(
+            tiny("gpt2"),
+            Steps((Drop(blocks=(1,)), _NEURONS)),
+            corpus=text,
+            tokens=300,
+            repair="refit+attention",
+            repair_tokens=1200,
+        )
+        assert same(made, expected)
+        score = Perplexity(corpus=text, split="validation", limit_tokens=200)(expected)
+        assert trial.perplexity == pytest.approx(score.value)
+        assert trial.parameters == expected.decoder.size().parameters
+
+
+_NEURONS = Prune(sparsity=0.5, structure="neurons", criterion="wanda", scope="global")
+
+
+class TestPlan:
+    @pytest.mark.parametrize("family", ["gpt2", "llama"])
+    def test_the_plan_is_within_the_budget_and_no_worse_than_what_was_tried(
+        self, plan: Callable[..., Plan], family: str, tmp_path: Path
+    ) -> None:
+        model = tiny(family)
+        found, made = plan(parameters="80%")(model, tmp_path)
+        budget = round(0.8 * count(model.decoder))
+        assert found.met
+        assert count(made.decoder) == found.winner.trial.parameters <= budget
+        within = [trial for trial in found.trials if not trial.whole and trial.parameters <= budget]
+        quick = next(t for t in within if t.row == found.winner.trial.row)
+        ranked = sorted(trial.perplexity for trial in within)
+        assert quick.perplexity <= ranked[1]  # one of the two finalists
+        assert {trial.family for trial in found.trials} >= {"base", "drop", "prune"}
+        assert json.loads((tmp_path / "plan.json").read_text())["budget"]["met"] is True
+
+    def test_the_same_plan_gives_the_same_model(self, plan: Callable[..., Plan]) -> None:
+        one, two = (plan(parameters="80%")(tiny("gpt2")) for _ in range(2))
+        assert same(one[1], two[1])
+        assert one[0].to_json() == two[0].to_json()
+
+    def test_the_recipe_makes_the_plan_again(self, plan: Callable[..., Plan], model: Path, tmp_path: Path) -> None:
+        found, _ = plan(parameters="80%")(layerfold.load(model))
+        study = Study(read_recipe(found.recipe(str(model))), tmp_path / "run")
+        list(study.run())
+        score = study.results().records["planned", "perplexity"].score
+        assert score["value"] == pytest.approx(found.winner.test.perplexity.value, rel=1e-12)
+        assert study.results().records["planned", "size"].score["value"] == found.winner.trial.parameters
+
+    def test_a_row_of_a_study_is_planned_on_its_own_texts(self, text: str, model: Path, tmp_path: Path) -> None:
+        recipe = {
+            "base": str(model),
+            "variants": [{"label": "planned", "plan": {"parameters": "80%"}}],
+            "evaluate": ["size", {"perplexity": {"corpus": text, "limit_tokens": 150}}],
+            "calibration": {"corpus": text, "tokens": 300, "repair_tokens": 1200},
+        }
+        study = Study(read_recipe(recipe), tmp_path / "run")
+        list(study.run())
+        size = study.results().records["planned", "size"]
+        assert size.score["value"] <= 0.8 * count(tiny("gpt2").decoder)
+        assert size.subject["method"]["name"] == "plan"
+        (row,) = read_recipe({"variants": [size.notes["planned"]]}).variants
+        assert row.label == "planned"
+        assert list(Study(read_recipe(recipe), tmp_path / "run").run()) == []
+
+    def test_the_smallest_within_a_rise_of_perplexity(self, plan: Callable[..., Plan]) -> None:
+        found, _ = plan(perplexity="+20%", finalists=1)(tiny("gpt2"))
+        limit = 1.2 * found.base.perplexity
+        within = [trial for trial in found.trials if not trial.whole and trial.perplexity <= limit]
+        assert found.winner.trial.parameters == min(trial.parameters for trial in within)
+
+    def test_a_plan_for_speed_is_timed(self, plan: Callable[..., Plan]) -> None:
+        found, made = plan(speedup=1.2, rounds=3)(tiny("gpt2"))
+        assert found.winner.latency is not None
+        assert found.met == (found.winner.latency.speedup.value >= 1.2)
+        assert made.decoder.n_blocks < BLOCKS or sum(made.decoder.d_ffn) < sum(tiny("gpt2").decoder.d_ffn)
+
+    def test_an_interrupted_plan_goes_on(
+        self, plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, _ = plan(parameters="80%")(tiny("gpt2"))
+        calls = 0
+        original = trials_module.apply
+
+        def some(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 4:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        monkeypatch.setattr(trials_module, "apply", some)
+        with pytest.raises(KeyboardInterrupt):
+            plan(parameters="80%")(tiny("gpt2"), tmp_path)
+        kept = len(json.loads((tmp_path / trials_module.FILE).read_text()))
+        assert kept >= 4  # the model as it is, the order, and trials
+        found, _ = plan(parameters="80%")(tiny("gpt2"), tmp_path)
+        assert found.to_json() == whole.to_json()
+
+    def test_a_model_of_one_block_has_no_plan(self, plan: Callable[..., Plan]) -> None:
+        with pytest.raises(InputError, match="a model of 1 block; accepted: 2 blocks or more"):
+            plan(parameters="80%").budget(deep(1))
+
+    def test_a_budget_that_nothing_meets_is_one_line(self, text: str) -> None:
+        trials = TestTrials().trials(tiny("gpt2"), text)
+        with pytest.raises(InputError, match="nothing that was tried is within that") as caught:
+            Front(trials, Budget("perplexity", 0.1), SILENT).decide(0)
+        assert "\n" not in str(caught.value)
+
+    def test_a_folder_of_something_else_is_refused(self, plan: Callable[..., Plan], tmp_path: Path) -> None:
+        (tmp_path / "letter.txt").write_text("dear")
+        with pytest.raises(OutputError, match="something other"):
+            plan(parameters="80%")(tiny("gpt2"), tmp_path)
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"parameters": "80%", "points": -1}, "points -1; accepted: 0 or more"),
+            ({"parameters": "80%", "finalists": 0}, "finalists 0; accepted: 1 or more"),
+            ({"parameters": "80%", "rounds": 2}, "rounds 2; accepted: 0"),
+            ({"speedup": 1.5, "rounds": 0}, "rounds 0 with speedup 1.5"),
+            ({}, "accepted: one of the three"),
+        ],
+    )
+    def test_bad_settings_are_refused_at_once(self, settings: dict[str, Any], said: str) -> None:
+        with pytest.raises(InputError, match=said):
+            Plan(**settings)
+
+
+def test_the_front_is_what_nothing_smaller_beats(plan: Callable[..., Plan]) -> None:
+    found, _ = plan(parameters="80%")(tiny("gpt2"))
+    assert isinstance(found, Planned)
+    tried = [trial for trial in found.trials if not trial.whole]
+    for trial in tried:
+        beaten = any(t.parameters <= trial.parameters and t.perplexity < trial.perplexity for t in tried)
+        assert beaten != (trial in found.front) or trial.perplexity in [t.perplexity for t in found.front]
+
+
+@pytest.mark.parametrize("row", [{}, {"parameters": "80%", "perplexity": "+10%"}, {"parameters": "many"}])
+def test_a_row_without_one_budget_is_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(layerfold.LayerfoldError, match="accepted"):
+        read_recipe({"variants": [{"label": "planned", "plan": row}]})
+
+
+def test_models_with_ffns_of_different_widths_are_planned_too(plan: Callable[..., Plan]) -> None:
+    model = layerfold.compress(tiny("gpt2"), Prune(sparsity=0.3, structure="neurons", scope="global"))
+    found, _ = plan(parameters="85%")(model)
+    assert found.met
+    assert {trial.family for trial in found.trials} & {"merge", "collapse"} == set()

@@ -1,0 +1,211 @@
+"""The tables of a plan, what became of its budget, and how they stand in the terminal."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+
+import pytest
+from pages import HOSTILE
+from plans import TRIALS, trial
+from rich.console import Console
+
+from layerfold.report import print_plan
+from layerfold.report.plan_columns import front_table, outcome, standing, trials_table, winner_table
+from layerfold.report.tables import DASH, MISSING, Cell
+from layerfold.statistics import Interval
+
+BOTH = "drop 5,6 + prune 25% of neurons, repaired"
+
+
+def printed(planned, width=140):
+    console = Console(width=width, file=io.StringIO())
+    print_plan(planned, console)
+    return console.file.getvalue()
+
+
+def headers(table):
+    return [f"{column.title} {column.unit}".strip() for column in table.columns]
+
+
+def rows(table):
+    return [(label, [cell.value for cell in cells]) for label, cells in table.rows]
+
+
+def one(planned):
+    """What a plan that tried one thing found, which it took as it is."""
+    (tried,) = (each for each in planned.trials if each.said == "prune 50% of neurons")
+    return [tried, replace(tried, whole=True)]
+
+
+def test_the_front_stands_below_the_base_the_largest_first(make_plan):
+    table = front_table(make_plan())
+    assert (table.header, table.base) == ("what was done", "as it is")
+    assert headers(table) == [
+        "blocks",
+        "neurons",
+        "parameters",
+        "removed of the base",
+        "perplexity",
+        "perplexity × base",
+    ]
+    assert rows(table) == [
+        ("as it is", ["12", "3,480", "6.96M", "0.0%", "86.80", "1.00"]),
+        (BOTH, ["9", "2,888", "5.78M", "17.0%", "90.25", "1.04"]),
+        (BOTH, ["6", "2,296", "4.59M", "34.0%", "112.5", "1.30"]),
+        ("drop 3,5,6,7, repaired", ["6", "2,271", "4.54M", "34.7%", "118.2", "1.36"]),
+        ("merge n=3, tied, repaired", ["4", "1,952", "3.90M", "43.9%", "240.0", "2.76"]),
+    ]
+
+
+def test_the_base_heads_the_front_also_where_something_smaller_is_better(make_plan):
+    better = trial("drop", 6555264, 80.0)
+    labels = [label for label, _ in front_table(make_plan(trials=(*TRIALS, better))).rows]
+    assert labels[:2] == ["as it is", "drop 3,5,6,7, repaired"]
+    assert BOTH not in labels[:2]
+
+
+def test_all_trials_and_what_became_of_them(make_plan):
+    table = trials_table(make_plan())
+    found = [(label, cells[0], cells[3]) for label, cells in rows(table)]
+    assert headers(table)[0] == "standing"
+    assert found == [
+        ("as it is", "front", "6.96M"),
+        (BOTH, "front", "5.78M"),
+        (f"{BOTH} on all text", "planned", "4.59M"),
+        (BOTH, "front", "4.59M"),
+        ("prune 50% of neurons, repaired", "", "4.59M"),
+        ("prune 50% of neurons", "", "4.59M"),
+        ("share 1:9, repaired", "", "4.55M"),
+        ("share 1:9", "", "4.55M"),
+        ("drop 3,5,6,7, repaired on all text", "finalist", "4.54M"),
+        ("drop 3,5,6,7, repaired", "front", "4.54M"),
+        ("drop 3,5,6,7", "", "4.54M"),
+        ("collapse n=2, repaired", "", "4.19M"),
+        ("collapse n=2", "", "4.19M"),
+        ("merge n=3, tied, repaired", "front", "3.90M"),
+        ("merge n=3, tied", "", "3.90M"),
+    ]
+    assert rows(table)[-1][1][-2:] == ["inf", "inf"]
+
+
+def test_what_is_not_repaired_is_the_same_as_a_finalist(make_plan):
+    planned = make_plan(trials=one(make_plan()))
+    assert [(label, cells[0]) for label, cells in rows(trials_table(planned))] == [
+        ("as it is", "front"),
+        ("prune 50% of neurons", "planned"),
+    ]
+    assert [standing(planned, each) for each in planned.trials] == ["front", "planned", "planned"]
+
+
+def test_what_was_planned_has_its_intervals(make_plan):
+    table = winner_table(make_plan())
+    assert headers(table) == [
+        *("parameters", "removed of the base", "blocks", "perplexity test", "perplexity test, × base"),
+        *("latency ms/token", "speed-up × base"),
+    ]
+    assert [label for label, _ in table.rows] == ["as it is", f"{BOTH} on all text"]
+    assert dict(table.rows)["as it is"][3:] == [
+        *(Cell("108.5", f"104.2{DASH}112.8"), Cell("1.00", "")),
+        *(Cell(MISSING, ""), Cell(MISSING, "")),
+    ]
+    assert dict(table.rows)[f"{BOTH} on all text"] == [
+        *(Cell("4.59M", ""), Cell("34.0%", ""), Cell("6", "")),
+        *(Cell("135.6", f"131.3{DASH}140.0"), Cell("1.25", f"1.21{DASH}1.29")),
+        *(Cell("4.75", f"4.50{DASH}5.00"), Cell("1.38", f"1.34{DASH}1.41")),
+    ]
+
+
+def test_without_latency_there_is_none_in_the_table(make_plan):
+    planned = make_plan(timed=False)
+    assert headers(winner_table(planned))[-1] == "perplexity test, × base"
+    assert "ms/token" not in printed(planned)
+    assert "quartiles below ms/token" in printed(make_plan())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "figure", "said"),
+    [
+        ("parameters", 4594106, None, "at most 4,594,106 parameters: met with 4,593,795"),
+        ("parameters", 4593795, None, "at most 4,593,795 parameters: met with 4,593,795"),
+        ("parameters", 4593794, None, "at most 4,593,794 parameters: not met, with 4,593,795"),
+        (
+            *("perplexity", 1.3, Interval(1.25, 1.21, 1.29)),
+            "perplexity at most 1.3 times the base's: met with 1.250 on the test text (95% interval 1.210–1.290)",
+        ),
+        (
+            *("perplexity", 1.1, Interval(1.082, 1.051, 1.123)),
+            "perplexity at most 1.1 times the base's: met with 1.082 on the test text "
+            "(95% interval 1.051–1.123, which reaches beyond the budget)",
+        ),
+        (
+            *("perplexity", 1.1, Interval(1.122, 1.101, 1.143)),
+            "perplexity at most 1.1 times the base's: not met, with 1.122 on the test text (95% interval 1.101–1.143)",
+        ),
+        (
+            *("perplexity", 1.1, Interval(1.104, 1.071, 1.143)),
+            "perplexity at most 1.1 times the base's: not met, with 1.104 on the test text "
+            "(95% interval 1.071–1.143, which reaches within it)",
+        ),
+        (
+            *("perplexity", 1.1, Interval(1.05, math.nan, math.nan)),
+            "perplexity at most 1.1 times the base's: met with 1.050 on the test text",
+        ),
+        (
+            *("speedup", 1.5, Interval(1.55, 1.51, 1.59)),
+            "at least 1.5 times as fast: met with 1.550 (95% interval 1.510–1.590)",
+        ),
+        (
+            *("speedup", 1.5, Interval(1.52, 1.48, 1.56)),
+            "at least 1.5 times as fast: met with 1.520 (95% interval 1.480–1.560, which reaches beyond the budget)",
+        ),
+        (
+            *("speedup", 1.5, Interval(1.45, 1.41, 1.49)),
+            "at least 1.5 times as fast: not met, with 1.450 (95% interval 1.410–1.490)",
+        ),
+        (
+            *("speedup", 1.5, Interval(1.49, 1.46, 1.52)),
+            "at least 1.5 times as fast: not met, with 1.490 (95% interval 1.460–1.520, which reaches within it)",
+        ),
+    ],
+)
+def test_the_budget_is_met_or_not(make_plan, kind, value, figure, said):
+    assert f"budget: {said}\n" in printed(make_plan(kind, value, versus_base=figure, speedup=figure))
+
+
+def test_a_speed_that_was_not_timed_is_not_met(make_plan):
+    assert outcome(make_plan("speedup", 1.5, timed=False)) == "not met: nothing was timed"
+
+
+def test_the_tables_then_the_budget_then_the_texts(make_plan):
+    text = printed(make_plan(), 200)
+    order = ["merge n=3, tied, repaired", "on all text", "95% intervals below", "budget: at most", "chosen on"]
+    assert [text.index(each) for each in order] == sorted(text.index(each) for each in order)
+    assert text.endswith(
+        "chosen on movie-reviews validation, 65,536 tokens; tested on movie-reviews test, 131,072 tokens\n"
+    )
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_figure_is_cut(make_plan, width):
+    planned = make_plan()
+    text = printed(planned, width)
+    assert max(map(len, text.splitlines())) <= width
+    for table in (front_table(planned), winner_table(planned)):
+        for _, cells in table.rows:
+            assert {text for cell in cells for text in (cell.value, cell.interval) if text} <= set(text.split())
+
+
+def test_a_plan_of_one_trial(make_plan):
+    planned = make_plan(trials=one(make_plan()), timed=False)
+    assert [label for label, _ in front_table(planned).rows] == ["as it is", "prune 50% of neurons"]
+    assert "budget: at most 4,594,106 parameters: met with 4,593,795\n" in printed(planned)
+
+
+def test_hostile_text_is_plain_text(make_plan):
+    hostile = replace(TRIALS[0], said=f"{HOSTILE}\x1b[2J")
+    text = printed(make_plan(trials=(*TRIALS[1:], hostile), text={"corpus": "[red]x[/red]\x1b"}), 400)
+    assert "\x1b" not in text
+    assert HOSTILE in text
+    assert "[red]x[/red]" in text

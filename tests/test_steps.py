@@ -1,0 +1,139 @@
+"""Several methods one after the other: what they come to, what is said of them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import BLOCKS, tiny
+
+import layerfold
+from layerfold.errors import InputError, RecipeError
+from layerfold.hub import load
+from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
+from layerfold.recipe import read_recipe
+from layerfold.repair import LEVELS, Level, check_level
+from layerfold.study import Study
+
+NEURONS = Prune(sparsity=0.25, structure="neurons", criterion="wanda", scope="global")
+LACKING = Drop(blocks="1")
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = model.decoder.model.state_dict()
+    return tensors
+
+
+def same(one: Any, two: Any) -> bool:
+    a, b = state(one), state(two)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_steps_are_what_one_compression_after_the_other_comes_to(study_corpus: str) -> None:
+    text = {"corpus": study_corpus, "tokens": 300}
+    at_once = layerfold.compress(tiny("gpt2"), Steps((LACKING, NEURONS)), **text)
+    first = layerfold.compress(tiny("gpt2"), LACKING, **text)
+    assert same(at_once, layerfold.compress(first, NEURONS, **text))
+
+
+def test_each_step_reads_the_decoder_as_the_one_before_left_it(study_corpus: str) -> None:
+    text = {"corpus": study_corpus, "tokens": 300}
+    steps = Steps((Collapse(n=2), Merge(n=2, tie=True)))
+    at_once = layerfold.compress(tiny("gpt2"), steps, **text)
+    first = layerfold.compress(tiny("gpt2"), Collapse(n=2), **text)
+    assert same(at_once, layerfold.compress(first, Merge(n=2, tie=True), **text))
+
+
+def test_a_repair_aims_at_the_model_before_the_first_step(study_corpus: str) -> None:
+    text = {"corpus": study_corpus, "tokens": 300, "repair_tokens": 600}
+    made = layerfold.compress(tiny("gpt2"), Steps((LACKING, NEURONS)), repair="refit", **text)
+    done = made.provenance.steps
+    assert [step["method"]["name"] for step in done] == ["drop", "prune", "repair"]
+    assert [step["kept_blocks"] for step in done[:2]] == [[0, 2, 3], [0, 1, 2]]
+    repaired = {each["block"]: each for each in done[2]["notes"]["repaired"]}
+    assert sorted(repaired) == [0, 1, 2]
+    # What block 0 misses is measured against what enters the original's block 2: far more than its own neurons' part.
+    alone = layerfold.compress(tiny("gpt2"), NEURONS, repair="refit", **text).provenance.steps[1]["notes"]["repaired"]
+    assert repaired[0]["error"] > alone[0]["error"]
+
+
+def test_a_checkpoint_of_steps_is_what_was_made(study_corpus: str, tmp_path: Path) -> None:
+    made = layerfold.compress(tiny("gpt2"), Steps((LACKING, NEURONS)), corpus=study_corpus, tokens=300)
+    made.save(tmp_path / "made", format="compact")
+    assert same(load(tmp_path / "made"), made)
+
+
+def test_a_recipe_has_steps_and_gives_them_back(study_corpus: str, model: Path) -> None:
+    row = {
+        "label": "both",
+        "steps": [{"drop": {"blocks": "1"}}, {"prune": {"sparsity": 0.25, "structure": "neurons"}}],
+        "repair": "refit",
+    }
+    recipe = read_recipe({"variants": [row]})
+    (variant,) = recipe.variants
+    assert variant.method == Steps((LACKING, Prune(sparsity=0.25, structure="neurons")))
+    assert read_recipe(recipe.to_json()) == recipe
+
+
+def test_a_study_measures_a_row_of_steps(study_corpus: str, model: Path, tmp_path: Path) -> None:
+    row = {"label": "both", "steps": [{"drop": {"blocks": "1"}}, {"prune": {"sparsity": 0.5, "structure": "neurons"}}]}
+    recipe = read_recipe(
+        {
+            "base": str(model),
+            "variants": [row],
+            "evaluate": ["size"],
+            "calibration": {"corpus": study_corpus, "tokens": 200},
+        }
+    )
+    study = Study(recipe, tmp_path / "run")
+    list(study.run())
+    expected = layerfold.compress(load(model), Steps((LACKING, Prune(sparsity=0.5, structure="neurons"))))
+    assert study.results().records["both", "size"].score["value"] == expected.decoder.size().parameters
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([], "0 steps; accepted: 2 ... 8"),
+        ([{"drop": {"blocks": "1"}}], "1 steps; accepted: 2 ... 8"),
+        ({"drop": {"blocks": "1"}}, "steps; accepted: a list of methods"),
+        ([{"drop": {"blocks": "1"}, "merge": {"n": 2}}], "steps; accepted: a list of methods"),
+        ([{"dorp": {"blocks": "1"}}, {"merge": {"n": 2}}], "'drop'"),
+        ([{"share": {}}, {"merge": {"n": 2}}], "window auto in a step"),
+        ([{"load": {"model": "pocket"}}, {"merge": {"n": 2}}], "unknown method 'load'"),
+    ],
+)
+def test_steps_that_are_none_are_refused(steps: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=r"^the recipe") as caught:
+        read_recipe({"variants": [{"label": "a", "steps": steps}]})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_first_step_that_the_base_does_not_admit_is_refused_before_any_work() -> None:
+    with pytest.raises(InputError, match=f"blocks 0 ... {BLOCKS - 1}"):
+        Steps((Drop(blocks="9"), NEURONS)).resolved(tiny("gpt2").decoder)
+
+
+def test_a_later_step_that_the_earlier_ones_rule_out_is_refused() -> None:
+    with pytest.raises(InputError, match=r"blocks 0 \.\.\. 2"):
+        layerfold.compress(tiny("gpt2"), Steps((LACKING, Drop(blocks="3"))))
+
+
+@pytest.mark.parametrize("level", [each for each in LEVELS if each != "none"])
+def test_repairs_that_a_step_does_not_admit_are_refused(level: Level) -> None:
+    with pytest.raises(InputError, match="repair"):
+        check_level(level, Steps((LACKING, Prune(sparsity=0.5))))
+
+
+def test_rescaling_after_steps_is_refused() -> None:
+    with pytest.raises(InputError, match="several steps"):
+        check_level("rescale", Steps((LACKING, Merge(n=2))))
+
+
+def test_steps_need_calibration_where_one_of_them_does() -> None:
+    assert Steps((LACKING, NEURONS)).needs_calibration
+    assert not Steps((LACKING, Prune(sparsity=0.5))).needs_calibration
+    assert Steps((Share(window="0:2"), LACKING)).needs_calibration
