@@ -21,6 +21,7 @@ from layerfold.block import Block
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
+from layerfold.evaluators import Perplexity
 from layerfold.ffn import Matrix
 from layerfold.hub import Model
 from layerfold.leastsquares import RegressionMoments
@@ -50,7 +51,7 @@ class Texts:
     """
 
     calibration: Windows
-    selection: Windows
+    selection: Perplexity
 
 
 @dataclass(frozen=True)

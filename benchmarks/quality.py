@@ -101,13 +101,13 @@ class Comparison:
         context = min(base.decoder.context, tokens.context)
         self._test = Perplexity(corpus=corpus, context=context, limit_tokens=tokens.test)
         selection = Perplexity(corpus=corpus, split="validation", context=context, limit_tokens=tokens.calibration)
-        self._texts = Texts(calibration_windows(base, corpus, tokens.calibration, 0), selection.windows(base))
+        self._texts = Texts(calibration_windows(base, corpus, tokens.calibration, 0), selection)
         self._recovery = Distill(corpus=corpus, tokens=tokens.recovery, batch_size=1) if tokens.recovery else None
         windows = self._test.windows(base)
         self.tokens = (windows.lengths - windows.first_scored).double().numpy()
         self._known = {
             "base": base.sha256,
-            "texts": [each.sha256 for each in (self._texts.calibration, self._texts.selection, windows)],
+            "texts": [each.sha256 for each in (self._texts.calibration, selection.windows(base), windows)],
         }
 
     def row(self, method: str, kept: int, recovered: bool) -> Row:

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def text() -> Windows:
 
 @functools.cache
 def texts() -> Any:
-    return peers.Texts(text(), text())
+    return peers.Texts(text(), SimpleNamespace(windows=lambda model: text()))
 
 
 def readouts(decoder: Decoder, index: int) -> list[Readout]:
