@@ -1,0 +1,32 @@
+"""What layerfold's plan makes of a model when it is told a number of parameters."""
+
+from __future__ import annotations
+
+from peers import Peer, Texts, budget
+
+from layerfold.calibration import Calibration
+from layerfold.hub import Model
+from layerfold.planning import Plan
+from layerfold.planning import trials as planning
+
+
+class Own:
+    """The best candidate of a size: which blocks to drop is found once for all sizes of a model."""
+
+    def __init__(self) -> None:
+        self._trials: planning.Trials | None = None
+
+    def __call__(self, model: Model, kept: int, texts: Texts) -> Model:
+        """Return what the plan makes; trials are repaired on all of the calibration text, as the finalist is."""
+        if kept == model.decoder.n_blocks:
+            return model.copy()
+        if self._trials is None or self._trials.model is not model:
+            text = texts.calibration
+            read = planning.Texts(Calibration(model.decoder, text), text, text, texts.selection, 0)
+            self._trials = planning.Trials(model, read)
+            self._trials.order(model.decoder.n_blocks - 1)
+        plan = Plan(parameters=budget(model.decoder, kept), points=0, finalists=1)
+        return plan.find(self._trials)[1]
+
+
+OWN = Peer("layerfold: plan", "", Own())

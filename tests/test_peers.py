@@ -1,0 +1,195 @@
+"""Other methods in the benchmark of quality: what follows exactly from their papers' formulas."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import BLOCKS, CONTEXT, corpus, logits, prose, tiny, tokenizer
+from torch import Tensor
+
+from layerfold.decoder import Decoder
+from layerfold.hub import Model
+from layerfold.readout import Readout, attention_readout, ffn_readout
+from layerfold.scoring import window_nats
+from layerfold.windows import Windows, cut_windows
+
+DEPTH = 6
+RUN = (2, 3)
+
+
+def _imported(*names: str) -> list[Any]:
+    """Modules of the benchmarks' folder, which is on the path for as long as that takes."""
+    folder = str(Path(__file__).parents[1] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return [import_module(name) for name in names]
+    finally:
+        sys.path.remove(folder)
+
+
+peers, plan, table = _imported("peers", "plan", "table")
+METHODS = {"layerfold": plan.OWN, **peers.PEERS}
+
+
+@functools.cache
+def text() -> Windows:
+    return cut_windows(corpus(*(prose(120, seed) for seed in range(4))), tokenizer(), context=CONTEXT)
+
+
+@functools.cache
+def texts() -> Any:
+    return peers.Texts(text(), SimpleNamespace(windows=lambda model: text()))
+
+
+def readouts(decoder: Decoder, index: int) -> list[Readout]:
+    found = [attention_readout(decoder.blocks[index]), ffn_readout(decoder.blocks[index])]
+    return [each for each in found if each is not None]
+
+
+def model(family: str = "gpt2", blocks: int = DEPTH) -> Model:
+    return tiny(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": blocks})
+
+
+def idle(family: str, *indices: int) -> Model:
+    """A model some of whose blocks add nothing."""
+    made = model(family)
+    for index in indices:
+        for each in readouts(made.decoder, index):
+            for tensor in each.tensors:
+                tensor.zero_()
+    return made
+
+
+@torch.no_grad()
+def states(decoder: Decoder) -> list[Tensor]:
+    """What enters each block, and what leaves the last, from a plain forward pass: (tokens of text, d_model) each."""
+    seen: list[Tensor] = []
+    handles = [
+        block.module.register_forward_hook(lambda _, inputs, out: seen.extend((inputs[0], out)))
+        for block in decoder.blocks
+    ]
+    decoder.model(input_ids=text().input_ids)
+    for handle in handles:
+        handle.remove()
+    real = torch.arange(CONTEXT) < text().lengths[:, None]
+    return [each[real] for each in (*seen[::2], seen[-1])]
+
+
+def test_distances_are_those_of_a_plain_forward_pass(family: str) -> None:
+    made = model(family)
+    entering = states(made.decoder)
+    found = peers.distances(made.decoder, text())
+    for one, two in ((0, 1), (1, 4), (3, DEPTH)):
+        cosine = torch.cosine_similarity(entering[one], entering[two], dim=-1)
+        assert float(found[one, two]) == pytest.approx(1 - float(cosine.mean()), abs=1e-5)
+
+
+def test_a_block_that_adds_nothing_has_no_influence_and_goes_first(family: str) -> None:
+    made = idle(family, 3)
+    assert abs(float(peers.distances(made.decoder, text())[3, 4])) < 1e-6
+    smaller = peers.block_influence(made, DEPTH - 1, texts())
+    torch.testing.assert_close(logits(smaller.decoder), logits(made.decoder), atol=1e-4, rtol=0)
+
+
+def test_greedy_scores_all_that_is_left_after_each_block(family: str) -> None:
+    made = model(family)
+    left = made
+    for _ in range(2):
+        each = [peers.without(left, (index,)) for index in range(left.decoder.n_blocks)]
+        left = min(each, key=lambda one: window_nats(one.decoder, text()).sum())
+    assert logits(peers.greedy(made, DEPTH - 2, texts()).decoder).equal(logits(left.decoder))
+
+
+def test_a_linear_map_in_place_of_blocks_that_add_nothing_changes_nothing(family: str) -> None:
+    made = idle(family, *RUN)
+    found = peers.linear_map(made.decoder, text(), RUN[0], len(RUN))
+    torch.testing.assert_close(found, torch.eye(made.decoder.d_model), atol=1e-5, rtol=0)
+    smaller = peers.linear_in_place(made, DEPTH - len(RUN), texts())
+    assert smaller.decoder.n_blocks == DEPTH - len(RUN)
+    torch.testing.assert_close(logits(smaller.decoder), logits(made.decoder), atol=1e-4, rtol=0)
+
+
+def test_a_linear_map_is_the_least_squares_solution(family: str) -> None:
+    made, first, gone = model(family), 3, 2
+    seen: list[Tensor] = []
+    ffn = peers.ffn_module(made.decoder.blocks[first - 1])
+    handle = ffn.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+    entering = states(made.decoder)
+    handle.remove()
+    added = seen[0][torch.arange(CONTEXT) < text().lengths[:, None]].double()
+    wanted = (entering[first + gone] - entering[first]).double() + added
+    least = torch.linalg.lstsq(added, wanted).solution.T
+    found = peers.linear_map(made.decoder, text(), first, gone).double()
+
+    def error(change: Tensor) -> float:
+        return float((added @ change.T - wanted).square().sum())
+
+    assert error(least) <= error(found) < 1.001 * error(least)
+    assert error(found) < error(torch.eye(len(found), dtype=torch.float64))
+
+
+def test_a_folded_map_is_one_that_is_applied(family: str) -> None:
+    down = model(family).decoder.blocks[0].ffn.down
+    inputs = torch.randn(5, down.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    change = torch.randn(len(down.weight), len(down.weight), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        applied = down.module(inputs) @ change.T
+        peers.fold_(down, change)
+        torch.testing.assert_close(down.module(inputs), applied, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kept", [5, 4, 3, 1])
+def test_averaging_leaves_as_many_blocks_as_asked_for(family: str, kept: int) -> None:
+    assert peers.averaging(model(family), kept, texts()).decoder.n_blocks == kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kept", [BLOCKS, BLOCKS - 1, BLOCKS - 2])
+def test_no_method_exceeds_its_budget_or_touches_the_base(family: str, method: str, kept: int) -> None:
+    made = model(family, BLOCKS)
+    was = made.decoder.copy()
+    smaller = METHODS[method].smaller(made, kept, texts())
+    assert logits(made.decoder).equal(logits(was))
+    if smaller is not None:
+        size = smaller.decoder.size()
+        held = size.nonzero if METHODS[method].zeros else size.parameters
+        assert held <= peers.budget(made.decoder, kept)
+        assert logits(smaller.decoder).isfinite().all()
+    if kept == BLOCKS:
+        assert smaller is not None
+        assert logits(smaller.decoder).equal(logits(made.decoder))
+
+
+def test_a_budget_of_equal_blocks_is_the_size_of_a_model_with_so_many(family: str) -> None:
+    made = model(family)
+    assert peers.budget(made.decoder, 2) == peers.without(made, (0, 1, 4, 5)).decoder.size().parameters
+
+
+def test_tied_ffns_and_zeros_say_where_they_cannot_be_so_small() -> None:
+    made = model(blocks=BLOCKS)
+    assert peers.merge_and_tie(made, 1, texts()) is None
+    assert peers.zeroing("magnitude", made, 0, texts()) is None
+
+
+def test_what_the_text_cannot_tell_apart_is_said() -> None:
+    def row(method: str, nats: list[float]) -> SimpleNamespace:
+        value = float(np.exp(np.mean(nats) / 10))
+        return SimpleNamespace(method=method, kept=3, perplexity=SimpleNamespace(nats=nats, value=value))
+
+    tokens = np.full(40, 10.0)
+    noise = np.random.default_rng(0).normal(size=40)
+    lowest, close, far = 30 + noise, 30.01 + noise[::-1], 31 + noise
+    rows = [row("base", [30.0]), row("far", [*far]), row("lowest", [*lowest]), row("close", [*close])]
+    methods = {name: SimpleNamespace(zeros=False) for name in ("lowest", "close", "far")}
+    ranked = table.ranked(rows, 3, "perplexity", methods, False)
+    assert [each.method for each in ranked] == ["lowest", "close", "far"]
+    assert table.winner(ranked, "perplexity", tokens) == "lowest; not told apart: close"
