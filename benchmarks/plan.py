@@ -29,4 +29,4 @@ class Own:
         return plan.find(self._trials)[1]
 
 
-OWN = Peer("layerfold: plan", "", Own())
+OWN = Peer("layerfold: plan", "", Own(), version=2)

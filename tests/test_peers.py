@@ -7,7 +7,6 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
