@@ -90,3 +90,36 @@ def test_a_folder_of_something_else_is_left_alone(
     assert done.code == 2
     assert "--overwrite" in done.err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_the_model_that_is_planned_is_not_written_over(layerfold: Any, model: Path, study_corpus: str) -> None:
+    before = sorted((path.name, path.read_bytes()) for path in model.iterdir())
+    words = ("--model", model, "--corpus", study_corpus, "--parameters", "80%", *QUICK)
+    for more in ((), ("--overwrite",)):
+        done = layerfold("plan", *words, "--output-dir", model.parent, *more)
+        assert (done.code, len(done.err.strip().splitlines())) == (2, 1)
+        assert "accepted: another --output-dir" in done.err
+    assert sorted((path.name, path.read_bytes()) for path in model.iterdir()) == before
+
+
+def test_a_checkpoint_that_is_no_plans_is_not_replaced(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    tiny("llama").save(tmp_path / "other" / "model")
+    words = ("--model", model, "--corpus", study_corpus, "--parameters", "80%", *QUICK, "--overwrite")
+    done = layerfold("plan", *words, "--output-dir", tmp_path / "other")
+    assert done.code == 2
+    assert "is no plan's" in done.err
+    assert "rms" in str(load(tmp_path / "other" / "model").decoder.norm).lower()
+
+
+def test_a_plan_of_another_model_is_replaced_only_when_told_to(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    tiny("gpt2", seed=1).save(tmp_path / "second")
+    words = ("--corpus", study_corpus, "--parameters", "80%", *QUICK, "--output-dir", tmp_path / "plan")
+    assert layerfold("plan", "--model", model, *words).code == 0
+    done = layerfold("plan", "--model", tmp_path / "second", *words)
+    assert done.code == 2
+    assert "holds a plan of another model" in done.err
+    assert layerfold("plan", "--model", tmp_path / "second", *words, "--overwrite").code == 0

@@ -10,6 +10,7 @@ import torch
 from tiny import BLOCKS, tiny
 
 import layerfold
+from layerfold.applying import _together
 from layerfold.errors import InputError, RecipeError
 from layerfold.hub import load
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
@@ -137,3 +138,15 @@ def test_steps_need_calibration_where_one_of_them_does() -> None:
     assert Steps((LACKING, NEURONS)).needs_calibration
     assert not Steps((LACKING, Prune(sparsity=0.5))).needs_calibration
     assert Steps((Share(window="0:2"), LACKING)).needs_calibration
+
+
+def test_a_step_that_fails_in_a_study_is_named(study_corpus: str, model: Path, tmp_path: Path) -> None:
+    row = {"label": "both", "steps": [{"drop": {"blocks": "0-1"}}, {"drop": {"blocks": "3"}}]}
+    recipe = read_recipe({"base": str(model), "variants": [row], "evaluate": ["size"]})
+    with pytest.raises(InputError, match=r"^variant 'both': blocks '3'"):
+        list(Study(recipe, tmp_path / "run").run())
+
+
+def test_every_warning_of_every_step_is_told() -> None:
+    assert _together({"warning": "one", "a": 1}, {"warning": "two", "a": 2}) == {"warning": "one; two", "a": 2}
+    assert _together({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}

@@ -53,7 +53,7 @@ def apply(
         if text is not None and number:
             text = text.of(decoder)  # as the steps before left it
         model, found = _done(model, each, text, {} if number else notes, seed)
-        notes = notes | found
+        notes = _together(notes, found)
     if repair is None:
         return model, notes
     done = repair.apply(decoder, original, _places(before, decoder), sources, progress)
@@ -63,7 +63,7 @@ def apply(
         "calibration": _described(repair.windows),
         "notes": done,
     }
-    return model.with_step(step), notes | done
+    return model.with_step(step), _together(notes, done)
 
 
 def _done(
@@ -81,6 +81,12 @@ def _done(
         "kept_blocks": _places(before, model.decoder),
     }
     return model.with_step(step), notes
+
+
+def _together(notes: Notes, more: Notes) -> Notes:
+    """Return the notes of one step after another: of what both say the last, but every warning."""
+    warnings = [each["warning"] for each in (notes, more) if "warning" in each]
+    return notes | more | ({"warning": "; ".join(dict.fromkeys(warnings))} if warnings else {})
 
 
 def _places(before: list[Module], decoder: Decoder) -> list[int]:

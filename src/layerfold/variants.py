@@ -97,6 +97,13 @@ class Variants:
 
     def build(self, label: str, progress: Progress = SILENT) -> tuple[Model, Notes]:
         """Make a variant, as it is before recovery."""
+        try:
+            return self._built(label, progress)
+        except (InputError, CorpusError) as error:
+            said = str(error)
+            raise type(error)(said if said.startswith("variant ") else f"variant {label!r}: {said}") from error
+
+    def _built(self, label: str, progress: Progress) -> tuple[Model, Notes]:
         source = self._sources[label]
         if source is None:
             return self.base, {}

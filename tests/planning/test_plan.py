@@ -108,7 +108,7 @@ class TestForms:
     @pytest.mark.parametrize("lacking", [[], [Drop(blocks="1")], [Merge(n=2, tie=True)]])
     def test_neurons_are_removed_down_to_the_size_and_no_further(self, family: str, lacking: list[Any]) -> None:
         decoder = tiny(family).decoder
-        parameters, _, each = sizes(decoder, lacking)
+        parameters, _, each, _ = sizes(decoder, lacking)
         size = parameters - 7 * each - 1
         methods = narrowed(decoder, lacking, size)
         assert methods is not None
@@ -194,11 +194,17 @@ class TestTrials:
         assert again.order(2) == order
         assert again.quick(candidate) == tried
 
-    @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
+    @pytest.mark.parametrize(
+        "content",
+        ["", "[]", "{", '{"a": 1}', '{"KEY": 5}', '{"KEY": [null]}', '{"KEY": ["a", 1, 2, 3]}', '{"KEY": {}}'],
+    )
     def test_a_damaged_file_is_as_if_there_were_none(self, text: str, tmp_path: Path, content: str) -> None:
-        (tmp_path / trials_module.FILE).write_text(content)
-        trials = self.trials(tiny("gpt2"), text, tmp_path)
-        assert trials.quick(Candidate("drop", (Drop(blocks="1"),), "none")).blocks == BLOCKS - 1
+        candidate = Candidate("drop", (Drop(blocks="1"),), "none")
+        first = self.trials(tiny("gpt2"), text, tmp_path)
+        tried = first.quick(candidate)
+        (key,) = json.loads((tmp_path / trials_module.FILE).read_text())
+        (tmp_path / trials_module.FILE).write_text(content.replace("KEY", key))
+        assert self.trials(tiny("gpt2"), text, tmp_path).quick(candidate) == tried
 
     def test_a_trial_is_what_compress_and_perplexity_come_to(self, text: str) -> None:
         candidate = Candidate("drop + prune", (Drop(blocks=(1,)), _NEURONS), "refit+attention")
@@ -220,6 +226,18 @@ class TestTrials:
 _NEURONS = Prune(sparsity=0.5, structure="neurons", criterion="wanda", scope="global")
 
 
+class TestRuns:
+    @pytest.mark.parametrize(("blocks", "longest"), [((), 0), ((3,), 1), ((1, 3, 5), 1), ((0, 1, 4, 5, 6), 3)])
+    def test_the_longest_run(self, blocks: tuple[int, ...], longest: int) -> None:
+        assert trials_module._longest_run(blocks) == longest
+
+    def test_runs_are_no_longer_than_one_block_stands_for(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trials_module, "_LONGEST", 2)
+        order = TestTrials().trials(tiny("gpt2"), text).order(3)
+        assert all(trials_module._longest_run(blocks) < 2 for blocks in order)
+        assert len(order) == 3  # of four blocks, two can go without being neighbours
+
+
 class TestPlan:
     @pytest.mark.parametrize("family", ["gpt2", "llama"])
     def test_the_plan_is_within_the_budget_and_no_worse_than_what_was_tried(
@@ -235,7 +253,7 @@ class TestPlan:
         ranked = sorted(trial.perplexity for trial in within)
         assert quick.perplexity <= ranked[1]  # one of the two finalists
         assert {trial.family for trial in found.trials} >= {"base", "drop", "prune"}
-        assert json.loads((tmp_path / "plan.json").read_text())["budget"]["met"] is True
+        assert found.to_json()["budget"]["met"] is True
 
     def test_the_same_plan_gives_the_same_model(self, plan: Callable[..., Plan]) -> None:
         one, two = (plan(parameters="80%")(tiny("gpt2")) for _ in range(2))
@@ -309,6 +327,44 @@ class TestPlan:
         with pytest.raises(InputError, match="nothing that was tried is within that") as caught:
             Front(trials, Budget("perplexity", 0.1), SILENT).decide(0)
         assert "\n" not in str(caught.value)
+
+    def test_the_smallest_size_that_is_said_to_be_accepted_is(self, plan: Callable[..., Plan]) -> None:
+        model = tiny("gpt2")
+        with pytest.raises(InputError, match=r"accepted: [\d,]+ ") as caught:
+            plan(parameters=5000)(model)
+        least = int(str(caught.value).split("accepted: ")[1].split(" ")[0].replace(",", ""))
+        found, made = plan(parameters=least)(model)
+        assert count(made.decoder) == found.winner.trial.parameters == least
+        with pytest.raises(InputError, match="accepted"):
+            plan(parameters=least - 1)(model)
+
+    def test_a_great_rise_lets_more_than_half_of_the_blocks_go(self, plan: Callable[..., Plan]) -> None:
+        found, made = plan(perplexity="+900%", finalists=1)(tiny("gpt2"))
+        assert made.decoder.n_blocks == 1
+        assert found.winner.trial.perplexity <= 10 * found.base.perplexity
+
+    def test_the_first_block_need_not_be_like_the_others(self, plan: Callable[..., Plan]) -> None:
+        tied = layerfold.compress(tiny("gpt2"), Merge(n=4, tie=True, align="none"))
+        assert plan(parameters="45%")(tied)[0].met
+        empty = tiny("gpt2")
+        for part in ("attention", "ffn"):
+            empty.decoder.remove_(part, [0])
+        assert plan(parameters="70%")(empty)[0].met
+
+    def test_a_model_that_holds_zeros_is_refused_before_any_work(self, plan: Callable[..., Plan]) -> None:
+        model = layerfold.compress(tiny("gpt2"), Prune(sparsity=0.5))
+        with pytest.raises(InputError, match="would fill zeros"):
+            plan(parameters="80%").budget(model.decoder)
+
+    @pytest.mark.parametrize("family", ["llama", "qwen2"])
+    def test_the_winner_of_a_rise_is_the_smallest_within_it_once_wholly_repaired(
+        self, plan: Callable[..., Plan], family: str
+    ) -> None:
+        found, _ = plan(perplexity="+1%")(tiny(family, seed=3))
+        whole = [trial for trial in found.trials if trial.whole]
+        within = [trial for trial in whole if trial.perplexity <= 1.01 * found.base.perplexity]
+        best = min(within, key=lambda each: each.parameters) if within else min(whole, key=lambda each: each.perplexity)
+        assert found.winner.trial == best
 
     def test_a_folder_of_something_else_is_refused(self, plan: Callable[..., Plan], tmp_path: Path) -> None:
         (tmp_path / "letter.txt").write_text("dear")

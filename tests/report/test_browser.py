@@ -75,7 +75,7 @@ def test_hostile_search_runs_nothing_and_reports_no_error(open_page, make_found,
 
 
 def test_hostile_plan_runs_nothing_and_reports_no_error(open_page, make_plan, tmp_path):
-    write_plan_html(make_plan(model=HOSTILE, text={HOSTILE: HOSTILE}), tmp_path / "plan.html", HOSTILE)
+    write_plan_html(make_plan(model=HOSTILE, text={HOSTILE: HOSTILE}), tmp_path / "plan.html", {HOSTILE: HOSTILE})
     document, console = open_page(tmp_path / "plan.html")
     assert console == []
     assert "<title>layerfold: &lt;script&gt;" in document

@@ -19,7 +19,7 @@ from layerfold.report.plan_columns import front_table, trials_table, winner_tabl
 
 
 def page_of(planned, tmp_path):
-    write_plan_html(planned, tmp_path / "plan.html", planned.model)
+    write_plan_html(planned, tmp_path / "plan.html", planned.recipe(planned.model))
     return (tmp_path / "plan.html").read_text(encoding="utf-8")
 
 
@@ -142,4 +142,4 @@ def test_every_trial_is_a_row_of_the_file_unrounded(make_plan, tmp_path):
 def test_a_folder_that_cannot_be_written(make_plan, tmp_path, write):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        write(make_plan(), tmp_path / "file" / "plan", *["pocket"] * (write is write_plan_html))
+        write(make_plan(), tmp_path / "file" / "plan", *[{"base": "pocket"}] * (write is write_plan_html))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from layerfold import defaults
 from layerfold.cli import options
 from layerfold.cli.output import print_json
 from layerfold.console import drawn
+from layerfold.errors import InputError, OutputError
 
 
 def plan(
@@ -48,8 +50,10 @@ def plan(
     """Find, build and verify the best model within a budget."""
     from rich.console import Console
 
+    from layerfold.folders import check_folder
     from layerfold.hub import load
     from layerfold.planning import Plan
+    from layerfold.planning.planned import RESULT, check_model
     from layerfold.records import write_text
     from layerfold.report import print_plan, write_plan_csv, write_plan_html
     from layerfold.yamlfiles import yaml_text
@@ -69,20 +73,27 @@ def plan(
         seed=seed,
     )
     folder = output_dir or Path("runs") / f"{Path(model).name or model}-plan"
+    written = folder / "model"
+    if Path(model).resolve().is_relative_to(written.resolve()):
+        raise InputError(f"--model {model!r} lies where the plan writes its own; accepted: another --output-dir")
+    if written.exists() and not (folder / RESULT).is_file():
+        raise OutputError(f"{str(written)!r} is no plan's, and is not replaced; accepted: another --output-dir")
+    check_folder(written, overwrite=True)
     with drawn() as progress:
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+        if not overwrite:
+            check_model(folder, loaded)
         found, made = planned(loaded, folder, overwrite=overwrite, progress=progress)
-        with progress.doing(f"writing {folder / 'model'}"):
-            made.save(folder / "model", format=format.value, overwrite=True)
-    write_text(folder / "recipe.yaml", yaml_text(found.recipe(model, revision)))
+        recipe = found.recipe(model, revision)
+        write_text(folder / RESULT, json.dumps(found.to_json(), indent=1))
+        with progress.doing(f"writing {written}"):
+            made.save(written, format=format.value, overwrite=True)
+    write_text(folder / "recipe.yaml", yaml_text(recipe))
     write_plan_csv(found, folder / "trials.csv")
-    write_plan_html(found, folder / "report.html", model)
+    write_plan_html(found, folder / "report.html", recipe)
     if as_json:
         print_json(found.to_json())
         return
     print_plan(found, Console())
-    typer.echo(
-        f"model: {folder / 'model'} ({format.value})\nrecipe: {folder / 'recipe.yaml'}\n"
-        f"report: {folder / 'report.html'}"
-    )
+    typer.echo(f"model: {written} ({format.value})\nrecipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")

@@ -68,25 +68,25 @@ def narrowed(decoder: Decoder, methods: Sequence[Method], size: int) -> tuple[Me
     Returns:
         None where an FFN would be left without neurons.
     """
-    parameters, neurons, each = sizes(decoder, methods)
+    parameters, neurons, each, ffns = sizes(decoder, methods)
     if parameters <= size:
         return tuple(methods)
     removed = ceil((parameters - size) / each) if each else 0
-    if not 0 < removed < neurons - decoder.n_blocks:
+    if not 0 < removed <= neurons - ffns:
         return None
     return (*methods, Prune(sparsity=removed / neurons, structure="neurons", criterion="wanda", scope="global"))
 
 
-def sizes(decoder: Decoder, methods: Sequence[Method]) -> tuple[int, int, int]:
-    """Return how many parameters and neurons methods leave, and how many parameters go with each neuron."""
+def sizes(decoder: Decoder, methods: Sequence[Method]) -> tuple[int, int, int, int]:
+    """Return how many parameters and neurons methods leave, how many parameters go with a neuron, and how many FFNs."""
     left = outline(decoder, methods)
     owners = list(narrowing.owners(left))
     if not owners:
-        return count(left), 0, 0
+        return count(left), 0, 0, 0
     ffn = left.blocks[owners[0]].ffn
     inner = sum(tensor.numel() for matrix in ffn.matrices if matrix is not ffn.down for tensor in matrix.tensors)
     each = inner // ffn.d_ffn + ffn.down.weight.shape[0]
-    return count(left), sum(left.d_ffn[index] for index in owners), each
+    return count(left), sum(left.d_ffn[index] for index in owners), each, len(owners)
 
 
 def rivals(decoder: Decoder, size: int, order: Sequence[tuple[int, ...]]) -> Iterator[Candidate]:

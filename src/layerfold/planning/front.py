@@ -69,37 +69,49 @@ class Front:
             ranked = sorted(within, key=lambda trial: (trial.perplexity, trial.parameters))
         ranked = [trial for trial in ranked if math.isfinite(trial.perplexity)]
         if not ranked:
-            raise InputError(self._none(base))
+            raise InputError(self._none())
         return [self.tried[trial] for trial in ranked]
 
-    def best(self, points: int, finalists: int) -> tuple[Candidate, Model]:
-        """Return the candidate to take, with the model that it makes, repaired on all of the text."""
+    def best(self, points: int, finalists: int, rounds: int) -> tuple[Candidate, Model]:
+        """Return the candidate to take, with the model that it makes, repaired on all of the text.
+
+        Args:
+            points: see `decide`.
+            finalists: how many are repaired on all of the text; for a rise of perplexity as many as it takes to find
+                one that is within it then, or all, of which the one that is least above it is taken.
+            rounds: of each timing.
+
+        Raises:
+            InputError: nothing is within the budget.
+        """
         chosen, made = self._final(self.decide(points), finalists)
-        for _ in range(_CORRECTIONS):
-            if self._timed is None:
-                break
-            reached = timed_beside(self._trials.model, made, 12, self._progress)[1].speedup.value
+        for _ in range(_CORRECTIONS if self._timed is not None else 0):
+            assert self._timed is not None
+            reached = timed_beside(self._trials.model, made, rounds, self._progress)[1].speedup.value
             if self._budget.meets(reached):
                 break
             correction = self._timed.correction * 1.01 * self._budget.value / reached
             self._timed = replace(self._timed, correction=correction)
+            self._order = self._trials.order(self._most())
             self.tried.clear()
-            chosen, made = self._final(self.decide(points), finalists)
+            before, ranked = chosen, self.decide(points)
+            if ranked[0] == before:
+                break
+            del made
+            chosen, made = self._final(ranked, finalists)
         return chosen, made
 
     def _final(self, ranked: Sequence[Candidate], finalists: int) -> tuple[Candidate, Model]:
+        rising = self._budget.kind == "perplexity"
+        limit = self._budget.value * self._trials.base().perplexity
         best: tuple[float, Candidate, Model | None] | None = None
-        base = self._trials.base().perplexity
-        for candidate in self._progress.track(ranked[:finalists], "repairing finalists", min(finalists, len(ranked))):
+        for candidate in ranked if rising else ranked[:finalists]:
             trial, made = self._trials.whole(candidate)
-            if self._budget.kind == "perplexity":
-                # The smallest that stays within the rise once it is wholly repaired.
-                over = max(0.0, trial.perplexity - self._budget.value * base)
-                rank = over if over else -1 / trial.parameters
-            else:
-                rank = trial.perplexity
-            if best is None or rank < best[0]:
-                best = rank, candidate, made
+            if rising and trial.perplexity <= limit:
+                return candidate, made or self._trials.made(candidate)  # the smallest: they come first
+            if best is None or trial.perplexity < best[0]:
+                best = trial.perplexity, candidate, made
+            del made
         assert best is not None
         return best[1], best[2] or self._trials.made(best[1])
 
@@ -120,12 +132,18 @@ class Front:
             middle = (low + high) / 2
             near = round(dropped * (1 - middle) / (1 - high)) if high < 1 else dropped
             found = self._best_at(round(middle * self._size), near)
+            if found == len(self._order) - 1 < self._decoder.n_blocks - 1:
+                # As many as were looked for: more may be better.
+                self._order = self._trials.order(self._decoder.n_blocks - 1)
+                found = self._best_at(round(middle * self._size), found)
             if found is not None and any(
                 trial.perplexity <= limit and trial.parameters <= middle * self._size for trial in self.tried
             ):
                 high, dropped = middle, found
             else:
                 low = middle
+                if found is None and len(self._order) < self._decoder.n_blocks:
+                    self._order = self._trials.order(self._decoder.n_blocks - 1)
         return round(high * self._size)
 
     def _fast(self) -> list[Trial]:
@@ -137,7 +155,7 @@ class Front:
             share = self._timed.share(self._decoder.n_blocks - dropped, self._budget.value)
             if share is None:
                 continue
-            parameters, neurons, each = sizes(self._decoder, methods)
+            parameters, neurons, each, _ = sizes(self._decoder, methods)
             fast.append(self._combined(dropped, parameters - ceil((1 - share) * neurons) * each))
             if share == 1:
                 others = rivals(self._decoder, parameters, self._order)
@@ -193,16 +211,17 @@ class Front:
             return max(1, depth // 2)
         if self._timed is not None:
             enough = (k for k in range(1, depth) if self._timed.share(depth - k, budget.value) == 1)
-            return min(next(enough, depth - 1) + 1, depth - 1)
-        block = sum(tensor.numel() for tensor in self._decoder.blocks[0].module.parameters())
-        return max(1, min(depth - 1, ceil((self._size - budget.value) / block)))
+        else:
+            # One more: those that are dropped in the end may be smaller than these.
+            last = ((k, [Drop(blocks=tuple(range(depth - k, depth)))]) for k in range(1, depth))
+            enough = (k for k, methods in last if sizes(self._decoder, methods)[0] <= budget.value)
+        return min(next(enough, depth - 1) + 1, depth - 1)
 
-    def _none(self, base: Trial) -> str:
-        budget = self._budget
-        best = min(self.tried, key=lambda trial: trial.perplexity, default=base)
-        smallest = min(self.tried, key=lambda trial: trial.parameters, default=base)
-        return (
-            f"{budget.kind} {budget.value:,.6g}: nothing that was tried is within that; the smallest has "
-            f"{smallest.parameters:,} parameters, the best perplexity is {best.perplexity / base.perplexity:.3f} times "
-            "the base's"
-        )
+    def _none(self) -> str:
+        budget, base = self._budget, self._trials.base()
+        asked = f"{budget.kind} {budget.value:,.6g}: nothing that was tried is within that"
+        if not self.tried:
+            return f"{asked}: no number of blocks and neurons to remove comes to it"
+        best = min(trial.perplexity for trial in self.tried) / base.perplexity
+        smallest = min(trial.parameters for trial in self.tried)
+        return f"{asked}; the smallest has {smallest:,} parameters, the best perplexity is {best:.3f} times the base's"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,13 +16,14 @@ from layerfold.folders import check_run_folder
 from layerfold.hub import Model, default_corpus
 from layerfold.methods import Drop
 from layerfold.planning.budget import Budget, read_budget
-from layerfold.planning.forms import Candidate, sizes
+from layerfold.planning.forms import Candidate, count, sizes
 from layerfold.planning.front import Front
-from layerfold.planning.planned import RESULT, Planned, Winner
-from layerfold.planning.speed import speeds, timed_beside
+from layerfold.planning.planned import Planned, Winner
+from layerfold.planning.speed import Speeds, line, timed_beside
 from layerfold.planning.trials import FILE, PROTOCOL, Texts, Trials
 from layerfold.progress import SILENT, Progress
-from layerfold.records import environment, write_text
+from layerfold.readout import attention_readout, ffn_readout
+from layerfold.records import environment
 from layerfold.scoring import window_nats
 from layerfold.search.judging import describe, judged
 from layerfold.search.stages import Blocks
@@ -88,11 +88,14 @@ class Plan:
         """
         if decoder.n_blocks < 2:
             raise InputError(f"a plan for a model of {decoder.n_blocks} block; accepted: 2 blocks or more")
-        whole, neurons, each = sizes(decoder, ())
+        for block in decoder.blocks:
+            for readout in (ffn_readout, attention_readout):
+                readout(block)  # raises where a repair would fill zeros that are to stay
+        whole = count(decoder)
         found = read_budget(self.parameters, self.speedup, self.perplexity, whole)
-        # What is left of one block without its neurons, and of all that is no block.
-        alone, its_neurons, _ = sizes(decoder, [Drop(blocks=tuple(range(1, decoder.n_blocks)))])
-        least = min(alone, alone - (its_neurons - 1) * each if neurons else alone)
+        # What is left of the first block with one neuron, and of all that is no block.
+        alone, neurons, each, ffns = sizes(decoder, [Drop(blocks=tuple(range(1, decoder.n_blocks)))])
+        least = alone - (neurons - ffns) * each
         if found.kind == "parameters" and found.value < least:
             raise InputError(
                 f"parameters {self.parameters!r} is {found.value:,.0f}; accepted: {least:,} ... {whole - 1:,}"
@@ -105,7 +108,7 @@ class Plan:
         """Plan, build and verify.
 
         Args:
-            folder: keeps what was tried, so that an interrupted plan goes on, and gets the result; None keeps nothing.
+            folder: keeps what was tried, so that an interrupted plan goes on; None keeps nothing.
             overwrite: write into a folder that holds something else; nothing in it is removed.
 
         Raises:
@@ -157,8 +160,6 @@ class Plan:
             winner=winner,
             environment=environment(),
         )
-        if folder is not None:
-            write_text(folder / RESULT, json.dumps(planned.to_json(), indent=1))
         return planned, made
 
     def find(self, trials: Trials, progress: Progress = SILENT) -> tuple[Candidate, Model]:
@@ -168,5 +169,10 @@ class Plan:
             InputError: a budget that the model does not admit, or that nothing tried meets.
         """
         budget = self.budget(trials.model.decoder)
-        timed = speeds(trials.model, self.rounds, progress) if budget.kind == "speedup" else None
-        return Front(trials, budget, progress, timed).best(self.points, self.finalists)
+        timed = None
+        if budget.kind == "speedup":
+            machine = environment()
+            kept = {"rounds": self.rounds, "threads": machine["threads"], "processor": machine["processor"]}
+            depth, *each = trials.remembered(f"speeds {kept}", lambda: line(trials.model, self.rounds, progress))
+            timed = Speeds(int(depth), *each)
+        return Front(trials, budget, progress, timed).best(self.points, self.finalists, self.rounds)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from layerfold.checkpoint import hash_weights
+from layerfold.errors import OutputError
+from layerfold.hub import Model
 from layerfold.planning.budget import Budget
 from layerfold.planning.forms import Candidate
 from layerfold.planning.trials import Trial, as_json
@@ -127,6 +132,20 @@ class Planned:
             },
             "environment": self.environment,
         }
+
+
+def check_model(folder: Path, model: Model) -> None:
+    """Raise OutputError for a folder with a plan of another model, which this one's would replace."""
+    try:
+        document = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        other, name = document["model_sha256"], document["model"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if other != hash_weights(model.decoder.model):
+        raise OutputError(
+            f"the output folder {str(folder)!r} holds a plan of another model ({name}, weights {str(other)[:12]}...); "
+            "--overwrite replaces it"
+        )
 
 
 def _held_out(test: HeldOut) -> dict[str, Any]:

@@ -45,16 +45,15 @@ class Speeds:
         return share if share >= _LEAST else None
 
 
-def speeds(model: Model, rounds: int, progress: Progress) -> Speeds:
-    """Time a model, half of its blocks, half of its neurons, and half of both, interleaved."""
+def line(model: Model, rounds: int, progress: Progress) -> list[float]:
+    """Time a model, half of its blocks, half of its neurons, and half of both, interleaved: see `Speeds`."""
     depth = model.decoder.n_blocks
     points = [(blocks, share) for blocks in (depth, max(1, depth // 2)) for share in (1.0, 0.5)]
     models = {f"{blocks} {share}": _shaped(model, blocks, share) for blocks, share in points}
     scores = latency(model, rounds).compare(models, progress)
     rows = np.array([[1.0, blocks, blocks * share] for blocks, share in points])
     times = np.array([scores[label].value for label in models])
-    constant, block, ffn = (float(max(0.0, each)) for each in np.linalg.lstsq(rows, times, rcond=None)[0])
-    return Speeds(depth, constant, block, ffn)
+    return [float(depth), *(float(max(0.0, each)) for each in np.linalg.lstsq(rows, times, rcond=None)[0])]
 
 
 def timed_beside(model: Model, made: Model, rounds: int, progress: Progress) -> tuple[Timing, Timing]:

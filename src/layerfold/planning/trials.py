@@ -22,13 +22,15 @@ from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Blocks, Spanned
-from layerfold.search.strategies import beam
 from layerfold.spans import spanning
 from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
 PROTOCOL = "plan-1"
 FILE = "trials.json"
+
+_LONGEST = 6
+"""For how many blocks one may have to stand, itself among them."""
 
 
 @dataclass(frozen=True)
@@ -128,23 +130,38 @@ class Trials:
     def order(self, most: int) -> list[Blocks]:
         """Return the blocks that the model misses least once it is repaired: none, one, and so on to so many.
 
-        Each set is the one before it and one block more, found with each block that is left refitted by itself.
+        Each set is the one before it and one block more, found with each block that is left refitted by itself. No more
+        than `_LONGEST` - 1 neighbours go: that many refits of every block are held at once. The sets end where all that
+        are left would.
         """
-        key = hash_json({**self._known, "order": "greedy"})
-        if len(self._kept.get(key, [])) <= most:
+        if len(self._kept.get(key := self._key("order"), [])) <= most:
             decoder = self.model.decoder
             decoder.model.eval()
-            stages = Spanned(decoder, spanning(decoder, self._texts.quick, most + 1, progress=self._progress))
+            longest = min(most + 1, _LONGEST)
+            stages = Spanned(decoder, spanning(decoder, self._texts.quick, longest, progress=self._progress))
             scores = Scores(stages, self._windows, divergence=False)
             select = Selection(scores, "perplexity", race=True, seed=self._texts.seed, progress=self._progress)
-            found = beam(select, range(decoder.n_blocks), range(1, most + 1), 1, 1)
-            self._keep(key, [[], *(list(found[number][0]) for number in range(1, most + 1))])
+            found: list[Blocks] = [()]
+            while len(found) <= most:
+                grown = {tuple(sorted((*found[-1], each))) for each in range(decoder.n_blocks) if each not in found[-1]}
+                short = sorted(blocks for blocks in grown if _longest_run(blocks) < longest)
+                if not short:
+                    break
+                found.append(select({len(found): short}, 1)[len(found)][0])
+            self._keep(key, [list(blocks) for blocks in found])
         return [tuple(blocks) for blocks in self._kept[key][: most + 1]]
+
+    def remembered(self, name: str, make: Callable[[], list[float]]) -> list[float]:
+        """Return numbers that were made now or in an earlier run in this folder."""
+        if (key := self._key(name)) not in self._kept:
+            self._keep(key, make())
+        found: list[float] = self._kept[key]
+        return found
 
     def _trial(self, candidate: Candidate, whole: bool, make: Callable[[], Model]) -> Trial:
         row = candidate.row("")
         del row["label"]
-        key = hash_json({**self._known, "row": row, "whole": whole})
+        key = self._key({"row": row, "whole": whole})
         if key not in self._kept:
             decoder = make().decoder
             mean = float(window_nats(decoder, self._windows).sum() / self._tokens.sum())
@@ -165,6 +182,9 @@ class Trials:
         )
         return self.done[key]
 
+    def _key(self, what: Any) -> str:
+        return hash_json({**self._known, "what": what})
+
     def _keep(self, key: str, value: Any) -> None:
         self._kept[key] = value
         if self._file is not None:
@@ -176,7 +196,26 @@ class Trials:
             found = {} if self._file is None else json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return {key: value for key, value in found.items() if _readable(value)} if isinstance(found, dict) else {}
+
+
+def _readable(value: Any) -> bool:
+    """Whether a value is one that is kept: numbers, the first of which may be missing, or sets of blocks."""
+    if not isinstance(value, list) or len(value) < 2:
+        return False
+    if isinstance(value[0], list):
+        return all(isinstance(each, list) and all(type(index) is int for index in each) for each in value)
+    numbers = [type(each) in (int, float) for each in value]
+    return len(value) == 4 and (numbers[0] or value[0] is None) and all(numbers[1:])
+
+
+def _longest_run(blocks: Blocks) -> int:
+    """Return how many neighbours there are among blocks, at most."""
+    longest = run = 0
+    for place, block in enumerate(blocks):
+        run = run + 1 if place and blocks[place - 1] == block - 1 else 1
+        longest = max(longest, run)
+    return longest
 
 
 def as_json(trial: Trial) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -16,13 +17,13 @@ from layerfold.report.template import write_page
 from layerfold.yamlfiles import yaml_text
 
 
-def write_plan_html(planned: Planned, path: Path, base: str) -> None:
+def write_plan_html(planned: Planned, path: Path, recipe: dict[str, Any]) -> None:
     """Write what a plan found as one page: tables, plot, texts, settings, environment and the winner's recipe.
 
     The same findings give the same bytes.
 
     Args:
-        base: the name that the model was loaded by, for the recipe.
+        recipe: the winner's, see `Planned.recipe`.
 
     Raises:
         OutputError: the file cannot be written.
@@ -43,7 +44,7 @@ def write_plan_html(planned: Planned, path: Path, base: str) -> None:
         settings=listing(planned.settings | {"model": planned.model, "model_sha256": planned.model_sha256}),
         work=[],
         environment=listing(planned.environment),
-        recipe=yaml_text(planned.recipe(base)),
+        recipe=yaml_text(recipe),
     )
 
 
