@@ -74,7 +74,7 @@ class Student:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """The best that can be made of the base within a budget: what `Plan` finds, on the study's own texts.
+    """What `Plan` finds within a budget, on the study's own texts: blocks dropped, neurons removed, a repair.
 
     Attributes:
         parameters: how many distinct ones at most, as ``82M`` or ``66%``;
@@ -92,8 +92,8 @@ class Planned:
         self.plan()
 
     def plan(self) -> Plan:
-        """Return the plan, which tries no more sizes than it needs."""
-        return Plan(parameters=self.parameters, perplexity=self.perplexity, points=0)
+        """Return the plan, which tries no more than it needs: what else there is are rows of their own."""
+        return Plan(parameters=self.parameters, perplexity=self.perplexity, points=0, rivals=False)
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the budget as JSON.

@@ -35,10 +35,20 @@ class Front:
 
     Args:
         timed: how long models of fewer blocks and neurons take; for a budget of speed.
+        rivals: whether to try what each method by itself comes to.
     """
 
-    def __init__(self, trials: Trials, budget: Budget, progress: Progress, timed: Speeds | None = None) -> None:
+    def __init__(
+        self,
+        trials: Trials,
+        budget: Budget,
+        progress: Progress,
+        timed: Speeds | None = None,
+        *,
+        rivals: bool = True,
+    ) -> None:
         self._trials, self._budget, self._progress, self._timed = trials, budget, progress, timed
+        self._rivals = rivals
         self._decoder = trials.model.decoder
         self._size = trials.base().parameters
         self._order: list[Blocks] = trials.order(self._most())
@@ -57,7 +67,7 @@ class Front:
         if budget.kind == "perplexity":
             limit = budget.value * base.perplexity
             size = self._smallest(limit)
-            self._try_all([*rivals(self._decoder, size, self._order)])
+            self._try_rivals(size)
             within = [trial for trial in self.tried if trial.perplexity <= limit]
             ranked = sorted(within, key=lambda trial: (trial.parameters, trial.perplexity))
         else:
@@ -122,7 +132,7 @@ class Front:
         for number in range(1, points + 1):
             part = 1 - number / (points + 1)
             self._best_at(round(self._size - part * (self._size - size)), round(part * (dropped or 0)))
-        self._try_all([*rivals(self._decoder, size, self._order)])
+        self._try_rivals(size)
 
     def _smallest(self, limit: float) -> int:
         """Return the smallest size with a candidate within a limit of perplexity, by bisection."""
@@ -158,7 +168,7 @@ class Front:
             parameters, neurons, each, _ = sizes(self._decoder, methods)
             fast.append(self._combined(dropped, parameters - ceil((1 - share) * neurons) * each))
             if share == 1:
-                others = rivals(self._decoder, parameters, self._order)
+                others = rivals(self._decoder, parameters, self._order) if self._rivals else ()
                 fast += [each for each in others if each.family in ("drop", "collapse")]
                 break
         wanted = [each for each in fast if each is not None]
@@ -203,6 +213,10 @@ class Front:
     def _try_all(self, candidates: Sequence[Candidate]) -> None:
         for candidate in self._progress.track(candidates, "trying what each method comes to", len(candidates)):
             self._try(candidate)
+
+    def _try_rivals(self, size: int) -> None:
+        if self._rivals:
+            self._try_all([*rivals(self._decoder, size, self._order)])
 
     def _most(self) -> int:
         """How many blocks to drop at most."""

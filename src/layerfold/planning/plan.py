@@ -47,6 +47,7 @@ class Plan:
         perplexity: or how much higher at most, as ``+10%``.
         points: sizes between the budget's and the model's that are tried besides, to show the front.
         finalists: how many are repaired on all of the text.
+        rivals: whether to try what each method by itself comes to.
         corpus: whose ``calibration``, ``validation`` and ``test`` splits calibrate, select and verify; None takes the
             model's own.
         calibration_tokens: what methods read activations from.
@@ -61,6 +62,7 @@ class Plan:
     perplexity: str | None = None
     points: int = 3
     finalists: int = 2
+    rivals: bool = True
     corpus: str | None = None
     calibration_tokens: int = defaults.CALIBRATION_TOKENS
     repair_tokens: int = defaults.REPAIR_TOKENS
@@ -175,4 +177,4 @@ class Plan:
             kept = {"rounds": self.rounds, "threads": machine["threads"], "processor": machine["processor"]}
             depth, *each = trials.remembered(f"speeds {kept}", lambda: line(trials.model, self.rounds, progress))
             timed = Speeds(int(depth), *each)
-        return Front(trials, budget, progress, timed).best(self.points, self.finalists, self.rounds)
+        return Front(trials, budget, progress, timed, rivals=self.rivals).best(self.points, self.finalists, self.rounds)
