@@ -8,11 +8,12 @@ from functools import cached_property
 
 from torch import nn
 
+from layerfold.attention import Attention
 from layerfold.errors import InputError
 from layerfold.factored import Factored
 from layerfold.families import Family
 from layerfold.ffn import FFN, Matrix
-from layerfold.sublayers import AbsentFFN
+from layerfold.sublayers import AbsentAttention, AbsentFFN
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,24 @@ class Block:
                 f"block {self.index} has a low-rank delta on an FFN that it shares; accepted: plain weights, as "
                 "`layerfold export --to dense` writes them"
             )
+
+    @cached_property
+    def attention(self) -> Attention:
+        """Its attention.
+
+        Raises:
+            InputError: it was removed.
+        """
+        attention: nn.Module = operator.attrgetter(self.family.attention)(self.module)
+        if isinstance(attention, AbsentAttention):
+            raise InputError(f"block {self.index} has no attention: it was dropped")
+        return Attention(attention, self.family)
+
+    @property
+    def heads(self) -> int:
+        """The number of its attention's groups of heads; 0 where that was removed."""
+        attention: nn.Module = operator.attrgetter(self.family.attention)(self.module)
+        return 0 if isinstance(attention, AbsentAttention) else self.attention.heads
 
     @property
     def d_ffn(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold import defaults
+from layerfold.attention import FUSED
 from layerfold.block import Block, Projection
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.families import family_of
@@ -105,6 +106,27 @@ class Decoder:
                 ffns[index].tie_(ffns[tied[index]])
         self._tell_width()
 
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The number of each block's groups of heads, see `Attention`; 0 where its attention was dropped."""
+        return tuple(block.heads for block in self.blocks)
+
+    def keep_heads_(self, kept: Mapping[int, Tensor]) -> None:
+        """Keep only these groups of heads of some blocks' attentions, each (kept,) indices.
+
+        Raises:
+            InputError: what is no block, or no group of it, or given twice; a block without attention, or no group.
+        """
+        if not kept.keys() <= set(range(self.n_blocks)):
+            raise InputError(f"blocks to keep heads of: {list(kept)}; accepted: 0 ... {self.n_blocks - 1}")
+        attentions = {index: self.blocks[index].attention for index in kept}
+        for index, groups in kept.items():
+            heads = attentions[index].heads
+            if not len(groups) or not set(groups.tolist()) <= set(range(heads)) or len(groups.unique()) < len(groups):
+                raise InputError(f"heads to keep of block {index}; accepted: distinct indices in 0 ... {heads - 1}")
+        for index, groups in kept.items():
+            attentions[index].keep_(groups)
+
     def _tell_width(self) -> None:
         """Write into the configuration, which holds one number for all blocks, the largest there is."""
         config, widest = self.model.config, max(self.d_ffn)
@@ -179,7 +201,7 @@ class Decoder:
                 fused = Matrix(module.c_attn)
                 fused.own_()  # another decoder may use these parameters, at the old place
                 for tensor in fused.tensors:
-                    tensor[: self.d_model] *= (index + 1) / (old + 1)
+                    tensor[: len(tensor) // FUSED] *= (index + 1) / (old + 1)
                 module.scaling = module.scaling * (old + 1) / (index + 1)
 
     @property

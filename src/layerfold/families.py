@@ -15,7 +15,8 @@ class Family:
         blocks: path from the causal LM to the list of blocks.
         norm: path from the causal LM to the norm after the last block.
         attention, attention_norm: a block's attention and the norm before it.
-        attention_output: the last matrix inside the attention.
+        attention_inputs: the matrices that make its queries, keys and values, in this order; or the one that makes all.
+        attention_output: the last matrix inside it.
         ffn, ffn_norm: a block's FFN and the norm before it.
         up, gate, down: matrices inside the FFN; `gate` is None where there is none.
         depth, d_ffn: the configuration's names for the number of blocks and of an FFN's neurons.
@@ -25,6 +26,7 @@ class Family:
     norm: str
     attention: str
     attention_norm: str
+    attention_inputs: tuple[str, ...]
     attention_output: str
     ffn: str
     ffn_norm: str
@@ -40,6 +42,7 @@ _GATED = Family(
     norm="model.norm",
     attention="self_attn",
     attention_norm="input_layernorm",
+    attention_inputs=("q_proj", "k_proj", "v_proj"),
     attention_output="o_proj",
     ffn="mlp",
     ffn_norm="post_attention_layernorm",
@@ -56,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         norm="transformer.ln_f",
         attention="attn",
         attention_norm="ln_1",
+        attention_inputs=("c_attn",),
         attention_output="c_proj",
         ffn="mlp",
         ffn_norm="ln_2",

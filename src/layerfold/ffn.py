@@ -100,6 +100,12 @@ class FFN:
         return (self.up, self.down) if self.gate is None else (self.up, self.gate, self.down)
 
     @property
+    def units(self) -> list[Tensor]:
+        """Live views of all that goes with a neuron, each (d_ffn, parameters): the neuron comes first."""
+        inner = [tensor for matrix in self.matrices if matrix is not self.down for tensor in matrix.tensors]
+        return [tensor.reshape(self.d_ffn, -1) for tensor in (*inner, self.down.weight.T)]
+
+    @property
     def d_ffn(self) -> int:
         """The number of neurons."""
         return self.down.weight.shape[1]

@@ -12,6 +12,7 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.ffn import FFN, MASK
 from layerfold.ranking import lowest, lowest_in_rows, shares
+from layerfold.sensitivity import sensitivities
 from layerfold.statistics import SecondMoments
 from layerfold.surgeon import refitted, removal_errors
 
@@ -31,9 +32,7 @@ def sizes(decoder: Decoder) -> tuple[Tensor, int]:
     """Count how many of each neuron's weights are not zero, (neurons,), and how many can go: each FFN keeps one."""
     counts = [torch.zeros(0, dtype=torch.int64)]
     for index in owners(decoder):
-        ffn = decoder.blocks[index].ffn
-        inner = [tensor for matrix in ffn.matrices if matrix is not ffn.down for tensor in matrix.tensors]
-        held = [tensor.reshape(ffn.d_ffn, -1).count_nonzero(1) for tensor in (*inner, ffn.down.weight.T)]
+        held = [each.count_nonzero(1) for each in decoder.blocks[index].ffn.units]
         counts.append(torch.stack(held).sum(0))
     return torch.cat(counts), sum(map(len, counts)) - len(counts) + 1
 
@@ -57,9 +56,10 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
         removed: how many in all.
         criterion: ``magnitude``, the norm of all of a neuron's weights; ``wanda``, the root mean square of its
             activation times the norm of what it is multiplied by in `down`; ``sparsegpt``, the error of its removal
-            when the others make up for it, which they then do, and the bias too, by least squares.
+            when the others make up for it, which they then do, and the bias too, by least squares; ``taylor``, what the
+            loss would miss: see `sensitivities`.
         scope: where the lowest are chosen: ``global``, or in each ``matrix``, as many in proportion to its neurons.
-        calibration: text for the two criteria that read activations.
+        calibration: text for the criteria that need it.
     """
     blocks = owners(decoder)
     ffns = {index: decoder.blocks[index].ffn for index in blocks}
@@ -71,31 +71,40 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
         decoder.keep_neurons_(dict.fromkeys(blocks[index], kept))
 
     def edit(index: int, moments: SecondMoments | None) -> None:
-        lost = lowest_in_rows(scores(ffns[index], criterion, moments)[None], torch.tensor(count_of[index]))[0]
+        rated = scores(ffns[index], criterion, moments) if known is None else known[index]
+        lost = lowest_in_rows(rated[None], torch.tensor(count_of[index]))[0]
         kept = (~lost).nonzero()[:, 0]
         if criterion == "sparsegpt" and lost.any():
             assert moments is not None
             refit_(ffns[index], moments, kept)
         keep(index, kept)
 
+    known: dict[int, Tensor] | None = None
+    if calibration is None:
+        known = {index: scores(ffn, criterion, None) for index, ffn in ffns.items()}
+    elif criterion == "taylor":
+        felt = sensitivities(decoder, calibration.windows, calibration.progress).neurons
+        known = {index: torch.stack([felt[each] for each in blocks[index]]).sum(0).float() for index in ffns}
     if scope == "global":
-        found = {index: scores(ffn, criterion, None) for index, ffn in ffns.items() if calibration is None}
+        found = known or {}
 
         def rate(index: int, moments: dict[str, SecondMoments]) -> None:
             if index in ffns:
                 found[index] = scores(ffns[index], criterion, moments[downs[ffns[index].down.module]])
 
-        if calibration is not None:
+        if known is None:
+            assert calibration is not None
             calibration.of(decoder).each_block(rate, whole=False, edits=False, doing="calibrating, block")
         for each in found.values():
             each[each.argmax()] = torch.inf  # so that none is left without any
         marked = list(lowest(lambda: found.values(), removed))
         for index, lost in zip(found, marked, strict=True):
             keep(index, (~lost).nonzero()[:, 0])
-    elif calibration is None:
+    elif known is not None:
         for index in ffns:
             edit(index, None)
     else:
+        assert calibration is not None
         calibration.of(decoder).each_block(
             lambda index, moments: edit(index, moments[downs[ffns[index].down.module]]) if index in ffns else None,
             whole=criterion == "sparsegpt",

@@ -88,8 +88,8 @@ def attention_readout(block: Block) -> Readout | None:
 
 
 @contextmanager
-def reading(readouts: Iterable[Readout]) -> Iterator[dict[int, Tensor]]:
-    """Yield a dict that a forward pass fills with what each readout's module reads, by the module's id."""
+def reading(readouts: Iterable[Readout | Matrix]) -> Iterator[dict[int, Tensor]]:
+    """Yield a dict that a forward pass fills with what each one's module reads, by the module's id."""
     found: dict[int, Tensor] = {}
 
     def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

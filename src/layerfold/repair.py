@@ -36,9 +36,10 @@ def check_level(level: str, method: Any) -> None:
         return
     if getattr(method, "name", None) not in METHODS:
         raise InputError(f"repair {level!r} of a row that no method makes; accepted: none")
-    if isinstance(method, Prune) and method.structure != "neurons":
+    if isinstance(method, Prune) and method.structure not in ("neurons", "neurons+heads"):
         raise InputError(
-            f"repair {level!r} with structure {method.structure!r}, whose zeros it would fill; accepted: neurons"
+            f"repair {level!r} with structure {method.structure!r}, whose zeros it would fill; accepted: neurons, "
+            "neurons+heads"
         )
     if level == "rescale" and not isinstance(method, GroupAverage | Drop):
         raise InputError(

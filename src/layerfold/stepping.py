@@ -58,6 +58,10 @@ class Stepper:
     @torch.no_grad()
     def step(self, index: int, hidden: Tensor) -> Tensor:
         """Run one block on hidden states of a shape that `embed` has returned."""
+        return self.run(index, hidden)
+
+    def run(self, index: int, hidden: Tensor) -> Tensor:
+        """Do what `step` does, with gradients where they are on."""
         args, kwargs = self._calls[hidden.shape][index]
         block: nn.Module = self._blocks[index]
         result: Tensor = block(hidden, *args, **kwargs)

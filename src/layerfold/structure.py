@@ -1,4 +1,4 @@
-"""What a configuration cannot say of a decoder's structure: sublayers gone, FFNs of different widths, low-rank deltas.
+"""What a configuration cannot say of a structure: sublayers gone, FFNs of different widths, heads gone, deltas.
 
 A dense checkpoint holds zeros in the place of what is gone, which compute the same, and deltas multiplied out; a
 manifest says what the zeros stand for. A compact one holds what there is.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from layerfold import deltas
+from layerfold.attention import FUSED
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 
@@ -25,10 +26,21 @@ MANIFEST = "layerfold.json"
 
 
 def describe(decoder: Decoder) -> dict[str, Any]:
-    """Return a manifest's entries: the parts that are gone, the FFNs narrower than the widest, the deltas' ranks."""
+    """Return a manifest's entries.
+
+    The parts that are gone, the FFNs narrower than the widest, the attentions of fewer heads, the deltas' ranks.
+    """
     widths = dict(enumerate(decoder.d_ffn))
     narrow = {str(index): width for index, width in widths.items() if 0 < width < max(widths.values())}
-    return {"removed": decoder.removed_parts, "d_ffn": narrow, "ranks": deltas.ranks(decoder)}
+    fewer = {str(index): heads for index, heads in _fewer_heads(decoder).items()}
+    return {"removed": decoder.removed_parts, "d_ffn": narrow, "heads": fewer, "ranks": deltas.ranks(decoder)}
+
+
+def _fewer_heads(decoder: Decoder) -> dict[int, int]:
+    """The groups of heads of those attentions that have fewer than the configuration says."""
+    config = decoder.model.config
+    whole = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return {index: heads for index, heads in enumerate(decoder.heads) if 0 < heads < whole}
 
 
 def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> None:
@@ -48,6 +60,11 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
                 f"d_ffn {narrow}; accepted: blocks, not all, each with a number below {max(have.values())}"
             )
         decoder.keep_neurons_({index: torch.arange(width) for index, width in narrow.items()})
+        heads = {int(index): number for index, number in manifest.get("heads", {}).items()}
+        for index, number in heads.items():
+            if not _cuts(number, dict(enumerate(decoder.heads)).get(index, 0)):
+                raise InputError(f"heads {heads}; accepted: blocks, each with a number below {max(decoder.heads)}")
+        decoder.keep_heads_({index: torch.arange(number) for index, number in heads.items()})
         deltas.factor_(decoder, manifest.get("ranks", {}))
     except (InputError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: {error}") from error
@@ -59,11 +76,12 @@ def _cuts(width: object, of: int) -> bool:
 
 def filled(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with zeros for all that the model lacks of what its configuration says."""
-    found = dict(state)
-    for name, shape in _lacking(Decoder(model)).items():
+    found, decoder = dict(state), Decoder(model)
+    for name, shape in _lacking(decoder).items():
         whole = torch.zeros(shape, dtype=model.dtype)
         if name in found:
-            whole[_corner(found[name])] = found[name]
+            inside = _inside(decoder, name, whole, found[name].shape)
+            inside.copy_(found[name].view(inside.shape))
         found[name] = whole
     return found
 
@@ -80,17 +98,17 @@ def stripped(decoder: Decoder, state: Mapping[str, Tensor], folder: Path) -> dic
         whole = found.pop(name, torch.zeros(0))
         if whole.shape != shape:
             raise ModelError(f"the weights in {str(folder)!r}: {name!r} is {tuple(whole.shape)}, not {tuple(shape)}")
-        inside = _corner(own[name]) if name in own else None
-        if torch.count_nonzero(whole) != (0 if inside is None else torch.count_nonzero(whole[inside])):
+        inside = _inside(decoder, name, whole, own[name].shape) if name in own else whole.new_zeros(0)
+        if torch.count_nonzero(whole) != torch.count_nonzero(inside):
             raise ModelError(f"the weights in {str(folder)!r}: {name!r} is not zero where the model has nothing")
-        if inside is not None:
-            found[name] = whole[inside]
+        if name in own:
+            found[name] = inside.reshape(own[name].shape)
     return found
 
 
 def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
     """The whole shapes of the tensors that a decoder has not, or not whole."""
-    if len(set(decoder.d_ffn)) == 1 and not decoder.removed_prefixes:
+    if len(set(decoder.d_ffn)) == 1 and not decoder.removed_prefixes and not _fewer_heads(decoder):
         return {}
     model = decoder.model
     with torch.device("meta"):  # for the shapes alone
@@ -104,9 +122,16 @@ def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
     }
 
 
-def _corner(tensor: Tensor) -> tuple[slice, ...]:
-    """Where a tensor stands in the larger one: what is cut off is at the ends."""
-    return tuple(slice(size) for size in tensor.shape)
+def _inside(decoder: Decoder, name: str, whole: Tensor, shape: torch.Size) -> Tensor:
+    """Return a view of the part of a tensor that a smaller one stands for; what is cut off is at the ends.
+
+    Of queries, keys and values that are one matrix, it is at the end of each: the view has one dimension more.
+    """
+    family = decoder.family
+    fused = len(family.attention_inputs) == 1 and f".{family.attention}.{family.attention_inputs[0]}." in name
+    parts = FUSED if fused else 1
+    apart: Tensor = whole.unflatten(-1, (parts, -1))
+    return apart[tuple(slice(size) for size in (*shape[:-1], parts, shape[-1] // parts))]
 
 
 def aliases(model: PreTrainedModel) -> dict[str, str]:

@@ -22,7 +22,8 @@ def trial(family: str, parameters: int, perplexity: float, whole: bool = False, 
     made = Candidate(family, MADE.get(family, ()), WHOLE if repaired else "none")
     row = made.row("")
     del row["label"]
-    size = {"parameters": parameters, "blocks": (parameters - 2090048) // 405504, "neurons": parameters // 2000}
+    blocks = (parameters - 2090048) // 405504
+    size = {"parameters": parameters, "blocks": blocks, "neurons": parameters // 2000, "heads": 6 * blocks}
     return Trial(made.said, family, made.repair, row, whole, **size, perplexity=perplexity)
 
 

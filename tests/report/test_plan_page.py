@@ -113,8 +113,8 @@ def test_every_trial_is_a_row_of_the_file_unrounded(make_plan, tmp_path):
     rows = csv_of(planned, tmp_path)
     assert len(rows) == len(planned.trials)
     assert list(rows[0]) == [
-        *("said", "family", "repair", "whole", "standing", "blocks", "neurons", "parameters", "perplexity"),
-        *("parameters_change_percent", "perplexity_change_percent"),
+        *("said", "family", "repair", "whole", "standing", "blocks", "neurons", "heads", "parameters"),
+        *("perplexity", "parameters_change_percent", "perplexity_change_percent"),
         *(
             f"{name}{end}"
             for name in ("test_perplexity", "test_versus_base", "milliseconds", "speedup")
@@ -124,7 +124,7 @@ def test_every_trial_is_a_row_of_the_file_unrounded(make_plan, tmp_path):
     (winner,) = (row for row in rows if row["standing"] == "planned")
     assert list(winner.values()) == [
         *("drop 5,6 + prune 25% of neurons, repaired", "drop + prune", "refit+attention", "true", "planned"),
-        *("6", "2296", "4593795", "108.5", str(100 * (4593795 / 6960768 - 1)), "25.0"),
+        *("6", "2296", "36", "4593795", "108.5", str(100 * (4593795 / 6960768 - 1)), "25.0"),
         *(str(1.25 * 86.8 * factor) for factor in (1.25, 1.21, 1.29)),
         *("1.25", "1.21", "1.29", "4.75", "4.5", "5.0", "1.375", "1.34", "1.41"),
     ]

@@ -45,17 +45,18 @@ def test_the_front_stands_below_the_base_the_largest_first(make_plan):
     assert headers(table) == [
         "blocks",
         "neurons",
+        "heads",
         "parameters",
         "removed of the base",
         "perplexity",
         "perplexity × base",
     ]
     assert rows(table) == [
-        ("as it is", ["12", "3,480", "6.96M", "0.0%", "86.80", "1.00"]),
-        (BOTH, ["9", "2,888", "5.78M", "17.0%", "90.25", "1.04"]),
-        (BOTH, ["6", "2,296", "4.59M", "34.0%", "112.5", "1.30"]),
-        ("drop 3,5,6,7, repaired", ["6", "2,271", "4.54M", "34.7%", "118.2", "1.36"]),
-        ("merge n=3, tied, repaired", ["4", "1,952", "3.90M", "43.9%", "240.0", "2.76"]),
+        ("as it is", ["12", "3,480", "72", "6.96M", "0.0%", "86.80", "1.00"]),
+        (BOTH, ["9", "2,888", "54", "5.78M", "17.0%", "90.25", "1.04"]),
+        (BOTH, ["6", "2,296", "36", "4.59M", "34.0%", "112.5", "1.30"]),
+        ("drop 3,5,6,7, repaired", ["6", "2,271", "36", "4.54M", "34.7%", "118.2", "1.36"]),
+        ("merge n=3, tied, repaired", ["4", "1,952", "24", "3.90M", "43.9%", "240.0", "2.76"]),
     ]
 
 
@@ -68,7 +69,7 @@ def test_the_base_heads_the_front_also_where_something_smaller_is_better(make_pl
 
 def test_all_trials_and_what_became_of_them(make_plan):
     table = trials_table(make_plan())
-    found = [(label, cells[0], cells[3]) for label, cells in rows(table)]
+    found = [(label, cells[0], cells[4]) for label, cells in rows(table)]
     assert headers(table)[0] == "standing"
     assert found == [
         ("as it is", "front", "6.96M"),

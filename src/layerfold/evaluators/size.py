@@ -64,8 +64,5 @@ def flops_per_token(decoder: Decoder, context: int) -> int:
     """
     head = int(decoder.model.get_output_embeddings().weight.numel())
     matrices = sum(p.numel() for block in decoder.blocks for p in block.module.parameters() if p.ndim == 2)
-    config = decoder.model.config
-    heads = int(config.num_attention_heads)
-    channels = heads * int(getattr(config, "head_dim", None) or decoder.d_model // heads)
-    attending = decoder.n_blocks - len(decoder.removed_parts["attention"])
-    return 2 * (head + matrices) + 2 * channels * (context + 1) * attending
+    channels = sum(block.heads and block.attention.output.weight.shape[1] for block in decoder.blocks)
+    return 2 * (head + matrices) + 2 * channels * (context + 1)

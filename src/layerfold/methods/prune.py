@@ -1,4 +1,4 @@
-"""Prune: weights become zeros, to a budget, and stay zeros; or whole neurons of FFNs go."""
+"""Prune: weights become zeros, to a budget, and stay zeros; or whole neurons of FFNs, and heads of attentions, go."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from layerfold import narrowing, zeroing
+from layerfold import narrowing, thinning, zeroing
 from layerfold.block import Projection
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder, Size
 from layerfold.errors import InputError, one_of
 from layerfold.methods.base import Notes
 
-Criterion = Literal["magnitude", "wanda", "sparsegpt", "published"]
-Structure = Literal["unstructured", "2:4", "neurons"]
+Criterion = Literal["magnitude", "wanda", "sparsegpt", "taylor", "published"]
+Structure = Literal["unstructured", "2:4", "neurons", "neurons+heads"]
 Scope = Literal["global", "matrix", "row"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
@@ -27,14 +27,17 @@ _SCOPES: dict[str, tuple[Scope, ...]] = {
     "magnitude": SCOPES,
     "wanda": SCOPES,
     "sparsegpt": ("matrix",),
+    "taylor": ("global", "matrix"),
     "published": ("global",),
 }
+_OF_STRUCTURE: dict[str, Scope] = {"2:4": "row", "neurons": "matrix", "neurons+heads": "global"}
 _SPEED = {
     "unstructured": "zeros make nothing faster on dense kernels; the compact checkpoint stores only what is kept",
     "2:4": "GPUs with sparse tensor cores (NVIDIA, compute capability 8.0 and above, half precision or int8) profit, "
     "through runtimes with kernels for it (PyTorch's semi-structured sparse tensors, cuSPARSELt, TensorRT, vLLM); "
     "dense kernels and CPUs do not",
     "neurons": "smaller matrices, which every kernel profits from",
+    "neurons+heads": "smaller matrices, which every kernel profits from",
 }
 
 
@@ -45,19 +48,21 @@ class Prune:
     Attributes:
         nonzero: how many parameters of the whole model may be other than zero: a count as ``104690000`` or
             ``"104.69M"``, or a percentage of the parameters, as ``"84.13%"``. Met exactly; by neurons to the
-            nearest whole number of them, at what they hold on average.
-        sparsity: instead, the share of the weights (of the neurons) of `parts` that is to be zero (to go), from 0 to
-            below 1.
-        criterion: ``magnitude``; ``wanda`` and ``sparsegpt``, which read activations; or ``published``: magnitude over
-            every ``nn.Linear``, which in a GPT-2 is the LM head alone, and with it the token embedding.
+            nearest whole number of them, at what they hold on average; by neurons and heads not exceeded.
+        sparsity: instead, the share of the weights (of the neurons; of the parameters of neurons and heads) of `parts`
+            that is to be zero (to go), from 0 to below 1.
+        criterion: ``magnitude``; ``wanda`` and ``sparsegpt``, which read activations; ``taylor``, for neurons and
+            heads, which reads gradients; or ``published``: magnitude over every ``nn.Linear``, which in a GPT-2 is the
+            LM head alone, and with it the token embedding.
         structure: ``unstructured``; ``2:4``, two of every four neighbours in a row, which leaves half; ``neurons``:
-            whole neurons of the FFNs.
+            whole neurons of the FFNs; ``neurons+heads``: those and whole heads of the attentions, by one ranking.
         scope: where the lowest are chosen: ``global``, in each ``matrix`` (each FFN), or in each ``row`` of one. By
-            default as the criterion was published: global, by row, and by matrix for sparsegpt; neurons by FFN.
+            default as the criterion was published: global, by row, and by matrix for sparsegpt; neurons by FFN; neurons
+            and heads globally.
         parts: which matrices, of ``attention``, ``ffn``, ``embeddings`` and ``head``, separated by commas.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015 (magnitude); Sun et
-    al., 2023 (Wanda); Frantar and Alistarh, 2023 (SparseGPT).
+    al., 2023 (Wanda); Frantar and Alistarh, 2023 (SparseGPT); Molchanov et al., 2019 (Taylor).
     """
 
     nonzero: str | int | None = None
@@ -84,6 +89,11 @@ class Prune:
             raise InputError(f"sparsity {self.sparsity}; accepted: from 0 to below 1")
         if self.nonzero is not None:
             parse_count("nonzero", self.nonzero)
+        if (self.criterion == "taylor") != (self.structure == "neurons+heads") and self.structure != "neurons":
+            raise InputError(
+                f"criterion {self.criterion} with structure {self.structure}; accepted: taylor with neurons or "
+                "neurons+heads, other criteria with unstructured, 2:4 or neurons"
+            )
         self._check_scope()
         self._check_parts()
 
@@ -95,8 +105,9 @@ class Prune:
         accepted: tuple[str, ...] = _SCOPES[self.criterion]
         if self.structure == "2:4":
             raise InputError(f"scope {self.scope!r} with structure 2:4, which chooses among four; accepted: none")
-        if self.structure == "neurons":
-            accepted = tuple(each for each in accepted if each != "row")
+        if self.structure in ("neurons", "neurons+heads"):
+            coarsest = ("global", "matrix") if self.structure == "neurons" else ("global",)
+            accepted = tuple(each for each in accepted if each in coarsest)
         if self.scope not in accepted:
             raise InputError(
                 f"scope {self.scope!r} for {self.criterion} of {self.structure}; accepted: {', '.join(accepted)}"
@@ -116,6 +127,8 @@ class Prune:
             )
         if self.structure == "neurons" and not default and chosen != ("ffn",):
             raise InputError(f"parts {self.parts!r} with structure neurons; accepted: ffn, which has them")
+        if self.structure == "neurons+heads" and not default:
+            raise InputError(f"parts {self.parts!r} with structure neurons+heads; accepted: {_DEFAULT_PARTS}")
         if set(chosen) & set(zeroing.TABLES) and self.needs_calibration:
             raise InputError(f"parts {self.parts!r} with criterion {self.criterion}; accepted: attention, ffn")
 
@@ -127,12 +140,12 @@ class Prune:
     def _own_scope(self) -> str:
         if self.scope is not None:
             return self.scope
-        return {"2:4": "row", "neurons": "matrix"}.get(self.structure) or _OWN_SCOPE[self.criterion]
+        return _OF_STRUCTURE.get(self.structure) or _OWN_SCOPE[self.criterion]
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the criterion reads activations."""
-        return self.criterion in ("wanda", "sparsegpt")
+        """Whether the criterion reads activations, or gradients."""
+        return self.criterion in ("wanda", "sparsegpt", "taylor")
 
     def _matrices(self, decoder: Decoder) -> list[Projection]:
         if self.criterion == "published":
@@ -146,6 +159,9 @@ class Prune:
         if self.structure == "neurons":
             removed, neurons = self._removed_neurons(decoder)
             return settings | {"neurons": neurons, "removed": removed}
+        if self.structure == "neurons+heads":
+            removed, parameters = self._removed_parameters(decoder)
+            return settings | {"parameters": parameters, "removed": removed}
         found = self._matrices(decoder)
         zeros, weights = self._zeros(decoder, found)
         return settings | {"parts": sorted({each.part for each in found}), "weights": weights, "zeros": zeros}
@@ -187,6 +203,21 @@ class Prune:
         wanted = self._wanted(size, round(size.nonzero - removable * each))
         return round((size.nonzero - wanted) / each) if each else 0, neurons
 
+    def _removed_parameters(self, decoder: Decoder) -> tuple[int, int]:
+        """How many parameters go with neurons and heads, and how many go with all of them."""
+        found = thinning.sublayers(decoder, nonzero=self.nonzero is not None)
+        parameters, removable = sum(int(each.sizes.sum()) for each in found), thinning.removable(found)
+        if not parameters:
+            raise InputError("the model has no FFN and no attention to remove neurons and heads from")
+        if self.sparsity is not None:
+            removed = round(self.sparsity * parameters)
+            if removed > removable:
+                most = removable / parameters
+                raise InputError(f"sparsity {self.sparsity} leaves an FFN without neurons; accepted: 0 ... {most:.6f}")
+            return removed, parameters
+        size = decoder.size()
+        return size.nonzero - self._wanted(size, size.nonzero - removable), parameters
+
     def _wanted(self, size: Size, least: int) -> int:
         """The budget as a count.
 
@@ -211,6 +242,12 @@ class Prune:
             removed, _ = self._removed_neurons(decoder)
             narrowing.narrow_(decoder, removed, self.criterion, self._own_scope, text)
             return notes | {"neurons_left": list(decoder.d_ffn)}
+        if self.structure == "neurons+heads":
+            assert text is not None
+            removed, _ = self._removed_parameters(decoder)
+            counted = self.nonzero is not None
+            thinning.thin_(decoder, removed, text.windows, nonzero=counted, progress=text.progress)
+            return notes | {"neurons_left": list(decoder.d_ffn), "heads_left": list(decoder.heads)}
         found = self._matrices(decoder)
         zeros, weights = self._zeros(decoder, found)
         two_of_four = self.structure == "2:4"

@@ -1,13 +1,12 @@
-"""What a plan tries: what takes blocks or FFNs away, and how many neurons go besides to reach a size."""
+"""What a plan tries: what takes blocks or FFNs away, and how many neurons and heads go besides to reach a size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any
 
-from layerfold import narrowing
+from layerfold import thinning
 from layerfold.building import settings_of
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
@@ -22,7 +21,7 @@ _SAID: dict[str, Callable[[Any], str]] = {
     "collapse": lambda collapse: f"collapse n={collapse.n}",
     "merge": lambda merge: f"merge n={merge.n}, tied",
     "share": lambda share: f"share {share.window}",
-    "prune": lambda prune: f"prune {100 * prune.sparsity:.0f}% of neurons",
+    "prune": lambda prune: f"prune {100 * prune.sparsity:.0f}% of {prune.structure.replace('+', ' and ')}",
 }
 WHOLE: Level = "refit+attention"
 
@@ -60,33 +59,43 @@ class Candidate:
 
 
 def narrowed(decoder: Decoder, methods: Sequence[Method], size: int) -> tuple[Method, ...] | None:
-    """Return methods with as many neurons removed after them as it takes to have so many parameters at most.
+    """Return methods with as much removed after them, of neurons and heads, as it takes to have so many parameters.
 
-    None are removed where the methods by themselves come to no more. The neurons are those that the outputs of all
-    FFNs together miss least (criterion wanda, scope global).
+    Nothing is removed where the methods by themselves come to no more. What goes is what the loss misses least for its
+    size (criterion taylor).
 
     Returns:
         None where an FFN would be left without neurons.
     """
-    parameters, neurons, each, ffns = sizes(decoder, methods)
-    if parameters <= size:
+    left = sizes(decoder, methods)
+    if left.parameters <= size:
         return tuple(methods)
-    removed = ceil((parameters - size) / each) if each else 0
-    if not 0 < removed <= neurons - ffns:
+    removed = left.parameters - size
+    if removed > left.removable:
         return None
-    return (*methods, Prune(sparsity=removed / neurons, structure="neurons", criterion="wanda", scope="global"))
+    return (*methods, Prune(sparsity=removed / left.units, structure="neurons+heads", criterion="taylor"))
 
 
-def sizes(decoder: Decoder, methods: Sequence[Method]) -> tuple[int, int, int, int]:
-    """Return how many parameters and neurons methods leave, how many parameters go with a neuron, and how many FFNs."""
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of parameters.
+
+    Attributes:
+        parameters: of the whole model.
+        units: that go with neurons and heads.
+        removable: of those, how many can go.
+    """
+
+    parameters: int
+    units: int
+    removable: int
+
+
+def sizes(decoder: Decoder, methods: Sequence[Method]) -> Sizes:
+    """Count what methods leave."""
     left = outline(decoder, methods)
-    owners = list(narrowing.owners(left))
-    if not owners:
-        return count(left), 0, 0, 0
-    ffn = left.blocks[owners[0]].ffn
-    inner = sum(tensor.numel() for matrix in ffn.matrices if matrix is not ffn.down for tensor in matrix.tensors)
-    each = inner // ffn.d_ffn + ffn.down.weight.shape[0]
-    return count(left), sum(left.d_ffn[index] for index in owners), each, len(owners)
+    found = thinning.sublayers(left)
+    return Sizes(count(left), sum(int(each.sizes.sum()) for each in found), thinning.removable(found))
 
 
 def rivals(decoder: Decoder, size: int, order: Sequence[tuple[int, ...]]) -> Iterator[Candidate]:

@@ -30,12 +30,8 @@ class Front:
     """Tries what a budget asks for.
 
     Of a size there is a candidate for each number of blocks to drop: what is left is cut down to the size by removing
-    neurons. Perplexity falls and then rises with that number, so that going downhill from the best of a size near by
-    finds the best of this one in a few trials.
-
-    Args:
-        timed: how long models of fewer blocks and neurons take; for a budget of speed.
-        rivals: whether to try what each method by itself comes to.
+    neurons and heads. Perplexity falls and then rises with that number, so that going downhill from the best of a size
+    near by finds the best of this one in a few trials.
     """
 
     def __init__(
@@ -128,7 +124,7 @@ class Front:
     def _sizes(self, size: int, points: int) -> None:
         """Try the budget's size, and others on the way to it from the model's."""
         most = len(self._order) - 1
-        dropped = self._best_at(size, ceil(most / 2))
+        dropped = self._best_at(size, most // 3)
         for number in range(1, points + 1):
             part = 1 - number / (points + 1)
             self._best_at(round(self._size - part * (self._size - size)), round(part * (dropped or 0)))
@@ -165,10 +161,10 @@ class Front:
             share = self._timed.share(self._decoder.n_blocks - dropped, self._budget.value)
             if share is None:
                 continue
-            parameters, neurons, each, _ = sizes(self._decoder, methods)
-            fast.append(self._combined(dropped, parameters - ceil((1 - share) * neurons) * each))
+            left = sizes(self._decoder, methods)
+            fast.append(self._combined(dropped, left.parameters - ceil((1 - share) * left.units)))
             if share == 1:
-                others = rivals(self._decoder, parameters, self._order) if self._rivals else ()
+                others = rivals(self._decoder, left.parameters, self._order) if self._rivals else ()
                 fast += [each for each in others if each.family in ("drop", "collapse")]
                 break
         wanted = [each for each in fast if each is not None]
@@ -228,14 +224,14 @@ class Front:
         else:
             # One more: those that are dropped in the end may be smaller than these.
             last = ((k, [Drop(blocks=tuple(range(depth - k, depth)))]) for k in range(1, depth))
-            enough = (k for k, methods in last if sizes(self._decoder, methods)[0] <= budget.value)
+            enough = (k for k, methods in last if sizes(self._decoder, methods).parameters <= budget.value)
         return min(next(enough, depth - 1) + 1, depth - 1)
 
     def _none(self) -> str:
         budget, base = self._budget, self._trials.base()
         asked = f"{budget.kind} {budget.value:,.6g}: nothing that was tried is within that"
         if not self.tried:
-            return f"{asked}: no number of blocks and neurons to remove comes to it"
+            return f"{asked}: no number of blocks, neurons and heads to remove comes to it"
         best = min(trial.perplexity for trial in self.tried) / base.perplexity
         smallest = min(trial.parameters for trial in self.tried)
         return f"{asked}; the smallest has {smallest:,} parameters, the best perplexity is {best:.3f} times the base's"

@@ -36,7 +36,7 @@ _WINNER = (0,)
 class Plan:
     """Find the best model within a budget.
 
-    Candidates drop blocks, and remove as many neurons of the FFNs that are left as it takes to reach a size; beside
+    Candidates drop blocks, and remove as many neurons and heads of what is left as it takes to reach a size; beside
     them stands what each method by itself comes to at that size, as it is and repaired. All are repaired on little
     calibration text and scored on the selection text; the best of them are repaired once more on all of it, and the
     best of those is what the plan is. See `Front`.
@@ -95,9 +95,9 @@ class Plan:
                 readout(block)  # raises where a repair would fill zeros that are to stay
         whole = count(decoder)
         found = read_budget(self.parameters, self.speedup, self.perplexity, whole)
-        # What is left of the first block with one neuron, and of all that is no block.
-        alone, neurons, each, ffns = sizes(decoder, [Drop(blocks=tuple(range(1, decoder.n_blocks)))])
-        least = alone - (neurons - ffns) * each
+        # What is left of the first block with one neuron and no head, and of all that is no block.
+        alone = sizes(decoder, [Drop(blocks=tuple(range(1, decoder.n_blocks)))])
+        least = alone.parameters - alone.removable
         if found.kind == "parameters" and found.value < least:
             raise InputError(
                 f"parameters {self.parameters!r} is {found.value:,.0f}; accepted: {least:,} ... {whole - 1:,}"

@@ -1,59 +1,69 @@
-"""How fast a model of fewer blocks and neurons will be: a line through four that are timed."""
+"""How fast a model of fewer blocks, neurons and heads will be: a line through four that are timed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from layerfold.hub import Model
 from layerfold.progress import Progress
 from layerfold.search.found import Timing
 from layerfold.search.timing import latency
 from layerfold.statistics import Interval
+from layerfold.thinning import sublayers
 
 _LEAST = 0.05
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Milliseconds a generated token: ``constant + blocks * (block + share * ffn)``.
+    """Milliseconds a generated token: ``constant + blocks * (block + share * units)``.
 
     Attributes:
         blocks: how many the model has.
-        constant, block, ffn: what the embeddings and the head take, a block without its FFN's neurons, and those.
+        constant, block, units: what the embeddings and the LM head take, a block without its units, and those: neurons
+            and groups of heads.
         correction: how much longer it takes than that, as found out by timing what was made.
     """
 
     blocks: int
     constant: float
     block: float
-    ffn: float
+    units: float
     correction: float = 1.0
 
     def share(self, blocks: int, speedup: float) -> float | None:
-        """Return what share of the neurons may stay in so many blocks to be so many times as fast as the model.
+        """Return what share of the units may stay in so many blocks to be so many times as fast as the model.
 
         None where no share is small enough; 1 where all may stay.
         """
-        wanted = (self.constant + self.blocks * (self.block + self.ffn)) / (speedup * self.correction)
+        wanted = (self.constant + self.blocks * (self.block + self.units)) / (speedup * self.correction)
         least = self.constant + blocks * self.block
-        if least + blocks * self.ffn <= wanted:
+        if least + blocks * self.units <= wanted:
             return 1.0
-        share = (wanted - least) / (blocks * self.ffn) if self.ffn > 0 else 0.0
+        share = (wanted - least) / (blocks * self.units) if self.units > 0 else 0.0
         return share if share >= _LEAST else None
 
 
 def line(model: Model, rounds: int, progress: Progress) -> list[float]:
-    """Time a model, half of its blocks, half of its neurons, and half of both, interleaved: see `Speeds`."""
+    """Time a model, half of its blocks, half of its neurons and heads, and half of both, interleaved: see `Speeds`."""
     depth = model.decoder.n_blocks
     points = [(blocks, share) for blocks in (depth, max(1, depth // 2)) for share in (1.0, 0.5)]
     models = {f"{blocks} {share}": _shaped(model, blocks, share) for blocks, share in points}
     scores = latency(model, rounds).compare(models, progress)
-    rows = np.array([[1.0, blocks, blocks * share] for blocks, share in points])
+    # Of few heads a half may be more, or less: what is left of a block is counted.
+    each = _units(model) / depth
+    rows = np.array([[1.0, shaped.decoder.n_blocks, _units(shaped) / each] for shaped in models.values()])
     times = np.array([scores[label].value for label in models])
     return [float(depth), *(float(max(0.0, each)) for each in np.linalg.lstsq(rows, times, rcond=None)[0])]
+
+
+def _units(model: Model) -> int:
+    return sum(int(each.sizes.sum()) for each in sublayers(model.decoder))
 
 
 def timed_beside(model: Model, made: Model, rounds: int, progress: Progress) -> tuple[Timing, Timing]:
@@ -75,6 +85,11 @@ def _shaped(model: Model, blocks: int, share: float) -> Model:
         for index, width in enumerate(decoder.d_ffn):
             if width:
                 decoder.blocks[index].ffn.own_()
-        kept = {index: torch.arange(max(1, round(share * width))) for index, width in enumerate(decoder.d_ffn) if width}
-        decoder.keep_neurons_(kept)
+        decoder.keep_neurons_(_first(decoder.d_ffn, share))
+        decoder.keep_heads_(_first(decoder.heads, share))
     return Model(decoder, model.tokenizer, model.provenance)
+
+
+def _first(widths: Sequence[int], share: float) -> dict[int, Tensor]:
+    """A share of what each block has, at least one; nothing of a block that has none."""
+    return {index: torch.arange(max(1, round(share * width))) for index, width in enumerate(widths) if width}

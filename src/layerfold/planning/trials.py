@@ -26,7 +26,7 @@ from layerfold.spans import spanning
 from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
-PROTOCOL = "plan-1"
+PROTOCOL = "plan-2"
 FILE = "trials.json"
 
 _LONGEST = 6
@@ -59,7 +59,7 @@ class Trial:
         said, family, repair: see `Candidate`.
         row: the candidate as a recipe has it, without its label.
         whole: whether it was repaired on all of the text that there is for that.
-        parameters, blocks, neurons: how many it has; neurons in all FFNs together.
+        parameters, blocks, neurons, heads: how many it has; neurons in all FFNs, groups of heads in all attentions.
         perplexity: on the selection text.
     """
 
@@ -71,6 +71,7 @@ class Trial:
     parameters: int
     blocks: int
     neurons: int
+    heads: int
     perplexity: float
 
 
@@ -165,10 +166,9 @@ class Trials:
         if key not in self._kept:
             decoder = make().decoder
             mean = float(window_nats(decoder, self._windows).sum() / self._tokens.sum())
-            self._keep(
-                key, [mean if math.isfinite(mean) else None, count(decoder), decoder.n_blocks, sum(decoder.d_ffn)]
-            )
-        nats, parameters, blocks, neurons = self._kept[key]
+            counts = count(decoder), decoder.n_blocks, sum(decoder.d_ffn), sum(decoder.heads)
+            self._keep(key, [mean if math.isfinite(mean) else None, *counts])
+        nats, parameters, blocks, neurons, heads = self._kept[key]
         self.done[key] = Trial(
             said=candidate.said,
             family=candidate.family,
@@ -178,6 +178,7 @@ class Trials:
             parameters=parameters,
             blocks=blocks,
             neurons=neurons,
+            heads=heads,
             perplexity=math.inf if nats is None else exponential(nats),
         )
         return self.done[key]
@@ -206,7 +207,7 @@ def _readable(value: Any) -> bool:
     if isinstance(value[0], list):
         return all(isinstance(each, list) and all(type(index) is int for index in each) for each in value)
     numbers = [type(each) in (int, float) for each in value]
-    return len(value) == 4 and (numbers[0] or value[0] is None) and all(numbers[1:])
+    return len(value) in (4, 5) and (numbers[0] or value[0] is None) and all(numbers[1:])
 
 
 def _longest_run(blocks: Blocks) -> int:

@@ -63,13 +63,13 @@ def latency(planned: Planned, trial: Trial) -> Timing | None:
 
 def front_table(planned: Planned) -> Table:
     """Return the model as it is, and the best of what is smaller, the largest first."""
-    columns: tuple[PlanColumn, ...] = (BLOCKS, NEURONS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
+    columns: tuple[PlanColumn, ...] = (BLOCKS, NEURONS, HEADS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
     return _table(planned, columns, [planned.base, *(trial for trial in planned.front if trial != planned.base)])
 
 
 def trials_table(planned: Planned) -> Table:
     """Return the model as it is, and all that was tried, the largest first."""
-    columns: tuple[PlanColumn, ...] = (STANDING, BLOCKS, NEURONS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
+    columns: tuple[PlanColumn, ...] = (STANDING, BLOCKS, NEURONS, HEADS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
     tried = [trial for trial in planned.trials if trial != planned.base and trial.whole == repaired_whole(trial)]
     return _table(planned, columns, [planned.base, *tried])
 
@@ -131,6 +131,10 @@ BLOCKS: PlanColumn = SearchColumn(
 NEURONS: PlanColumn = SearchColumn(
     "neurons", "", "how many neurons its FFNs have together", lambda _, trial: certain(trial.neurons), numerals.whole
 )
+HEADS: PlanColumn = SearchColumn(
+    "heads", "", "how many heads of keys and values its attentions have together",
+    lambda _, trial: certain(trial.heads), numerals.whole,
+)  # fmt: skip
 STANDING: PlanColumn = SearchColumn(
     "standing", "", "whether it is on the front, was a finalist, or is what was planned",
     lambda planned, trial: certain(STANDINGS.index(standing(planned, trial))), lambda index: STANDINGS[int(index)],

@@ -28,6 +28,7 @@ def _row(planned: Planned, trial: Trial) -> Row:
         "standing": standing(planned, trial),
         "blocks": trial.blocks,
         "neurons": trial.neurons,
+        "heads": trial.heads,
         "parameters": trial.parameters,
         "perplexity": trial.perplexity,
         "parameters_change_percent": 100 * (trial.parameters / base.parameters - 1),
