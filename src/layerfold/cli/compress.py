@@ -138,7 +138,7 @@ def prune(
     trust_remote_code: options.TrustCode = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Zero weights and hold them at zero, or remove neurons, to a budget."""
+    """Zero weights and hold them at zero, or remove neurons and heads, to a budget."""
     from layerfold.methods import Prune
 
     method = Prune(
