@@ -89,12 +89,12 @@ def _lowest(found: list[Sublayer], scores: Tensor, amount: int) -> Tensor:
     sizes = torch.cat([each.sizes for each in found]).tolist()
     marked = torch.zeros(len(sizes), dtype=torch.bool)
     order = scores.argsort(stable=True)[: int(scores.isfinite().sum())].tolist()
-    smallest = min((size for size in sizes if size), default=1)
+    neuron = max((int(each.sizes.max()) for each in found if each.part == "ffn"), default=0)
     for passing in (True, False):  # what was passed over goes where all the rest does not do
         for unit in order:
             if amount <= 0:
                 return marked
-            if marked[unit] or (passing and sizes[unit] > max(amount, smallest)):
+            if marked[unit] or (passing and sizes[unit] > max(amount, neuron)):
                 continue
             marked[unit] = True
             amount -= sizes[unit]

@@ -265,7 +265,10 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
         parts = ", ".join(f"{100 * share:.1f}% of {part}" for part, share in notes["sparsity"].items())
         yield f"{notes['zeros']:,} of {notes['weights']:,} weights are zero: {parts}"
     if "removed" in method:
-        yield f"removed {method['removed']:,} of {method['neurons']:,} neurons"
+        of = "neurons" if "neurons" in method else "parameters"
+        yield f"removed {method['removed']:,} of {method[of]:,} {of}" + " of neurons and heads" * ("heads_left" in notes)
+    if "heads_left" in notes:
+        yield f"neurons left by block: {notes['neurons_left']}; heads: {notes['heads_left']}"
     if "speed" in notes:
         yield notes["speed"]
     for each in notes.get("rescaled", []):
