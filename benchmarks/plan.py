@@ -11,7 +11,7 @@ from layerfold.planning import trials as planning
 
 
 class Own:
-    """The best candidate of a size: which blocks to drop is found once for all sizes of a model."""
+    """The best candidate of a size; which blocks to drop is found once, where the smallest size comes first."""
 
     def __init__(self) -> None:
         self._trials: planning.Trials | None = None
@@ -28,7 +28,6 @@ class Own:
             text = texts.calibration
             read = planning.Texts(Calibration(model.decoder, text), text, text, texts.selection, 0)
             self._trials = planning.Trials(model, read)
-            self._trials.order(model.decoder.n_blocks - 1)
         plan = Plan(parameters=budget(model.decoder, kept), points=0, finalists=1, rivals=False)
         return plan.find(self._trials)[1]
 

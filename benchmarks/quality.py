@@ -211,10 +211,11 @@ def main() -> None:
     depth = base.decoder.n_blocks
     rows = [comparison.row("base", depth, False)]
     asked, recovered = [kept for kept in sizes(options.kept) if kept < depth], set(sizes(options.recover_kept))
-    for kept in asked:
+    for kept in reversed(asked):  # what a method finds out for the smallest size serves the others
         for method in options.methods:
             rows.append(comparison.row(method, kept, kept in recovered))
             print(method, kept, cell_text(rows[-1].perplexity), cell_text(rows[-1].recovered), flush=True)
+    rows.sort(key=lambda row: -row.kept)
     for name in ("perplexity", "recovered"):
         if len(rows) > 1 and any(getattr(row, name) for row in rows[1:]):
             print(f"\n{name}\n\n{markdown(rows, name, METHODS, base.decoder, comparison.tokens)}")

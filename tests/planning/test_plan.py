@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from layerfold.errors import InputError, OutputError
 from layerfold.evaluators import Perplexity
 from layerfold.methods import Drop, Merge, Prune, Steps
 from layerfold.planning import Plan, Planned
+from layerfold.planning import front as front_module
 from layerfold.planning import trials as trials_module
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.forms import Candidate, count, narrowed, outline, rivals, sizes
@@ -291,6 +293,35 @@ class TestPlan:
         assert found.winner.latency is not None
         assert found.met == (found.winner.latency.speedup.value >= 1.2)
         assert made.decoder.n_blocks < BLOCKS or sum(made.decoder.d_ffn) < sum(tiny("gpt2").decoder.d_ffn)
+
+    @pytest.mark.parametrize("wrong_by", [0.4, 1.0, 2.5])
+    def test_a_wrong_line_of_speeds_is_corrected_both_ways(
+        self, text: str, monkeypatch: pytest.MonkeyPatch, wrong_by: float
+    ) -> None:
+        model = tiny("gpt2")
+        whole = sizes(model.decoder, [])
+
+        def milliseconds(of: Any) -> float:
+            left = sizes(of.decoder, [])
+            return 1.0 + 0.2 * of.decoder.n_blocks + 0.8 * BLOCKS * left.units / whole.units
+
+        def beside(model: Any, made: Any, *_: Any) -> tuple[None, Any]:
+            timed.append(milliseconds(model) / milliseconds(made))
+            return None, SimpleNamespace(speedup=SimpleNamespace(value=timed[-1]))
+
+        timed: list[float] = []
+        def larger_is_better(decoder: Any, windows: Any) -> Any:
+            return (windows.lengths - windows.first_scored).double().numpy() * 1e5 / count(decoder)
+
+        monkeypatch.setattr(front_module, "timed_beside", beside)
+        monkeypatch.setattr(trials_module, "window_nats", larger_is_better)
+        trials = TestTrials().trials(model, text)
+        line = Speeds(BLOCKS, 1.0, 0.2, 0.8, correction=wrong_by)
+        front = Front(trials, Budget("speedup", 1.5), SILENT, line, rivals=False)
+        _, made = front.best(0, 1, 3)
+        assert 1.5 <= milliseconds(model) / milliseconds(made) <= 1.7
+        assert (1.5 <= timed[0] <= 1.7) == (wrong_by == 1)
+        assert len(timed) <= 4
 
     def test_an_interrupted_plan_goes_on(
         self, plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -266,7 +266,7 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
         yield f"{notes['zeros']:,} of {notes['weights']:,} weights are zero: {parts}"
     if "removed" in method:
         of = "neurons" if "neurons" in method else "parameters"
-        yield f"removed {method['removed']:,} of {method[of]:,} {of}" + " of neurons and heads" * ("heads_left" in notes)
+        yield f"removed {method['removed']:,} of {method[of]:,} {of}{' of neurons and heads' * (of == 'parameters')}"
     if "heads_left" in notes:
         yield f"neurons left by block: {notes['neurons_left']}; heads: {notes['heads_left']}"
     if "speed" in notes:
