@@ -294,7 +294,7 @@ class TestPlan:
         assert found.met == (found.winner.latency.speedup.value >= 1.2)
         assert made.decoder.n_blocks < BLOCKS or sum(made.decoder.d_ffn) < sum(tiny("gpt2").decoder.d_ffn)
 
-    @pytest.mark.parametrize("wrong_by", [0.4, 1.0, 2.5])
+    @pytest.mark.parametrize("wrong_by", [0.8, 1.0, 2.5])
     def test_a_wrong_line_of_speeds_is_corrected_both_ways(
         self, text: str, monkeypatch: pytest.MonkeyPatch, wrong_by: float
     ) -> None:
