@@ -138,7 +138,7 @@ def prune(
     trust_remote_code: options.TrustCode = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Zero weights and hold them at zero, or remove neurons, to a budget."""
+    """Zero weights and hold them at zero, or remove neurons and heads, to a budget."""
     from layerfold.methods import Prune
 
     method = Prune(
@@ -265,7 +265,11 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
         parts = ", ".join(f"{100 * share:.1f}% of {part}" for part, share in notes["sparsity"].items())
         yield f"{notes['zeros']:,} of {notes['weights']:,} weights are zero: {parts}"
     if "removed" in method:
-        yield f"removed {method['removed']:,} of {method['neurons']:,} neurons"
+        kind, of = ("neurons",) * 2 if "neurons" in method else ("parameters", "parameters of neurons and heads")
+        yield f"removed {method['removed']:,} of {method[kind]:,} {of}"
+    if "heads_left" in notes:
+        neurons, heads = sum(notes["neurons_left"]), sum(notes["heads_left"])
+        yield f"{neurons:,} neurons and {heads:,} groups of heads are left"
     if "speed" in notes:
         yield notes["speed"]
     for each in notes.get("rescaled", []):

@@ -53,15 +53,17 @@ class Criterion(StrEnum):
     magnitude = "magnitude"
     wanda = "wanda"
     sparsegpt = "sparsegpt"
+    taylor = "taylor"
     published = "published"
 
 
 class Structure(StrEnum):
-    """What pattern the zeros have, or whether whole neurons go."""
+    """What pattern the zeros have, or whether whole neurons go, and heads."""
 
     unstructured = "unstructured"
     two_of_four = "2:4"
     neurons = "neurons"
+    neurons_and_heads = "neurons+heads"
 
 
 class Scope(StrEnum):
@@ -148,8 +150,10 @@ NonZero = Annotated[
     str | None, typer.Option("--nonzero", help="Budget of non-zero parameters for the whole model: 104.69M, or 84.13%.")
 ]
 Sparsity = Annotated[float | None, typer.Option(help="Instead of --nonzero: share of the prunable weights, as 0.3.")]
-CriterionName = Annotated[Criterion, typer.Option(help="What goes; wanda and sparsegpt read calibration text.")]
-StructureName = Annotated[Structure, typer.Option(help="Single weights, two of every four, or whole FFN neurons.")]
+CriterionName = Annotated[Criterion, typer.Option(help="What goes; wanda, sparsegpt and taylor read calibration text.")]
+StructureName = Annotated[
+    Structure, typer.Option(help="Single weights, two of every four, or whole FFN neurons, with or without heads.")
+]
 ScopeName = Annotated[
     Scope | None, typer.Option(help="Where the lowest are chosen; by default as the criterion was published.")
 ]
