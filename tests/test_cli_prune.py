@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import assert_masks_equal, logits, tiny
+from tiny import assert_masks_equal, logits, tiny, token_ids
 from transformers import AutoModelForCausalLM
 
+from layerfold.cli import options
 from layerfold.hub import load
 from layerfold.masks import held
+from layerfold.methods.prune import CRITERIA, SCOPES, STRUCTURES
 
 pytestmark = pytest.mark.usefixtures("offline")
 
 PARAMETERS, PRUNABLE = 60_320, 49_152
+UNITS = ["--structure", "neurons+heads", "--criterion", "taylor"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,46 @@ def test_neurons_go(layerfold: Any, model: Path, study_corpus: str, tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize("form", ["dense", "compact"])
+def test_removing_neurons_and_heads_makes_the_model_smaller(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, form: str
+) -> None:
+    out = tmp_path / "out"
+    words = ("--structure", "neurons+heads", "--criterion", "taylor", "--sparsity", 0.3, "--corpus", study_corpus)
+    done = layerfold("compress", "prune", *words, "--model", model, "--format", form, "--output-dir", out)
+    assert done.code == 0, done.err
+    decoder = load(out).decoder
+    size, of = decoder.size(), 4 * (128 * 65 + 4 * 1048)  # each neuron's weights, each head's
+    assert 0 <= PARAMETERS - size.parameters - round(0.3 * of) < 65
+    assert done.out.splitlines() == [
+        f"removed {round(0.3 * of):,} of {of:,} parameters of neurons and heads",
+        f"{sum(decoder.d_ffn):,} neurons and {sum(decoder.heads):,} groups of heads are left",
+        "smaller matrices, which every kernel profits from",
+        f"60,320 distinct parameters in 4 blocks -> {size.parameters:,} in 4",
+        f"wrote {out} ({form})",
+    ]
+    (step,) = load(out).provenance.steps
+    assert step["notes"]["heads_left"] == list(decoder.heads)
+    assert step["calibration"]["split"] == "calibration"
+    plain = tmp_path / "plain"
+    assert layerfold("export", out, "--to", "dense", "--output-dir", plain).code == 0
+    expected = AutoModelForCausalLM.from_pretrained(plain)(token_ids()).logits
+    assert torch.allclose(logits(decoder), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_neurons_go_by_taylor(layerfold: Any, model: Path, study_corpus: str, tmp_path: Path) -> None:
+    words = ("--structure", "neurons", "--criterion", "taylor", "--sparsity", 0.25, "--corpus", study_corpus)
+    done = layerfold("compress", "prune", *words, "--model", model, "--output-dir", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert done.out.startswith("removed 128 of 512 neurons\nsmaller matrices")
+    assert load(tmp_path / "out").decoder.d_ffn == (96,) * 4
+
+
+def test_every_criterion_and_structure_that_there_is_can_be_typed() -> None:
+    for typed, known in ((options.Criterion, CRITERIA), (options.Structure, STRUCTURES), (options.Scope, SCOPES)):
+        assert sorted(each.value for each in typed) == sorted(known)
+
+
 def test_the_published_criterion_warns(layerfold: Any, model: Path, tmp_path: Path) -> None:
     words = ("--criterion", "published", "--sparsity", 0.5, "--model", model, "--output-dir", tmp_path / "out")
     done = layerfold("compress", "prune", *words)
@@ -125,6 +168,17 @@ def test_the_published_criterion_warns(layerfold: Any, model: Path, tmp_path: Pa
         (["--sparsity", 0.5, "--criterion", "wnda"], "wanda"),
         (["--sparsity", 0.5, "--structure", "4:8"], "2:4"),
         (["--sparsity", 0.5, "--scope", "block"], "global"),
+        (["--sparsity", 0.5, "--structure", "neurons+heads"], "accepted: taylor with neurons or neurons+heads"),
+        (["--sparsity", 0.5, "--criterion", "taylor"], "accepted: taylor with neurons or neurons+heads"),
+        (
+            [*UNITS, "--sparsity", 0.5, "--scope", "matrix"],
+            "scope 'matrix' for taylor of neurons+heads; accepted: glob",
+        ),
+        ([*UNITS, "--sparsity", 0.5, "--parts", "ffn"], "with structure neurons+heads; accepted: attention,ffn"),
+        ([*UNITS, "--sparsity", 0.5, "--repair", "rescale"], "repair 'rescale' with prune"),
+        ([*UNITS, "--sparsity", 0.5, "--corpus", "./none.txt"], "no file or folder"),
+        ([*UNITS, "--sparsity", 0.999], "leaves an FFN without neurons; accepted: 0 ... 0.99"),
+        ([*UNITS, "--nonzero", "1%"], "nonzero '1%' is 603 parameters; accepted: 10,"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -104,7 +104,8 @@ def _through_head(decoder: Decoder, windows: Windows, batch: slice, hidden: Tens
     found = final.detach()[predicting]
     weight = decoder.model.get_output_embeddings().weight.detach()
     gradient = torch.zeros_like(final)
-    gradient[predicting] = expected_embedding(decoder, found, log_partition(decoder, found)) - weight[ids[scored]]
+    slope = expected_embedding(decoder, found, log_partition(decoder, found)) - weight[ids[scored]]
+    gradient[predicting] = slope.to(gradient.dtype)
     return torch.autograd.grad(final, hidden, gradient)[0]
 
 
@@ -117,8 +118,8 @@ def _through_block(
         left = stepper.run(index, hidden)
         inputs = [seen[id(matrix.module)] for matrix in read.values()]
         found = torch.autograd.grad(left, [hidden, *inputs], gradient)
-    changes = {part: each.detach() * slope for part, each, slope in zip(read, inputs, found[1:], strict=True)}
-    return found[0], changes
+    slopes = zip(read, inputs, found[1:], strict=True)
+    return found[0], {part: each.detach().float() * slope for part, each, slope in slopes}
 
 
 @contextmanager

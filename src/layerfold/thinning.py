@@ -90,12 +90,11 @@ def _lowest(found: list[Sublayer], scores: Tensor, amount: int) -> Tensor:
     marked = torch.zeros(len(sizes), dtype=torch.bool)
     order = scores.argsort(stable=True)[: int(scores.isfinite().sum())].tolist()
     neuron = max((int(each.sizes.max()) for each in found if each.part == "ffn"), default=0)
-    for passing in (True, False):  # what was passed over goes where all the rest does not do
-        for unit in order:
-            if amount <= 0:
-                return marked
-            if marked[unit] or (passing and sizes[unit] > max(amount, neuron)):
-                continue
+    for unit in order:
+        if amount > 0 and sizes[unit] <= max(amount, neuron):
             marked[unit] = True
             amount -= sizes[unit]
+    passed = [unit for unit in order if not marked[unit]]
+    if amount > 0 and passed:  # each of them is larger than what is left to go: one will do
+        marked[min(passed, key=sizes.__getitem__)] = True
     return marked

@@ -37,7 +37,7 @@ HALF = {"sparsity": 0.5}
             HALF | {"criterion": "magnitud"},
             "criterion 'magnitud'; did you mean 'magnitude'? accepted: magnitude, publi",
         ),
-        (HALF | {"structure": "neuron"}, "structure 'neuron'; did you mean 'neurons'? accepted: 2:4, neurons, unstr"),
+        (HALF | {"structure": "neuron"}, "structure 'neuron'; did you mean 'neurons'? accepted: 2:4, neurons, neur"),
         (HALF | {"scope": "globl"}, "scope 'globl'; did you mean 'global'? accepted: global, matrix, row"),
         (HALF | {"parts": "atention"}, "part 'atention'; did you mean 'attention'? accepted: attention, embeddings"),
         (HALF | {"parts": "ffn,"}, "part ''; accepted: attention, embeddings, ffn, head"),

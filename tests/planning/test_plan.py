@@ -310,6 +310,7 @@ class TestPlan:
             return None, SimpleNamespace(speedup=SimpleNamespace(value=timed[-1]))
 
         timed: list[float] = []
+
         def larger_is_better(decoder: Any, windows: Any) -> Any:
             return (windows.lengths - windows.first_scored).double().numpy() * 1e5 / count(decoder)
 

@@ -265,10 +265,11 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
         parts = ", ".join(f"{100 * share:.1f}% of {part}" for part, share in notes["sparsity"].items())
         yield f"{notes['zeros']:,} of {notes['weights']:,} weights are zero: {parts}"
     if "removed" in method:
-        of = "neurons" if "neurons" in method else "parameters"
-        yield f"removed {method['removed']:,} of {method[of]:,} {of}{' of neurons and heads' * (of == 'parameters')}"
+        kind, of = ("neurons",) * 2 if "neurons" in method else ("parameters", "parameters of neurons and heads")
+        yield f"removed {method['removed']:,} of {method[kind]:,} {of}"
     if "heads_left" in notes:
-        yield f"neurons left by block: {notes['neurons_left']}; heads: {notes['heads_left']}"
+        neurons, heads = sum(notes["neurons_left"]), sum(notes["heads_left"])
+        yield f"{neurons:,} neurons and {heads:,} groups of heads are left"
     if "speed" in notes:
         yield notes["speed"]
     for each in notes.get("rescaled", []):

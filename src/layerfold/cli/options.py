@@ -152,7 +152,7 @@ NonZero = Annotated[
 Sparsity = Annotated[float | None, typer.Option(help="Instead of --nonzero: share of the prunable weights, as 0.3.")]
 CriterionName = Annotated[Criterion, typer.Option(help="What goes; wanda, sparsegpt and taylor read calibration text.")]
 StructureName = Annotated[
-    Structure, typer.Option(help="Single weights, two of every four, whole FFN neurons, or neurons and heads.")
+    Structure, typer.Option(help="Single weights, two of every four, or whole FFN neurons, with or without heads.")
 ]
 ScopeName = Annotated[
     Scope | None, typer.Option(help="Where the lowest are chosen; by default as the criterion was published.")

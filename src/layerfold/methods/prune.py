@@ -212,7 +212,7 @@ class Prune:
         if self.sparsity is not None:
             removed = round(self.sparsity * parameters)
             if removed > removable:
-                most = removable / parameters
+                most = removable * 10**6 // parameters / 10**6  # rounded down, so that what is told is accepted
                 raise InputError(f"sparsity {self.sparsity} leaves an FFN without neurons; accepted: 0 ... {most:.6f}")
             return removed, parameters
         size = decoder.size()
@@ -235,7 +235,8 @@ class Prune:
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""
         if self.needs_calibration and calibration is None:
-            raise InputError(f"criterion {self.criterion!r} needs calibration text; give a corpus, or take magnitude")
+            other = "" if self.structure == "neurons+heads" else ", or take magnitude"
+            raise InputError(f"criterion {self.criterion!r} needs calibration text; give a corpus{other}")
         text = calibration if self.needs_calibration else None
         notes: Notes = {"speed": _SPEED[self.structure]}
         if self.structure == "neurons":

@@ -1,0 +1,282 @@
+"""Pruning neurons and heads by one ranking, and neurons alone by the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from pruning import CUT, fresh, prune
+from tiny import BLOCKS, continued, halve_, logits, tiny, windows
+
+import layerfold
+from layerfold.calibration import Calibration
+from layerfold.decoder import Decoder
+from layerfold.errors import InputError, RecipeError
+from layerfold.evaluators.size import flops_per_token
+from layerfold.masks import held
+from layerfold.methods import Drop, Merge, Prune, Share, Steps
+from layerfold.recipe import read_recipe
+from layerfold.repair import check_level
+from layerfold.sensitivity import sensitivities
+from layerfold.thinning import removable, sublayers
+
+HEADS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons+heads"}
+NEURONS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons"}
+SCOPES = ("global", "matrix")
+
+
+def units(decoder: Decoder) -> int:
+    """How many parameters go with neurons and heads."""
+    return sum(int(each.sizes.sum()) for each in sublayers(decoder))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        *(
+            (HEADS | {"criterion": other}, f"criterion {other} with structure neurons+heads; accepted: taylor with")
+            for other in ("magnitude", "wanda", "sparsegpt", "published")
+        ),
+        *(
+            (HEADS | {"structure": other}, f"criterion taylor with structure {other}; accepted: taylor with neurons or")
+            for other in ("unstructured", "2:4")
+        ),
+        *(
+            (HEADS | {"scope": scope}, f"scope '{scope}' for taylor of neurons+heads; accepted: global")
+            for scope in ("row", "matrix")
+        ),
+        (NEURONS | {"scope": "row"}, "scope 'row' for taylor of neurons; accepted: global, matrix"),
+        *(
+            (HEADS | {"parts": parts}, f"parts '{parts}' with structure neurons+heads; accepted: attention,ffn")
+            for parts in ("ffn", "attention", "ffn,head")
+        ),
+        (NEURONS | {"parts": "attention"}, "parts 'attention' with structure neurons; accepted: ffn"),
+        (HEADS | {"structure": "heads"}, "structure 'heads'; "),
+        (HEADS | {"criterion": "tailor"}, "criterion 'tailor'; did you mean 'taylor'? accepted: "),
+    ],
+    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_a_wrong_setting_is_one_line(changes: dict[str, Any], said: str) -> None:
+    settings = changes if changes["structure"] == "2:4" else changes | {"sparsity": 0.5}
+    with pytest.raises(InputError) as caught:
+        Prune(**settings)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("way", "other"), [(HEADS, ""), (NEURONS, ", or take magnitude")], ids=["heads", "neurons"])
+def test_gradients_need_text(way: dict[str, Any], other: str) -> None:
+    decoder = fresh("gpt2")
+    method = Prune(sparsity=0.5, **way)
+    assert method.needs_calibration
+    with pytest.raises(InputError, match=rf"^criterion 'taylor' needs calibration text; give a corpus{other}$"):
+        method.apply(decoder, None)
+    assert decoder.d_ffn == (128,) * BLOCKS
+
+
+def test_settings_resolve_to_a_number_of_parameters() -> None:
+    decoder = fresh("gpt2")
+    parameters, size = 4 * (128 * 65 + 4 * 1048), 60_320
+    assert Prune(sparsity=0.3, **HEADS).resolved(decoder) == {
+        **{"name": "prune", "criterion": "taylor", "structure": "neurons+heads", "scope": "global"},
+        **{"parameters": parameters, "removed": round(0.3 * parameters)},
+    }
+    alike = [
+        Prune(**settings, **HEADS).resolved(decoder)
+        for settings in (
+            {"sparsity": 1000 / parameters},
+            {"nonzero": size - 1000},
+            {"nonzero": size - 1000, "scope": "global"},
+            {"nonzero": f"{size - 1000:,}", "parts": "ffn, attention"},
+        )
+    ]
+    assert all(each == alike[0] for each in alike)
+    assert alike[0]["removed"] == 1000
+    assert json.loads(json.dumps(alike[0])) == alike[0]
+    assert Prune(sparsity=0.3, **NEURONS).resolved(decoder)["scope"] == "matrix"
+
+
+@pytest.mark.parametrize("way", [HEADS, NEURONS, NEURONS | {"scope": "global"}], ids=str)
+def test_a_recipe_reads_back_as_itself(way: dict[str, Any]) -> None:
+    recipe = read_recipe({"variants": [{"label": "p", "prune": way | {"sparsity": 0.25}}]})
+    assert recipe.variants[0].method == Prune(sparsity=0.25, **way)
+    assert read_recipe(recipe.to_json()) == recipe
+    with pytest.raises(RecipeError, match="accepted: taylor with neurons"):
+        read_recipe({"variants": [{"label": "p", "prune": {"sparsity": 0.25, "structure": "neurons+heads"}}]})
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_a_share_of_the_parameters_of_units_goes(family: str, share: float) -> None:
+    decoder = fresh(family)
+    before, wanted = units(decoder), Prune(sparsity=share, **HEADS).resolved(decoder)["removed"]
+    notes = prune(decoder, sparsity=share, **HEADS)
+    assert wanted == round(share * before)
+    assert 0 <= before - units(decoder) - wanted < 2000
+    assert (notes["neurons_left"], notes["heads_left"]) == (list(decoder.d_ffn), list(decoder.heads))
+    assert "every kernel profits" in notes["speed"]
+    assert continued(decoder) == continued(decoder, use_cache=False)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_budget_of_what_is_not_zero_is_met_and_not_exceeded(family: str, masked: bool) -> None:
+    decoder = fresh(family)
+    if masked:
+        halve_(decoder)
+    budget = int(0.8 * decoder.size().nonzero)
+    prune(decoder, nonzero=budget, **HEADS)
+    assert 0 <= budget - decoder.size().nonzero < 200
+    assert bool(held(decoder)) == masked
+
+
+def test_pruning_nothing_is_the_identity(family: str) -> None:
+    for budget in ({"sparsity": 0}, {"nonzero": "100%"}):
+        for way in (HEADS, NEURONS, NEURONS | {"scope": "global"}):
+            decoder = fresh(family)
+            before, size = logits(decoder), decoder.size()
+            prune(decoder, **budget, **way)
+            assert torch.equal(logits(decoder), before)
+            assert decoder.size() == size
+
+
+def test_both_ends_of_the_reachable_range() -> None:
+    decoder = fresh("llama")
+    size, most = decoder.size(), removable(sublayers(decoder))
+    least = size.nonzero - most
+    for beyond in (size.nonzero + 1, least - 1, "10%"):
+        with pytest.raises(InputError, match=rf"accepted: {least:,} \.\.\. {size.nonzero:,}$"):
+            prune(decoder, nonzero=beyond, **HEADS)
+    with pytest.raises(InputError, match=r"sparsity 0.999 leaves an FFN without neurons; accepted: 0 \.\.\. 0.98"):
+        prune(decoder, sparsity=0.999, **HEADS)
+    assert decoder.size() == size
+    prune(decoder, nonzero=least, **HEADS)
+    assert (decoder.d_ffn, decoder.heads) == ((1,) * BLOCKS, (0,) * BLOCKS)
+    assert decoder.size().nonzero <= least  # with the last head its norm goes, and the bias of the output
+    assert torch.isfinite(logits(decoder)).all()
+
+
+def test_the_largest_share_that_is_told_is_accepted(family: str) -> None:
+    decoder = fresh(family)
+    with pytest.raises(InputError) as caught:
+        Prune(sparsity=0.9999, **HEADS).resolved(decoder)
+    most = float(str(caught.value).rsplit(" ", 1)[1])
+    found = sublayers(decoder)
+    assert 0 <= removable(found) - Prune(sparsity=most, **HEADS).resolved(decoder)["removed"] <= 1
+
+
+def test_a_model_without_units_has_none_to_remove() -> None:
+    decoder = fresh("qwen2")
+    for part in ("attention", "ffn"):
+        decoder.remove_(part, range(BLOCKS))
+    with pytest.raises(InputError, match=r"^the model has no FFN and no attention to remove neurons and heads from$"):
+        prune(decoder, sparsity=0.1, **HEADS)
+
+
+@pytest.mark.parametrize("part", ["attention", "ffn"])
+def test_what_is_left_of_a_model_is_pruned(part: Any) -> None:
+    decoder = fresh("gpt2")
+    Drop(blocks="0-3", part=part).apply(decoder, None)
+    before = units(decoder)
+    prune(decoder, sparsity=0.5, **HEADS)
+    assert units(decoder) <= before / 2
+    assert not any(decoder.heads if part == "attention" else decoder.d_ffn)
+
+
+def test_shared_ffns_with_deltas_are_refused_in_one_line() -> None:
+    decoder = fresh("gpt2")
+    Share(window="0:2", rank=2, align="none", init="svd").apply(decoder, None)
+    for way in (HEADS, NEURONS):
+        with pytest.raises(InputError, match=r"^block 0 has a low-rank delta .*accepted: plain weights"):
+            prune(decoder, sparsity=0.5, **way)
+
+
+def test_operations_are_those_of_the_heads_that_are_left() -> None:
+    decoder = fresh("qwen3")
+    whole = flops_per_token(decoder, 9)
+    decoder.keep_heads_({1: torch.tensor([0])})
+    # A group: two query heads of 16 channels, a key and a value head. Scores and sums over (1 + ... + 9) / 9 positions.
+    matrices = 32 * (2 * 16) + 2 * 32 * 16 + (2 * 16) * 32
+    assert whole - flops_per_token(decoder, 9) == 2 * matrices + 4 * (2 * 16) * 5
+
+
+# Neurons alone
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_neurons_go_that_the_loss_misses_least(family: str, scope: str) -> None:
+    decoder = fresh(family)
+    Merge(groups="1-2", align="none", tie=True).apply(decoder, None)
+    before, felt = decoder.copy(), sensitivities(decoder, CUT).neurons
+    felt[1] = felt[2] = felt[1] + felt[2]
+    notes = prune(decoder, sparsity=0.5, scope=scope, **NEURONS)
+    width = before.d_ffn[0]
+    assert notes["neurons_left"] == list(decoder.d_ffn)
+    assert sum(decoder.d_ffn[index] for index in (0, 1, 3)) == 3 * width - round(0.5 * 3 * width)
+    assert decoder.heads == before.heads
+    lost, kept = [], []
+    for index in (0, 1, 3):
+        best = felt[index].argsort(descending=True)[: decoder.d_ffn[index]].sort().values
+        assert torch.equal(decoder.blocks[index].ffn.up.weight, before.blocks[index].ffn.up.weight[best])
+        ordered = felt[index].sort().values
+        lost += ordered[: width - len(best)].tolist()
+        kept += ordered[width - len(best) : -1].tolist()  # the best stays in any case
+    if scope == "matrix":
+        assert set(decoder.d_ffn) == {width // 2}
+    else:
+        assert max(lost) <= min(kept) * (1 + 1e-6)
+        assert len(set(decoder.d_ffn)) > 1
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_neurons_alone_meet_a_budget(scope: str) -> None:
+    decoder = fresh("gpt2")
+    prune(decoder, nonzero=60_320 - 65 * 100, scope=scope, **NEURONS)
+    assert decoder.size().nonzero == 60_320 - 65 * 100
+
+
+# With other steps
+
+
+@pytest.mark.parametrize("way", [HEADS, NEURONS], ids=["heads", "neurons"])
+def test_what_is_left_is_repaired(way: dict[str, Any], study_corpus: str) -> None:
+    text = {"corpus": study_corpus, "tokens": 300, "repair_tokens": 600}
+    method = Steps((Drop(blocks="1"), Prune(sparsity=0.5, **way)))
+    made = layerfold.compress(tiny("gpt2"), method, repair="refit+attention", **text)
+    drop, pruned, repair = made.provenance.steps
+    assert [step["method"]["name"] for step in (drop, pruned, repair)] == ["drop", "prune", "repair"]
+    assert [each["block"] for each in repair["notes"]["repaired"]] == [0, 1, 2]
+    assert all(each["repaired"] <= each["error"] for each in repair["notes"]["repaired"])
+    alone = tiny("gpt2").decoder
+    alone.keep_([0, 2, 3])
+    assert pruned["method"] == Prune(sparsity=0.5, **way).resolved(alone)
+    assert list(made.decoder.d_ffn) == pruned["notes"]["neurons_left"]
+    if way == HEADS:
+        assert list(made.decoder.heads) == pruned["notes"]["heads_left"]
+        assert sum(made.decoder.heads) < 12
+
+
+@pytest.mark.parametrize("level", ["refit", "refit+attention"])
+def test_repairs_that_fill_no_zeros_are_accepted(level: Any) -> None:
+    check_level(level, Prune(sparsity=0.5, **HEADS))
+    with pytest.raises(InputError, match="repair 'rescale' with prune"):
+        check_level("rescale", Prune(sparsity=0.5, **HEADS))
+    with pytest.raises(InputError, match=r"whose zeros it would fill; accepted: neurons, neurons\+heads"):
+        check_level(level, Prune(sparsity=0.5))
+
+
+def test_the_text_of_another_decoder_is_read_for_the_one_that_is_pruned() -> None:
+    base, narrow, again = (fresh("gpt2") for _ in range(3))
+    for decoder in (narrow, again):
+        decoder.keep_([0, 2, 3])
+    before = logits(base)
+    for decoder, text in ((narrow, Calibration(base, windows())), (again, Calibration(again, windows()))):
+        Prune(sparsity=0.5, **HEADS).apply(decoder, text)
+    assert torch.equal(logits(base), before)
+    assert torch.equal(logits(again), logits(narrow))
