@@ -175,18 +175,18 @@ def test_an_attention_without_heads_is_gone(told: Decoder) -> None:
     assert continued(told) == continued(told, use_cache=False)
 
 
-def test_of_what_is_too_large_the_smallest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_neuron_that_holds_little_lets_no_heads_go_in_place_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = made("gpt2").copy()
     known = felt(decoder, 1.0, 1e-6)
     monkeypatch.setattr(thinning, "sensitivities", lambda *_: known)
-    # A neuron of one weight makes the least unit smaller than what is left to go, and all others too large for it.
+    # A neuron of one weight: all other units are larger than it, and than what is left to go.
     ffn = decoder.blocks[0].ffn
     for tensor in (ffn.up.weight[0], ffn.up.bias[:1], ffn.down.weight[:, 0]):  # type: ignore[index]
         tensor.zero_()
     ffn.up.weight[0, 0] = 1.0
     thin_(decoder, 30, CUT, nonzero=True)
     assert decoder.heads == (4,) * BLOCKS
-    assert decoder.d_ffn == (127, 127, 128, 128)
+    assert sum(decoder.d_ffn) in (BLOCKS * 128 - 1, BLOCKS * 128 - 2)
 
 
 def test_tied_ffns_are_thinned_as_one(family: str) -> None:
