@@ -252,5 +252,6 @@ PEERS = {
     "merge": Peer("FFNs merged and tied", "arXiv 2501.06126", merge_and_tie),
     "magnitude": Peer("magnitude", "arXiv 1506.02626", functools.partial(zeroing, "magnitude"), zeros=True),
     "wanda": Peer("Wanda", "arXiv 2306.11695", functools.partial(zeroing, "wanda"), zeros=True),
+    "sparsegpt": Peer("SparseGPT", "arXiv 2301.00774", functools.partial(zeroing, "sparsegpt"), zeros=True),
 }
 """By the name that the command line takes."""

@@ -74,7 +74,7 @@ class Student:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What `Plan` finds within a budget, on the study's own texts: blocks dropped, neurons removed, a repair.
+    """What `Plan` finds within a budget, on the study's own texts: blocks dropped, neurons and heads removed, a repair.
 
     Attributes:
         parameters: how many distinct ones at most, as ``82M`` or ``66%``;
