@@ -21,6 +21,7 @@ from layerfold.evaluators import Perplexity
 from layerfold.methods import Drop, Merge, Prune, Steps
 from layerfold.planning import Plan, Planned
 from layerfold.planning import front as front_module
+from layerfold.planning import order as order_module
 from layerfold.planning import trials as trials_module
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.forms import Candidate, count, narrowed, outline, rivals, sizes
@@ -171,25 +172,28 @@ class TestTrials:
         model = tiny("gpt2")
         before = {name: tensor.clone() for name, tensor in state(model).items()}
         trials = self.trials(model, text)
-        order = trials.order(2)
-        trials.quick(Candidate("drop", (Drop(blocks=order[1]),), "refit+attention"))
+        blocks = trials.without(1)
+        assert blocks is not None
+        trials.quick(Candidate("drop", (Drop(blocks=blocks),), "refit+attention"))
         assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
 
     def test_each_set_of_blocks_holds_the_one_before_it(self, text: str) -> None:
-        order = self.trials(tiny("gpt2"), text).order(3)
-        assert [len(blocks) for blocks in order] == [0, 1, 2, 3]
-        assert all(set(one) < set(two) for one, two in pairwise(order))
+        trials = self.trials(tiny("gpt2"), text)
+        order = [trials.without(number) for number in range(4)]
+        assert [len(blocks or ()) for blocks in order] == [0, 1, 2, 3]
+        assert all(set(one or ()) < set(two or ()) for one, two in pairwise(order))
+        assert trials.without(4) is None
 
     def test_what_was_tried_is_not_tried_again(
         self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         candidate = Candidate("drop", (Drop(blocks="1"),), "refit")
         first = self.trials(tiny("gpt2"), text, tmp_path)
-        order, tried = first.order(2), first.quick(candidate)
+        blocks, tried = first.without(2), first.quick(candidate)
         monkeypatch.setattr(trials_module, "apply", None)
-        monkeypatch.setattr(trials_module, "spanning", None)
+        monkeypatch.setattr(order_module, "spanning", None)
         again = self.trials(tiny("gpt2"), text, tmp_path)
-        assert again.order(2) == order
+        assert again.without(2) == blocks
         assert again.quick(candidate) == tried
 
     @pytest.mark.parametrize(
@@ -227,13 +231,15 @@ _NEURONS = Prune(sparsity=0.5, structure="neurons", criterion="wanda", scope="gl
 class TestRuns:
     @pytest.mark.parametrize(("blocks", "longest"), [((), 0), ((3,), 1), ((1, 3, 5), 1), ((0, 1, 4, 5, 6), 3)])
     def test_the_longest_run(self, blocks: tuple[int, ...], longest: int) -> None:
-        assert trials_module._longest_run(blocks) == longest
+        assert order_module.longest_run(blocks) == longest
 
     def test_runs_are_no_longer_than_one_block_stands_for(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(trials_module, "_LONGEST", 2)
-        order = TestTrials().trials(tiny("gpt2"), text).order(3)
-        assert all(trials_module._longest_run(blocks) < 2 for blocks in order)
-        assert len(order) == 3  # of four blocks, two can go without being neighbours
+        monkeypatch.setattr(order_module, "_LONGEST", 2)
+        trials = TestTrials().trials(tiny("gpt2"), text)
+        order = [trials.without(number) for number in range(4)]
+        assert all(order_module.longest_run(blocks) < 2 for blocks in order if blocks)
+        assert order[2] is not None
+        assert order[3] is None  # of four blocks, two can go without being neighbours
 
 
 class TestPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,14 +98,14 @@ def sizes(decoder: Decoder, methods: Sequence[Method]) -> Sizes:
     return Sizes(count(left), sum(int(each.sizes.sum()) for each in found), thinning.removable(found))
 
 
-def rivals(decoder: Decoder, size: int, order: Sequence[tuple[int, ...]]) -> Iterator[Candidate]:
+def rivals(decoder: Decoder, size: int, order: Iterable[tuple[int, ...]]) -> Iterator[Candidate]:
     """Yield what each method by itself comes to at a size, as it is and repaired; nothing of one that cannot be.
 
     Args:
-        order: the blocks to drop, by how many.
+        order: sets of blocks to drop, none and then one more each; no more of them are asked for than it takes.
     """
     depth = decoder.n_blocks
-    dropped: list[Method] = [Drop(blocks=blocks) for blocks in order[1:]]
+    dropped: Iterable[Method] = (Drop(blocks=blocks) for blocks in order if blocks)
     collapsed: list[Method] = [Collapse(n=n) for n in range(2, depth + 1)]
     merged: list[Method] = [Merge(n=n, tie=True) for n in range(2, depth + 1)]
     # The first block stays by itself where it can: sharing it costs most, as a rule.

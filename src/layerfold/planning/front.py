@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 
@@ -24,6 +24,9 @@ _PRECISION = 0.015
 
 _SMALLEST = 0.1
 _CORRECTIONS = 3
+_BEGIN = 3
+"""A search begins with a third of the blocks that would have to go if nothing else did."""
+
 _CLOSE = 1.05
 """How much faster than asked for is fast enough to stop."""
 
@@ -49,7 +52,6 @@ class Front:
         self._rivals = rivals
         self._decoder = trials.model.decoder
         self._size = trials.base().parameters
-        self._order: list[Blocks] = trials.order(self._most())
         self.tried: dict[Trial, Candidate] = {}
 
     def decide(self, points: int) -> list[Candidate]:
@@ -112,7 +114,6 @@ class Front:
             if not left or self._budget.value <= reached <= _CLOSE * self._budget.value:
                 break
             self._timed = timed = replace(timed, correction=timed.correction * 1.01 * self._budget.value / reached)
-            self._order = self._trials.order(self._most())
             self.tried.clear()
             ranked = self.decide(0)
             if ranked[0] == chosen:
@@ -136,8 +137,7 @@ class Front:
 
     def _sizes(self, size: int, points: int) -> None:
         """Try the budget's size, and others on the way to it from the model's."""
-        most = len(self._order) - 1
-        dropped = self._best_at(size, most // 3)
+        dropped = self._best_at(size, self._enough(size) // _BEGIN)
         for number in range(1, points + 1):
             part = 1 - number / (points + 1)
             self._best_at(round(self._size - part * (self._size - size)), round(part * (dropped or 0)))
@@ -151,68 +151,75 @@ class Front:
             middle = (low + high) / 2
             near = round(dropped * (1 - middle) / (1 - high)) if high < 1 else dropped
             found = self._best_at(round(middle * self._size), near)
-            if found == len(self._order) - 1 < self._decoder.n_blocks - 1:
-                # As many as were looked for: more may be better.
-                self._order = self._trials.order(self._decoder.n_blocks - 1)
-                found = self._best_at(round(middle * self._size), found)
             if found is not None and any(
                 trial.perplexity <= limit and trial.parameters <= middle * self._size for trial in self.tried
             ):
                 high, dropped = middle, found
             else:
                 low = middle
-                if found is None and len(self._order) < self._decoder.n_blocks:
-                    self._order = self._trials.order(self._decoder.n_blocks - 1)
         return round(high * self._size)
 
     def _fast(self) -> list[Trial]:
         """Try what is fast enough: of each depth the widest, and whole blocks by themselves."""
         assert self._timed is not None
-        fast = []
-        for dropped in range(len(self._order)):
-            methods = self._dropping(dropped)
-            share = self._timed.share(self._decoder.n_blocks - dropped, self._budget.value)
+        fast: list[Candidate | None] = []
+        methods: list[Method] = []
+        for blocks in self._sets():
+            methods = _dropping(blocks)
+            share = self._timed.share(self._decoder.n_blocks - len(blocks), self._budget.value)
             if share is None:
                 continue
             left = sizes(self._decoder, methods)
-            fast.append(self._combined(dropped, left.parameters - ceil((1 - share) * left.units)))
+            fast.append(self._combined(blocks, left.parameters - ceil((1 - share) * left.units)))
             if share == 1:
-                others = rivals(self._decoder, left.parameters, self._order) if self._rivals else ()
+                others = rivals(self._decoder, left.parameters, self._sets()) if self._rivals else ()
                 fast += [each for each in others if each.family in ("drop", "collapse")]
                 break
         wanted = [each for each in fast if each is not None]
         # Where the line says that none is, the one of fewest blocks is timed all the same: a line is no measurement.
-        deepest = Candidate("drop", tuple(self._dropping(len(self._order) - 1)), WHOLE)
-        self._try_all(wanted or [deepest])
+        self._try_all(wanted or [Candidate("drop", tuple(methods), WHOLE)])
         return list(self.tried)
 
     def _best_at(self, size: int, near: int) -> int | None:
         """Try candidates of a size, beginning with one that lacks so many blocks; return how many the best lacks."""
-        open_ = {dropped: self._combined(dropped, size) for dropped in range(len(self._order))}
-        there = {dropped: each for dropped, each in open_.items() if each is not None}
-        if not there:
-            return None
+        found: dict[int, Candidate | None] = {}
+
+        def there(dropped: int) -> bool:
+            if dropped not in found:
+                inside = 0 <= dropped < self._decoder.n_blocks
+                blocks = self._trials.without(dropped) if inside else None
+                found[dropped] = None if blocks is None else self._combined(blocks, size)
+            return found[dropped] is not None
 
         def cost(dropped: int) -> float:
-            return self._try(there[dropped]).perplexity
+            candidate = found[dropped]
+            assert candidate is not None
+            return self._try(candidate).perplexity
 
-        here = min(there, key=lambda dropped: abs(dropped - near))
-        while True:
-            around = [dropped for dropped in (here, here - 1, here + 1) if dropped in there]
+        numbers = sorted(range(self._decoder.n_blocks), key=lambda dropped: abs(dropped - near))
+        here = next(filter(there, numbers), None)
+        while here is not None:
+            around = [dropped for dropped in (here, here - 1, here + 1) if there(dropped)]
             best = min(around, key=cost)
             if best == here:
-                return here
+                break
             here = best
+        return here
 
-    def _combined(self, dropped: int, size: int) -> Candidate | None:
-        methods = narrowed(self._decoder, self._dropping(dropped), size)
+    def _sets(self) -> Iterator[Blocks]:
+        """Yield sets of blocks to drop, each one larger than the one before, for as long as they are asked for."""
+        for number in range(self._decoder.n_blocks):
+            blocks = self._trials.without(number)
+            if blocks is None:
+                return
+            yield blocks
+
+    def _combined(self, blocks: Blocks, size: int) -> Candidate | None:
+        methods = narrowed(self._decoder, _dropping(blocks), size)
         if not methods:
             return None
         names = [method.name for method in methods]
         return Candidate(" + ".join(names), methods, WHOLE)
-
-    def _dropping(self, number: int) -> list[Method]:
-        return [Drop(blocks=self._order[number])] if number else []
 
     def _try(self, candidate: Candidate) -> Trial:
         trial = self._trials.quick(candidate)
@@ -225,20 +232,14 @@ class Front:
 
     def _try_rivals(self, size: int) -> None:
         if self._rivals:
-            self._try_all([*rivals(self._decoder, size, self._order)])
+            self._try_all([*rivals(self._decoder, size, self._sets())])
 
-    def _most(self) -> int:
-        """How many blocks to drop at most."""
-        depth, budget = self._decoder.n_blocks, self._budget
-        if budget.kind == "perplexity":
-            return max(1, depth // 2)
-        if self._timed is not None:
-            enough = (k for k in range(1, depth) if self._timed.share(depth - k, budget.value) == 1)
-        else:
-            # One more: those that are dropped in the end may be smaller than these.
-            last = ((k, [Drop(blocks=tuple(range(depth - k, depth)))]) for k in range(1, depth))
-            enough = (k for k, methods in last if sizes(self._decoder, methods).parameters <= budget.value)
-        return min(next(enough, depth - 1) + 1, depth - 1)
+    def _enough(self, size: int) -> int:
+        """How many blocks to drop where nothing else goes."""
+        depth = self._decoder.n_blocks
+        last = ((number, [Drop(blocks=tuple(range(depth - number, depth)))]) for number in range(1, depth))
+        small = (number for number, methods in last if sizes(self._decoder, methods).parameters <= size)
+        return next(small, depth - 1)
 
     def _none(self) -> str:
         budget, base = self._budget, self._trials.base()
@@ -248,3 +249,7 @@ class Front:
         best = min(trial.perplexity for trial in self.tried) / base.perplexity
         smallest = min(trial.parameters for trial in self.tried)
         return f"{asked}; the smallest has {smallest:,} parameters, the best perplexity is {best:.3f} times the base's"
+
+
+def _dropping(blocks: Blocks) -> list[Method]:
+    return [Drop(blocks=blocks)] if blocks else []

@@ -15,22 +15,17 @@ from layerfold.checkpoint import hash_weights
 from layerfold.evaluators import Perplexity
 from layerfold.hub import Model
 from layerfold.planning.forms import Candidate, count
+from layerfold.planning.order import Order
 from layerfold.progress import SILENT, Progress
 from layerfold.records import hash_json, write_text
 from layerfold.repair import Repair
 from layerfold.scoring import window_nats
-from layerfold.search.scores import Scores
-from layerfold.search.selection import Selection
-from layerfold.search.stages import Blocks, Spanned
-from layerfold.spans import spanning
+from layerfold.search.stages import Blocks
 from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
 PROTOCOL = "plan-2"
 FILE = "trials.json"
-
-_LONGEST = 6
-"""For how many blocks one may have to stand, itself among them."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +93,7 @@ class Trials:
             "texts": [text.sha256 for text in (texts.calibration.windows, texts.quick, texts.whole, self._windows)],
         }
         self._kept: dict[str, Any] = self._read()
+        self._order = Order(model.decoder, texts.quick, self._windows, texts.seed, progress)
         self.done: dict[str, Trial] = {}
 
     def base(self) -> Trial:
@@ -128,29 +124,17 @@ class Trials:
         base = self.model.copy()
         return apply(base, candidate.method, texts.calibration, texts.seed, texts.selection, progress, repair)[0]
 
-    def order(self, most: int) -> list[Blocks]:
-        """Return the blocks that the model misses least once it is repaired: none, one, and so on to so many.
-
-        Each set is the one before it and one block more, found with each block that is left refitted by itself. No more
-        than `_LONGEST` - 1 neighbours go: that many refits of every block are held at once. The sets end where all that
-        are left would.
-        """
-        if len(self._kept.get(key := self._key("order"), [])) <= most:
-            decoder = self.model.decoder
-            decoder.model.eval()
-            longest = min(most + 1, _LONGEST)
-            stages = Spanned(decoder, spanning(decoder, self._texts.quick, longest, progress=self._progress))
-            scores = Scores(stages, self._windows, divergence=False)
-            select = Selection(scores, "perplexity", race=True, seed=self._texts.seed, progress=self._progress)
-            found: list[Blocks] = [()]
-            while len(found) <= most:
-                grown = {tuple(sorted((*found[-1], each))) for each in range(decoder.n_blocks) if each not in found[-1]}
-                short = sorted(blocks for blocks in grown if _longest_run(blocks) < longest)
-                if not short:
-                    break
-                found.append(select({len(found): short}, 1)[len(found)][0])
-            self._keep(key, [list(blocks) for blocks in found])
-        return [tuple(blocks) for blocks in self._kept[key][: most + 1]]
+    def without(self, number: int) -> Blocks | None:
+        """Return so many blocks to drop, see `Order`; None where it ends before."""
+        key = self._key("order")
+        found: list[list[int]] = self._kept.get(key, [[]])
+        while len(found) <= number:
+            blocks = self._order.next(tuple(found[-1]))
+            if blocks is None:
+                return None
+            found = [*found, list(blocks)]
+            self._keep(key, found)
+        return tuple(found[number])
 
     def remembered(self, name: str, make: Callable[[], list[float]]) -> list[float]:
         """Return numbers that were made now or in an earlier run in this folder."""
@@ -208,15 +192,6 @@ def _readable(value: Any) -> bool:
         return all(isinstance(each, list) and all(type(index) is int for index in each) for each in value)
     numbers = [type(each) in (int, float) for each in value]
     return len(value) in (4, 5) and (numbers[0] or value[0] is None) and all(numbers[1:])
-
-
-def _longest_run(blocks: Blocks) -> int:
-    """Return how many neighbours there are among blocks, at most."""
-    longest = run = 0
-    for place, block in enumerate(blocks):
-        run = run + 1 if place and blocks[place - 1] == block - 1 else 1
-        longest = max(longest, run)
-    return longest
 
 
 def as_json(trial: Trial) -> Mapping[str, Any]:
