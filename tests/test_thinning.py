@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import BLOCKS, FAMILY_NAMES, continued, halve_, logits, tiny, windows
 
-from layerfold import thinning
+from layerfold import calibration
+from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.masks import held
@@ -44,7 +45,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Decoder:
     """A decoder of which neurons are felt little, heads much."""
     decoder = made("gpt2").copy()
     known = felt(decoder, 1e-6, 1.0)
-    monkeypatch.setattr(thinning, "sensitivities", lambda *_: known)
+    monkeypatch.setattr(calibration, "sensitivities", lambda *_: known)
     return decoder
 
 
@@ -93,7 +94,7 @@ def test_as_much_goes_as_is_asked_and_little_more(family: str, share: float) -> 
     decoder = made(family).copy()
     before, size = sublayers(decoder), decoder.size().parameters
     amount = round(share * removable(before))
-    thin_(decoder, amount, CUT)
+    thin_(decoder, amount, Calibration(decoder, CUT))
     gone = sum(int(each.sizes.sum()) for each in before) - parameters(decoder)
     # The last to go is a neuron, and where there was none left to go, a group of heads.
     more = max(int(each.sizes.max()) for each in before if max(decoder.d_ffn) == 1 or each.part == "ffn")
@@ -107,7 +108,7 @@ def test_as_much_goes_as_is_asked_and_little_more(family: str, share: float) -> 
 def test_nothing_goes_where_nothing_is_to(family: str) -> None:
     decoder = made(family).copy()
     before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
-    thin_(decoder, 0, CUT)
+    thin_(decoder, 0, Calibration(decoder, CUT))
     after = decoder.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -131,7 +132,7 @@ def test_those_go_that_the_loss_misses_least_for_their_size(family: str) -> None
             expected.setdefault((part, block), set()).add(unit)
             left -= size
     before = decoder.copy()
-    thin_(decoder, amount, CUT)
+    thin_(decoder, amount, Calibration(decoder, CUT))
     for index in range(BLOCKS):
         gone = expected.get(("ffn", index), set())
         kept = [unit for unit in range(before.d_ffn[index]) if unit not in gone]
@@ -146,28 +147,28 @@ def test_those_go_that_the_loss_misses_least_for_their_size(family: str) -> None
 def test_a_group_of_heads_larger_than_what_is_left_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = made("gpt2").copy()
     known = felt(decoder, 1.0, 1e-6)
-    monkeypatch.setattr(thinning, "sensitivities", lambda *_: known)
-    thin_(decoder, 2 * 1048 + 200, CUT)
+    monkeypatch.setattr(calibration, "sensitivities", lambda *_: known)
+    thin_(decoder, 2 * 1048 + 200, Calibration(decoder, CUT))
     assert decoder.heads == (3, 3, 4, 4)
     assert sum(decoder.d_ffn) == 4 * 128 - 4  # 260, the least number of neurons that is 200
 
 
 def test_each_ffn_keeps_the_neuron_that_would_be_missed_most(told: Decoder) -> None:
     rows = [block.ffn.up.weight[-1].clone() for block in told.blocks]
-    thin_(told, 4 * 127 * 65, CUT)
+    thin_(told, 4 * 127 * 65, Calibration(told, CUT))
     assert told.d_ffn == (1,) * BLOCKS
     assert told.heads == (4,) * BLOCKS
     assert all(torch.equal(block.ffn.up.weight[0], row) for block, row in zip(told.blocks, rows, strict=True))
 
 
 def test_where_neurons_do_not_do_a_head_goes(told: Decoder) -> None:
-    thin_(told, 4 * 127 * 65 + 1, CUT)
+    thin_(told, 4 * 127 * 65 + 1, Calibration(told, CUT))
     assert told.d_ffn == (1,) * BLOCKS
     assert told.heads == (3, 4, 4, 4)
 
 
 def test_an_attention_without_heads_is_gone(told: Decoder) -> None:
-    thin_(told, removable(sublayers(told)), CUT)
+    thin_(told, removable(sublayers(told)), Calibration(told, CUT))
     assert told.d_ffn == (1,) * BLOCKS
     assert told.heads == (0,) * BLOCKS
     assert told.removed_parts == {"attention": (0, 1, 2, 3), "ffn": ()}
@@ -178,13 +179,13 @@ def test_an_attention_without_heads_is_gone(told: Decoder) -> None:
 def test_a_neuron_that_holds_little_lets_no_heads_go_in_place_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = made("gpt2").copy()
     known = felt(decoder, 1.0, 1e-6)
-    monkeypatch.setattr(thinning, "sensitivities", lambda *_: known)
+    monkeypatch.setattr(calibration, "sensitivities", lambda *_: known)
     # A neuron of one weight: all other units are larger than it, and than what is left to go.
     ffn = decoder.blocks[0].ffn
     for tensor in (ffn.up.weight[0], ffn.up.bias[:1], ffn.down.weight[:, 0]):  # type: ignore[index]
         tensor.zero_()
     ffn.up.weight[0, 0] = 1.0
-    thin_(decoder, 30, CUT, nonzero=True)
+    thin_(decoder, 30, Calibration(decoder, CUT), nonzero=True)
     assert decoder.heads == (4,) * BLOCKS
     assert sum(decoder.d_ffn) in (BLOCKS * 128 - 1, BLOCKS * 128 - 2)
 
@@ -193,7 +194,7 @@ def test_tied_ffns_are_thinned_as_one(family: str) -> None:
     decoder = made(family).copy()
     Merge(groups="1-2", align="none", tie=True).apply(decoder, None)
     before, amount = decoder.size().parameters, removable(sublayers(decoder)) // 2
-    thin_(decoder, amount, CUT)
+    thin_(decoder, amount, Calibration(decoder, CUT))
     one, two = (decoder.blocks[index].ffn for index in (1, 2))
     assert all(a.module.weight is b.module.weight for a, b in zip(one.matrices, two.matrices, strict=True))
     assert before - decoder.size().parameters >= amount
@@ -204,7 +205,7 @@ def test_what_is_not_zero_is_counted_and_masks_are_cut(family: str) -> None:
     decoder = made(family).copy()
     halve_(decoder)
     before = decoder.size()
-    thin_(decoder, before.nonzero // 4, CUT, nonzero=True)
+    thin_(decoder, before.nonzero // 4, Calibration(decoder, CUT), nonzero=True)
     assert 0 <= before.nonzero - decoder.size().nonzero - before.nonzero // 4 < 200
     weights = dict(decoder.model.named_parameters())
     assert all(torch.equal(mask, weights[name] != 0) for name, mask in held(decoder).items())
@@ -214,14 +215,14 @@ def test_a_second_time_goes_on_from_the_first(family: str) -> None:
     decoder = made(family).copy()
     for _ in range(2):
         before, amount = parameters(decoder), parameters(decoder) // 4
-        thin_(decoder, amount, CUT)
+        thin_(decoder, amount, Calibration(decoder, CUT))
         assert before - parameters(decoder) >= amount
 
 
 def test_a_copy_that_shares_parameters_is_thinned_alone(family: str) -> None:
     decoder = made(family).copy()
     before, heads, widths = logits(decoder), decoder.heads, decoder.d_ffn
-    thin_(decoder.copy(share=True), parameters(decoder) // 2, CUT)
+    thin_(decoder.copy(share=True), parameters(decoder) // 2, Calibration(decoder, CUT))
     assert (decoder.heads, decoder.d_ffn) == (heads, widths)
     assert torch.equal(logits(decoder), before)
 

@@ -18,6 +18,7 @@ from layerfold.ffn import FFN, Matrix
 from layerfold.hub import Model, default_corpus
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
+from layerfold.sensitivity import Sensitivities, sensitivities
 from layerfold.spool import Spool
 from layerfold.statistics import CrossMoments, SecondMoments
 from layerfold.stepping import Stepper, fused_activations
@@ -57,6 +58,7 @@ class Calibration:
         self.progress = progress
         self._matches: dict[Pair, Match] = {}
         self._ffn_inputs: dict[int, FFNInputs] = {}
+        self._sensitivities: Sensitivities | None = None
 
     def matches(self, pairs: Iterable[Pair]) -> dict[Pair, Match]:
         """Match the neurons of each pair of blocks by the correlation of their activations."""
@@ -188,6 +190,22 @@ class Calibration:
         if missing:
             self.each_block(keep, whole=True, edits=False, doing="reading activations, block", names=names)
         return {index: self._ffn_inputs[index] for index in chosen}
+
+    def sensitivities(self, decoder: Decoder) -> Sensitivities:
+        """Return how much a decoder would miss each neuron and each group of heads.
+
+        Args:
+            decoder: one whose weights are those of this text's own is not asked twice.
+
+        Raises:
+            ModelError: gradients that are not finite.
+        """
+        own, its = self.decoder.model.state_dict(), decoder.model.state_dict()
+        if own.keys() != its.keys() or not all(torch.equal(own[name], its[name]) for name in own):
+            return sensitivities(decoder, self.windows, self.progress)
+        if self._sensitivities is None:
+            self._sensitivities = sensitivities(decoder, self.windows, self.progress)
+        return self._sensitivities
 
     def of(self, decoder: Decoder) -> Calibration:
         """Return the same text for another decoder."""

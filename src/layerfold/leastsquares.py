@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,10 @@ from layerfold.errors import ModelError
 from layerfold.statistics import SecondMoments
 
 RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-"""Penalties that are tried, as fractions of the mean square of the inputs."""
+"""Penalties, as fractions of the mean square of the inputs."""
+
+_BEGIN = 7
+"""The place of the penalty that is tried first: one that is about as good as any, with little text."""
 
 NOT_FINITE = "activations on the calibration text are not finite"
 
@@ -69,12 +73,12 @@ class Fit:
     Attributes:
         weight: (out, d); None where every penalty made the held-out error larger.
         bias: (out,), or None where there was to be none.
-        ridge: the penalty that did best on held-out rows, of `RIDGES` up to where their error rises again; infinite
-            where nothing is changed.
+        ridge: the penalty that did best on held-out rows, of `RIDGES` from the first one tried to where their error
+            rises; infinite where nothing is changed.
         before, after: mean square of the error on held-out rows, summed over the outputs.
         idle: how many inputs are always zero.
-        singular: whether there were fewer rows than inputs that are not idle, or the least penalty left their moments
-            singular.
+        singular: whether there were fewer rows than inputs that are not idle, or a penalty that was tried left their
+            moments singular.
     """
 
     weight: Tensor | None
@@ -132,29 +136,39 @@ def ridge_fits(
         raise ModelError(NOT_FINITE)
     idle = int((energies == 0).sum())
     before = held_out.squares.view(targets, -1).sum(1)
-    best, past, singular = before.clone(), torch.zeros(targets, dtype=torch.bool), moments.count < inputs - idle
+    best, singular = before.clone(), moments.count < inputs - idle
     chosen: list[tuple[float, Tensor] | None] = [None] * targets
     # In double precision: the smallest penalty is far below the largest eigenvalue.
-    damped, added = gram.double(), 0.0
-    for ridge in RIDGES:
-        damped.diagonal()[:inputs].add_((ridge - added) * (mean or 1.0))
-        added = ridge
+    damped, wanted = gram.double(), products.double()
+
+    def tried(ridge: float) -> Tensor:
+        """Solve with a penalty and keep what is the best so far; return the errors, (targets,)."""
+        nonlocal best, singular
+        damped.diagonal()[:inputs] = energies.double() + ridge * (mean or 1.0)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             singular = True
-            continue
-        change = torch.cholesky_solve(products.double(), factor).float()
-        del factor
+            return torch.full_like(before, torch.inf)
+        change = torch.cholesky_solve(wanted, factor).float()
         gained = (change * (other_gram @ change - 2 * other_products)).sum(0, dtype=torch.float64)
         errors = before + gained.view(targets, -1).sum(1)
         for place, part in enumerate(change.chunk(targets, dim=1)):
             if errors[place] < best[place]:
                 chosen[place] = ridge, part.clone()
-            elif chosen[place] is not None:
-                past[place] = True  # larger penalties come closer to no change, and hardly ever turn once more
         best = torch.minimum(best, errors)
-        if past.all():
-            break
+        return errors
+
+    def climb(ridges: Sequence[float], errors: Tensor) -> None:
+        """Try one penalty after the other for as long as the error of some target falls: it hardly ever falls again."""
+        for ridge in ridges:
+            last, errors = errors, tried(ridge)
+            if not (errors < last).any():
+                break
+
+    first = tried(RIDGES[_BEGIN])
+    climb(RIDGES[_BEGIN + 1 :], first)
+    if (best >= first).any():
+        climb(RIDGES[_BEGIN - 1 :: -1], first)
     return [
         Fit(None, None, math.inf, float(was), float(was), idle, singular)
         if found is None

@@ -12,7 +12,6 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.ffn import FFN, MASK
 from layerfold.ranking import lowest, lowest_in_rows, shares
-from layerfold.sensitivity import sensitivities
 from layerfold.statistics import SecondMoments
 from layerfold.surgeon import refitted, removal_errors
 
@@ -83,7 +82,7 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
     if calibration is None:
         known = {index: scores(ffn, criterion, None) for index, ffn in ffns.items()}
     elif criterion == "taylor":
-        felt = sensitivities(decoder, calibration.windows, calibration.progress).neurons
+        felt = calibration.sensitivities(decoder).neurons
         known = {index: torch.stack([felt[each] for each in blocks[index]]).sum(0).float() for index in ffns}
     if scope == "global":
         found = known or {}

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.narrowing import owners
-from layerfold.progress import SILENT, Progress
-from layerfold.sensitivity import sensitivities
-from layerfold.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,7 @@ def removable(found: list[Sublayer]) -> int:
 
 
 @torch.no_grad()
-def thin_(
-    decoder: Decoder, amount: int, windows: Windows, *, nonzero: bool = False, progress: Progress = SILENT
-) -> None:
+def thin_(decoder: Decoder, amount: int, calibration: Calibration, *, nonzero: bool = False) -> None:
     """Remove the neurons and groups of heads that the loss misses least for their size, an attention without any too.
 
     In order of `sensitivities` a parameter, until so many parameters have gone; a group of heads that is larger than
@@ -61,11 +57,11 @@ def thin_(
 
     Args:
         amount: how many parameters are to go; by the last unit there may be a few more.
-        windows: calibration text.
+        calibration: whose text is read.
         nonzero: count the parameters that are not zero only.
     """
     found = sublayers(decoder, nonzero=nonzero)
-    felt = sensitivities(decoder, windows, progress)
+    felt = calibration.sensitivities(decoder)
     scores = []
     for each in found:
         by_block = felt.neurons if each.part == "ffn" else felt.heads

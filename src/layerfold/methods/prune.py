@@ -247,7 +247,7 @@ class Prune:
             assert text is not None
             removed, _ = self._removed_parameters(decoder)
             counted = self.nonzero is not None
-            thinning.thin_(decoder, removed, text.windows, nonzero=counted, progress=text.progress)
+            thinning.thin_(decoder, removed, text, nonzero=counted)
             return notes | {"neurons_left": list(decoder.d_ffn), "heads_left": list(decoder.heads)}
         found = self._matrices(decoder)
         zeros, weights = self._zeros(decoder, found)
