@@ -14,6 +14,7 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.linalg import match_neurons
 from layerfold.methods import Drop
+from layerfold.sensitivity import sensitivities
 from layerfold.statistics import SecondMoments
 from layerfold.windows import Windows
 
@@ -57,6 +58,22 @@ def test_matches_are_of_the_correlations_and_remembered(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "Stepper", None)  # a second pass would need it
     again = calibration.matches([PAIRS[3], PAIRS[0]])
     assert again[PAIRS[3]] is found[PAIRS[3]]
+
+
+def test_sensitivities_of_the_same_weights_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny("gpt2").decoder
+    calibration = Calibration(decoder, windows())
+    first, other = calibration.sensitivities(decoder.copy()), decoder.copy()
+    other.keep_([0, 2])
+    fewer, expected = calibration.sensitivities(other), sensitivities(other, windows())
+    assert all(torch.equal(each, expected.neurons[index]) for index, each in fewer.neurons.items())
+    monkeypatch.setattr(module, "sensitivities", None)
+    assert calibration.sensitivities(decoder) is first
+    with torch.no_grad():
+        changed = decoder.copy()
+        changed.model.get_input_embeddings().weight[0] += 1
+    with pytest.raises(TypeError):  # it would be worked out anew
+        calibration.sensitivities(changed)
 
 
 def test_only_what_is_missing_is_computed() -> None:

@@ -100,17 +100,6 @@ def test_batches_are_one_regression() -> None:
     assert moments(fitted).count == 300
 
 
-def first_least(values: list[float]) -> int:
-    """The place of the first value from which on a list rises, once it has fallen below the one at 0."""
-    best = 0
-    for place, value in enumerate(values[1:], 1):
-        if value < values[best]:
-            best = place
-        elif best:
-            break
-    return best
-
-
 @EITHER
 def test_the_ridge_is_the_best_on_rows_held_out(constant: bool) -> None:
     chosen = set()
@@ -120,11 +109,34 @@ def test_the_ridge_is_the_best_on_rows_held_out(constant: bool) -> None:
         fit = ridge_fit(moments(fitted), moments(held_out), constant=constant)
         maps = [np.zeros((12 + constant, 5)), *(solved(fitted, ridge, constant) for ridge in RIDGES)]
         errors = [error(held_out, each[:12].T, each[12] if constant else 0.0) for each in maps]
-        best = errors[first_least(errors)]
+        best = min(errors)
         assert fit.after == pytest.approx(best, rel=1e-3, abs=1e-6 * errors[0])
-        assert fit.ridge == (math.inf, *RIDGES)[errors.index(best)] or noise == 0 or best > 0.999 * min(errors)
+        assert fit.ridge == (math.inf, *RIDGES)[errors.index(best)] or noise == 0
         chosen.add(fit.ridge)
     assert len(chosen) >= 5
+
+
+def test_penalties_are_tried_from_one_on_for_as_long_as_they_do_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve, tried = torch.cholesky_solve, []
+
+    def counted(*arguments: torch.Tensor) -> torch.Tensor:
+        tried.append(arguments)
+        return solve(*arguments)
+
+    monkeypatch.setattr(torch, "cholesky_solve", counted)
+    counts = {}
+    for noise in (0.0, 1.0, 30.0):
+        fitted, held_out = drawn(1, rows=200, noise=noise)
+        tried.clear()
+        ridge = ridge_fit(moments(fitted), moments(held_out), constant=False).ridge
+        counts[ridge] = len(tried)
+    assert len(counts) == 3
+    begin = RIDGES.index(0.3)
+    for ridge, number in counts.items():
+        if ridge < 0.3:  # one above, and one below the best, if there is one
+            assert number == begin - RIDGES.index(ridge) + 2 + (ridge > RIDGES[0])
+        else:
+            assert number == 2
 
 
 def zeroed(rows: Rows, columns: slice) -> Rows:
