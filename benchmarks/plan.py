@@ -11,7 +11,7 @@ from layerfold.planning import trials as planning
 
 
 class Own:
-    """The best candidate of a size; which blocks to drop is found once, where the smallest size comes first."""
+    """The best candidate of a size; what was tried for one serves the next."""
 
     def __init__(self) -> None:
         self._trials: planning.Trials | None = None

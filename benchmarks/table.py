@@ -22,6 +22,9 @@ from layerfold.statistics import Interval, bootstrap_ratio, exponential
 COLOURS = ("#2458a6", "#b4530a", "#187a3c", "#7a3fc0", "#b71c4a", "#0c6f6c", "#8a6d00", "#5d636d", "#1b1d21")
 MARKERS = "os^Dv<>PX"
 TITLES = {"perplexity": "no training", "recovered": "the same recovery for all"}
+_TOP = 40.0
+"""Where a plot ends: at so many times the base's perplexity. How far above a useless model is, a table can tell."""
+
 ZEROS = "zeros: no smaller in memory unless stored compactly"
 
 
@@ -106,7 +109,7 @@ def plot(rows: Sequence[Any], methods: Mapping[str, Peer], path: Path) -> None:
             _lines(axes, rows, name, methods)
             axes.set_title(TITLES[name], fontsize=10)
             if not place:
-                axes.set_ylabel("test perplexity (log scale)")
+                axes.set_ylabel(f"test perplexity (log scale, to {_TOP:.0f} times the base's)")
                 figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
         with replacing(path) as temporary:
             canvas.print_svg(temporary, metadata={"Date": None})
@@ -139,6 +142,9 @@ def _lines(axes: Axes, rows: Sequence[Any], name: str, methods: Mapping[str, Pee
         )
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    if high > (top := _TOP * base.perplexity.value):
+        axes.set_ylim(low, top)
+        high = top
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -61,7 +61,7 @@ def made(family: str, edit: str) -> Decoder:
 
 @functools.cache
 def spanned(family: str, edit: str = "none", attention: bool = True) -> dict[int, Decoder]:
-    return spanning(made(family, edit), text(), BLOCKS, attention=attention)
+    return spanning(made(family, edit), text(), range(2, BLOCKS + 1), attention=attention)
 
 
 def stack(decoder: Decoder) -> Any:
@@ -173,7 +173,7 @@ def test_the_model_stays_as_it_is(edit: str) -> None:
     before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
     modules = [(name, id(module)) for name, module in decoder.model.named_modules()]
     tensors = [id(tensor) for tensor in decoder.model.parameters()]
-    spanning(decoder, text(), 3)
+    spanning(decoder, text(), (2, 3))
     after = decoder.model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -202,17 +202,19 @@ def test_where_all_blocks_before_are_exact_it_is_the_whole_repair(family: str, r
 
 
 @pytest.mark.parametrize(
-    ("n_blocks", "longest", "lengths"),
-    [(1, 5, []), (2, 2, [2]), (2, 99, [2]), (4, 1, []), (4, 0, []), (4, 2, [2]), (4, 99, [2, 3, 4])],
+    ("n_blocks", "asked", "lengths"),
+    [(1, [2, 5], []), (2, [2], [2]), (2, [99, 2], [2]), (4, [], []), (4, [3], [3]), (4, [99, 4, 2], [2, 4])],
 )
-def test_there_are_as_many_lengths_as_are_asked_for_and_fit(n_blocks: int, longest: int, lengths: list[int]) -> None:
-    found = spanning(tiny("gpt2", n_layer=n_blocks).decoder, text(), longest)
+def test_those_lengths_are_there_that_are_asked_for_and_fit(
+    n_blocks: int, asked: list[int], lengths: list[int]
+) -> None:
+    found = spanning(tiny("gpt2", n_layer=n_blocks).decoder, text(), asked)
     assert list(found) == lengths
     assert {each.n_blocks for each in found.values()} <= {n_blocks}
 
 
 def test_what_a_block_becomes_for_one_length_does_not_hang_on_the_others() -> None:
-    short, long = spanning(made("llama", "none"), text(), 2)[2], spanned("llama")[2]
+    short, long = spanning(made("llama", "none"), text(), [2])[2], spanned("llama")[2]
     for name, tensor in short.model.named_parameters():
         torch.testing.assert_close(tensor, long.model.get_parameter(name), rtol=1e-3, atol=1e-4)
 
@@ -221,22 +223,22 @@ def test_blocks_of_which_nothing_is_left_are_passed_over() -> None:
     decoder = tiny("gpt2").decoder
     for part in ("attention", "ffn"):
         decoder.remove_(part, (0, 2))
-    found = spanning(decoder, text(), 2)[2]
+    found = spanning(decoder, text(), [2])[2]
     assert {name.split(".h.")[1][0] for name in changed(decoder, found)} == {"1"}
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(InputError, match="calibration text of 1 window; accepted: 2 or more"):
-        spanning(tiny("gpt2").decoder, windows(limit_tokens=20), 2)
+        spanning(tiny("gpt2").decoder, windows(limit_tokens=20), [2])
     pruned = tiny("gpt2").decoder
     halve_(pruned)
     with pytest.raises(InputError, match="would fill zeros that are to stay"):
-        spanning(pruned, text(), 2)
+        spanning(pruned, text(), [2])
     broken = tiny("llama").decoder
     with torch.no_grad():
         broken.blocks[1].module.mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
-        spanning(broken, text(), 2)
+        spanning(broken, text(), [2])
 
 
 def test_paths_lead_from_each_block_that_is_left_to_the_next() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from layerfold import memory
+from layerfold.checkpoint import hash_weights
 from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
@@ -58,7 +59,7 @@ class Calibration:
         self.progress = progress
         self._matches: dict[Pair, Match] = {}
         self._ffn_inputs: dict[int, FFNInputs] = {}
-        self._sensitivities: Sensitivities | None = None
+        self._sensitivities: dict[str, Sensitivities] = {}
 
     def matches(self, pairs: Iterable[Pair]) -> dict[Pair, Match]:
         """Match the neurons of each pair of blocks by the correlation of their activations."""
@@ -192,24 +193,21 @@ class Calibration:
         return {index: self._ffn_inputs[index] for index in chosen}
 
     def sensitivities(self, decoder: Decoder) -> Sensitivities:
-        """Return how much a decoder would miss each neuron and each group of heads.
-
-        Args:
-            decoder: one whose weights are those of this text's own is not asked twice.
+        """Return how much a decoder would miss each neuron and each group of heads; once for all of the same weights.
 
         Raises:
             ModelError: gradients that are not finite.
         """
-        own, its = self.decoder.model.state_dict(), decoder.model.state_dict()
-        if own.keys() != its.keys() or not all(torch.equal(own[name], its[name]) for name in own):
-            return sensitivities(decoder, self.windows, self.progress)
-        if self._sensitivities is None:
-            self._sensitivities = sensitivities(decoder, self.windows, self.progress)
-        return self._sensitivities
+        weights = hash_weights(decoder.model)
+        if weights not in self._sensitivities:
+            self._sensitivities[weights] = sensitivities(decoder, self.windows, self.progress)
+        return self._sensitivities[weights]
 
     def of(self, decoder: Decoder) -> Calibration:
         """Return the same text for another decoder."""
-        return Calibration(decoder, self.windows, self.progress)
+        other = Calibration(decoder, self.windows, self.progress)
+        other._sensitivities = self._sensitivities  # which are told apart by weights
+        return other
 
     def _embedded(self, stepper: Stepper) -> Spool:
         """The first block's inputs, (windows, tokens, d_model)."""

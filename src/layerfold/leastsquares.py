@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,9 @@ from layerfold.statistics import SecondMoments
 RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Penalties, as fractions of the mean square of the inputs."""
 
-_BEGIN = 7
-"""The place of the penalty that is tried first: one that is about as good as any, with little text."""
+_FIRST = (1, 4, 7)
+"""Places of those that are tried first, before their best one's neighbours. They lie far apart, as what helps may too:
+where a few inputs are much larger than the others, either may be what the error depends on."""
 
 NOT_FINITE = "activations on the calibration text are not finite"
 
@@ -71,10 +71,10 @@ class Fit:
     """A change of an affine map, and what it does to the mean square of the error that it was fitted to.
 
     Attributes:
-        weight: (out, d); None where every penalty made the held-out error larger.
+        weight: (out, d); None where every penalty that was tried made the held-out error larger.
         bias: (out,), or None where there was to be none.
-        ridge: the penalty that did best on held-out rows, of `RIDGES` from the first one tried to where their error
-            rises; infinite where nothing is changed.
+        ridge: the penalty that did best on held-out rows, of those of `RIDGES` that were tried: three, and from the
+            best of them on its neighbours, until both of the best are worse; infinite where nothing is changed.
         before, after: mean square of the error on held-out rows, summed over the outputs.
         idle: how many inputs are always zero.
         singular: whether there were fewer rows than inputs that are not idle, or a penalty that was tried left their
@@ -93,7 +93,7 @@ class Fit:
 def ridge_fit(
     moments: RegressionMoments, held_out: RegressionMoments, *, constant: bool, last: int | None = None
 ) -> Fit:
-    """Find the map D of least E|e - D x|^2 + ridge |D|^2, and the ridge that is best on rows held out.
+    """Find the map D of least E|e - D x|^2 + ridge |D|^2, and the ridge that is best on rows held out: see `Fit`.
 
     Where x are what a matrix reads and e what is missing of its outputs, the matrix plus D is the ridge regression of
     all that it should put out, with a penalty on the distance from what it was. On the rows that D is fitted to its
@@ -158,17 +158,13 @@ def ridge_fits(
         best = torch.minimum(best, errors)
         return errors
 
-    def climb(ridges: Sequence[float], errors: Tensor) -> None:
-        """Try one penalty after the other for as long as the error of some target falls: it hardly ever falls again."""
-        for ridge in ridges:
-            last, errors = errors, tried(ridge)
-            if not (errors < last).any():
-                break
-
-    first = tried(RIDGES[_BEGIN])
-    climb(RIDGES[_BEGIN + 1 :], first)
-    if (best >= first).any():
-        climb(RIDGES[_BEGIN - 1 :: -1], first)
+    errors: dict[int, Tensor] = {}
+    places = set(_FIRST)
+    while places:
+        errors |= {place: tried(RIDGES[place]) for place in sorted(places)}
+        best_places = torch.stack([*errors.values()]).argmin(0).tolist()
+        beside = {[*errors][best_place] + step for best_place in best_places for step in (-1, 1)}
+        places = beside.intersection(range(len(RIDGES))) - errors.keys()
     return [
         Fit(None, None, math.inf, float(was), float(was), idle, singular)
         if found is None

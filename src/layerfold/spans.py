@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -24,7 +24,7 @@ from layerfold.windows import Windows
 
 @torch.no_grad()
 def spanning(
-    decoder: Decoder, windows: Windows, longest: int, *, attention: bool = True, progress: Progress = SILENT
+    decoder: Decoder, windows: Windows, lengths: Iterable[int], *, attention: bool = True, progress: Progress = SILENT
 ) -> dict[int, Decoder]:
     """Refit every block to put out what enters each of the blocks that follow it, on its own inputs.
 
@@ -35,16 +35,15 @@ def spanning(
     Args:
         decoder: stays as it is.
         windows: calibration text.
-        longest: how many blocks one is to stand for, at most; itself among them.
+        lengths: how many blocks one is to stand for, itself among them; 2 or more. More than there are are left out.
         attention: whether attentions are refitted too.
 
     Returns:
-        For each number of blocks from 2 to `longest` a decoder of the same depth, each block of which stands for so
-        many; the last of them, of which there are not so many, are as they were. All but the refitted matrices are the
-        given decoder's own.
+        For each of these numbers a decoder of the same depth, each block of which stands for so many; the last of them,
+        of which there are not so many, are as they were. All but the refitted matrices are the given decoder's own.
     """
     n_blocks = decoder.n_blocks
-    found = {length: decoder.copy(share=True) for length in range(2, min(longest, n_blocks) + 1)}
+    found = {length: decoder.copy(share=True) for length in sorted(lengths) if length <= n_blocks}
     if not found:
         return {}
     held_out = held_out_windows(windows)

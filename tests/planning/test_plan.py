@@ -177,6 +177,43 @@ class TestTrials:
         trials.quick(Candidate("drop", (Drop(blocks=blocks),), "refit+attention"))
         assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
 
+    def test_sets_go_on_from_those_that_were_kept(self, text: str, tmp_path: Path) -> None:
+        model = tiny("gpt2")
+        order = [self.trials(model, text).without(number) for number in (1, 3)]
+        assert self.trials(model, text, tmp_path).without(1) == order[0]
+        assert self.trials(model, text, tmp_path).without(3) == order[1]
+
+    def test_sets_are_found_as_they_are_asked_for(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        made: list[list[int]] = []
+        spanning = order_module.spanning
+
+        def counted(decoder: Any, windows: Any, lengths: Any, **settings: Any) -> Any:
+            made.append(sorted(lengths))
+            return spanning(decoder, windows, lengths, **settings)
+
+        monkeypatch.setattr(order_module, "spanning", counted)
+        trials = self.trials(tiny("gpt2"), text)
+        assert trials.without(0) == ()
+        assert made == []
+        trials.without(1)
+        assert made == [[2]]
+        trials.without(2)
+        assert made == [[2], [3]]
+        trials.clear()
+        trials.without(2)
+        assert made == [[2], [3]]
+        trials.without(3)
+        assert made == [[2], [3], [2, 3, 4]]
+
+    @pytest.mark.parametrize("kept", [[1, 2, 3, 4], [[], [99]], [[], [1], [2]], [[1], [1, 2]], [[], [1, 2]]])
+    def test_sets_that_cannot_have_been_kept_are_found_anew(self, text: str, tmp_path: Path, kept: Any) -> None:
+        first = self.trials(tiny("gpt2"), text, tmp_path)
+        blocks = first.without(2)
+        file = tmp_path / trials_module.FILE
+        (key,) = json.loads(file.read_text())
+        file.write_text(json.dumps({key: kept}))
+        assert self.trials(tiny("gpt2"), text, tmp_path).without(2) == blocks
+
     def test_each_set_of_blocks_holds_the_one_before_it(self, text: str) -> None:
         trials = self.trials(tiny("gpt2"), text)
         order = [trials.without(number) for number in range(4)]
@@ -329,6 +366,18 @@ class TestPlan:
         assert 1.5 <= milliseconds(model) / milliseconds(made) <= 1.7
         assert (1.5 <= timed[0] <= 1.7) == (wrong_by == 1)
         assert len(timed) <= 4
+
+    def test_a_line_by_which_the_model_as_it_is_would_do_leads_to_something_smaller(self, text: str) -> None:
+        model = tiny("gpt2")
+        front = Front(
+            TestTrials().trials(model, text),
+            Budget("speedup", 1.1),
+            SILENT,
+            Speeds(4, 1.0, 0.2, 0.8, correction=0.5),
+            rivals=False,
+        )
+        (candidate, *_) = front.decide(0)
+        assert candidate.family == "drop"
 
     def test_an_interrupted_plan_goes_on(
         self, plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,6 +77,7 @@ class Front:
             else:
                 within = self._fast()
             ranked = sorted(within, key=lambda trial: (trial.perplexity, trial.parameters))
+        self._trials.clear()
         ranked = [trial for trial in ranked if math.isfinite(trial.perplexity)]
         if not ranked:
             raise InputError(self._none())
@@ -137,7 +138,7 @@ class Front:
 
     def _sizes(self, size: int, points: int) -> None:
         """Try the budget's size, and others on the way to it from the model's."""
-        dropped = self._best_at(size, self._enough(size) // _BEGIN)
+        dropped = self._best_at(size, round(self._enough(size) / _BEGIN))
         for number in range(1, points + 1):
             part = 1 - number / (points + 1)
             self._best_at(round(self._size - part * (self._size - size)), round(part * (dropped or 0)))
@@ -167,7 +168,7 @@ class Front:
         for blocks in self._sets():
             methods = _dropping(blocks)
             share = self._timed.share(self._decoder.n_blocks - len(blocks), self._budget.value)
-            if share is None:
+            if share is None or (share == 1 and not blocks):  # the model as it is was slower than that
                 continue
             left = sizes(self._decoder, methods)
             fast.append(self._combined(blocks, left.parameters - ceil((1 - share) * left.units)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from layerfold.decoder import Decoder
 from layerfold.progress import Progress
 from layerfold.search.scores import Scores
@@ -20,7 +18,7 @@ class Order:
     """Finds the blocks that a decoder misses least once it is repaired, one after the other.
 
     With each block that is left refitted by itself, and racing on the selection text. No more than `_LONGEST` - 1
-    neighbours go: that many refits of every block are held, from the first question on.
+    neighbours go. Refits are made when a set first needs them, and held until `clear`.
 
     Args:
         decoder: stays as it is.
@@ -32,21 +30,25 @@ class Order:
     def __init__(self, decoder: Decoder, fitted: Windows, windows: Windows, seed: int, progress: Progress) -> None:
         self._decoder, self._fitted, self._windows = decoder, fitted, windows
         self._seed, self._progress = seed, progress
-        self._longest = min(decoder.n_blocks, _LONGEST)
+        self._spans: dict[int, Decoder] = {}
 
     def next(self, blocks: Blocks) -> Blocks | None:
         """Return a set and the block that is missed least besides; None where all that are left would."""
         rest = (each for each in range(self._decoder.n_blocks) if each not in blocks)
-        grown = sorted(tuple(sorted((*blocks, each))) for each in rest)
-        short = [each for each in grown if longest_run(each) < self._longest]
-        return self._select({len(blocks) + 1: short}, 1)[len(blocks) + 1][0] if short else None
-
-    @cached_property
-    def _select(self) -> Selection:
+        runs = {grown: longest_run(grown) for grown in (tuple(sorted((*blocks, each))) for each in rest)}
+        short = [grown for grown, run in runs.items() if run < min(self._decoder.n_blocks, _LONGEST)]
+        if not short:
+            return None
         self._decoder.model.eval()
-        spans = spanning(self._decoder, self._fitted, self._longest, progress=self._progress)
-        scores = Scores(Spanned(self._decoder, spans), self._windows, divergence=False)
-        return Selection(scores, "perplexity", race=True, seed=self._seed, progress=self._progress)
+        lengths = set(range(2, max(runs[grown] for grown in short) + 2)) - self._spans.keys()
+        self._spans |= spanning(self._decoder, self._fitted, lengths, progress=self._progress)
+        scores = Scores(Spanned(self._decoder, self._spans), self._windows, divergence=False)
+        select = Selection(scores, "perplexity", race=True, seed=self._seed, progress=self._progress)
+        return select({len(short[0]): sorted(short)}, 1)[len(short[0])][0]
+
+    def clear(self) -> None:
+        """Let go of the refits; another question makes them again."""
+        self._spans.clear()
 
 
 def longest_run(blocks: Blocks) -> int:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from layerfold.search.stages import Blocks
 from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
-PROTOCOL = "plan-2"
+PROTOCOL = "plan-3"
 FILE = "trials.json"
 
 
@@ -127,7 +128,9 @@ class Trials:
     def without(self, number: int) -> Blocks | None:
         """Return so many blocks to drop, see `Order`; None where it ends before."""
         key = self._key("order")
-        found: list[list[int]] = self._kept.get(key, [[]])
+        found: list[list[int]] = self._kept.get(key, [])
+        if not _growing(found, self.model.decoder.n_blocks):
+            found = [[]]
         while len(found) <= number:
             blocks = self._order.next(tuple(found[-1]))
             if blocks is None:
@@ -135,6 +138,10 @@ class Trials:
             found = [*found, list(blocks)]
             self._keep(key, found)
         return tuple(found[number])
+
+    def clear(self) -> None:
+        """Let go of what `without` works with; asked again, it makes that again."""
+        self._order.clear()
 
     def remembered(self, name: str, make: Callable[[], list[float]]) -> list[float]:
         """Return numbers that were made now or in an earlier run in this folder."""
@@ -192,6 +199,14 @@ def _readable(value: Any) -> bool:
         return all(isinstance(each, list) and all(type(index) is int for index in each) for each in value)
     numbers = [type(each) in (int, float) for each in value]
     return len(value) in (4, 5) and (numbers[0] or value[0] is None) and all(numbers[1:])
+
+
+def _growing(found: list[list[int]], blocks: int) -> bool:
+    """Whether lists are sets of blocks, none and then one more each."""
+    return found[:1] == [[]] and all(
+        len(two) == number and set(one) < set(two) <= set(range(blocks))
+        for number, (one, two) in enumerate(pairwise(found), 1)
+    )
 
 
 def as_json(trial: Trial) -> Mapping[str, Any]:

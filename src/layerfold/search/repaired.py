@@ -36,7 +36,8 @@ class Repairs:
 
     def stages(self, most: int) -> Spanned:
         """Return candidates that lack so many blocks at most, each of whose blocks is refitted by itself."""
-        return Spanned(self._decoder, spanning(self._decoder, self._quick, most + 1, progress=self._progress))
+        spans = spanning(self._decoder, self._quick, range(2, most + 2), progress=self._progress)
+        return Spanned(self._decoder, spans)
 
     @property
     def known(self) -> dict[str, Any]:
