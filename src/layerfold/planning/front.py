@@ -168,7 +168,7 @@ class Front:
         for blocks in self._sets():
             methods = _dropping(blocks)
             share = self._timed.share(self._decoder.n_blocks - len(blocks), self._budget.value)
-            if share is None or (share == 1 and not blocks):  # the model as it is was slower than that
+            if share is None or (share == 1 and not blocks):  # never the model as it is, whatever the line says
                 continue
             left = sizes(self._decoder, methods)
             fast.append(self._combined(blocks, left.parameters - ceil((1 - share) * left.units)))
