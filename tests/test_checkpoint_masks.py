@@ -144,12 +144,12 @@ BOTH: list[Any] = [
 ]
 DENSE: list[Any] = [
     (lambda folder: (folder / MASKS).unlink(), "masks.*No such file.*layerfold_masks"),
-    (lambda folder: os.truncate(folder / MASKS, 900), "layerfold_masks.safetensors' is damaged: SHA-256"),
-    (lambda folder: (folder / MASKS).write_bytes(b""), "layerfold_masks.safetensors' is damaged: SHA-256"),
-    (edited(masks_sha256="0" * 64), "layerfold_masks.safetensors' is damaged: .*recorded 000000000000"),
-    (edited(masks_sha256=None), "layerfold_masks.safetensors' is damaged: SHA-256"),
+    (lambda folder: os.truncate(folder / MASKS, 900), "layerfold_masks.bits' is damaged: SHA-256"),
+    (lambda folder: (folder / MASKS).write_bytes(b""), "layerfold_masks.bits' is damaged: SHA-256"),
+    (edited(masks_sha256="0" * 64), "layerfold_masks.bits' is damaged: .*recorded 000000000000"),
+    (edited(masks_sha256=None), "layerfold_masks.bits' is damaged: SHA-256"),
     (not_zero, r"the masks in .* do not fit: the weight '.*2\.mlp.c_fc.weight' is not zero everywhere"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors weights"),
 ]
 
 

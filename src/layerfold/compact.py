@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfold import masks, structure
+from layerfold import masks, readback, structure
 from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
 from layerfold.hashes import check_hash, hash_file
+from layerfold.weightfiles import dtype_name, in_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,21 +28,32 @@ _CONFIG = "config.json"
 _BITS = "#mask"
 
 
-def write(decoder: Decoder, folder: Path) -> dict[str, Any]:
-    """Write weights and configuration; return what a manifest must say of them."""
+def write(decoder: Decoder, folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Write weights and configuration, and read them back; return what a manifest must say of them.
+
+    Args:
+        dtype: of the weights in the file; None takes the model's own.
+
+    Raises:
+        OutputError: what was written reads back as something else.
+    """
     model = decoder.model
+    dtype = model.dtype if dtype is None else dtype
     model.config.architectures = [type(model).__name__]
-    model.config.dtype = model.dtype
-    config = {"model_type": MODEL_TYPE, "decoder": json.loads(model.config.to_json_string())}
+    document = json.loads(model.config.to_json_string()) | {"dtype": dtype_name(dtype)}
+    config = {"model_type": MODEL_TYPE, "decoder": document}
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     aliases = structure.aliases(model)
     kept = masks.held(decoder)
-    stored = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in aliases}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
+    stored = {name: in_dtype(name, tensor, dtype).contiguous() for name, tensor in own.items()}
     for name, mask in kept.items():
         stored |= {name: stored[name][mask], name + _BITS: masks.pack(mask)}
     save_file(stored, folder / COMPACT_WEIGHTS, metadata={"format": "pt"})
+    readback.check_tensors([folder / COMPACT_WEIGHTS], stored)
+    readback.compare_configs(read_config(folder), model.config)
     shapes = {name: list(mask.shape) for name, mask in kept.items()}
     return {"aliases": aliases, "masks": shapes, "sha256": _hash(folder / COMPACT_WEIGHTS, aliases)}
 

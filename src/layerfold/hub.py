@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerfold import checkpoint, compact, structure
+from layerfold import checkpoint, compact, structure, weightfiles
+from layerfold.checkpoint import Stored
 from layerfold.decoder import Decoder
 from layerfold.errors import (
     InputError,
@@ -41,6 +43,8 @@ class Provenance:
 
     Attributes:
         base: the name that the first model in the chain was loaded by.
+        location: the absolute path of that model, where it is a folder or a file; a checkpoint keeps it relative to
+            itself, so that the two can be moved together.
         revision: the Hub's commit, where it came from there.
         base_sha256: hash of the base's weights as loaded.
         steps: what was done to it, in order: each the resolved method, what calibrated it, its seed and notes.
@@ -52,19 +56,37 @@ class Provenance:
     base_sha256: str | None = None
     steps: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
+    location: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what ``layerfold.json`` keeps."""
-        return {**self.__dict__, "steps": list(self.steps), "versions": versions()}
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """Return what ``layerfold.json`` keeps in this folder."""
+        location = None if self.location is None else os.path.relpath(self.location, folder.resolve())
+        return {**self.__dict__, "steps": list(self.steps), "versions": versions(), "location": location}
+
+    @classmethod
+    def from_json(cls, known: dict[str, Any], folder: Path) -> Provenance:
+        """Return what `to_json` wrote into a folder.
+
+        Raises:
+            TypeError, KeyError: it is something else.
+        """
+        location = known.get("location")
+        located = None if location is None else os.path.normpath(folder.resolve() / location)
+        return cls(**{**known, "steps": tuple(known["steps"]), "location": located})
 
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder with its tokenizer and where it comes from."""
+    """A decoder with its tokenizer and where it comes from.
+
+    Attributes:
+        stored: how the checkpoint that it was loaded from holds it, which `save` keeps to.
+    """
 
     decoder: Decoder
     tokenizer: PreTrainedTokenizerBase | None
     provenance: Provenance
+    stored: Stored = field(default_factory=Stored)
 
     @property
     def name(self) -> str:
@@ -92,21 +114,39 @@ class Model:
     def with_step(self, step: dict[str, Any]) -> Model:
         """Return this model with a step added to its provenance."""
         provenance = replace(self.provenance, steps=(*self.provenance.steps, step))
-        return Model(self.decoder, self.tokenizer, provenance)
+        return replace(self, provenance=provenance)
 
     def copy(self) -> Model:
         """Return a model whose decoder can be edited while this one stays."""
-        return Model(self.decoder.copy(), self.tokenizer, self.provenance)
+        return self.of(self.decoder.copy())
 
-    def save(self, directory: Path | str, *, format: checkpoint.Format = "dense", overwrite: bool = False) -> None:
+    def of(self, decoder: Decoder) -> Model:
+        """Return this model with another decoder."""
+        return replace(self, decoder=decoder)
+
+    def save(
+        self,
+        directory: Path | str,
+        *,
+        format: checkpoint.Format = "dense",
+        overwrite: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Write a checkpoint; see `checkpoint.save`."""
         checkpoint.save(
-            self.decoder, self.tokenizer, Path(directory), self.provenance.to_json(), format=format, overwrite=overwrite
+            self.decoder,
+            self.tokenizer,
+            Path(directory),
+            self.provenance.to_json(Path(directory)),
+            format=format,
+            overwrite=overwrite,
+            stored=self.stored,
+            dtype=dtype,
         )
 
 
 def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Model:
-    """Load a causal language model in float32.
+    """Load a causal language model in float32; `Model.stored` says which dtype it came in.
 
     Args:
         name: ``pocket``, a checkpoint folder (transformers' or either of layerfold's forms), a ``.gguf`` file, or an
@@ -115,7 +155,8 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
         trust_remote_code: run code that the checkpoint brings along.
 
     Raises:
-        ModelError: an unsupported architecture; missing, damaged or non-finite weights.
+        InputError: a name that is no model's.
+        ModelError: an unsupported architecture; missing, damaged, quantised or non-finite weights; an adapter.
         OfflineError: a Hub id that is neither cached nor reachable.
         MissingExtraError: a GGUF file without the package that reads it.
     """
@@ -132,6 +173,8 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
             model = _load_folder(str(name), path, options)
         elif path.suffix == ".gguf":
             model = _load_gguf(path, options)
+        elif str(name).startswith((".", "~", os.sep)) and not path.exists():
+            raise InputError(f"no folder at {str(name)!r}. {nearest(path.name, _beside(path))}".rstrip(". "))
         elif path.exists() or not _HUB_ID.fullmatch(str(name)):
             raise InputError(f"model {str(name)!r}; accepted: {POCKET}, an existing folder, a .gguf file, a Hub id")
         else:
@@ -152,68 +195,106 @@ def default_corpus(model: Model) -> str:
     return "imdb" if is_pocket(model) else "wikitext/wikitext-2-raw-v1"
 
 
+def _beside(path: Path) -> list[str]:
+    """Return the names of the folders that lie where a path would."""
+    try:
+        return [each.name for each in path.parent.iterdir() if each.is_dir()]
+    except OSError:
+        return []
+
+
 def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
     manifest = checkpoint.read_manifest(folder)
-    provenance = Provenance(name)
+    provenance = Provenance(name, location=None if name == POCKET else str(folder.resolve()))
     if manifest is not None:
-        known = manifest["provenance"]
         try:
-            provenance = Provenance(**{**known, "steps": tuple(known["steps"])})
+            provenance = Provenance.from_json(manifest["provenance"], folder)
         except (TypeError, KeyError) as error:
             raise ModelError(f"{str(folder / structure.MANIFEST)!r} is damaged: {error}") from error
+    _check_no_adapter(str(folder), (folder / "adapter_config.json").is_file())
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} holds no config.json: not a checkpoint")
+    weightfiles.check_pointers([*folder.glob("*.safetensors"), *folder.glob("*.json")])
     tokenizer = _tokenizer(str(folder), options) if _has_tokenizer(folder) else None
     if manifest is not None and manifest["format"] == "compact":
         with _as_model_errors(str(folder)):
-            return Model(Decoder(compact.load(folder, manifest)), tokenizer, provenance)
+            model = compact.load(folder, manifest)
+            stored = Stored(model.dtype, weightfiles.tokenizer_class(str(folder), options))
+            return Model(Decoder(model.float()), tokenizer, provenance, stored)
     if not any(folder.glob("*.safetensors")):
         kinds = ", ".join(sorted({file.suffix for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".h5"}}))
         raise ModelError(
             f"the folder {str(folder)!r} holds no .safetensors weights{f' (only {kinds}, not loaded)' if kinds else ''}"
         )
-    decoder = _from_pretrained(str(folder), options)
+    decoder, stored = _from_pretrained(str(folder), options)
     if manifest is not None:
         checkpoint.restore_(decoder, manifest, folder)
-    return Model(decoder, tokenizer, provenance)
+    return Model(decoder, tokenizer, provenance, stored)
+
+
+def _check_no_adapter(source: str, found: bool) -> None:
+    """Raise ModelError for an adapter.
+
+    transformers would put it on the model where peft is installed, and ignore it where it is not.
+    """
+    if found:
+        raise ModelError(
+            f"{source!r} holds an adapter (adapter_config.json), which is no part of the weights; accepted: a model "
+            "that it was merged into (peft's merge_and_unload), or the weights without that file"
+        )
 
 
 def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
     if not path.is_file():
         raise ModelError(f"no file at {str(path)!r}")
+    weightfiles.check_pointers([path])
     try:
         import gguf  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("gguf", "gguf") from error
     options = options | {"gguf_file": path.name}
     folder = str(path.parent)
-    decoder = _from_pretrained(folder, options)
+    decoder, stored = _from_pretrained(folder, options)
     # The weights are plain float32 now, but transformers still refuses to save what came from a quantised file.
     quantizer = getattr(decoder.model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(decoder.model)
-    return Model(decoder, _tokenizer(folder, options), Provenance(str(path)))
+    provenance = Provenance(str(path), location=str(path.resolve()))
+    return Model(decoder, _tokenizer(folder, options), provenance, stored)
 
 
 def _load_hub(name: str, options: dict[str, Any]) -> Model:
     options = options | {"local_files_only": not hub_reachable()}
-    decoder = _from_pretrained(name, options)
+    decoder, stored = _from_pretrained(name, options)
     revision = getattr(decoder.model.config, "_commit_hash", None)
-    return Model(decoder, _tokenizer(name, options), Provenance(name, revision=revision))
+    return Model(decoder, _tokenizer(name, options), Provenance(name, revision=revision), stored)
 
 
-def _from_pretrained(source: str, options: dict[str, Any]) -> Decoder:
+def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Stored]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from_gguf = "gguf_file" in options
     with _as_model_errors(source, offline=options.get("local_files_only", False)):
         # The architecture first: an encoder's weights need not be read to say that it is none of ours.
         config = AutoConfig.from_pretrained(source, **options)
         if config.model_type == compact.MODEL_TYPE:
             raise ModelError(f"{source!r} holds a compact checkpoint, and has no {structure.MANIFEST} that says so")
         family_of(config.model_type)
-        quantised = {} if "gguf_file" in options else {"use_safetensors": True}
+        if from_gguf:
+            stored = Stored()
+        else:
+            weightfiles.check_plain(source, config)
+            _check_no_adapter(source, weightfiles.find(source, "adapter_config.json", options) is not None)
+            stored = Stored(
+                weightfiles.stored_dtype(weightfiles.find_weights(source, options)),
+                weightfiles.tokenizer_class(source, options),
+            )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **quantised, **options
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **({} if from_gguf else {"use_safetensors": True}),
+            **options,
         )
     model, info = loaded
     # A constant that older GPT-2 checkpoints stored.
@@ -229,7 +310,7 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> Decoder:
         )
         raise ModelError(f"the weights of {source!r} do not fit its configuration: {said}")
     model.eval()
-    return Decoder(model)
+    return Decoder(model), stored
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -63,7 +63,7 @@ class Study:
         """
         with progress.doing("reading text"):
             next(iter(self.passes.values())).check_disjoint()  # which documents are read depends on no seed
-        marker = {"base": self.base.provenance.to_json(), "recipe": self.recipe.to_json()}
+        marker = {"base": self.base.provenance.to_json(self.output_dir), "recipe": self.recipe.to_json()}
         write_text(self.output_dir / _MARKER, json.dumps(marker, indent=1))
         for seed, one in self.passes.items():
             yield from one.run(progress, "study" if len(self.passes) == 1 else f"study, seed {seed}")

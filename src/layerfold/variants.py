@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from layerfold.applying import apply
 from layerfold.building import settings_of
 from layerfold.calibration import Calibration, calibration_windows
@@ -160,7 +162,8 @@ class Variants:
             trained, _ = run(progress)
         except (InputError, ModelError, CorpusError, TrainingError) as error:
             raise type(error)(f"variant {label!r}: {error}") from error
-        trained.save(kept, format="compact", overwrite=True)
+        # In float32 whatever the base came in: what is measured now and in a later run must be one model.
+        trained.save(kept, format="compact", overwrite=True, dtype=torch.float32)
         clear(run.folder)
         return trained
 

@@ -87,7 +87,7 @@ def _shaped(model: Model, blocks: int, share: float) -> Model:
                 decoder.blocks[index].ffn.own_()
         decoder.keep_neurons_(_first(decoder.d_ffn, share))
         decoder.keep_heads_(_first(decoder.heads, share))
-    return Model(decoder, model.tokenizer, model.provenance)
+    return model.of(decoder)
 
 
 def _first(widths: Sequence[int], share: float) -> dict[int, Tensor]:

@@ -68,7 +68,7 @@ def _without(model: Model, part: Part, count: int) -> Model:
         decoder.keep_(range(decoder.n_blocks - count))
     else:
         decoder.remove_(part, removable(decoder, part)[:count])
-    return Model(decoder, model.tokenizer, model.provenance)
+    return model.of(decoder)
 
 
 def _timing(score: dict[str, Any]) -> Timing:

@@ -1,0 +1,100 @@
+"""Reading back what was just written, before anything is replaced by it or reported as written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from layerfold.errors import OutputError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "architectures", "auto_map"}
+
+
+def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], optional: Iterable[str] = ()) -> None:
+    """Compare the names, shapes, dtypes and values in ``.safetensors`` files with what was to be written.
+
+    Args:
+        optional: names that a reader ties to others, and that may therefore be missing.
+
+    Raises:
+        OutputError: they differ.
+    """
+    found: set[str] = set()
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118, it is no dict
+                if name not in wanted:
+                    raise OutputError(f"{file.name!r} reads back with {name!r}, which is no tensor of the model")
+                tensor, own = opened.get_tensor(name), wanted[name]
+                if tensor.shape != own.shape or tensor.dtype != own.dtype:
+                    read, asked = (f"{tuple(each.shape)} {each.dtype}" for each in (tensor, own))
+                    raise OutputError(f"{file.name!r} reads back with {name!r} as {read}, not {asked}")
+                if not torch.equal(_bits(tensor), _bits(own)):
+                    raise OutputError(f"{file.name!r} reads back with other values of {name!r}")
+                found.add(name)
+    if missing := sorted(wanted.keys() - found - set(optional)):
+        raise OutputError(f"the weights read back without {missing[0]!r} ({len(missing)} missing)")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return a tensor's bytes, so that a NaN equals itself and -0.0 does not equal 0.0."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+
+
+def check_config(folder: Path, model: PreTrainedModel, wanted: Mapping[str, Tensor]) -> None:
+    """Compare a configuration with a model's, and the tensors of the model that a reader builds by it with these.
+
+    Raises:
+        OutputError: they differ.
+    """
+    from transformers import AutoConfig
+
+    try:
+        read = AutoConfig.from_pretrained(folder, trust_remote_code=_is_remote(model))
+        with torch.device("meta"):  # for the shapes alone
+            built = type(model)(read).state_dict()
+    except Exception as error:
+        raise OutputError(f"the configuration cannot be read back: {first_line(error)}") from error
+    compare_configs(read, model.config)
+    for name in sorted(built.keys() | wanted.keys()):
+        shapes = [tuple(each[name].shape) if name in each else None for each in (built, wanted)]
+        if shapes[0] != shapes[1]:
+            raise OutputError(
+                f"by its configuration the model reads back with {name!r} as {shapes[0]}, not {shapes[1]}"
+            )
+
+
+def compare_configs(read: PreTrainedConfig, own: PreTrainedConfig) -> None:
+    """Raise OutputError naming the first setting in which two configurations differ once both are written out."""
+    read_back, asked = (json.loads(each.to_json_string(use_diff=False)) for each in (read, own))
+    for key in sorted((read_back.keys() | asked.keys()) - _OF_THE_FILES):
+        if read_back.get(key) != asked.get(key):
+            raise OutputError(
+                f"the configuration reads back with {key} {read_back.get(key)!r:.60}, not {asked.get(key)!r:.60}"
+            )
+
+
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise OutputError where the tokenizer in a folder cannot be read, or has another vocabulary."""
+    from transformers import AutoTokenizer
+
+    try:
+        read: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=_is_remote(tokenizer))
+    except Exception as error:
+        raise OutputError(f"the tokenizer cannot be read back: {first_line(error)}") from error
+    if read.get_vocab() != tokenizer.get_vocab():
+        raise OutputError("the tokenizer reads back with another vocabulary")
+
+
+def _is_remote(loaded: object) -> bool:
+    """Whether something runs code that its checkpoint brought along, which its user has trusted then."""
+    return type(loaded).__module__.startswith("transformers_modules")
