@@ -81,7 +81,7 @@ def test_drop_says_what_it_dropped_and_what_is_left(
     assert done.out.splitlines() == [
         f"dropped {dropped}",
         f"60,320 distinct parameters in 4 blocks -> {smaller:,} in {blocks}",
-        f"wrote {out} ({'compact' if '--format' in words else 'dense'})",
+        f"wrote {out} ({'compact' if '--format' in words else 'dense'}, float32)",
     ]
 
 
@@ -292,7 +292,7 @@ def test_recover_learns_from_the_base_and_writes_what_loads_anywhere(
     found = re.fullmatch(r"validation perplexity (\S+) -> (\S+) \(weights of step 4 of 4\)", validation)
     assert found
     assert float(found[2]) < float(found[1])
-    assert wrote == f"wrote {out} (dense)"
+    assert wrote == f"wrote {out} (dense, float32)"
     assert "Traceback" not in done.err
     assert not (tmp_path / "out.training").exists()
     recovered = load(out)
@@ -323,7 +323,7 @@ def test_recover_sets_what_it_is_told(layerfold: Any, model: Path, study_corpus:
     done = layerfold(*recover_words(model, study_corpus, out, *FINETUNE, *more, "--format", "compact"))
     assert done.code == 0, done.err
     assert done.out.startswith("trained on 256 tokens, ")
-    assert done.out.endswith(f"wrote {out} (compact)\n")
+    assert done.out.endswith(f"wrote {out} (compact, float32)\n")
     step = load(out).provenance.steps[-1]
     shown = ("name", "schedule", "evaluations", "batch_size", "context", "learning_rate", "freeze", "seed")
     assert [step["method"][name] for name in shown] == [

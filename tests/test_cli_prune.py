@@ -50,7 +50,7 @@ def test_prune_says_what_it_zeroed_and_writes_it(
     assert "profit" in speed or "zeros make nothing faster on dense kernels" in speed
     assert sizes == "60,320 distinct parameters in 4 blocks -> 60,320 in 4"
     assert left == f"60,320 of them not zero -> {nonzero:,}"
-    assert wrote == f"wrote {out} ({form})"
+    assert wrote == f"wrote {out} ({form}, float32)"
     masks = held(loaded.decoder)
     assert sum(int((~mask).sum()) for mask in masks.values()) == PARAMETERS - nonzero
     (step,) = loaded.provenance.steps
@@ -95,7 +95,7 @@ def test_neurons_go(layerfold: Any, model: Path, study_corpus: str, tmp_path: Pa
         "removed 186 of 512 neurons",
         "smaller matrices, which every kernel profits from",
         f"60,320 distinct parameters in 4 blocks -> {size.parameters:,} in 4",
-        f"wrote {out} ({form})",
+        f"wrote {out} ({form}, float32)",
     ]
 
 
@@ -115,7 +115,7 @@ def test_removing_neurons_and_heads_makes_the_model_smaller(
         f"{sum(decoder.d_ffn):,} neurons and {sum(decoder.heads):,} groups of heads are left",
         "smaller matrices, which every kernel profits from",
         f"60,320 distinct parameters in 4 blocks -> {size.parameters:,} in 4",
-        f"wrote {out} ({form})",
+        f"wrote {out} ({form}, float32)",
     ]
     (step,) = load(out).provenance.steps
     assert step["notes"]["heads_left"] == list(decoder.heads)

@@ -47,7 +47,7 @@ def test_a_named_window_is_shared_and_said_to_be(share: Any, tmp_path: Path) -> 
     assert rest == [
         "blocks 1:2 (START:K) share one FFN, with deltas of rank 3",
         f"60,320 distinct parameters in 4 blocks -> {parameters:,} in 4",
-        f"wrote {tmp_path / 'out'} (compact)",
+        f"wrote {tmp_path / 'out'} (compact, float32)",
     ]
     decoder = load(tmp_path / "out").decoder
     assert decoder.size().parameters == parameters
@@ -212,7 +212,7 @@ def test_shared_trained_measured_and_written_for_plain_tools(
     words = ("--method", "lowrank", "--tokens", 256, "--learning-rate", "1e-3", "--corpus", study_corpus, *few)
     done = layerfold("recover", tmp_path / "shared", *words, "--output-dir", tmp_path / "trained")
     assert done.code == 0, done.err
-    assert done.out.endswith(f"wrote {tmp_path / 'trained'} (compact)\n")
+    assert done.out.endswith(f"wrote {tmp_path / 'trained'} (compact, float32)\n")
     trained = load(tmp_path / "trained")
     assert [each["method"]["name"] for each in trained.provenance.steps] == ["share", "lowrank"]
     assert trained.provenance.steps[-1]["method"]["penalty_weight"] == 0
@@ -246,7 +246,7 @@ def test_recover_keeps_deltas_unless_told(
     words = ("--tokens", 128, "--learning-rate", "1e-3", "--corpus", study_corpus, *few, *more)
     done = layerfold("recover", tmp_path / "shared", *words, "--output-dir", tmp_path / "out")
     assert done.code == 0, done.err
-    assert done.out.endswith(f"wrote {tmp_path / 'out'} ({form})\n")
+    assert done.out.endswith(f"wrote {tmp_path / 'out'} ({form}, float32)\n")
     assert bool(deltas.ranks(load(tmp_path / "out").decoder)) == (form == "compact")
     if form == "dense":
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")

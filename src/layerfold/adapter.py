@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from layerfold import deltas, structure
+from layerfold import deltas, readback, structure
 from layerfold.checkpoint import quiet
 from layerfold.errors import InputError, MissingExtraError
 from layerfold.folders import check_folder, writing_folder
 from layerfold.hub import Model
+from layerfold.weightfiles import in_dtype
 
 BASE, ADAPTER = "base", "adapter"
 
@@ -35,13 +36,14 @@ def check_adapter_folder(directory: Path, *, overwrite: bool) -> None:
         check_folder(directory / name, overwrite=overwrite)
 
 
-def save_adapter(model: Model, directory: Path, *, overwrite: bool = False) -> None:
+def save_adapter(model: Model, directory: Path, *, overwrite: bool = False, dtype: torch.dtype | None = None) -> None:
     """Write ``base``, a dense checkpoint with the shared weights alone, and ``adapter``, the deltas as LoRA's A and B.
 
     LoRA's A is our B and its B our A, with a scale of 1. Biases, which stay each block's own, are the base's.
 
     Args:
         overwrite: replace what the two folders hold.
+        dtype: of the base's weights and the deltas; None takes the one that the model came in.
 
     Raises:
         InputError: the model has no deltas.
@@ -56,7 +58,7 @@ def save_adapter(model: Model, directory: Path, *, overwrite: bool = False) -> N
         raise InputError(f"an adapter of low-rank deltas, and {deltas.NONE}")
     plain = model.of(deltas.shared_alone(model.decoder))
     plain = plain.with_step({"method": {"name": "without deltas"}, "seed": None, "calibration": None, "notes": {}})
-    plain.save(directory / BASE, overwrite=overwrite)
+    plain.save(directory / BASE, overwrite=overwrite, dtype=dtype)
     ranks = {path: module.rank for path, module in factored.items()}
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -73,14 +75,21 @@ def save_adapter(model: Model, directory: Path, *, overwrite: bool = False) -> N
     whole = structure.filled(plain.decoder.model, plain.decoder.model.state_dict())
     with quiet(), _deprecations_hidden(), writing_folder(directory / ADAPTER, overwrite=overwrite) as folder:
         adapted: Any = get_peft_model(plain.decoder.model, config)
+        written: dict[str, Tensor] = {}
         for path, module in factored.items():
             layer = adapted.base_model.model.get_submodule(path)
             shape = whole[f"{path}.weight"].shape
             out, inputs = shape if issubclass(module.stock, torch.nn.Linear) else reversed(shape)
             # The base has zeros for the neurons that a narrower FFN has not; so have the deltas.
-            layer.lora_A["default"].weight.data = _widened(module.b, module.rank, inputs)
-            layer.lora_B["default"].weight.data = _widened(module.a, out, module.rank)
+            for name, factor in (
+                ("lora_A", _widened(module.b, module.rank, inputs)),
+                ("lora_B", _widened(module.a, out, module.rank)),
+            ):
+                key = f"base_model.model.{path}.{name}.weight"
+                written[key] = in_dtype(key, factor, plain.saved_dtype if dtype is None else dtype)
+                getattr(layer, name)["default"].weight.data = written[key]
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        readback.check_tensors(folder.glob("*.safetensors"), written)
         (folder / "README.md").unlink(missing_ok=True)  # peft's, a form that nobody has filled in
 
 

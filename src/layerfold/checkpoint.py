@@ -61,7 +61,7 @@ def save(
     overwrite: bool = False,
     stored: Stored | None = None,
     dtype: torch.dtype | None = None,
-) -> None:
+) -> str:
     """Write a checkpoint, and read it back; the folder appears whole or not at all.
 
     Args:
@@ -69,6 +69,9 @@ def save(
         overwrite: replace a folder that holds something, and everything in it.
         stored: how the checkpoint that the model comes from holds it; None stands for nothing known.
         dtype: of the weights in the files; None takes the one that they came in.
+
+    Returns:
+        What was written: its form and its dtype.
 
     Raises:
         InputError: weights that the dtype cannot hold.
@@ -101,6 +104,7 @@ def save(
             readback.check_tokenizer(folder, tokenizer)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         read_manifest(folder)
+    return f"{format}, {dtype_name(dtype)}"
 
 
 @dataclass(frozen=True)

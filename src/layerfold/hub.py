@@ -94,6 +94,12 @@ class Model:
         done = [step["method"]["name"] for step in self.provenance.steps]
         return self.provenance.base + (f" after {', '.join(done)}" if done else "")
 
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        """What `save` writes its weights in unless told otherwise: the dtype that they came in."""
+        own: torch.dtype = self.decoder.model.dtype
+        return self.stored.dtype or own
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the weights as they were when first asked for."""
@@ -131,9 +137,9 @@ class Model:
         format: checkpoint.Format = "dense",
         overwrite: bool = False,
         dtype: torch.dtype | None = None,
-    ) -> None:
+    ) -> str:
         """Write a checkpoint; see `checkpoint.save`."""
-        checkpoint.save(
+        return checkpoint.save(
             self.decoder,
             self.tokenizer,
             Path(directory),

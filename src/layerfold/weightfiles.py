@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from layerfold.errors import InputError, ModelError, one_of
+from layerfold.errors import InputError, ModelError
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What weights can be saved in."""
@@ -26,17 +26,6 @@ _POINTER = b"version https://git-lfs"
 def dtype_name(dtype: torch.dtype) -> str:
     """Return a dtype's name without its module, as ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Return the dtype of a name.
-
-    Raises:
-        InputError: none that weights can be saved in.
-    """
-    if name not in DTYPES:
-        raise InputError(f"dtype {one_of(name, DTYPES)}")
-    return DTYPES[name]
 
 
 def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

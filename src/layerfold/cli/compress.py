@@ -32,6 +32,7 @@ def merge(
     anchor: options.AnchorName = options.Anchor.first,
     tie: Annotated[bool, typer.Option("--tie", help="Let each group share one stored FFN (see --format).")] = False,
     format: options.FormatName = options.Format.dense,
+    save_dtype: options.SaveDtypeName = None,
     corpus: options.CalibrationCorpus = None,
     tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
     repair: options.RepairLevel = options.Level.none,
@@ -47,7 +48,7 @@ def merge(
     method = Merge(n=n, groups=groups, align=align.value, anchor=anchor.value, tie=tie)
     base = (model, revision, trust_remote_code)
     text = _Text(corpus, tokens, repair, repair_tokens, seed)
-    _compress(method, base, output_dir, format, overwrite, text)
+    _compress(method, base, _Output(output_dir, format, save_dtype, overwrite), text)
 
 
 @app.command()
@@ -59,6 +60,7 @@ def collapse(
     align: options.AlignName = options.Align.hungarian,
     anchor: options.AnchorName = options.Anchor.first,
     format: options.FormatName = options.Format.dense,
+    save_dtype: options.SaveDtypeName = None,
     corpus: options.CalibrationCorpus = None,
     tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
     repair: options.RepairLevel = options.Level.none,
@@ -74,7 +76,7 @@ def collapse(
     method = Collapse(n=n, groups=groups, align=align.value, anchor=anchor.value)
     base = (model, revision, trust_remote_code)
     text = _Text(corpus, tokens, repair, repair_tokens, seed)
-    _compress(method, base, output_dir, format, overwrite, text)
+    _compress(method, base, _Output(output_dir, format, save_dtype, overwrite), text)
 
 
 @app.command()
@@ -92,6 +94,7 @@ def drop(
     seed: options.DrawSeed = 0,
     part: options.PartName = options.Part.block,
     format: options.FormatName = options.Format.dense,
+    save_dtype: options.SaveDtypeName = None,
     corpus: options.CalibrationCorpus = None,
     repair: options.RepairLevel = options.Level.none,
     repair_tokens: options.RepairTokens = defaults.REPAIR_TOKENS,
@@ -115,7 +118,7 @@ def drop(
     else:
         method = partial(best_drop, from_search, remove=remove, repaired=repair is not options.Level.none)
     text = _Text(corpus, defaults.CALIBRATION_TOKENS, repair, repair_tokens, seed)
-    _compress(method, (model, revision, trust_remote_code), output_dir, format, overwrite, text)
+    _compress(method, (model, revision, trust_remote_code), _Output(output_dir, format, save_dtype, overwrite), text)
 
 
 @app.command()
@@ -129,6 +132,7 @@ def prune(
     scope: options.ScopeName = None,
     parts: options.Parts = "attention,ffn",
     format: options.FormatName = options.Format.dense,
+    save_dtype: options.SaveDtypeName = None,
     corpus: options.CalibrationCorpus = None,
     tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
     repair: options.RepairLevel = options.Level.none,
@@ -151,7 +155,7 @@ def prune(
     )
     base = (model, revision, trust_remote_code)
     text = _Text(corpus, tokens, repair, repair_tokens, seed)
-    _compress(method, base, output_dir, format, overwrite, text)
+    _compress(method, base, _Output(output_dir, format, save_dtype, overwrite), text)
 
 
 @app.command()
@@ -167,6 +171,7 @@ def share(
     align: options.AlignName = options.Align.hungarian,
     anchor: options.AnchorName = options.Anchor.first,
     format: options.FormatName = options.Format.compact,
+    save_dtype: options.SaveDtypeName = None,
     corpus: options.CalibrationCorpus = None,
     tokens: options.CalibrationTokens = defaults.CALIBRATION_TOKENS,
     repair: options.RepairLevel = options.Level.none,
@@ -190,7 +195,7 @@ def share(
         anchor=anchor.value,
     )
     text = _Text(corpus, tokens, repair, repair_tokens, seed)
-    _compress(method, (model, revision, trust_remote_code), output_dir, format, overwrite, text)
+    _compress(method, (model, revision, trust_remote_code), _Output(output_dir, format, save_dtype, overwrite), text)
 
 
 @dataclass(frozen=True)
@@ -204,19 +209,27 @@ class _Text:
     seed: int
 
 
+@dataclass(frozen=True)
+class _Output:
+    """Where the checkpoint goes, and in which form."""
+
+    directory: Path
+    format: options.Format
+    dtype: options.SaveDtype | None
+    overwrite: bool
+
+
 def _compress(
     method: Method | Callable[[Model], Method],
     base: tuple[str, str | None, bool],
-    output_dir: Path,
-    format: options.Format,
-    overwrite: bool,
+    output: _Output,
     text: _Text,
 ) -> None:
     from layerfold import folders
     from layerfold.api import compress
     from layerfold.hub import load
 
-    folders.check_folder(output_dir, overwrite=overwrite)
+    folders.check_folder(output.directory, overwrite=output.overwrite)
     name, revision, trust_remote_code = base
     with drawn() as progress:
         with progress.doing(f"loading {name}"):
@@ -226,8 +239,13 @@ def _compress(
         before = loaded.decoder.size(), loaded.decoder.n_blocks
         settings = {**text.__dict__, "repair": text.repair.value}
         smaller = compress(loaded, method, **settings, in_place=True, progress=progress)
-        with progress.doing(f"writing {output_dir}"):
-            smaller.save(output_dir, format=format.value, overwrite=overwrite)
+        with progress.doing(f"writing {output.directory}"):
+            written = smaller.save(
+                output.directory,
+                format=output.format.value,
+                overwrite=output.overwrite,
+                dtype=options.dtype_of(output.dtype),
+            )
     for done in smaller.provenance.steps[len(loaded.provenance.steps) :]:
         for line in _told(done["method"], done["notes"]):
             typer.echo(line)
@@ -239,7 +257,7 @@ def _compress(
     )
     if before[0].nonzero - after[0].nonzero != before[0].parameters - after[0].parameters:
         typer.echo(f"{before[0].nonzero:,} of them not zero -> {after[0].nonzero:,}")
-    typer.echo(f"wrote {output_dir} ({format.value})")
+    typer.echo(f"wrote {output.directory} ({written})")
 
 
 def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ def export(
     to: Annotated[
         options.Form, typer.Option("--to", help="dense or compact; peft: the deltas as a LoRA adapter, and its base.")
     ],
+    save_dtype: options.SaveDtypeName = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Rewrite a checkpoint in another form."""
@@ -32,7 +33,10 @@ def export(
         raise InputError(f"no checkpoint folder at {str(directory)!r}")
     model = load(directory)
     if to is options.Form.peft:
-        save_adapter(model, output_dir, overwrite=overwrite)
+        save_adapter(model, output_dir, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
+        written = to.value
     else:
-        model.save(output_dir, format=options.Format(to).value, overwrite=overwrite)
-    typer.echo(f"wrote {output_dir} ({to.value})")
+        written = model.save(
+            output_dir, format=options.Format(to).value, overwrite=overwrite, dtype=options.dtype_of(save_dtype)
+        )
+    typer.echo(f"wrote {output_dir} ({written})")

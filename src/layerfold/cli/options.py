@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Align(StrEnum):
@@ -29,6 +32,21 @@ class Format(StrEnum):
 
     dense = "dense"
     compact = "compact"
+
+
+class SaveDtype(StrEnum):
+    """What the weights of a checkpoint are saved in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def dtype_of(wanted: SaveDtype | None) -> torch.dtype | None:
+    """Return torch's own; None stands for the one that weights came in."""
+    from layerfold.weightfiles import DTYPES
+
+    return None if wanted is None else DTYPES[wanted.value]
 
 
 class Form(StrEnum):
@@ -126,6 +144,9 @@ TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code t
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder to write; new or empty.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that holds something, whole.")]
 FormatName = Annotated[Format, typer.Option("--format", help="dense loads anywhere; compact stores each tensor once.")]
+SaveDtypeName = Annotated[
+    SaveDtype | None, typer.Option("--save-dtype", help="Of the saved weights; by default the one they came in.")
+]
 GroupSize = Annotated[int | None, typer.Option("--n", help="Blocks a group, from block 0; 2 to the depth.")]
 Groups = Annotated[
     str | None,

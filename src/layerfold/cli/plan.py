@@ -39,6 +39,7 @@ def plan(
     rounds: Annotated[int, typer.Option(help="Rounds of the latency comparison; 0 times nothing.")] = 12,
     seed: options.Seed = 0,
     format: options.FormatName = options.Format.compact,
+    save_dtype: options.SaveDtypeName = None,
     output_dir: Annotated[Path | None, typer.Option(help="The plan's folder; a plan in it goes on.")] = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
@@ -88,7 +89,7 @@ def plan(
         recipe = found.recipe(model, revision)
         write_text(folder / RESULT, json.dumps(found.to_json(), indent=1))
         with progress.doing(f"writing {written}"):
-            made.save(written, format=format.value, overwrite=True)
+            said = made.save(written, format=format.value, overwrite=True, dtype=options.dtype_of(save_dtype))
     write_text(folder / "recipe.yaml", yaml_text(recipe))
     write_plan_csv(found, folder / "trials.csv")
     write_plan_html(found, folder / "report.html", recipe)
@@ -96,4 +97,4 @@ def plan(
         print_json(found.to_json())
         return
     print_plan(found, Console())
-    typer.echo(f"model: {written} ({format.value})\nrecipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")
+    typer.echo(f"model: {written} ({said})\nrecipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")

@@ -53,6 +53,7 @@ def recover(
         options.Format | None,
         typer.Option("--format", help="By default dense; compact where there are low-rank deltas to keep."),
     ] = None,
+    save_dtype: options.SaveDtypeName = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
     overwrite: options.Overwrite = False,
@@ -89,7 +90,7 @@ def recover(
         )
         kept = format or (options.Format.compact if deltas.ranks(after.decoder) else options.Format.dense)
         if is_main():
-            after.save(output_dir, format=kept.value, overwrite=overwrite)
+            written = after.save(output_dir, format=kept.value, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
         clear(training_dir)
     if not is_main():
         return
@@ -106,7 +107,7 @@ def recover(
         f"validation perplexity {start:,.4g} -> {done['validation_perplexity']:,.4g} "
         f"(weights of step {done['best_step']} of {done['steps']})"
     )
-    typer.echo(f"wrote {output_dir} ({kept.value})")
+    typer.echo(f"wrote {output_dir} ({written})")
 
 
 def _merged(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from layerfold.errors import InputError
 from layerfold.evaluators.base import Score
 from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
+from layerfold.weightfiles import dtype_name
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,26 @@ class Size:
     @property
     def protocol_id(self) -> str:
         """Name and version of the protocol."""
-        return "size-1"
+        return "size-2"
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""
-        return {"context": self.context or model.decoder.default_context}
+        return {"context": self.context or model.decoder.default_context, "dtype": dtype_name(model.saved_dtype)}
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
-        """Measure one model; its weights are written to a temporary folder, in both forms, and weighed."""
+        """Measure one model; its weights are written to a temporary folder, in both forms, and weighed.
+
+        They are written in the dtype that they came in, as a checkpoint is.
+        """
         size = model.decoder.size()
         context = self.context or model.decoder.default_context
         details = {
             "parameters": size.parameters,
             "nonzero": size.nonzero,
-            "bytes": bytes_on_disk(model.decoder, "dense"),
-            "compact_bytes": bytes_on_disk(model.decoder, "compact"),
-            "dtype": str(model.decoder.model.dtype).removeprefix("torch."),
+            "bytes": bytes_on_disk(model.decoder, "dense", model.saved_dtype),
+            "compact_bytes": bytes_on_disk(model.decoder, "compact", model.saved_dtype),
+            "dtype": dtype_name(model.saved_dtype),
+            "computed_dtype": dtype_name(model.decoder.model.dtype),
             "blocks": model.decoder.n_blocks,
             "flops_per_token": flops_per_token(model.decoder, context),
             "context": context,
