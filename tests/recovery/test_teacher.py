@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import layerfold
 from layerfold.errors import InputError, LayerfoldError, ModelError
 from layerfold.hub import Model, Provenance, load
-from layerfold.methods import Collapse, Merge
+from layerfold.methods import Collapse, Merge, Prune
 from layerfold.methods.base import Method
 from layerfold.recovery import Distill
 from layerfold.recovery.run import Run
@@ -185,6 +185,40 @@ def test_a_base_that_went_or_changed_is_no_teacher(tmp_path: Path) -> None:
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"no teacher was named, and the base .* cannot be loaded"):
         default_teacher(half)
+
+
+def test_a_base_that_was_changed_in_place_is_no_teacher(tmp_path: Path) -> None:
+    """Its layerfold.json still carries the hash of the weights it was made from; its own weights are others."""
+    base = load(plain(tiny("gpt2"), tmp_path / "base"))
+    after(base, Collapse(n=2, align="none")).save(tmp_path / "half")
+    after(base, Prune(sparsity=0.5)).save(tmp_path / "base", overwrite=True)
+    with pytest.raises(InputError, match=r"is no longer what this model was made from; name one with --teacher"):
+        default_teacher(load(tmp_path / "half"))
+
+
+def test_a_model_that_took_the_place_of_its_base_is_not_its_own_teacher(tmp_path: Path) -> None:
+    base = load(plain(tiny("gpt2"), tmp_path / "base"))
+    after(base, Prune(sparsity=0.5)).save(tmp_path / "base", overwrite=True)
+    with pytest.raises(InputError, match=r"is no longer what this model was made from; name one with --teacher"):
+        default_teacher(load(tmp_path / "base"))
+
+
+@pytest.mark.parametrize("form", ["dense", "compact"])
+def test_a_base_is_found_from_another_folder_and_after_both_moved(
+    form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    plain(tiny("gpt2"), tmp_path / "work" / "base")
+    monkeypatch.chdir(tmp_path / "work")
+    base = load("base")
+    after(base, Collapse(n=2, align="none")).save("made/half", format=form)
+    monkeypatch.chdir(tmp_path)
+    assert default_teacher(load("work/made/half")).sha256 == base.sha256
+    (tmp_path / "work").rename(tmp_path / "moved")
+    half = load("moved/made/half")
+    assert default_teacher(half).sha256 == base.sha256
+    assert half.provenance.base == "base", "the name is as it was typed"
+    assert str(tmp_path) not in (tmp_path / "moved" / "made" / "half" / "layerfold.json").read_text()
 
 
 def test_a_base_out_of_reach_says_what_it_was_wanted_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,22 +9,28 @@ from layerfold.recovery.distill import Distill
 from layerfold.windows import Windows
 
 
+_NAME_ONE = "name one with --teacher (from Python, teacher=)"
+
+
 def default_teacher(model: Model) -> Model:
-    """Load the model that this one was made from.
+    """Load the model that this one was made from, known by the hash of the weights that are loaded.
 
     Raises:
         InputError: it cannot be found, or is not what it was.
     """
     provenance = model.provenance
-    try:
-        teacher = load(provenance.base, revision=provenance.revision)
-    except LayerfoldError as error:
-        raise InputError(f"no teacher was named, and the base {provenance.base!r} cannot be loaded: {error}") from error
-    if teacher.provenance.base_sha256 != provenance.base_sha256:
-        raise InputError(
-            f"no teacher was named, and the base {provenance.base!r} is no longer what this model was made from"
-        )
-    return teacher
+    refusal = ""
+    # Where the base lies from the checkpoint, then the name as it was typed then.
+    for name in dict.fromkeys(filter(None, (provenance.location, provenance.base))):
+        try:
+            teacher = load(name, revision=provenance.revision)
+        except LayerfoldError as error:
+            refusal = refusal or f"cannot be loaded: {error}"
+            continue
+        if teacher.sha256 == provenance.base_sha256:
+            return teacher
+        refusal = "is no longer what this model was made from"
+    raise InputError(f"no teacher was named, and the base {provenance.base!r} {refusal}; {_NAME_ONE}")
 
 
 def check_teacher(model: Model, teacher: Model, recovery: Recovery, windows: Windows, sample: str) -> None:
