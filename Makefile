@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check compat clean
 
 demo: .venv/ready-imdb
 	$(BIN)/layerfold study
@@ -15,6 +15,12 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Another generation of transformers reads what this one wrote; the other packages are those of the environment.
+compat: .venv/ready-dev
+	test -d .venv/compat/transformers || $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps \
+	  --target .venv/compat -r compat/requirements.txt
+	READER=.venv/compat PYTHONPATH=tests $(BIN)/python -m pytest compat
 
 .venv/ready-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=...")'

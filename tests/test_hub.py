@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import logits, tiny, tiny_model
 from transformers import BertConfig, BertModel
 
-import layerfold
+import layerfold as package
 from layerfold import hub
 from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError
 from layerfold.hub import Provenance, default_corpus, load
@@ -53,9 +54,9 @@ def test_half_precision_weights_are_read_as_float32(tmp_path: Path) -> None:
 
 def test_provenance_survives_saving_and_grows(tmp_path: Path, folder: Path) -> None:
     base = load(folder)
-    once = layerfold.compress(base, Collapse(n=2, align="none"))
+    once = package.compress(base, Collapse(n=2, align="none"))
     once.save(tmp_path / "once")
-    twice = layerfold.compress(load(tmp_path / "once"), Collapse(n=2, align="none"))
+    twice = package.compress(load(tmp_path / "once"), Collapse(n=2, align="none"))
     assert [step["method"]["groups"] for step in twice.provenance.steps] == ["0-1,2-3", "0-1"]
     assert twice.provenance.base_sha256 == base.sha256
     assert twice.provenance.base == base.provenance.base
@@ -104,6 +105,46 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["beside weights", "alone"])
+def test_an_adapter_is_refused_and_stays(alone: bool, folder: Path, layerfold: Any) -> None:
+    """transformers would put it on where peft is installed, and write nothing else when it saves."""
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": ["c_attn"]}))
+    if alone:
+        (folder / "config.json").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    drop = ("compress", "drop", "--model", folder, "--blocks", "1", "--output-dir")
+    for words in ((*drop, folder.parent / "small"), (*drop, folder, "--overwrite"), ("eval", folder)):
+        done = layerfold(*words)
+        assert done.code == 2
+        assert done.err.startswith(f"layerfold: {str(folder)!r} holds an adapter (adapter_config.json)")
+        assert done.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not (folder.parent / "small").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_named(name: str, folder: Path) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n")
+    with pytest.raises(ModelError, match=rf"{name}' is a git-lfs pointer, not the file itself; run `git lfs pull`"):
+        load(folder)
+
+
+def test_why_a_configuration_is_refused_is_not_cut_off(tmp_path: Path) -> None:
+    tiny("qwen2").save(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"layer_types": ["full_attention"] * 3}))
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*`num_hidden_layers` \(4\) .*`layer_types` \(3\)"):
+        load(tmp_path / "model")
+
+
+def test_code_that_is_named_and_not_there_is_not_named_again(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+    load(folder).save(tmp_path / "saved")
+    assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+
+
 def test_pickled_weights_are_not_loaded(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"never read")
@@ -145,6 +186,22 @@ def test_what_is_neither_a_folder_nor_an_id_is_refused(tmp_path: Path) -> None:
             load(name)
     with pytest.raises(InputError, match="accepted: pocket, an existing folder"):
         load("a/b/c")
+
+
+@pytest.mark.parametrize("name", ["./mymodell", "../mymodell", "~/mymodell", "/mymodell", "./a/b"])
+def test_a_path_is_never_asked_of_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "hub_reachable", lambda: pytest.fail("asked the Hub"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^no folder at "):
+        load(name)
+
+
+def test_the_folder_that_was_meant_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
+    monkeypatch.chdir(folder.parent)
+    for name in ("./modell", "modell"):
+        with pytest.raises(LayerfoldError, match=r"; did you mean 'model'\?$"):
+            load(name)
 
 
 def test_gguf_needs_its_package_and_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
         elif path.suffix == ".gguf":
             model = _load_gguf(path, options)
         elif str(name).startswith((".", "~", os.sep)) and not path.exists():
-            raise InputError(f"no folder at {str(name)!r}. {nearest(path.name, _beside(path))}".rstrip(". "))
+            raise InputError(f"no folder at {str(name)!r}; {nearest(path.name, _beside(path))}".rstrip("; "))
         elif path.exists() or not _HUB_ID.fullmatch(str(name)):
             raise InputError(f"model {str(name)!r}; accepted: {POCKET}, an existing folder, a .gguf file, a Hub id")
         else:
@@ -342,6 +342,7 @@ def _as_model_errors(source: str, offline: bool = False) -> Iterator[None]:
         line = first_line(error)
         if offline:
             missing = f"the Hub cannot be reached, and {source!r} is neither a folder nor in the Hub's local cache"
-            raise OfflineError(f"{missing}. {nearest(source, [POCKET])}".rstrip(". ")) from error
+            near = nearest(source, [POCKET, *_beside(Path(source))])
+            raise OfflineError(f"{missing}; {near}".rstrip("; ")) from error
         known = f" (architectures: {', '.join(FAMILIES)})" if "model_type" in line else ""
         raise ModelError(f"the model {source!r} cannot be loaded: {line}{known}") from error

@@ -8,7 +8,6 @@ from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
 from layerfold.windows import Windows
 
-
 _NAME_ONE = "name one with --teacher (from Python, teacher=)"
 
 
