@@ -96,7 +96,10 @@ def save(
         else:
             state = write_dense(decoder.model, folder, dtype=dtype)
             readback.check_config(folder, decoder.model, state)
-            readback.check_tensors(folder.glob("*.safetensors"), state, structure.aliases(decoder.model))
+            tied = {
+                alias: name for alias, name in structure.aliases(decoder.model).items() if _declared(decoder, alias)
+            }
+            readback.check_tensors(folder.glob("*.safetensors"), state, tied)
             manifest |= _write_masks(decoder, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -150,10 +153,15 @@ def write_dense(
     for alias, name in aliases.items():
         # Where the architecture does not declare that the two are one, a plain reader looks for both.
         if alias in whole:
-            written[alias] = written[name] if alias in model.all_tied_weights_keys else written[name].clone()
+            written[alias] = written[name] if _declared(decoder, alias) else written[name].clone()
     model.save_pretrained(folder, state_dict=dict(written))
     portable.write_config_(folder, dtype_name(dtype))
     return written
+
+
+def _declared(decoder: Decoder, alias: str) -> bool:
+    """Whether the architecture itself says that a parameter is tied to another."""
+    return alias in decoder.model.all_tied_weights_keys
 
 
 def write_training(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 _OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "architectures", "auto_map"}
 
 
-def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], optional: Iterable[str] = ()) -> None:
+def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], tied: Mapping[str, str] | None = None) -> None:
     """Compare the names, shapes, dtypes and values in ``.safetensors`` files with what was to be written.
 
     Args:
-        optional: names that a reader ties to others, and that may therefore be missing.
+        tied: names that a reader ties, each with the one it is tied to: one of the two is enough.
 
     Raises:
         OutputError: they differ.
@@ -41,7 +41,9 @@ def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], optional:
                 if not torch.equal(_bits(tensor), _bits(own)):
                     raise OutputError(f"{file.name!r} reads back with other values of {name!r}")
                 found.add(name)
-    if missing := sorted(wanted.keys() - found - set(optional)):
+    tied = tied or {}
+    there = found | {tied[name] for name in found & tied.keys()}
+    if missing := sorted(name for name in wanted.keys() - found if tied.get(name, name) not in there):
         raise OutputError(f"the weights read back without {missing[0]!r} ({len(missing)} missing)")
 
 
