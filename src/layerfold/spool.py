@@ -94,6 +94,7 @@ class Stowed:
 
     Attributes:
         bytes: what the values take.
+        here: whether they are in memory.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -102,7 +103,7 @@ class Stowed:
         self._axes = [sorted(range(each.dim()), key=each.stride, reverse=True) for each in self._tensors]
         self.bytes = sum(each.nbytes for each in self._tensors)
         self._file: _File | None = None
-        self._here = True
+        self.here = True
 
     @torch.no_grad()
     def stow(self) -> None:
@@ -111,7 +112,7 @@ class Stowed:
         Raises:
             OutputError: the disk is full.
         """
-        if not self._here:
+        if not self.here:
             return
         if self._file is None:
             file, place = _File("weights"), 0
@@ -121,7 +122,7 @@ class Stowed:
             self._file = file
         for tensor in self._tensors:
             tensor.data = tensor.new_zeros(()).expand(tensor.shape)  # the shape, without the values
-        self._here = False
+        self.here = False
         memory.release()
 
     @torch.no_grad()
@@ -131,7 +132,7 @@ class Stowed:
         Raises:
             OutputError: the file ends too early.
         """
-        if self._here or self._file is None:
+        if self.here or self._file is None:
             return
         place = 0
         for tensor, axes in zip(self._tensors, self._axes, strict=True):
@@ -139,7 +140,7 @@ class Stowed:
             self._file.read(place, _bytes(values))
             place += tensor.nbytes
             tensor.data = values.permute([axes.index(axis) for axis in range(len(axes))])
-        self._here = True
+        self.here = True
 
 
 def _bytes(values: Tensor) -> memoryview:

@@ -11,11 +11,12 @@ import torch
 from tiny import BLOCKS, tiny, windows
 from torch import Tensor
 
+from layerfold.apart import Apart
 from layerfold.decoder import Decoder
 from layerfold.methods import Share
 from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores
-from layerfold.search.stages import Apart, Blocks, Edited, Lacking, Replaced, removable
+from layerfold.search.stages import Blocks, Edited, Lacking, Replaced, removable
 from layerfold.stepping import Stepper
 
 
@@ -31,7 +32,10 @@ def shared(decoder: Decoder, *windows: str) -> dict[Blocks, Decoder]:
 
 
 def apart(decoder: Decoder, others: dict[Blocks, Decoder]) -> dict[Blocks, Apart]:
-    return {blocks: Apart(copied(other, decoder), decoder) for blocks, other in others.items()}
+    found = {blocks: Apart(copied(other, decoder), decoder) for blocks, other in others.items()}
+    for each in found.values():
+        each.own.stow()
+    return found
 
 
 def copied(other: Decoder, beside: Decoder) -> Decoder:

@@ -18,6 +18,9 @@ from layerfold.statistics import Floats
 Groups = Mapping[int, Sequence[Blocks]]
 """Candidates that compete with each other, by how many blocks they lack."""
 
+RACE = "race-2"
+"""The rules of a race; version 1 gave up at a confidence of 0.999 in each comparison, however many there were."""
+
 CHANCE = 0.01
 """Largest probability that a race gives up the best candidate of any group, over a whole search."""
 
@@ -29,10 +32,11 @@ a sample consists of; fewer of them tell nothing of how they differ."""
 class Selection:
     """Measures candidates and picks the best of each group.
 
-    With `race`, candidates are measured on four windows, eight, sixteen and so on, and one is given up as soon as its
-    paired difference to the last of the leaders is more than chance, by Student's t. Windows come in a random order
-    and without replacement, so that the standard error shrinks to nothing as all of the text is read (finite
-    population correction); whoever is left then has been measured exactly. Without, all of the text is read at once.
+    With `race`, candidates are measured on four windows, and in each further round on half as many again. One is given
+    up as soon as its paired difference to the last of the leaders is more than chance, by Student's t. Windows come in
+    a random order and without replacement, so that the standard error shrinks to nothing as all of the text is read
+    (finite population correction); whoever is left then has been measured exactly. Without, all of the text is read
+    at once.
 
     The best of a group is lost where one of the others seems better in one of the rounds. `chance` is divided among
     all of these comparisons (Bonferroni), so that it bounds the sum of their errors. Call number i of a selection,
@@ -73,7 +77,9 @@ class Selection:
         running = {count: list(candidates) for count, candidates in groups.items()}
         self.all_windows += sum(map(len, running.values())) * len(self._scores.windows)
         self._calls += 1
-        comparisons = (len(self._rounds) - 1) * sum(len(candidates) - 1 for candidates in running.values())
+        comparisons = (len(self._rounds) - 1) * sum(
+            len(candidates) - 1 for candidates in running.values() if candidates
+        )
         error = self._chance / (self._calls * (self._calls + 1)) / max(1, comparisons)
         read = 0
         for windows in self._rounds:
@@ -121,9 +127,9 @@ def behind(values: Floats, windows: int, keep: int, error: float) -> NDArray[np.
 
 
 def _rounds(order: list[int]) -> Iterator[list[int]]:
-    """The first windows, twice as many, four times, ... and all."""
+    """The first windows, half as many again, ... and all: 4, 6, 9, 14, 21, 32, 48, 72."""
     size = FIRST_ROUND
     while size < len(order):
         yield order[:size]
-        size *= 2
+        size += (size + 1) // 2
     yield order

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
 
+from layerfold.apart import Apart
 from layerfold.decoder import Decoder
 from layerfold.methods.drop import Part
 from layerfold.search.walk import Path
-from layerfold.spool import Stowed
 from layerfold.stepping import Stepper
 
 Blocks = tuple[int, ...]
@@ -54,21 +54,6 @@ class Lacking:
         return tuple(n + i if i in candidate else i for i in range(n))
 
 
-class Apart:
-    """A decoder that shares parameters with another, and whose own are in a temporary file while it is not used.
-
-    Args:
-        decoder: nothing writes into its own tensors from now on.
-        beside: the decoder that it shares the other parameters with.
-    """
-
-    def __init__(self, decoder: Decoder, beside: Decoder) -> None:
-        self.decoder = decoder
-        shared = {id(tensor) for tensor in _tensors(beside)}
-        self.own = Stowed(tensor for tensor in _tensors(decoder) if id(tensor) not in shared)
-        self.own.stow()
-
-
 class Replaced:
     """Candidates that have the blocks of another decoder in the place of their own.
 
@@ -77,7 +62,7 @@ class Replaced:
 
     Args:
         decoder: the model as it is; never edited.
-        others: by candidate, a decoder of the same depth.
+        others: by candidate, a decoder of the same depth beside this one.
     """
 
     def __init__(self, decoder: Decoder, others: Mapping[Blocks, Apart]) -> None:
@@ -190,11 +175,6 @@ class Edited:
         n = self._own.decoder.n_blocks
         first = n * (1 + list(self.held).index(candidate))
         return tuple(range(first, first + n - len(candidate)))
-
-
-def _tensors(decoder: Decoder) -> Iterator[Tensor]:
-    yield from decoder.model.parameters()
-    yield from decoder.model.buffers()
 
 
 def removable(decoder: Decoder, part: Part) -> tuple[int, ...]:

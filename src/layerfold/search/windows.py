@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from layerfold import defaults
+from layerfold.apart import Apart
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint import hash_weights
 from layerfold.decoder import Decoder
@@ -24,7 +25,7 @@ from layerfold.search.found_windows import FoundWindows, Window
 from layerfold.search.judging import describe, judged
 from layerfold.search.scores import OBJECTIVES, Objective, Scores
 from layerfold.search.selection import CHANCE, Selection
-from layerfold.search.stages import Apart, Blocks, Replaced
+from layerfold.search.stages import Blocks, Replaced
 from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
@@ -183,6 +184,7 @@ def shared(
         other = decoder.copy(share=True)
         share.at(window[0]).apply(other, calibration)
         others[tuple(window)] = Apart(other, decoder)
+        others[tuple(window)].own.stow()
     return others
 
 
