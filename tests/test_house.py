@@ -18,11 +18,12 @@ FLOORS = {
     0: "errors hashes ranking surgeon defaults folders memory network linalg leastsquares statistics logistic progress "
     "records spool yamlfiles weightfiles portable readback",
     1: "families ffn attention factored sublayers block readout decoder deltas structure masks stepping compact "
-    "checkpoint auto",
+    "checkpoint auto apart",
     2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sensitivity thinning sharing "
     "scoring hub adapter streaming passing repairing rescaling spans",
     3: "methods evaluators recovery classification",
-    4: "building origins presets repair applying rows recipe variants search planning passes replicates study api",
+    4: "building origins presets repair applying rows recipe variants search planning waiting passes replicates "
+    "study api",
     5: "report console doctor cli",
     6: "__init__",  # of layerfold itself: above all
 }

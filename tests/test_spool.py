@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from layerfold.errors import OutputError
-from layerfold.spool import Spool
+from layerfold.spool import Spool, Stowed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -107,3 +109,66 @@ def test_where_no_file_can_be_made_that_is_said(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(OutputError, match=r"^no temporary file can be made: .*Permission denied$"):
         Spool((1, 1))
+
+
+def bits(tensor: torch.Tensor) -> list[int]:
+    return tensor.detach().reshape(-1).view(torch.uint8).tolist()
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """What the memory behind tensors takes."""
+    return sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+class TestStowed:
+    """Weights that wait in a file."""
+
+    @pytest.fixture
+    def tensors(self) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        values = [torch.randn(shape, generator=generator) for shape in ((5, 7), (3,), (4, 2, 6), ())]
+        values += [values[0].T, torch.tensor([math.nan, -0.0, math.inf]), torch.empty(0, 3)]
+        values += [torch.randn(6, 4, generator=generator).to(dtype) for dtype in (torch.bfloat16, torch.float64)]
+        parameters: list[torch.Tensor] = [torch.nn.Parameter(each) for each in values]
+        return [*parameters, torch.arange(9) > 4, torch.tensor([2**53 + 1])]
+
+    def test_what_comes_back_is_equal_to_the_bit_and_laid_out_alike(self, tensors: list[torch.Tensor]) -> None:
+        before = [(bits(each), each.stride(), each.dtype) for each in tensors]
+        stowed = Stowed(tensors)
+        for _ in range(2):
+            stowed.stow()
+            stowed.stow()
+            stowed.fetch()
+            stowed.fetch()
+            for tensor, (values, stride, dtype) in zip(tensors, before, strict=True):
+                assert bits(tensor) == values
+                assert (tensor.stride(), tensor.dtype) == (stride, dtype)
+
+    def test_what_is_stowed_keeps_its_shape_and_frees_its_memory(self) -> None:
+        weight = torch.nn.Parameter(torch.randn(64, 32))
+        modules = [torch.nn.Linear(32, 64), torch.nn.Linear(32, 64)]
+        for module in modules:
+            module.weight = weight
+        tensors = [each for module in modules for each in module.parameters()]
+        stowed = Stowed(tensors)
+        assert stowed.bytes == storage_bytes(tensors) == 4 * (64 * 32 + 2 * 64)
+        stowed.stow()
+        assert storage_bytes(tensors) == 3 * 4
+        assert [each.shape for each in tensors] == [(64, 32), (64,), (64, 32), (64,)]
+        stowed.fetch()
+        assert modules[0].weight is modules[1].weight is weight
+        assert storage_bytes(tensors) == stowed.bytes
+
+    def test_nothing_is_written_before_it_is_needed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "TemporaryFile", None)
+        Stowed([torch.ones(3)]).fetch()
+        Stowed([]).fetch()
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+    def test_a_full_disk_is_said_in_one_line_and_loses_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        values = torch.ones(4, 2)
+        stowed = Stowed([values])
+        monkeypatch.setattr(tempfile, "TemporaryFile", Path("/dev/full").open)
+        with pytest.raises(OutputError, match=r"^weights cannot be written to a temporary file in '.*': .*space"):
+            stowed.stow()
+        assert torch.equal(values, torch.ones(4, 2))

@@ -29,6 +29,7 @@ from layerfold.progress import Progress, Step
 from layerfold.recipe import Recipe
 from layerfold.records import BASE_LABEL, RECOVERY, Record, RecordStore, Results, environment, hash_json
 from layerfold.variants import Variants
+from layerfold.waiting import Waiting
 
 _MEASURING, _COMPARING, _RECOVERING = 3.0, 1.0, 15.0
 """How long building and measuring a variant takes against its part in a comparison, and against training on as many
@@ -51,13 +52,14 @@ class Pass:
         base: the model.
         folder: the run's.
         store: where records are kept.
+        limit: bytes of memory for variants that wait to be compared, see `Waiting`.
 
     Raises:
         InputError: a method that the base's depth does not admit.
     """
 
-    def __init__(self, recipe: Recipe, base: Model, folder: Path, store: RecordStore) -> None:
-        self.base, self._store = base, store
+    def __init__(self, recipe: Recipe, base: Model, folder: Path, store: RecordStore, limit: int | None = None) -> None:
+        self.base, self._store, self._limit = base, store, limit
         self.variants = Variants(recipe, base, folder)
         self.recipe = self.variants.recipe
 
@@ -73,18 +75,22 @@ class Pass:
                 label: [each for each in self._measurements() if self._stored(label, *each) is None]
                 for label in self.labels
             }
-        built: dict[str, tuple[Model, Notes]] = {}
+        waiting = Waiting(self.base, self._limit)
         steps = [
-            Step(label, self._weight(measurements), partial(self._measure, label, measurements, built, progress))
+            Step(label, self._weight(measurements), partial(self._measure, label, measurements, waiting, progress))
             for label, measurements in missing.items()
             if measurements
         ]
         recovers = self.recipe.recovery is not None
-        for evaluator in self.recipe.evaluate:
-            labels = [label for label in self.labels if (evaluator, recovers) in missing[label]]
-            if isinstance(evaluator, Comparison) and labels:
-                compare = partial(self._compare, labels, evaluator, built, progress)
-                steps.append(Step(evaluator.name, _COMPARING * len(labels), compare))
+        comparisons = [
+            (evaluator, labels)
+            for evaluator in self.recipe.evaluate
+            if isinstance(evaluator, Comparison)
+            and (labels := [label for label in self.labels if (evaluator, recovers) in missing[label]])
+        ]
+        for evaluator, labels in comparisons:
+            compare = partial(self._compare, labels, evaluator, waiting, evaluator is comparisons[-1][0], progress)
+            steps.append(Step(evaluator.name, _COMPARING * len(labels), compare))
         for evaluator in self.recipe.evaluate:
             if isinstance(evaluator, Baselined) and None in self._baselines(evaluator):
                 steps.append(
@@ -109,24 +115,26 @@ class Pass:
         self,
         label: str,
         measurements: list[Measurement],
-        built: dict[str, tuple[Model, Notes]],
+        waiting: Waiting,
         progress: Progress,
     ) -> Iterator[Record]:
         """Build a variant, measure it, recover it and measure it again; keep it if it is still to be compared."""
         model, notes = self.variants.build(label, progress)
-        recovered = False
+        recovered = compared = False
         for evaluator, after in measurements:
             started = time.perf_counter()
             if after and not recovered:
                 model, recovered = self.variants.recover(label, model, progress), True
             if isinstance(evaluator, Comparison):
-                built[label] = model, notes
+                compared = True
                 continue
             try:
                 score = recovery_score(model) if evaluator is None else evaluator(model, progress)
             except TrainingError as error:
                 raise TrainingError(f"variant {label!r}: {error}") from error
             yield self._keep(label, evaluator, after, score, notes, time.perf_counter() - started)
+        if compared:
+            waiting.add(label, model, notes)
 
     def _baselines(self, evaluator: Baselined) -> list[Record | None]:
         """The stored records of an evaluator's baselines, None for what is missing."""
@@ -152,16 +160,25 @@ class Pass:
             yield self._put(label, evaluator.name, evaluator.protocol_id, subject, score, {}, seconds)
 
     def _compare(
-        self, labels: list[str], evaluator: Comparison, built: dict[str, tuple[Model, Notes]], progress: Progress
+        self, labels: list[str], evaluator: Comparison, waiting: Waiting, last: bool, progress: Progress
     ) -> Iterator[Record]:
-        """Measure variants side by side, with the base among them whether or not it has its record already."""
-        models = {BASE_LABEL: self.base} | {label: built[label][0] for label in labels}
-        started = time.perf_counter()
-        scores = evaluator.compare(models, progress)
-        seconds = (time.perf_counter() - started) / len(scores)
-        for label in labels:
-            recovers = self.recipe.recovery is not None
-            yield self._keep(label, evaluator, recovers, scores[label], built[label][1], seconds)
+        """Measure variants side by side, in groups that fit in memory, with the base in each.
+
+        Args:
+            last: whether no other comparison follows, and what is measured can go.
+        """
+        recovers = self.recipe.recovery is not None
+        left = list(labels)
+        for group in waiting.groups(labels):
+            started = time.perf_counter()
+            scores = evaluator.compare(waiting.together(group), progress)
+            seconds = (time.perf_counter() - started) / len(scores)
+            # The base's record, where it is missing, is that of the first group.
+            for label in [each for each in left if each in (*group, BASE_LABEL)]:
+                left.remove(label)
+                yield self._keep(label, evaluator, recovers, scores[label], waiting.notes(label), seconds)
+            if last:
+                waiting.drop(group)
 
     def results(self) -> Results:
         """Collect the records there are."""

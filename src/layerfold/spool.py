@@ -1,15 +1,55 @@
-"""Tensors of the length of a text, in a file: they are read and written a batch at a time."""
+"""Tensors in temporary files: of the length of a text, a batch at a time; and weights, while nothing uses them."""
 
 from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from layerfold import memory
 from layerfold.errors import OutputError
+
+
+class _File:
+    """A temporary file without a name, which goes with the object.
+
+    Args:
+        what: is written to it, for messages.
+
+    Raises:
+        OutputError: no file can be made.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        try:
+            # Without a buffer, as one that a full disk does not take would be written once more on closing.
+            self._file = tempfile.TemporaryFile("w+b", buffering=0)  # noqa: SIM115 (goes with the object)
+        except OSError as error:
+            raise OutputError(f"no temporary file can be made: {error}") from error
+        weakref.finalize(self, self._file.close)
+
+    def read(self, place: int, buffer: memoryview) -> None:
+        """Fill a buffer of bytes with what was written from a place on."""
+        self._file.seek(place)
+        while buffer:
+            read = self._file.readinto(buffer) or 0
+            if not read:
+                raise OutputError(f"the temporary file of {self._what} ends before what was written to it")
+            buffer = buffer[read:]
+
+    def write(self, place: int, values: memoryview) -> None:
+        """Write bytes from a place on."""
+        try:
+            self._file.seek(place)
+            while values:
+                values = values[self._file.write(values) :]
+        except OSError as error:
+            where = tempfile.gettempdir()
+            raise OutputError(f"{self._what} cannot be written to a temporary file in {where!r}: {error}") from error
 
 
 class Spool:
@@ -24,20 +64,13 @@ class Spool:
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = torch.Size(shape)
         self._row_bytes = 4 * self.shape[1:].numel()
-        try:
-            # Without a buffer, as one that a full disk does not take would be written once more on closing.
-            self._file = tempfile.TemporaryFile("w+b", buffering=0)  # noqa: SIM115 (goes with the object)
-        except OSError as error:
-            raise OutputError(f"no temporary file can be made: {error}") from error
-        weakref.finalize(self, self._file.close)
+        self._file = _File("activations")
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Return rows that were written before, as a copy."""
         start, stop, _ = rows.indices(self.shape[0])
         buffer = bytearray((stop - start) * self._row_bytes)
-        self._file.seek(start * self._row_bytes)
-        if (self._file.readinto(buffer) or 0) < len(buffer):
-            raise OutputError("the temporary file of activations ends before what was written to it")
+        self._file.read(start * self._row_bytes, memoryview(buffer))
         return torch.frombuffer(buffer, dtype=torch.float32).view(stop - start, *self.shape[1:])
 
     def __setitem__(self, rows: slice, values: Tensor) -> None:
@@ -47,11 +80,69 @@ class Spool:
             OutputError: the disk is full.
         """
         start, _, _ = rows.indices(self.shape[0])
-        try:
-            self._file.seek(start * self._row_bytes)
-            left = values.float().contiguous().view(-1).numpy().data.cast("B")
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            where = tempfile.gettempdir()
-            raise OutputError(f"activations cannot be written to a temporary file in {where!r}: {error}") from error
+        self._file.write(start * self._row_bytes, _bytes(values.float().contiguous()))
+
+
+class Stowed:
+    """Tensors whose values are in memory only between `fetch` and `stow`, and in a temporary file otherwise.
+
+    They stay the same objects, of the same shape, so that what is tied stays tied. What comes back is equal to the bit
+    and laid out alike. The values are in memory to begin with, and the file is written by the first `stow`.
+
+    Args:
+        tensors: parameters and buffers that nothing writes into from now on. One that is given twice is stored once.
+
+    Attributes:
+        bytes: what the values take.
+        here: whether they are in memory.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = [each for each in {id(tensor): tensor for tensor in tensors}.values() if each.numel()]
+        # A transposed tensor is stored as it lies in memory: products may differ in the last bit by the layout.
+        self._axes = [sorted(range(each.dim()), key=each.stride, reverse=True) for each in self._tensors]
+        self.bytes = sum(each.nbytes for each in self._tensors)
+        self._file: _File | None = None
+        self.here = True
+
+    @torch.no_grad()
+    def stow(self) -> None:
+        """Free the memory.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        if not self.here:
+            return
+        if self._file is None:
+            file, place = _File("weights"), 0
+            for tensor, axes in zip(self._tensors, self._axes, strict=True):
+                file.write(place, _bytes(tensor.detach().permute(axes).contiguous()))
+                place += tensor.nbytes
+            self._file = file
+        for tensor in self._tensors:
+            tensor.data = tensor.new_zeros(()).expand(tensor.shape)  # the shape, without the values
+        self.here = False
+        memory.release()
+
+    @torch.no_grad()
+    def fetch(self) -> None:
+        """Bring the values back into memory.
+
+        Raises:
+            OutputError: the file ends too early.
+        """
+        if self.here or self._file is None:
+            return
+        place = 0
+        for tensor, axes in zip(self._tensors, self._axes, strict=True):
+            values = torch.empty([tensor.shape[axis] for axis in axes], dtype=tensor.dtype)
+            self._file.read(place, _bytes(values))
+            place += tensor.nbytes
+            tensor.data = values.permute([axes.index(axis) for axis in range(len(axes))])
+        self.here = True
+
+
+def _bytes(values: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return values.view(-1).view(torch.uint8).numpy().data.cast("B")

@@ -29,6 +29,8 @@ class Study:
         output_dir: the run's folder; made if missing, continued if it holds a study.
         base: the model, if it is loaded already.
         overwrite: write into a folder that holds something else; nothing in it is removed.
+        waiting_bytes: memory for variants that are built and wait until all are timed side by side; None takes half of
+            what is free. Where more wait, they wait in temporary files and are timed in groups, each with the base.
 
     Raises:
         OutputError: the folder holds something that is not a study.
@@ -36,7 +38,13 @@ class Study:
     """
 
     def __init__(
-        self, recipe: Recipe, output_dir: Path | str, *, base: Model | None = None, overwrite: bool = False
+        self,
+        recipe: Recipe,
+        output_dir: Path | str,
+        *,
+        base: Model | None = None,
+        overwrite: bool = False,
+        waiting_bytes: int | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         check_run_folder(self.output_dir, _MARKER, overwrite=overwrite)
@@ -44,7 +52,7 @@ class Study:
         self.recipe = recipe.for_base(self.base)
         store = RecordStore(self.output_dir / "records")
         self.passes = {
-            seed: Pass(self.recipe.with_seed(seed), self.base, self.output_dir, store)
+            seed: Pass(self.recipe.with_seed(seed), self.base, self.output_dir, store, waiting_bytes)
             for seed in self.recipe.seeds or [self.recipe.seed]
         }
 

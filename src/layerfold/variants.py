@@ -17,7 +17,7 @@ from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
 from layerfold.hub import Model, load
-from layerfold.methods import Method, Steps
+from layerfold.methods import Method, Share, Steps
 from layerfold.methods.base import Notes
 from layerfold.origins import Load, Planned, Student
 from layerfold.planning.trials import Texts, Trials
@@ -27,6 +27,7 @@ from layerfold.records import BASE_LABEL, hash_json
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair import Repair
+from layerfold.search.selection import RACE
 from layerfold.search.settling import searches, selection_text
 from layerfold.windows import Windows
 
@@ -91,6 +92,8 @@ class Variants:
                 raise type(error)(f"variant {label!r}: {error}") from error
         elif searches(source) or isinstance(source, Planned):
             subject["selection"] = self._selection.windows(self.base).sha256
+            if not isinstance(source, Share):  # whose windows are all scored on all of the text
+                subject["race"] = RACE
         if isinstance(source, Planned):
             subject["repairs"] = [windows.sha256 for windows in (self._repair_windows, self._quick_windows)]
         if (repair := self._repair(label)) is not None:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import t
 from tables import TableOfScores, flat, selection
 
-from layerfold.search.selection import behind
+from layerfold.progress import SILENT
+from layerfold.search.selection import CHANCE, Selection, behind
 from layerfold.search.stages import Blocks
 
 PAIRS: list[Blocks] = list(combinations(range(6), 2))
@@ -90,6 +92,47 @@ def test_the_winner_survives_races_whose_windows_differ_more_than_their_tokens(a
     assert lost <= 3
 
 
+def lost(candidates: int, windows: int, searches: int, chance: float = CHANCE) -> tuple[int, float]:
+    """How many races among equals, but for chance, give up the best; and what share of the windows they score."""
+    names, losses, scored = [(index,) for index in range(candidates)], 0, 0.0
+    for seed in range(searches):
+        figures = np.random.default_rng([seed, candidates]).standard_normal((candidates, windows))
+        stand_in: Any = TableOfScores(lambda removed, figures=figures: figures[removed[0]], windows=windows)
+        select = Selection(stand_in, "perplexity", race=True, seed=seed, progress=SILENT, chance=chance)
+        losses += select({1: names}, 1)[1][0] != (int(figures.sum(1).argmin()),)
+        scored += select.scored / select.all_windows / searches
+    return losses, scored
+
+
+@pytest.mark.parametrize(("candidates", "searches"), [(2, 400), (12, 300), (66, 100)])
+def test_no_more_than_one_race_in_a_hundred_loses_the_best_of_equals(candidates: int, searches: int) -> None:
+    losses, scored = lost(candidates, 64, searches)
+    assert losses <= searches / 100
+    assert 0.9 < scored < 1  # equals cannot be told apart
+
+
+def test_a_larger_chance_loses_more_and_scores_less() -> None:
+    (few, most), (many, least) = lost(2, 64, 400), lost(2, 64, 400, chance=0.5)
+    assert few < many <= 0.5 * 400
+    assert least < most
+
+
+def test_the_chance_of_a_loss_is_divided_among_rounds_candidates_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[float] = []
+
+    def none(values: np.ndarray, windows: int, keep: int, error: float) -> np.ndarray:
+        errors.append(error)
+        return np.zeros(len(values), dtype=bool)
+
+    monkeypatch.setattr("layerfold.search.selection.behind", none)
+    select = selection(flat(by_sum), race=True)
+    for calls in (1, 2, 3):
+        errors.clear()
+        select({1: [(i,) for i in range(6)], 2: PAIRS}, 1)
+        # Of 64 windows 4, 6, 9, 14, 21, 32 and 48 end a round; of 6 and 15 candidates the best meets 5 and 14 others.
+        assert errors == pytest.approx([CHANCE / (calls * (calls + 1)) / (7 * (5 + 14))] * 14)
+
+
 class TestBehind:
     """`behind` on a table small enough to do by hand."""
 
@@ -99,17 +142,17 @@ class TestBehind:
         scatter = np.array([0.1, -0.1, 0.1, -0.1])
         limit = t.ppf(0.999, 3) * scatter.std(ddof=1) * math.sqrt(4) * math.sqrt(1 / 2)
         just_in, just_out = scatter + 0.999 * limit / 4, scatter + 1.001 * limit / 4
-        assert behind(np.stack([np.zeros(4), just_in, just_out]), 8, 1).tolist() == [False, False, True]
+        assert behind(np.stack([np.zeros(4), just_in, just_out]), 8, 1, 0.001).tolist() == [False, False, True]
 
     def test_after_all_of_the_text_whoever_is_worse(self) -> None:
         values = np.stack([np.zeros(4), np.full(4, 1e-9), np.zeros(4)])
-        assert behind(values, 4, 1).tolist() == [False, True, False]
+        assert behind(values, 4, 1, 0.001).tolist() == [False, True, False]
 
     def test_the_last_of_the_leaders_counts(self) -> None:
         values = np.stack([np.full(4, float(i)) for i in range(4)])
-        assert behind(values, 8, 2).tolist() == [False, False, True, True]
-        assert behind(values, 8, 4).tolist() == [False] * 4
-        assert behind(values, 8, 9).tolist() == [False] * 4
+        assert behind(values, 8, 2, 0.001).tolist() == [False, False, True, True]
+        assert behind(values, 8, 4, 0.001).tolist() == [False] * 4
+        assert behind(values, 8, 9, 0.001).tolist() == [False] * 4
 
     def test_a_single_window_says_nothing(self) -> None:
-        assert behind(np.array([[0.0], [9.0]]), 8, 1).tolist() == [False, False]
+        assert behind(np.array([[0.0], [9.0]]), 8, 1, 0.001).tolist() == [False, False]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from tiny import BLOCKS, tiny, windows
 from torch import Tensor
 
+from layerfold.apart import Apart
 from layerfold.decoder import Decoder
 from layerfold.methods import Share
 from layerfold.scoring import window_nats
@@ -28,9 +31,22 @@ def shared(decoder: Decoder, *windows: str) -> dict[Blocks, Decoder]:
     return others
 
 
+def apart(decoder: Decoder, others: dict[Blocks, Decoder]) -> dict[Blocks, Apart]:
+    found = {blocks: Apart(copied(other, decoder), decoder) for blocks, other in others.items()}
+    for each in found.values():
+        each.own.stow()
+    return found
+
+
+def copied(other: Decoder, beside: Decoder) -> Decoder:
+    """A copy with own tensors of its own, and the same shared ones."""
+    memo = {id(each): each for each in (*beside.model.parameters(), *beside.model.buffers())}
+    return Decoder(copy.deepcopy(other.model, memo))
+
+
 def test_a_candidate_has_the_other_decoders_blocks_in_the_place_of_its_own() -> None:
     decoder = tiny("gpt2").decoder
-    stages = Replaced(decoder, shared(decoder, "0:2", "1:3"))
+    stages = Replaced(decoder, apart(decoder, shared(decoder, "0:2", "1:3")))
     assert stages.path(()) == (0, 1, 2, 3)
     assert stages.path((0, 1)) == (4, 5, 2, 3)
     assert stages.path((1, 2, 3)) == (0, 9, 10, 11)
@@ -40,13 +56,13 @@ def test_a_candidate_has_the_other_decoders_blocks_in_the_place_of_its_own() -> 
 def test_a_candidate_that_there_is_no_decoder_for_has_no_path() -> None:
     decoder = tiny("gpt2").decoder
     with pytest.raises(KeyError):
-        Replaced(decoder, shared(decoder, "0:2")).path((1, 2))
+        Replaced(decoder, apart(decoder, shared(decoder, "0:2"))).path((1, 2))
 
 
 @pytest.mark.parametrize("divergence", [False, True])
 def test_what_is_below_the_window_is_passed_once(divergence: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, cut = tiny("gpt2").decoder, windows()
-    scores = Scores(Replaced(decoder, shared(decoder, "0:2", "1:2", "2:2")), cut, divergence=divergence)
+    scores = Scores(Replaced(decoder, apart(decoder, shared(decoder, "0:2", "1:2", "2:2"))), cut, divergence=divergence)
     passed: Counter[int] = Counter()
     step = Scores._step
 
@@ -66,7 +82,7 @@ def test_what_is_below_the_window_is_passed_once(divergence: bool, monkeypatch: 
 def test_parameters_count_what_is_shared_once(name: str) -> None:
     decoder = tiny(name).decoder
     others = shared(decoder, "0:2", "1:3", "0:4")
-    scores = Scores(Replaced(decoder, others), windows())
+    scores = Scores(Replaced(decoder, apart(decoder, others)), windows())
     assert scores.parameters(()) == decoder.size().parameters
     for window, other in others.items():
         assert scores.parameters(window) == other.size().parameters < decoder.size().parameters
@@ -75,7 +91,7 @@ def test_parameters_count_what_is_shared_once(name: str) -> None:
 def test_scores_are_those_of_the_other_decoder() -> None:
     decoder, cut = tiny("mistral").decoder, windows(stride=20)
     others = shared(decoder, "1:2", "0:4")
-    scores = Scores(Replaced(decoder, others), cut)
+    scores = Scores(Replaced(decoder, apart(decoder, others)), cut)
     scores.measure([(), *others])
     assert scores.values((), "perplexity") == pytest.approx(window_nats(decoder, cut), rel=1e-5)
     assert scores.mean((), "kl") == pytest.approx(0, abs=1e-6)
@@ -84,12 +100,60 @@ def test_scores_are_those_of_the_other_decoder() -> None:
         assert scores.mean(window, "kl") > 1e-4
 
 
+def held_bytes(others: dict[Blocks, Apart], beside: Decoder) -> list[int]:
+    """What each decoder has in memory of its own."""
+    shared = {id(each) for each in beside.model.parameters()}
+    found = []
+    for other in others.values():
+        own = [each for each in other.decoder.model.parameters() if id(each) not in shared]
+        found.append(sum({each.data_ptr(): each.untyped_storage().nbytes() for each in own}.values()))
+    return found
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_one_decoder_at_a_time_has_its_own_tensors_in_memory_and_the_figures_are_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, cut = tiny(name).decoder, windows(stride=20)
+    plain = shared(decoder, "0:2", "1:2", "2:2", "0:4")
+    sizes = [max(each, 1) for each in held_bytes(apart_in_memory(decoder, plain), decoder)]
+    others = apart(decoder, plain)
+    assert max(held_bytes(others, decoder)) < min(sizes) / 50  # an element stands for each tensor
+    seen: list[int] = []
+    step = Stepper.run
+
+    def watching(self: Stepper, index: int, hidden: Tensor) -> Tensor:
+        held = held_bytes(others, decoder)
+        seen.append(sum(each > min(sizes) / 2 for each in held))
+        return step(self, index, hidden)
+
+    monkeypatch.setattr(Stepper, "run", watching)
+    stowed = Scores(Replaced(decoder, others), cut)
+    stowed.measure([(), *others])
+    assert max(seen) == 1
+    monkeypatch.undo()
+    held = Scores(Replaced(decoder, apart_in_memory(decoder, plain)), cut)
+    held.measure([(), *others])
+    for blocks in ((), *others):
+        for objective in ("perplexity", "kl"):
+            assert stowed.values(blocks, objective).tolist() == held.values(blocks, objective).tolist()
+        assert stowed.parameters(blocks) == held.parameters(blocks)
+
+
+def apart_in_memory(decoder: Decoder, others: dict[Blocks, Decoder]) -> dict[Blocks, Any]:
+    found = apart(decoder, others)
+    for each in found.values():
+        each.own.fetch()
+        each.own.stow = lambda: None  # type: ignore[method-assign]
+    return found
+
+
 def test_a_model_that_trains_with_dropout_is_scored_without() -> None:
     decoder, cut = tiny("gpt2", resid_pdrop=0.5).decoder, windows()
     others = shared(decoder, "1:2")
     decoder.model.train()
     others[(1, 2)].model.train()
-    scores = Scores(Replaced(decoder, others), cut)
+    scores = Scores(Replaced(decoder, apart(decoder, others)), cut)
     scores.measure([(), (1, 2)])
     assert scores.values((1, 2), "perplexity") == pytest.approx(window_nats(others[(1, 2)], cut), rel=1e-5)
 
@@ -131,7 +195,7 @@ def test_no_tensor_of_the_model_is_written_into() -> None:
     decoder = tiny("llama").decoder
     before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
     others = shared(decoder, "0:2", "1:3")
-    Scores(Replaced(decoder, others), windows()).measure([(), *others])
+    Scores(Replaced(decoder, apart(decoder, others)), windows()).measure([(), *others])
     after = decoder.model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import typer
 
@@ -28,10 +31,57 @@ app.command("report")(report.report)
 app.command("doctor")(measure.doctor)
 
 
+_USAGE: Any = typer.BadParameter.__mro__[1]
+"""What a command that is typed wrongly raises: click's, or, in newer typers, its copy in typer."""
+
+_SYNONYMS = {"layer": "block", "layers": "blocks"}
+"""Words that other tools use for options, and ours."""
+
+
 def main() -> None:
-    """Run a command; what layerfold raises on purpose becomes one line and exit code 2."""
+    """Run a command. What layerfold raises on purpose and what is typed wrongly is one line and exit code 2."""
     try:
-        app()
+        status = app(standalone_mode=False)
     except LayerfoldError as error:
-        print(f"layerfold: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except _USAGE as error:
+        if error.ctx is None or error.message == error.ctx.get_help():  # a group of commands without a command
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        _refuse(usage(error))
+    except typer.Abort:
+        print("layerfold: stopped", file=sys.stderr)
+        raise SystemExit(1) from None
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _refuse(said: str) -> NoReturn:
+    print(f"layerfold: {' '.join(said.split())}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def usage(error: Any) -> str:
+    """Return what is wrong with the words of a command, with the nearest of what is accepted, or all of it."""
+    command, root = error.ctx.command, error.ctx.find_root().command_path
+    name = error.ctx.command_path.removeprefix(root).strip()
+    if hasattr(error, "possibilities"):
+        options = [option for each in command.get_params(error.ctx) for option in each.opts if option.startswith("-")]
+        said = f"no option {_one_of(error.option_name, options)}"
+    else:
+        said = error.format_message().rstrip(".")
+        if hasattr(command, "commands") and "?" not in said:  # none of them is near
+            said = f"{said}; accepted: {', '.join(sorted(command.commands))}"
+    return f"{name}: {said}" if name else said
+
+
+def _one_of(received: str, options: Sequence[str]) -> str:
+    """The tail of a message: the options that are near, or all of them where none is."""
+    # Without the dashes, which all of them have in common.
+    names = {option.lstrip("-"): option for option in options}
+    plain = received.lstrip("-")
+    ours = _SYNONYMS.get(plain, plain)
+    near = [name for name in names if len(ours) > 2 and name.startswith(ours)]
+    near = near or difflib.get_close_matches(plain, names, n=1)
+    if near:
+        return f"{received!r}; did you mean {' or '.join(repr(names[name]) for name in near)}?"
+    return f"{received!r}; accepted: {', '.join(sorted(options))}"

@@ -31,7 +31,7 @@ from layerfold.statistics import Floats, exponential
 from layerfold.windows import Windows
 
 RESULT = "search.json"
-PROTOCOL = "drop-1"
+PROTOCOL = "drop-2"
 DropObjective = Literal["perplexity", "kl", "repaired"]
 DROP_OBJECTIVES: tuple[DropObjective, ...] = get_args(DropObjective)
 _SCORES = "scores-*.safetensors"
@@ -48,7 +48,7 @@ class DropSearch:
             best set, or to the best `width` sets, of the size below.
         width: of the beam.
         race: give up on a candidate as soon as others are clearly better: faster by far, but only those that ran to
-            the end are listed. See `selection.by_race`.
+            the end are listed. See `selection.Selection`.
         objective: ``perplexity``; ``kl``, the divergence from the model as it is; or ``repaired``, the perplexity of
             what is left after a repair (see `Repairs`): candidates are ranked with each block refitted by itself, from
             moments that serve all of them, the best of each number once more after the whole repair.

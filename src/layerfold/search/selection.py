@@ -18,8 +18,11 @@ from layerfold.statistics import Floats
 Groups = Mapping[int, Sequence[Blocks]]
 """Candidates that compete with each other, by how many blocks they lack."""
 
-CONFIDENCE = 0.999
-"""That a candidate is behind, before it is given up: 3.1 standard errors, and 10 where only four windows were read."""
+RACE = "race-2"
+"""The rules of a race; version 1 gave up at a confidence of 0.999 in each comparison, however many there were."""
+
+CHANCE = 0.01
+"""Largest probability that a race gives up the best candidate of any group, over a whole search."""
 
 FIRST_ROUND = 4
 """Windows that all candidates are measured on. The tokens of a window are alike, so that windows, not tokens, are what
@@ -29,14 +32,20 @@ a sample consists of; fewer of them tell nothing of how they differ."""
 class Selection:
     """Measures candidates and picks the best of each group.
 
-    With `race`, candidates are measured on four windows, eight, sixteen and so on, and one is given up as soon as its
-    paired difference to the last of the leaders is more than chance, by Student's t at `CONFIDENCE`. Windows come in
+    With `race`, candidates are measured on four windows, and in each further round on half as many again. One is given
+    up as soon as its paired difference to the last of the leaders is more than chance, by Student's t. Windows come in
     a random order and without replacement, so that the standard error shrinks to nothing as all of the text is read
     (finite population correction); whoever is left then has been measured exactly. Without, all of the text is read
     at once.
 
+    The best of a group is lost where one of the others seems better in one of the rounds. `chance` is divided among
+    all of these comparisons (Bonferroni), so that it bounds the sum of their errors. Call number i of a selection,
+    as a beam makes one for each size, takes 1 / (i (i + 1)) of it: however many calls follow, their shares add up to
+    1 at most.
+
     Args:
         seed: orders the windows of a race.
+        chance: largest probability that a race gives up the best candidate of any group, over all calls.
 
     Attributes:
         finished: the candidates that were measured on all of the text, in the order of their groups.
@@ -46,8 +55,18 @@ class Selection:
     Source: the idea is that of Hoeffding races (Maron and Moore, NeurIPS 1994); the bound here is Student's.
     """
 
-    def __init__(self, scores: Scores, objective: Objective, *, race: bool, seed: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        scores: Scores,
+        objective: Objective,
+        *,
+        race: bool,
+        seed: int,
+        progress: Progress,
+        chance: float = CHANCE,
+    ) -> None:
         self._scores, self._objective, self._progress = scores, objective, progress
+        self._chance, self._calls = chance, 0
         order = list(range(len(scores.windows)))
         self._rounds = list(_rounds(random.Random(seed).sample(order, len(order)))) if race else [order]
         self.finished: list[Blocks] = []
@@ -57,6 +76,11 @@ class Selection:
         """Return the best of each group, so many, best first."""
         running = {count: list(candidates) for count, candidates in groups.items()}
         self.all_windows += sum(map(len, running.values())) * len(self._scores.windows)
+        self._calls += 1
+        comparisons = (len(self._rounds) - 1) * sum(
+            len(candidates) - 1 for candidates in running.values() if candidates
+        )
+        error = self._chance / (self._calls * (self._calls + 1)) / max(1, comparisons)
         read = 0
         for windows in self._rounds:
             self.scored += sum(map(len, running.values())) * (len(windows) - read)
@@ -64,13 +88,13 @@ class Selection:
             said = f"{sum(map(len, running.values())):,} candidates on {len(windows)} windows"
             self._scores.measure(chain(*running.values()), windows, self._progress, said)
             if windows is not self._rounds[-1]:
-                running = {count: self._still_running(each, windows, keep) for count, each in running.items()}
+                running = {count: self._still_running(each, windows, keep, error) for count, each in running.items()}
         self.finished += chain(*running.values())
         return {count: self._ranked(candidates)[:keep] for count, candidates in running.items()}
 
-    def _still_running(self, candidates: list[Blocks], windows: list[int], keep: int) -> list[Blocks]:
+    def _still_running(self, candidates: list[Blocks], windows: list[int], keep: int, error: float) -> list[Blocks]:
         values = np.stack([self._scores.values(removed, self._objective)[windows] for removed in candidates])
-        gone = behind(values, len(self._scores.windows), keep)
+        gone = behind(values, len(self._scores.windows), keep, error)
         self.given_up += int(gone.sum())
         return [removed for removed, given_up in zip(candidates, gone, strict=True) if not given_up]
 
@@ -80,12 +104,13 @@ class Selection:
         return sorted(means, key=lambda removed: (np.isnan(means[removed]), means[removed], removed))
 
 
-def behind(values: Floats, windows: int, keep: int) -> NDArray[np.bool_]:
+def behind(values: Floats, windows: int, keep: int, error: float) -> NDArray[np.bool_]:
     """Say which candidates are too far behind to be among the best `keep` in the end.
 
     Args:
         values: (candidates, windows read), sums over the tokens of each window, of which the windows are a sample.
         windows: how many there are in all.
+        error: probability that one of two equal candidates is taken for worse than the other.
 
     Returns:
         (candidates,).
@@ -95,16 +120,16 @@ def behind(values: Floats, windows: int, keep: int) -> NDArray[np.bool_]:
         return np.zeros(len(values), dtype=bool)
     last = int(np.argsort(values.sum(1), kind="stable")[keep - 1])
     difference = values - values[last]
-    error = difference.std(1, ddof=1) * np.sqrt(read * (1 - read / windows))
-    gone: NDArray[np.bool_] = difference.sum(1) > stdtrit(read - 1, CONFIDENCE) * error
+    deviation = difference.std(1, ddof=1) * np.sqrt(read * (1 - read / windows))
+    gone: NDArray[np.bool_] = difference.sum(1) > -stdtrit(read - 1, error) * deviation
     gone[last] = False
     return gone
 
 
 def _rounds(order: list[int]) -> Iterator[list[int]]:
-    """The first windows, twice as many, four times, ... and all."""
+    """The first windows, half as many again, ... and all: 4, 6, 9, 14, 21, 32, 48, 72."""
     size = FIRST_ROUND
     while size < len(order):
         yield order[:size]
-        size *= 2
+        size += (size + 1) // 2
     yield order

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
+from torch import Tensor
+
+from layerfold.apart import Apart
 from layerfold.decoder import Decoder
 from layerfold.methods.drop import Part
 from layerfold.search.walk import Path
@@ -54,19 +57,41 @@ class Lacking:
 class Replaced:
     """Candidates that have the blocks of another decoder in the place of their own.
 
+    One of the other decoders at a time has its own tensors in memory. In a walk the candidates come one after the
+    other, so that each is read once for each batch of text.
+
     Args:
         decoder: the model as it is; never edited.
-        others: by candidate, a decoder of the same depth.
+        others: by candidate, a decoder of the same depth beside this one.
     """
 
-    def __init__(self, decoder: Decoder, others: Mapping[Blocks, Decoder]) -> None:
+    def __init__(self, decoder: Decoder, others: Mapping[Blocks, Apart]) -> None:
         self._n_blocks = decoder.n_blocks
         self._first = {candidate: place * decoder.n_blocks for place, candidate in enumerate(others, 1)}
-        self.steppers = [Stepper(each) for each in (decoder, *others.values())]
+        self._others = list(others.values())
+        self.steppers = [Stepper(decoder), *(_Fetched(each, self._fetch) for each in self._others)]
 
     def path(self, candidate: Blocks) -> Path:
         """Return the model's own blocks, and in their places the other decoder's."""
         return tuple(self._first[candidate] + i if i in candidate else i for i in range(self._n_blocks))
+
+    def _fetch(self, wanted: Apart) -> None:
+        for each in self._others:
+            if each is not wanted:
+                each.own.stow()
+        wanted.own.fetch()
+
+
+class _Fetched(Stepper):
+    """Steps through a decoder whose own tensors are brought into memory first."""
+
+    def __init__(self, apart: Apart, fetch: Callable[[Apart], None]) -> None:
+        super().__init__(apart.decoder)
+        self._apart, self._fetch = apart, fetch
+
+    def run(self, index: int, hidden: Tensor) -> Tensor:
+        self._fetch(self._apart)
+        return super().run(index, hidden)
 
 
 class Spanned:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from layerfold import defaults
+from layerfold.apart import Apart
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint import hash_weights
 from layerfold.decoder import Decoder
@@ -23,13 +24,13 @@ from layerfold.records import environment, hash_json, write_text
 from layerfold.search.found_windows import FoundWindows, Window
 from layerfold.search.judging import describe, judged
 from layerfold.search.scores import OBJECTIVES, Objective, Scores
-from layerfold.search.selection import Selection
+from layerfold.search.selection import CHANCE, Selection
 from layerfold.search.stages import Blocks, Replaced
 from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
 RESULT = "search.json"
-PROTOCOL = "window-1"
+PROTOCOL = "window-2"
 _SCORES = "windows-*.safetensors"
 
 
@@ -39,6 +40,7 @@ class WindowSearch:
 
     Every window of so many consecutive blocks is shared as `share` says and scored. All of them are calibrated in one
     pass each over the text, for alignment and for the deltas, and what they have below the window is computed once.
+    Memory holds the base and the deltas of one window at a time; those of the others are in temporary files.
 
     Attributes:
         k: how many blocks share, first and last of a range.
@@ -109,7 +111,7 @@ class WindowSearch:
             "protocol": PROTOCOL,
         }
 
-        def scores(text: Perplexity, shares: list[Share], others: Mapping[Blocks, Decoder]) -> Scores:
+        def scores(text: Perplexity, shares: list[Share], others: Mapping[Blocks, Apart]) -> Scores:
             cut = text.windows(model)
             settings = [share.resolved(model.decoder) for share in shares]
             key = hash_json({**known, "shares": settings, "windows": [*map(list, others)], "text": cut.sha256})
@@ -119,7 +121,7 @@ class WindowSearch:
 
         candidates: list[Window] = []
         best: dict[int, Window] = {}
-        winners: dict[Blocks, Decoder] = {}
+        winners: dict[Blocks, Apart] = {}
         work: Counter[str] = Counter()
         eliminated = 0
         for share in shares:
@@ -130,11 +132,13 @@ class WindowSearch:
                 race=self.race,
                 seed=self.seed,
                 progress=progress,
+                chance=CHANCE / len(shares),
             )
             first = select({share.size: list(others)}, 1)[share.size][0]
             chosen_by.measure([()], progress=progress, description="measuring the model as it is")
             candidates += [measured(chosen_by, blocks) for blocks in select.finished]
             best[share.size], winners[first] = measured(chosen_by, first), others[first]
+            winners[first].own.stow()
             base = measured(chosen_by, ())
             work.update(scored_windows=select.scored, windows_of_all_candidates=select.all_windows)
             eliminated += select.given_up
@@ -168,14 +172,19 @@ class WindowSearch:
 
 def shared(
     share: Share, windows: list[range], decoder: Decoder, calibration: Calibration | None, progress: Progress
-) -> dict[Blocks, Decoder]:
-    """Share each window by itself, in a decoder that uses this one's parameters for the rest."""
+) -> dict[Blocks, Apart]:
+    """Share each window by itself, in a decoder that uses this one's parameters for the rest.
+
+    What is made for a window waits in a temporary file until it is scored, so that memory holds one base at a time.
+    """
     if calibration is not None:
         share.calibrate(calibration, windows)
     others = {}
     for window in progress.track(windows, f"sharing, windows of {share.size}", len(windows)):
-        others[tuple(window)] = decoder.copy(share=True)
-        share.at(window[0]).apply(others[tuple(window)], calibration)
+        other = decoder.copy(share=True)
+        share.at(window[0]).apply(other, calibration)
+        others[tuple(window)] = Apart(other, decoder)
+        others[tuple(window)].own.stow()
     return others
 
 
