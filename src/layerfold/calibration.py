@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from layerfold import memory
+from layerfold.block import Projection
 from layerfold.checkpoint import hash_weights
 from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
@@ -19,6 +19,7 @@ from layerfold.ffn import FFN, Matrix
 from layerfold.hub import Model, default_corpus
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
+from layerfold.readout import reading
 from layerfold.sensitivity import Sensitivities, sensitivities
 from layerfold.spool import Spool
 from layerfold.statistics import CrossMoments, SecondMoments
@@ -62,12 +63,16 @@ class Calibration:
         self._sensitivities: dict[str, Sensitivities] = {}
 
     def matches(self, pairs: Iterable[Pair]) -> dict[Pair, Match]:
-        """Match the neurons of each pair of blocks by the correlation of their activations."""
+        """Match the neurons of each pair of blocks by the correlation of their activations, the absolute one if gated.
+
+        Raises:
+            ModelError: activations that are not finite.
+        """
         wanted = list(pairs)
         missing = [pair for pair in wanted if pair not in self._matches]
         with fused_activations(self.decoder.model):
             for pair, correlation in self._correlations(missing):
-                self._matches[pair] = match_neurons(correlation)
+                self._matches[pair] = match_neurons(correlation, flips=self.decoder.family.gate is not None)
         return {pair: self._matches[pair] for pair in wanted}
 
     def correlations(self, pairs: Iterable[Pair]) -> dict[Pair, Tensor]:
@@ -110,7 +115,14 @@ class Calibration:
                 memory.release()
             inputs = {anchor: states for anchor, states in inputs.items() if last_use[anchor] > index}
             for pair in here:
-                correlation = moments.pop(pair).correlation()
+                found = moments.pop(pair)
+                for block, finite in zip(pair if pair[0] < pair[1] else pair[::-1], found.finite, strict=True):
+                    if not finite:
+                        raise ModelError(
+                            f"the neurons of block {block} on the calibration text are not finite, or their squares "
+                            "are not"
+                        )
+                correlation = found.correlation()
                 yield pair, correlation if pair[0] <= pair[1] else correlation.T
 
     @torch.no_grad()
@@ -122,6 +134,7 @@ class Calibration:
         edits: bool,
         doing: str,
         names: Container[str] | None = None,
+        pooled: bool = False,
     ) -> None:
         """Visit each block, in order, with the second moments of what its projections read.
 
@@ -131,6 +144,8 @@ class Calibration:
             edits: whether a visit changes its block, so that what comes after is to see the changed one's outputs.
             doing: what the progress bar says.
             names: of the projections whose moments are wanted; None stands for all. Nothing runs after the last.
+            pooled: give the moments of a matrix that several blocks share once, to the first of them, over the rows of
+                all: the text passes on to the last of them before the first is visited.
 
         Raises:
             ModelError: what a projection reads is not finite.
@@ -139,18 +154,23 @@ class Calibration:
         batches = self.windows.batches(_BATCH_TOKENS)
         wanted = [each for each in self.decoder.projections if names is None or each.name in names]
         blocks = self.decoder.n_blocks if names is None else 1 + max(each.block or 0 for each in wanted)
+        watched = _watched(wanted, pooled)
         with fused_activations(self.decoder.model):
             hidden = self._embedded(stepper)
             for index in self.progress.track(range(blocks), doing, blocks):
-                matrices = {each.name: each.matrix for each in wanted if each.block == index}
+                matrices = watched.get(index, {})
                 moments: dict[str, SecondMoments] = {}
                 for batch in batches:
-                    with _reading(matrices) as seen:
-                        stepped = stepper.step(index, hidden[batch])
-                    self._add(moments, seen, batch, whole)
-                    if not edits:
-                        hidden[batch] = stepped
-                    del seen, stepped
+                    state = hidden[batch]
+                    for block in range(index, max(matrices, default=index) + 1):
+                        here = matrices.get(block, {})
+                        with reading(here.values()) as seen:
+                            state = stepper.step(block, state)
+                        self._add(moments, {name: seen[id(each.module)] for name, each in here.items()}, batch, whole)
+                        if block == index and not edits:
+                            hidden[batch] = state
+                        del seen
+                    del state
                     memory.release()
                 _check_finite(moments)
                 if matrices or names is None:
@@ -261,26 +281,17 @@ def _watching(ffn: FFN | None) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+def _watched(wanted: Iterable[Projection], pooled: bool) -> dict[int, dict[int, dict[str, Matrix]]]:
+    """By the block that gets the moments: by the block that reads, the matrices, by the name that the moments get."""
+    first: dict[int, Projection] = {}
+    found: dict[int, dict[int, dict[str, Matrix]]] = {}
+    for each in wanted:
+        owner = first.setdefault(id(each.matrix.module.weight), each) if pooled else each
+        found.setdefault(owner.block or 0, {}).setdefault(each.block or 0, {})[owner.name] = each.matrix
+    return found
+
+
 def _check_finite(moments: Mapping[str, SecondMoments]) -> None:
     for name, each in moments.items():
         if not each.squares.isfinite().all():
             raise ModelError(f"what {name!r} reads on the calibration text is not finite, or its squares are not")
-
-
-@contextmanager
-def _reading(matrices: Mapping[str, Matrix]) -> Iterator[dict[str, Tensor]]:
-    """Yield a dict that a forward pass fills with what each matrix reads, by its name."""
-    seen: dict[str, Tensor] = {}
-
-    def watch(name: str, matrix: Matrix) -> RemovableHandle:
-        def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen[name] = arguments[0]
-
-        return matrix.module.register_forward_pre_hook(keep)
-
-    handles = [watch(name, matrix) for name, matrix in matrices.items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -19,7 +19,9 @@ STORED |= {f"{name}.{kind}": 0 for name in ("up_proj", "gate_proj") for kind in 
 STORED |= {"down_proj.weight": 1, "down_proj.bias": None}
 
 
-def average(decoder: Decoder, group: range, anchor: int, order: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
+def average(
+    decoder: Decoder, group: range, anchor: int, order: dict[int, np.ndarray], signs: dict[int, np.ndarray]
+) -> dict[str, np.ndarray]:
     """The group's average, in numpy, from the tensors as they are stored."""
     total: dict[str, np.ndarray] = {}
     for index in group:
@@ -27,6 +29,8 @@ def average(decoder: Decoder, group: range, anchor: int, order: dict[int, np.nda
             axis = STORED[name]
             array = parameter.detach().double().numpy()
             array = array if axis is None or index == anchor else np.take(array, order[index], axis)
+            if index in signs and name.startswith(("up_proj", "down_proj")) and axis is not None:
+                array = array * (signs[index][:, None] if (axis, array.ndim) == (0, 2) else signs[index])
             total[name] = total.get(name, 0) + array / len(group)
     return total
 
@@ -44,7 +48,7 @@ def equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 
 def permuted_copies(family: str) -> Decoder:
-    """A model whose FFNs are one FFN with its neurons shuffled, and whose FFNs see nearly the same inputs."""
+    """A model whose FFNs see nearly the same, and are one with its neurons shuffled and, where gated, flipped."""
     decoder = tiny(family).decoder
     first = decoder.blocks[0]
     for block in decoder.blocks:
@@ -54,8 +58,10 @@ def permuted_copies(family: str) -> Decoder:
             elif "attn.c_proj" in name or "o_proj" in name:
                 parameter.data.mul_(0.005)
         if block is not first:
-            order = torch.randperm(first.ffn.d_ffn, generator=torch.Generator().manual_seed(block.index))
-            block.ffn.copy_(first.ffn.tensors(order))
+            seeded = torch.Generator().manual_seed(block.index)
+            order = torch.randperm(first.ffn.d_ffn, generator=seeded)
+            signs = torch.where(torch.rand(len(order), generator=seeded) < 0.5, -1.0, 1.0)
+            block.ffn.copy_(first.ffn.tensors(order, None if family == "gpt2" else signs))
     for block in decoder.blocks:
         for tensor in block.ffn.tensors()[-2 if block.ffn.down.bias is not None else -1 :]:
             tensor.mul_(0.01)
@@ -70,9 +76,13 @@ def test_every_block_of_a_group_gets_the_same_average(family: str, align: Any, a
     group = range(3)
     index = method.anchor_of(group)
     order = {other: np.arange(decoder.blocks[0].ffn.d_ffn) for other in group if other != index}
-    if align == "hungarian":
-        order = {i: linear_sum_assignment(-correlations(decoder, cut, index, i))[1] for i in order}
-    expected = average(decoder, group, index, order)
+    signs: dict[int, np.ndarray] = {}
+    for i in order if align == "hungarian" else ():
+        correlation = correlations(decoder, cut, index, i)
+        order[i] = linear_sum_assignment(-correlation if family == "gpt2" else -np.abs(correlation))[1]
+        if family != "gpt2":
+            signs[i] = np.sign(correlation[np.arange(len(correlation)), order[i]])
+    expected = average(decoder, group, index, order, signs)
     method.apply(decoder, Calibration(decoder, cut) if align == "hungarian" else None)
     for block in decoder.blocks[:3]:
         parameters = dict(block.ffn.module.named_parameters())
