@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerfold import memory
 from layerfold.block import Projection
@@ -15,7 +14,7 @@ from layerfold.checkpoint import hash_weights
 from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
-from layerfold.ffn import FFN, Matrix
+from layerfold.ffn import Matrix
 from layerfold.hub import Model, default_corpus
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
@@ -52,9 +51,13 @@ class Calibration:
     Args:
         decoder: the model as it is now; statistics asked for after an edit of it would be of another model.
         windows: calibration text; positions past a window's length are excluded.
+
+    Raises:
+        InputError: weights of another precision than float32.
     """
 
     def __init__(self, decoder: Decoder, windows: Windows, progress: Progress = SILENT) -> None:
+        check_precision(decoder)
         self.decoder = decoder
         self.windows = windows
         self.progress = progress
@@ -100,11 +103,12 @@ class Calibration:
             if index in last_use:
                 inputs[index] = self._empty()
             for batch in batches:
-                with _watching(ffns.get(index)) as seen:
+                ffn = ffns.get(index)
+                with reading(() if ffn is None else (ffn.up, ffn.down)) as seen:
                     hidden[batch] = stepper.step(index, hidden[batch])
-                if index not in ffns:
+                if ffn is None:
                     continue
-                ffn_inputs, neurons = seen
+                ffn_inputs, neurons = (seen[id(matrix.module)] for matrix in (ffn.up, ffn.down))
                 if index in last_use:
                     inputs[index][batch] = ffn_inputs
                 for pair in here:
@@ -255,6 +259,17 @@ def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int
     return cut_windows(text, model.require_tokenizer(), context=context, limit_tokens=tokens, seed=seed)
 
 
+def check_precision(decoder: Decoder, doing: str = "what reads activations") -> None:
+    """Raise InputError for weights of another precision than float32, in which what is done with them is right."""
+    for name, weight in decoder.model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise InputError(
+                f"{name!r} is {str(weight.dtype).removeprefix('torch.')}, and {doing} takes float32; accepted: "
+                "model.decoder.model.float(), or a model that `load` reads; in any precision drop, prune by magnitude, "
+                "and align none (share: with init svd), without search or repair"
+            )
+
+
 def check_widths(decoder: Decoder, pairs: Iterable[Pair]) -> None:
     """Raise InputError for a pair of blocks whose FFNs have not as many neurons."""
     blocks = decoder.blocks
@@ -262,23 +277,6 @@ def check_widths(decoder: Decoder, pairs: Iterable[Pair]) -> None:
         if blocks[one].ffn.d_ffn != blocks[two].ffn.d_ffn:
             widths = f"{blocks[one].d_ffn} and {blocks[two].d_ffn}"
             raise InputError(f"blocks {one} and {two} have {widths} neurons; accepted: as many")
-
-
-@contextmanager
-def _watching(ffn: FFN | None) -> Iterator[list[Tensor]]:
-    """Yield a list that a forward pass fills with an FFN's inputs and its neurons' activations."""
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen.append(arguments[0])
-
-    matrices = () if ffn is None else (ffn.up, ffn.down)
-    handles = [matrix.module.register_forward_pre_hook(keep) for matrix in matrices]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _watched(wanted: Iterable[Projection], pooled: bool) -> dict[int, dict[int, dict[str, Matrix]]]:
