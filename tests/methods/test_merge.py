@@ -10,7 +10,8 @@ from tiny import BLOCKS, correlations, logits, tiny, windows
 
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
-from layerfold.methods import Merge
+from layerfold.methods import Collapse, Merge, Share
+from layerfold.rescaling import rescale_
 
 ANCHORS = pytest.mark.parametrize("anchor", ["first", "middle", "last"])
 # Names of an FFN's matrices, and which axis of the stored tensor runs over neurons.
@@ -197,3 +198,36 @@ def test_groups_that_cut_across_ties_are_each_averaged_from_the_model_as_it_was(
     expected = {i: [(a + b) / 2 for a, b in zip(ffn(decoder, i), ffn(decoder, i + 1), strict=True)] for i in (0, 2)}
     Merge(n=2, align="none").apply(decoder, None)
     assert [equal(ffn(decoder, i), expected[i - i % 2]) for i in range(BLOCKS)] == [True] * BLOCKS
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("way", ["tied", "collapsed", "shared", "rescaled"])
+def test_ffns_that_compute_the_same_with_neurons_flipped_are_one(family: str, way: str) -> None:
+    decoder = tiny(family).decoder
+    one, two = (decoder.blocks[index].ffn for index in (1, 2))
+    seeded = torch.Generator().manual_seed(3)
+    order = torch.randperm(one.d_ffn, generator=seeded)
+    signs = torch.where(torch.rand(one.d_ffn, generator=seeded) < 0.5, -1.0, 1.0)
+    for block in decoder.blocks[1:3]:  # both see nearly the same
+        block.attention.output.weight.mul_(0.01)
+        block.module.post_attention_layernorm.weight.data.fill_(1)  # type: ignore[union-attr, operator]
+    one.down.weight.mul_(0.01)
+    two.copy_(one.tensors(order, signs))
+    before, calibration = logits(decoder), Calibration(decoder, windows())
+    if way == "collapsed":
+        expected = decoder.copy()
+        expected.keep_([0, 1, 3])
+        before = logits(expected)
+        Collapse(groups="1-2").apply(decoder, calibration)
+    elif way == "shared":
+        Share(window="1:2", rank=0, base="mean", init="svd").apply(decoder, calibration)
+    else:
+        method, original = Merge(groups="1-2", tie=True), decoder.copy()
+        sources = method.members(decoder, calibration)
+        notes = method.apply(decoder, calibration)
+        assert notes["pairs"][0]["correlation"] > 0.9 > 0.5 > notes["pairs"][0]["unaligned"]
+        if way == "rescaled":
+            told = rescale_(decoder, original, sources, windows())
+            assert all(each.shrunk == pytest.approx(1, abs=0.1) for each in told)
+            return
+    assert (logits(decoder) - before).abs().max() < 1e-4
