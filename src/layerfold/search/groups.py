@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from layerfold import memory
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.ffn import FFN
@@ -65,6 +66,7 @@ class Stored(Stepper):
     def _leave(self) -> None:
         for parameter in self._parameters:
             parameter.data = torch.empty(0)
+        memory.release()
 
     def run(self, index: int, hidden: Tensor) -> Tensor:
         """Run one block, with its FFN read if another's is in memory."""
