@@ -44,9 +44,9 @@ def pairs_of(decoder: Decoder, n: int) -> list[Pair]:
 def layerfold_orders(decoder: Decoder, windows: Windows, pairs: list[Pair], stages: dict[str, float]) -> Orders:
     """Align with layerfold; adds up the time spent in assignments, which may run beside other work."""
 
-    def timed(correlation: torch.Tensor) -> Any:
+    def timed(correlation: torch.Tensor, **options: Any) -> Any:
         found = []
-        took = seconds(lambda: found.append(match_neurons(correlation)))
+        took = seconds(lambda: found.append(match_neurons(correlation, **options)))
         stages["assignment"] = stages.get("assignment", 0.0) + took
         return found[0]
 

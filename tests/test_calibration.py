@@ -268,6 +268,16 @@ def test_activations_that_are_not_finite_name_the_matrix_that_reads_them(bad: fl
     assert visited == [0]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("pair", [(0, 1), (1, 0), (1, 2)])
+def test_neurons_that_are_not_finite_are_not_matched(bad: float, pair: tuple[int, int], family: str) -> None:
+    decoder = tiny(family).decoder
+    decoder.blocks[1].ffn.up.weight[0, 0] = bad
+    with pytest.raises(ModelError, match=r"^the neurons of block 1 on the calibration text are not finite") as caught:
+        Calibration(decoder, windows()).matches([pair])
+    assert "\n" not in str(caught.value)
+
+
 # What FFNs read, and only some projections
 
 

@@ -51,6 +51,20 @@ def test_permuting_neurons_changes_no_logit(family: str) -> None:
     assert (logits(decoder) - before).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILY_NAMES if name != "gpt2"])
+def test_flipping_neurons_of_a_gated_ffn_changes_no_logit(name: str) -> None:
+    decoder = tiny(name).decoder
+    before = logits(decoder)
+    for block in decoder.blocks:
+        seeded = torch.Generator().manual_seed(block.index)
+        order = torch.randperm(block.ffn.d_ffn, generator=seeded)
+        signs = torch.where(torch.rand(block.ffn.d_ffn, generator=seeded) < 0.5, -1.0, 1.0)
+        expected = signs[:, None] * block.ffn.up.weight[order]
+        block.ffn.permute_(order, signs)
+        assert torch.equal(block.ffn.up.weight, expected)
+    assert (logits(decoder) - before).abs().max() < 1e-4
+
+
 def test_tied_ffns_share_storage_count_once_and_stay_tied_in_a_copy(family: str) -> None:
     decoder = tiny(family).decoder
     size, ffn = decoder.size(), sum(t.numel() for t in decoder.blocks[0].ffn.tensors())

@@ -39,6 +39,18 @@ def test_negative_correlations_are_matched_last() -> None:
     assert match.mean_correlation == pytest.approx(0.2)
 
 
+def test_a_neuron_that_may_be_flipped_is_matched_by_the_absolute_correlation() -> None:
+    correlation = torch.tensor([[-0.9, 0.1, 0.0], [0.2, 0.0, -0.5], [0.0, 0.0, 0.3]])
+    before = correlation.clone()
+    match = match_neurons(correlation, flips=True)
+    assert match.signs is not None
+    assert (match.order.tolist(), match.signs.tolist()) == ([0, 2, 1], [-1, -1, 1])
+    assert match.mean_correlation == pytest.approx((0.9 + 0.5 + 0) / 3)
+    assert match.mean_correlation_unaligned == pytest.approx((-0.9 + 0 + 0.3) / 3)
+    assert torch.equal(correlation, before)
+    assert match_neurons(correlation).signs is None
+
+
 # Low rank
 
 

@@ -49,7 +49,11 @@ def both(rows: Array) -> tuple[Array, Array]:
 def expected(original: Decoder, members: Any, place: int) -> tuple[Array, Array]:
     """Means over the members of a neuron's mean and of its deviation."""
     before = given(original)
-    each = [both(before[block, place][:, slice(None) if order is None else order.numpy()]) for block, order in members]
+    each = []
+    for block, match in members:
+        rows = before[block, place] if match is None else before[block, place][:, match.order.numpy()]
+        flipped = match is not None and match.signs is not None and place == 0  # `up` comes first
+        each.append(both(rows * match.signs.numpy() if flipped else rows))
     return np.mean([mean for mean, _ in each], axis=0), np.mean([deviation for _, deviation in each], axis=0)
 
 
@@ -107,10 +111,10 @@ def test_members_are_a_groups_blocks_in_the_order_of_the_anchors_neurons() -> No
         assert [block for block, _ in each] == [0, 1, 2]
         assert each[1][1] is None
         for block in (0, 2):
-            order = each[block][1]
-            assert order is not None
-            assert torch.equal(order, matches[1, block].order)
-            assert not torch.equal(order, torch.arange(len(order)))
+            match = each[block][1]
+            assert match is not None
+            assert match is matches[1, block]
+            assert not torch.equal(match.order, torch.arange(len(match.order)))
 
 
 def test_ffns_that_are_one_are_given_the_mean_on_average(family: str) -> None:

@@ -16,6 +16,7 @@ from layerfold import sharing
 from layerfold.calibration import Calibration, FFNInputs
 from layerfold.decoder import Decoder
 from layerfold.deltas import factored
+from layerfold.linalg import Match
 from layerfold.methods import Share
 from layerfold.sharing import Fit, Kind
 
@@ -33,16 +34,16 @@ def base(family: str) -> Decoder:
 
 
 @functools.cache
-def known(family: str) -> tuple[dict[int, torch.Tensor], dict[int, FFNInputs]]:
-    """The orders of a window's neurons, and what its FFNs read."""
+def known(family: str) -> tuple[dict[int, Match], dict[int, FFNInputs]]:
+    """How a window's neurons were matched, and what its FFNs read."""
     calibration = Calibration(base(family), CUT)
     matches = calibration.matches((ANCHOR, index) for index in WINDOW if index != ANCHOR)
-    return {other: match.order for (_, other), match in matches.items()}, calibration.ffn_inputs(WINDOW)
+    return {other: match for (_, other), match in matches.items()}, calibration.ffn_inputs(WINDOW)
 
 
 def kinds(family: str, reads: bool = True, align: bool = True) -> list[Kind]:
-    orders, inputs = known(family)
-    return sharing.kinds(base(family), WINDOW, orders if align else {}, inputs if reads else {})
+    matches, inputs = known(family)
+    return sharing.kinds(base(family), WINDOW, matches if align else {}, inputs if reads else {})
 
 
 def double(tensor: torch.Tensor) -> Array:
@@ -88,29 +89,39 @@ def is_down(path: str) -> bool:
     return path.endswith(("down_proj", "c_proj"))
 
 
+def matched(family: str, path: str, align: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """The order of the neurons of a matrix, and by what each is multiplied: of `up` and `down`, not of `gate`."""
+    index = int(path.split(".")[2])
+    match = known(family)[0].get(index) if align else None
+    if match is None:
+        return torch.arange(base(family).d_ffn[index]), torch.ones(base(family).d_ffn[index])
+    signs = torch.ones(len(match.order)) if match.signs is None or "gate" in path else match.signs
+    return match.order, signs
+
+
 @pytest.mark.parametrize("align", [True, False])
 def test_members_are_the_matrices_with_their_neurons_in_the_anchors_order(family: str, align: bool) -> None:
-    orders, _ = known(family)
     for kind in kinds(family, align=align):
-        for index, member in zip(WINDOW, kind.members, strict=True):
-            order = orders.get(index, torch.arange(base(family).d_ffn[index])) if align else slice(None)
+        for member in kind.members:
+            order, signs = matched(family, member.path, align)
             down = is_down(member.path)
             original = member.matrix.weight
-            assert torch.equal(member.weight, original[:, order] if down else original[order])
+            expected = original[:, order] * signs if down else original[order] * signs[:, None]
+            assert torch.equal(member.weight, expected)
             if member.bias is not None and member.matrix.bias is not None:
-                assert torch.equal(member.bias, member.matrix.bias if down else member.matrix.bias[order])
+                assert torch.equal(member.bias, member.matrix.bias if down else member.matrix.bias[order] * signs)
                 assert member.bias.data_ptr() != member.matrix.bias.data_ptr()
             assert member.weight.data_ptr() != original.data_ptr()
         assert torch.equal(kind.base, torch.stack([member.weight for member in kind.members]).mean(0))
 
 
 def test_roots_are_of_the_damped_moments_about_the_mean_where_there_is_a_bias(family: str) -> None:
-    orders, _ = known(family)
     for kind in kinds(family):
-        for index, member in zip(WINDOW, kind.members, strict=True):
+        for member in kind.members:
             x = reads_of(family)[member.path]
-            if index in orders and is_down(member.path):
-                x = x[:, orders[index].numpy()]
+            if is_down(member.path):
+                order, signs = matched(family, member.path)
+                x = x[:, order.numpy()] * signs.numpy()
             assert member.root is not None
             assert member.mean is not None
             about = x if member.bias is None else x - x.mean(0)
@@ -165,15 +176,14 @@ def test_biases_make_up_for_the_mean_of_what_is_missed(settings: dict[str, Any],
     for family in ("gpt2", "llama"):
         decoder = base(family).copy()
         Share(window="1:3", align=align, anchor="middle", **settings).apply(decoder, Calibration(base(family), CUT))
-        orders = known(family)[0] if align == "hungarian" else {}
         for path, module in factored(decoder).items():
             original = base(family).model.get_submodule(path)
             x = torch.tensor(reads_of(family)[path], dtype=torch.float32)
-            order = orders.get(int(path.split(".")[2]), torch.arange(base(family).d_ffn[0]))
+            order, signs = matched(family, path, align == "hungarian")
             down = is_down(path)
             with torch.no_grad():
-                expected = original(x).mean(0) if down else original(x).mean(0)[order]
-                found = module(x[:, order] if down else x).mean(0)
+                expected = original(x).mean(0) if down else original(x).mean(0)[order] * signs
+                found = module(x[:, order] * signs if down else x).mean(0)
             assert (found - expected).abs().max() < 1e-4 * (1 + expected.abs().max())
 
 

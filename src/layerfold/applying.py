@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch.nn import Module
 
-from layerfold.calibration import Calibration
+from layerfold.calibration import Calibration, check_precision
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
 from layerfold.hub import Model
@@ -17,7 +17,7 @@ from layerfold.methods.steps import in_order
 from layerfold.progress import SILENT, Progress
 from layerfold.repair import Repair
 from layerfold.rescaling import Sources
-from layerfold.search.settling import settled
+from layerfold.search.settling import searches, settled
 from layerfold.windows import Windows
 
 
@@ -36,7 +36,12 @@ def apply(
         calibration: of the model, where the method needs one.
         selection: what candidates are scored on where the method leaves something to a search.
         repair: what follows the method; it needs a copy of the decoder as it is now.
+
+    Raises:
+        InputError: a method, a search or a repair that reads activations, of a model of another precision than float32.
     """
+    if method.needs_calibration or repair is not None or searches(method):
+        check_precision(model.decoder)
     notes: Notes = {}
     if not isinstance(method, Steps):
         method, notes = settled(method, model, calibration, selection, progress)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from layerfold import memory
+from layerfold.block import Projection
 from layerfold.checkpoint import hash_weights
 from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
-from layerfold.ffn import FFN, Matrix
+from layerfold.ffn import Matrix
 from layerfold.hub import Model, default_corpus
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
+from layerfold.readout import reading
 from layerfold.sensitivity import Sensitivities, sensitivities
 from layerfold.spool import Spool
 from layerfold.statistics import CrossMoments, SecondMoments
@@ -51,9 +51,13 @@ class Calibration:
     Args:
         decoder: the model as it is now; statistics asked for after an edit of it would be of another model.
         windows: calibration text; positions past a window's length are excluded.
+
+    Raises:
+        InputError: weights of another precision than float32.
     """
 
     def __init__(self, decoder: Decoder, windows: Windows, progress: Progress = SILENT) -> None:
+        check_precision(decoder)
         self.decoder = decoder
         self.windows = windows
         self.progress = progress
@@ -62,12 +66,16 @@ class Calibration:
         self._sensitivities: dict[str, Sensitivities] = {}
 
     def matches(self, pairs: Iterable[Pair]) -> dict[Pair, Match]:
-        """Match the neurons of each pair of blocks by the correlation of their activations."""
+        """Match the neurons of each pair of blocks by the correlation of their activations, the absolute one if gated.
+
+        Raises:
+            ModelError: activations that are not finite.
+        """
         wanted = list(pairs)
         missing = [pair for pair in wanted if pair not in self._matches]
         with fused_activations(self.decoder.model):
             for pair, correlation in self._correlations(missing):
-                self._matches[pair] = match_neurons(correlation)
+                self._matches[pair] = match_neurons(correlation, flips=self.decoder.family.gate is not None)
         return {pair: self._matches[pair] for pair in wanted}
 
     def correlations(self, pairs: Iterable[Pair]) -> dict[Pair, Tensor]:
@@ -95,11 +103,12 @@ class Calibration:
             if index in last_use:
                 inputs[index] = self._empty()
             for batch in batches:
-                with _watching(ffns.get(index)) as seen:
+                ffn = ffns.get(index)
+                with reading(() if ffn is None else (ffn.up, ffn.down)) as seen:
                     hidden[batch] = stepper.step(index, hidden[batch])
-                if index not in ffns:
+                if ffn is None:
                     continue
-                ffn_inputs, neurons = seen
+                ffn_inputs, neurons = (seen[id(matrix.module)] for matrix in (ffn.up, ffn.down))
                 if index in last_use:
                     inputs[index][batch] = ffn_inputs
                 for pair in here:
@@ -110,7 +119,14 @@ class Calibration:
                 memory.release()
             inputs = {anchor: states for anchor, states in inputs.items() if last_use[anchor] > index}
             for pair in here:
-                correlation = moments.pop(pair).correlation()
+                found = moments.pop(pair)
+                for block, finite in zip(pair if pair[0] < pair[1] else pair[::-1], found.finite, strict=True):
+                    if not finite:
+                        raise ModelError(
+                            f"the neurons of block {block} on the calibration text are not finite, or their squares "
+                            "are not"
+                        )
+                correlation = found.correlation()
                 yield pair, correlation if pair[0] <= pair[1] else correlation.T
 
     @torch.no_grad()
@@ -122,6 +138,7 @@ class Calibration:
         edits: bool,
         doing: str,
         names: Container[str] | None = None,
+        pooled: bool = False,
     ) -> None:
         """Visit each block, in order, with the second moments of what its projections read.
 
@@ -131,6 +148,8 @@ class Calibration:
             edits: whether a visit changes its block, so that what comes after is to see the changed one's outputs.
             doing: what the progress bar says.
             names: of the projections whose moments are wanted; None stands for all. Nothing runs after the last.
+            pooled: give the moments of a matrix that several blocks share once, to the first of them, over the rows of
+                all: the text passes on to the last of them before the first is visited.
 
         Raises:
             ModelError: what a projection reads is not finite.
@@ -139,18 +158,23 @@ class Calibration:
         batches = self.windows.batches(_BATCH_TOKENS)
         wanted = [each for each in self.decoder.projections if names is None or each.name in names]
         blocks = self.decoder.n_blocks if names is None else 1 + max(each.block or 0 for each in wanted)
+        watched = _watched(wanted, pooled)
         with fused_activations(self.decoder.model):
             hidden = self._embedded(stepper)
             for index in self.progress.track(range(blocks), doing, blocks):
-                matrices = {each.name: each.matrix for each in wanted if each.block == index}
+                matrices = watched.get(index, {})
                 moments: dict[str, SecondMoments] = {}
                 for batch in batches:
-                    with _reading(matrices) as seen:
-                        stepped = stepper.step(index, hidden[batch])
-                    self._add(moments, seen, batch, whole)
-                    if not edits:
-                        hidden[batch] = stepped
-                    del seen, stepped
+                    state = hidden[batch]
+                    for block in range(index, max(matrices, default=index) + 1):
+                        here = matrices.get(block, {})
+                        with reading(here.values()) as seen:
+                            state = stepper.step(block, state)
+                        self._add(moments, {name: seen[id(each.module)] for name, each in here.items()}, batch, whole)
+                        if block == index and not edits:
+                            hidden[batch] = state
+                        del seen
+                    del state
                     memory.release()
                 _check_finite(moments)
                 if matrices or names is None:
@@ -235,6 +259,17 @@ def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int
     return cut_windows(text, model.require_tokenizer(), context=context, limit_tokens=tokens, seed=seed)
 
 
+def check_precision(decoder: Decoder, doing: str = "what reads activations") -> None:
+    """Raise InputError for weights of another precision than float32, in which what is done with them is right."""
+    for name, weight in decoder.model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise InputError(
+                f"{name!r} is {str(weight.dtype).removeprefix('torch.')}, and {doing} takes float32; accepted: "
+                "model.decoder.model.float(), or a model that `load` reads; in any precision drop, prune by magnitude, "
+                "and align none (share: with init svd), without search or repair"
+            )
+
+
 def check_widths(decoder: Decoder, pairs: Iterable[Pair]) -> None:
     """Raise InputError for a pair of blocks whose FFNs have not as many neurons."""
     blocks = decoder.blocks
@@ -244,43 +279,17 @@ def check_widths(decoder: Decoder, pairs: Iterable[Pair]) -> None:
             raise InputError(f"blocks {one} and {two} have {widths} neurons; accepted: as many")
 
 
-@contextmanager
-def _watching(ffn: FFN | None) -> Iterator[list[Tensor]]:
-    """Yield a list that a forward pass fills with an FFN's inputs and its neurons' activations."""
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen.append(arguments[0])
-
-    matrices = () if ffn is None else (ffn.up, ffn.down)
-    handles = [matrix.module.register_forward_pre_hook(keep) for matrix in matrices]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def _watched(wanted: Iterable[Projection], pooled: bool) -> dict[int, dict[int, dict[str, Matrix]]]:
+    """By the block that gets the moments: by the block that reads, the matrices, by the name that the moments get."""
+    first: dict[int, Projection] = {}
+    found: dict[int, dict[int, dict[str, Matrix]]] = {}
+    for each in wanted:
+        owner = first.setdefault(id(each.matrix.module.weight), each) if pooled else each
+        found.setdefault(owner.block or 0, {}).setdefault(each.block or 0, {})[owner.name] = each.matrix
+    return found
 
 
 def _check_finite(moments: Mapping[str, SecondMoments]) -> None:
     for name, each in moments.items():
         if not each.squares.isfinite().all():
             raise ModelError(f"what {name!r} reads on the calibration text is not finite, or its squares are not")
-
-
-@contextmanager
-def _reading(matrices: Mapping[str, Matrix]) -> Iterator[dict[str, Tensor]]:
-    """Yield a dict that a forward pass fills with what each matrix reads, by its name."""
-    seen: dict[str, Tensor] = {}
-
-    def watch(name: str, matrix: Matrix) -> RemovableHandle:
-        def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen[name] = arguments[0]
-
-        return matrix.module.register_forward_pre_hook(keep)
-
-    handles = [watch(name, matrix) for name, matrix in matrices.items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -118,15 +118,24 @@ class FFN:
             else:
                 matrix.keep_(outputs=neurons)
 
-    def tensors(self, order: Tensor | None = None) -> list[Tensor]:
-        """All weights and biases in a fixed order: live, or copied with the neurons reordered by `order`, (d_ffn,)."""
+    def tensors(self, order: Tensor | None = None, signs: Tensor | None = None) -> list[Tensor]:
+        """All weights and biases in a fixed order: live, or copied with the neurons reordered.
+
+        Args:
+            order: (d_ffn,); None returns live views.
+            signs: (d_ffn,), -1 for each neuron, in the new order, whose `up` and `down` are negated, else 1. A gated
+                FFN computes the same then.
+        """
         found: list[Tensor] = []
         for matrix in self.matrices:
             weight, bias = matrix.weight, matrix.bias
             if order is not None and matrix is self.down:
-                weight = weight[:, order]
+                weight = weight[:, order] if signs is None else weight[:, order] * signs.to(weight.dtype)
             elif order is not None:
                 weight, bias = weight[order], None if bias is None else bias[order]
+                if signs is not None and matrix is self.up:
+                    weight *= signs[:, None]
+                    bias = None if bias is None else bias * signs.to(bias.dtype)
             found += [weight] if bias is None else [weight, bias]
         return found
 
@@ -135,9 +144,9 @@ class FFN:
         for target, source in zip(self.tensors(), tensors, strict=True):
             target.copy_(source)
 
-    def permute_(self, order: Tensor) -> None:
-        """Reorder the neurons; neuron i becomes the old neuron order[i]. Changes no output."""
-        self.copy_(self.tensors(order))
+    def permute_(self, order: Tensor, signs: Tensor | None = None) -> None:
+        """Reorder the neurons; neuron i becomes the old neuron order[i]. Changes no output. See `tensors`."""
+        self.copy_(self.tensors(order, signs))
 
     def tie_(self, other: FFN) -> None:
         """Use the other FFN's parameters from now on."""

@@ -21,34 +21,41 @@ class Match:
 
     Attributes:
         order: (d_ffn,) int64; position i holds the neuron that plays the part of the anchor's neuron i.
-        mean_correlation: mean correlation over the matched pairs.
-        mean_correlation_unaligned: the same without any reordering, for comparison.
+        signs: (d_ffn,), -1 where the neuron at position i plays that part with its sign flipped, else 1; None where no
+            neuron can be flipped.
+        mean_correlation: mean correlation over the matched pairs, after flipping.
+        mean_correlation_unaligned: the same without any reordering or flipping, for comparison.
     """
 
     order: Tensor
+    signs: Tensor | None
     mean_correlation: float
     mean_correlation_unaligned: float
 
 
-def match_neurons(correlation: Tensor) -> Match:
+def match_neurons(correlation: Tensor, *, flips: bool = False) -> Match:
     """Find the assignment of neurons with the largest total correlation (Hungarian method).
 
     Args:
         correlation: (d, d); row i, column j is the correlation of the anchor's neuron i with the other's neuron j.
+        flips: whether a neuron may change its sign. The absolute correlation counts then.
 
-    Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3.
+    Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3, which
+    flips none.
     """
+    signed, correlation = correlation, correlation.abs() if flips else correlation
     # Prices near the dual optimum, taken off before the exact method runs, leave it almost nothing to search: the
     # same assignment in a fraction of the time. Each row's and column's constant changes no assignment's rank.
     prices = _prices(correlation)
     costs = correlation.double().neg_().add_(prices)
     costs -= costs.amin(1, keepdim=True)
     rows, columns = linear_sum_assignment(costs.numpy())
-    matched = correlation[torch.from_numpy(rows), torch.from_numpy(columns)]
+    pairs = torch.from_numpy(rows), torch.from_numpy(columns)
     return Match(
-        order=torch.from_numpy(columns),
-        mean_correlation=matched.mean(dtype=torch.float64).item(),
-        mean_correlation_unaligned=correlation.diagonal().mean(dtype=torch.float64).item(),
+        order=pairs[1],
+        signs=torch.where(signed[pairs] < 0, -1.0, 1.0) if flips else None,
+        mean_correlation=correlation[pairs].mean(dtype=torch.float64).item(),
+        mean_correlation_unaligned=signed.diagonal().mean(dtype=torch.float64).item(),
     )
 
 

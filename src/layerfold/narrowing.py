@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
@@ -55,10 +55,10 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
         removed: how many in all.
         criterion: ``magnitude``, the norm of all of a neuron's weights; ``wanda``, the root mean square of its
             activation times the norm of what it is multiplied by in `down`; ``sparsegpt``, the error of its removal
-            when the others make up for it, which they then do, and the bias too, by least squares; ``taylor``, what the
-            loss would miss: see `sensitivities`.
+            when the others and the bias make up for it, which they then do, by least squares; ``taylor``, what the loss
+            would miss: see `sensitivities`.
         scope: where the lowest are chosen: ``global``, or in each ``matrix``, as many in proportion to its neurons.
-        calibration: text for the criteria that need it.
+        calibration: text for the criteria that need it; of an FFN that several blocks share, in all of them.
     """
     blocks = owners(decoder)
     ffns = {index: decoder.blocks[index].ffn for index in blocks}
@@ -89,11 +89,14 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
 
         def rate(index: int, moments: dict[str, SecondMoments]) -> None:
             if index in ffns:
-                found[index] = scores(ffns[index], criterion, moments[downs[ffns[index].down.module]])
+                read = moments[downs[ffns[index].down.module]]
+                # An FFN that several blocks share is missed in each of them.
+                found[index] = scores(ffns[index], criterion, read) * math.sqrt(read.count / tokens)
 
         if known is None:
             assert calibration is not None
-            calibration.of(decoder).each_block(rate, whole=False, edits=False, doing="calibrating, block")
+            tokens = int(calibration.windows.lengths.sum())
+            calibration.of(decoder).each_block(rate, whole=False, edits=False, doing="calibrating, block", pooled=True)
         for each in found.values():
             each[each.argmax()] = torch.inf  # so that none is left without any
         marked = list(lowest(lambda: found.values(), removed))
@@ -109,31 +112,36 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
             whole=criterion == "sparsegpt",
             edits=True,
             doing="pruning, block",
+            pooled=True,
         )
 
 
 def scores(ffn: FFN, criterion: str, moments: SecondMoments | None) -> Tensor:
-    """How much each neuron would be missed, (d_ffn,)."""
-    down = ffn.down.weight
+    """How much each neuron would be missed, (d_ffn,) float32."""
+    down = ffn.down.weight.float()
     if moments is None:
-        inner: Sequence[Tensor] = [matrix.weight.square().sum(1) for matrix in ffn.matrices if matrix is not ffn.down]
+        inner = [matrix.weight.float().square().sum(1) for matrix in ffn.matrices if matrix is not ffn.down]
         return torch.stack([*inner, down.square().sum(0)]).sum(0).sqrt()
     if criterion == "wanda":
         return down.square().sum(0).mul_(moments.squares).sqrt_()
-    return removal_errors(down, moments.products)
+    return removal_errors(*_with_bias(ffn, moments))[: ffn.d_ffn]
 
 
 def refit_(ffn: FFN, moments: SecondMoments, kept: Tensor) -> None:
     """Overwrite what the neurons that are kept are multiplied by in `down`, and its bias if it has one."""
+    weight, products = _with_bias(ffn, moments)
+    always = torch.arange(ffn.d_ffn, len(products))
+    found = refitted(weight, products, torch.cat([kept, always]))
+    ffn.down.weight[:, kept] = found[:, : len(kept)]
+    if ffn.down.bias is not None:
+        ffn.down.bias.copy_(found[:, -1])
+
+
+def _with_bias(ffn: FFN, moments: SecondMoments) -> tuple[Tensor, Tensor]:
+    """`down` and the moments of what it reads: its bias is the weight of one more input, which is always 1."""
     weight, bias, products = ffn.down.weight, ffn.down.bias, moments.products
     if bias is None:
-        weight[:, kept] = refitted(weight, products, kept)
-        return
-    # The bias is the weight of one more input, which is always 1, and always kept.
+        return weight, products
     mean = torch.cat([moments.mean, torch.ones(1)])
     products = torch.cat([torch.cat([products, mean[None, :-1]]), mean[:, None]], dim=1)
-    found = refitted(
-        torch.cat([weight, bias[:, None]], dim=1), products, torch.cat([kept, torch.tensor([len(mean) - 1])])
-    )
-    weight[:, kept] = found[:, :-1]
-    bias.copy_(found[:, -1])
+    return torch.cat([weight, bias[:, None]], dim=1), products

@@ -26,13 +26,13 @@ def lowest_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
     """Mark the lowest of each row, as many as its count says; of equal ones those that come first.
 
     Args:
-        scores: (rows, columns).
+        scores: (rows, columns), of any floating type; they are compared as float32.
         counts: (rows,), or one for all.
 
     Returns:
         Boolean, (rows, columns).
     """
-    counts = counts.expand(len(scores))[:, None]
+    counts, scores = counts.expand(len(scores))[:, None], scores.float()
     ordered = torch.from_numpy(np.sort(scores.numpy(), axis=1))  # many times as fast as torch's, and no indices
     bounds = ordered.gather(1, (counts - 1).clamp_min(0))
     below, equal = scores < bounds, scores == bounds
@@ -48,7 +48,7 @@ def lowest(scores: Callable[[], Iterable[Tensor]], count: int) -> Iterator[Tenso
     The scores are counted by the upper and then by the lower half of their bits, so that not all are held at once.
 
     Args:
-        scores: yields the same tensors each time, float32, none below zero.
+        scores: yields the same tensors each time, none below zero, of any floating type: they are compared as float32.
         count: how many to mark.
 
     Yields:
@@ -58,7 +58,7 @@ def lowest(scores: Callable[[], Iterable[Tensor]], count: int) -> Iterator[Tenso
     lower, between = _reached(_counted(scores, lambda bits: bits[bits >> 16 == upper] & 0xFFFF), count - before)
     ties, bound = count - before - between, (upper << 16) + lower
     for each in scores():
-        bits = each.contiguous().view(torch.int32)
+        bits = _bits(each)
         marked, equal = bits < bound, bits == bound
         if ties:
             found = equal.flatten().nonzero()[:ties, 0]
@@ -67,11 +67,16 @@ def lowest(scores: Callable[[], Iterable[Tensor]], count: int) -> Iterator[Tenso
         yield marked
 
 
+def _bits(scores: Tensor) -> Tensor:
+    """The bits of float32 numbers from zero up, int32, which are ordered as the numbers are; half floats are not."""
+    return scores.float().contiguous().view(torch.int32)
+
+
 def _counted(scores: Callable[[], Iterable[Tensor]], digits: Callable[[Tensor], Tensor]) -> Tensor:
-    """How often each digit of 16 bits occurs, (65536,); floats from zero up are ordered as their bits are."""
+    """How often each digit of 16 bits occurs, (65536,)."""
     counts = torch.zeros(_DIGITS, dtype=torch.int64)
     for each in scores():
-        counts += torch.bincount(digits(each.contiguous().view(torch.int32).flatten()), minlength=_DIGITS)
+        counts += torch.bincount(digits(_bits(each).flatten()), minlength=_DIGITS)
     return counts
 
 

@@ -14,14 +14,15 @@ from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
 from layerfold.ffn import FFN
 from layerfold.leastsquares import NOT_FINITE
+from layerfold.linalg import Match
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import SecondMoments
 from layerfold.stepping import Stepper, fused_activations
 from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
-Sources = Mapping[int, Sequence[tuple[int, Tensor | None]]]
-"""For a block those of the original that its FFN stands for, each with the order that their neurons take, (d_ffn,)."""
+Sources = Mapping[int, Sequence[tuple[int, Match | None]]]
+"""For a block those of the original that its FFN stands for, each with how its neurons were matched."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def rescale_(
             stream.states = stream.passed(range(reached, blocks[0]))
             reached = blocks[0]
             now = _average([(each, None) for each in _spreads(stream, reached, blocks).values()])
-            should = _average([(spreads[source], order) for index in blocks for source, order in sources[index]])
+            should = _average([(spreads[source], match) for index in blocks for source, match in sources[index]])
             ratio = _set(decoder.blocks[blocks[0]].ffn, now, should)
             found += [Rescaled(index, ratio) for index in blocks]
     return sorted(found, key=lambda each: each.block)
@@ -128,13 +129,17 @@ def _given(ffns: Mapping[int, FFN]) -> Iterator[dict[int, dict[int, Tensor]]]:
             handle.remove()
 
 
-def _average(each: Iterable[tuple[Spread, Tensor | None]]) -> Spread:
-    """The mean of means and of deviations, with the neurons reordered where an order is given."""
-    ordered = [
-        (spread.mean, spread.deviation) if order is None else (spread.mean[:, order], spread.deviation[:, order])
-        for spread, order in each
-    ]
+def _average(each: Iterable[tuple[Spread, Match | None]]) -> Spread:
+    """The mean of means and of deviations, with the neurons as they were matched."""
+    ordered = [(spread.mean, spread.deviation) if match is None else _matched(spread, match) for spread, match in each]
     return Spread(*(torch.stack(values).mean(0) for values in zip(*ordered, strict=True)))
+
+
+def _matched(spread: Spread, match: Match) -> tuple[Tensor, Tensor]:
+    mean, deviation = spread.mean[:, match.order], spread.deviation[:, match.order]
+    if match.signs is not None:
+        mean[0] *= match.signs  # of what `up` gives; the gate's stays
+    return mean, deviation
 
 
 def _set(ffn: FFN, now: Spread, should: Spread) -> float:

@@ -19,7 +19,7 @@ from layerfold.calibration import FFNInputs
 from layerfold.decoder import Decoder
 from layerfold.factored import Factored
 from layerfold.ffn import Matrix
-from layerfold.linalg import Directions, damped, output_directions
+from layerfold.linalg import Directions, Match, damped, output_directions
 from layerfold.statistics import SecondMoments
 
 Base = Literal["anchor", "mean", "fitted"]
@@ -100,11 +100,11 @@ class Fit:
     ranks: Sequence[Sequence[int]]
 
 
-def kinds(decoder: Decoder, window: range, orders: Mapping[int, Tensor], inputs: Mapping[int, FFNInputs]) -> list[Kind]:
+def kinds(decoder: Decoder, window: range, matches: Mapping[int, Match], inputs: Mapping[int, FFNInputs]) -> list[Kind]:
     """Return the matrices of a window's FFNs by kind: up, gate where there is one, down.
 
     Args:
-        orders: of the neurons, by block, to match the anchor's; blocks without one keep theirs.
+        matches: of the neurons, by block, with the anchor's; blocks without one keep theirs as they stand.
         inputs: what the matrices read, by block; none where that is not to count.
     """
     paths = {id(module): path for path, module in decoder.model.named_modules()}
@@ -112,7 +112,8 @@ def kinds(decoder: Decoder, window: range, orders: Mapping[int, Tensor], inputs:
     totals: list[Tensor | None] = [None] * len(decoder.blocks[window[0]].ffn.matrices)
     for index in window:
         ffn = decoder.blocks[index].ffn
-        tensors = iter(ffn.tensors(orders.get(index, torch.arange(ffn.d_ffn))))
+        match = matches.get(index)
+        tensors = iter(ffn.tensors(torch.arange(ffn.d_ffn)) if match is None else ffn.tensors(match.order, match.signs))
         found = []
         for place, matrix in enumerate(ffn.matrices):
             weight = next(tensors).float()
@@ -121,7 +122,7 @@ def kinds(decoder: Decoder, window: range, orders: Mapping[int, Tensor], inputs:
             if index in inputs:
                 down = matrix is ffn.down
                 moments = inputs[index].down if down else inputs[index].up
-                products, total = _read(member, moments, orders.get(index) if down else None), totals[place]
+                products, total = _read(member, moments, match if down else None), totals[place]
                 totals[place] = products if total is None else total.add_(products)
             found.append(member)
         members.append(found)
@@ -135,11 +136,15 @@ def kinds(decoder: Decoder, window: range, orders: Mapping[int, Tensor], inputs:
     ]
 
 
-def _read(member: Member, moments: SecondMoments, order: Tensor | None) -> Tensor:
+def _read(member: Member, moments: SecondMoments, match: Match | None) -> Tensor:
     """Tell a member what it reads; return H."""
     mean, products = moments.mean, moments.products
-    if order is not None:
-        mean, products = mean[order], products[order][:, order]
+    if match is not None:
+        mean, products = mean[match.order], products[match.order][:, match.order]
+        if match.signs is not None:
+            mean *= match.signs
+            products *= match.signs
+            products *= match.signs[:, None]
     if member.bias is not None:
         products = products.addr_(mean, mean, alpha=-1)
     # Of fewer rows than variables H says nothing in some directions: as much is added there as it says elsewhere.

@@ -70,6 +70,12 @@ class CrossMoments:
                 sums += rows.sum(0)
                 squares += rows.square_().sum(0)
 
+    @property
+    def finite(self) -> tuple[bool, bool]:
+        """Whether the squares of x are finite, and those of y."""
+        x, y = (bool(squares.isfinite().all()) for squares in self._squares)
+        return x, y
+
     def correlation(self) -> Tensor:
         """Return the (d_x, d_y) Pearson correlations; 0 where a variable is constant. Consumes the accumulator."""
         means = [sums / self.count for sums in self._sums]

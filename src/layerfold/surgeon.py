@@ -27,8 +27,8 @@ def sparsify(weight: Tensor, moments: Tensor, zeros: int | None) -> tuple[Tensor
     Args:
         weight: (out, in).
         moments: H, (in, in).
-        zeros: how many weights are to be zero, those that are zero already first, spread over the columns by how many
-            are not; None for two of every four neighbours in a row (2:4).
+        zeros: how many weights are to be zero, spread over the columns by how many are not zero yet; None for two of
+            every four neighbours in a row (2:4). What is zero already counts, and stays zero.
 
     Returns:
         The new weights, and where they are kept, both (out, in).
@@ -45,17 +45,16 @@ def sparsify(weight: Tensor, moments: Tensor, zeros: int | None) -> tuple[Tensor
     for number, start in enumerate(pieces):
         piece = slice(start, start + _COLUMNS)
         part, local, gone = columns[piece], factor[piece, piece], empty[piece]
+        lost = gone.clone()  # what the columns before put there is an error too, which those after make up for
         if counts is not None:
             found = _scores(part, local.diagonal(), gone)
-            lost = lowest_in_rows(found.reshape(1, -1), counts[number : number + 1]).view_as(found)
-        else:
-            lost = torch.zeros_like(gone)
+            lost |= lowest_in_rows(found.reshape(1, -1), counts[number : number + 1]).view_as(found)
         errors = torch.empty_like(part)
         for row in range(len(part)):
             if counts is None and row % 4 == 0:
                 four = slice(row, row + 4)
                 found = _scores(part[four], local.diagonal()[four], gone[four])
-                lost[four] = lowest_in_rows(found.T, torch.tensor(2)).T
+                lost[four] |= lowest_in_rows(found.T, torch.tensor(2)).T
             errors[row] = part[row].masked_fill(~lost[row], 0) / local[row, row]
             part[row:].addr_(local[row, row:], errors[row], alpha=-1)
         part.masked_fill_(lost, 0)

@@ -60,12 +60,21 @@ def sizes(found: Sequence[Projection]) -> tuple[int, int]:
     return sum(each.numel() for each in weights), sum(int(torch.count_nonzero(each)) for each in weights)
 
 
-def check_fours(found: Sequence[Projection]) -> None:
-    """Raise InputError for a matrix whose inputs are no multiple of four."""
+def zeros_of_fours(found: Sequence[Projection]) -> int:
+    """Count the zeros that 2:4 leaves: two of every four neighbours in a row, more where more are zero already.
+
+    Raises:
+        InputError: a matrix whose inputs are no multiple of four.
+    """
+    zeros = 0
     for each in found:
-        inputs = each.matrix.weight.shape[1]
-        if inputs % 4:
-            raise InputError(f"structure 2:4, and {each.name!r} has {inputs} inputs; accepted: a multiple of 4")
+        weight = each.matrix.weight
+        if weight.shape[1] % 4:
+            raise InputError(
+                f"structure 2:4, and {each.name!r} has {weight.shape[1]} inputs; accepted: a multiple of 4"
+            )
+        zeros += int((weight == 0).reshape(-1, 4).sum(1).clamp_min(2).sum())
+    return zeros
 
 
 @torch.no_grad()
@@ -87,7 +96,7 @@ def zero_(
         criterion: ``magnitude``; ``wanda``, |w| times the root mean square of the input; ``sparsegpt``.
         scope: where the lowest are chosen: ``global``, in each ``matrix``, or in each ``row`` of one, as many in each
             in proportion to what is not zero there.
-        calibration: text for the two criteria that read activations.
+        calibration: text for the two criteria that read activations; of a matrix that several blocks share, of all.
     """
     counts = _counts(found, zeros)
 
@@ -105,11 +114,14 @@ def zero_(
     if scope == "global" and zeros is not None:
         inputs: dict[str, Tensor] = {}
         if calibration is not None:
+            tokens = int(calibration.windows.lengths.sum())
             calibration.of(decoder).each_block(
-                lambda _, moments: inputs.update({name: each.squares for name, each in moments.items()}),
+                # A matrix that several blocks share is missed in each of them.
+                lambda _, moments: inputs.update({name: m.squares * (m.count / tokens) for name, m in moments.items()}),
                 whole=False,
                 edits=False,
                 doing="calibrating, block",
+                pooled=True,
             )
         marked = lowest(lambda: (scores(each.matrix.weight, inputs.get(each.name)) for each in found), zeros)
         for each, lost in zip(found, marked, strict=True):
@@ -129,6 +141,7 @@ def zero_(
             whole=criterion == "sparsegpt",
             edits=True,
             doing="pruning, block",
+            pooled=True,
         )
     hold_(decoder, {each.name: cast(Tensor, each.matrix.module.weight) != 0 for each in found})
 
@@ -141,7 +154,9 @@ def scores(weight: Tensor, inputs: Tensor | None) -> Tensor:
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (Wanda), 2023, equation 1.
     """
-    found = weight.abs().float() if inputs is None else weight.abs() * inputs.sqrt()
+    found = weight.abs().float()
+    if inputs is not None:
+        found *= inputs.sqrt()
     return found.clamp_(min=torch.finfo(found.dtype).tiny).masked_fill_(weight == 0, 0)
 
 

@@ -10,7 +10,8 @@ from tiny import BLOCKS, correlations, logits, tiny, windows
 
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
-from layerfold.methods import Merge
+from layerfold.methods import Collapse, Merge, Share
+from layerfold.rescaling import rescale_
 
 ANCHORS = pytest.mark.parametrize("anchor", ["first", "middle", "last"])
 # Names of an FFN's matrices, and which axis of the stored tensor runs over neurons.
@@ -19,7 +20,9 @@ STORED |= {f"{name}.{kind}": 0 for name in ("up_proj", "gate_proj") for kind in 
 STORED |= {"down_proj.weight": 1, "down_proj.bias": None}
 
 
-def average(decoder: Decoder, group: range, anchor: int, order: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
+def average(
+    decoder: Decoder, group: range, anchor: int, order: dict[int, np.ndarray], signs: dict[int, np.ndarray]
+) -> dict[str, np.ndarray]:
     """The group's average, in numpy, from the tensors as they are stored."""
     total: dict[str, np.ndarray] = {}
     for index in group:
@@ -27,6 +30,8 @@ def average(decoder: Decoder, group: range, anchor: int, order: dict[int, np.nda
             axis = STORED[name]
             array = parameter.detach().double().numpy()
             array = array if axis is None or index == anchor else np.take(array, order[index], axis)
+            if index in signs and name.startswith(("up_proj", "down_proj")) and axis is not None:
+                array = array * (signs[index][:, None] if (axis, array.ndim) == (0, 2) else signs[index])
             total[name] = total.get(name, 0) + array / len(group)
     return total
 
@@ -44,7 +49,7 @@ def equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 
 def permuted_copies(family: str) -> Decoder:
-    """A model whose FFNs are one FFN with its neurons shuffled, and whose FFNs see nearly the same inputs."""
+    """A model whose FFNs see nearly the same, and are one with its neurons shuffled and, where gated, flipped."""
     decoder = tiny(family).decoder
     first = decoder.blocks[0]
     for block in decoder.blocks:
@@ -54,8 +59,10 @@ def permuted_copies(family: str) -> Decoder:
             elif "attn.c_proj" in name or "o_proj" in name:
                 parameter.data.mul_(0.005)
         if block is not first:
-            order = torch.randperm(first.ffn.d_ffn, generator=torch.Generator().manual_seed(block.index))
-            block.ffn.copy_(first.ffn.tensors(order))
+            seeded = torch.Generator().manual_seed(block.index)
+            order = torch.randperm(first.ffn.d_ffn, generator=seeded)
+            signs = torch.where(torch.rand(len(order), generator=seeded) < 0.5, -1.0, 1.0)
+            block.ffn.copy_(first.ffn.tensors(order, None if family == "gpt2" else signs))
     for block in decoder.blocks:
         for tensor in block.ffn.tensors()[-2 if block.ffn.down.bias is not None else -1 :]:
             tensor.mul_(0.01)
@@ -70,9 +77,13 @@ def test_every_block_of_a_group_gets_the_same_average(family: str, align: Any, a
     group = range(3)
     index = method.anchor_of(group)
     order = {other: np.arange(decoder.blocks[0].ffn.d_ffn) for other in group if other != index}
-    if align == "hungarian":
-        order = {i: linear_sum_assignment(-correlations(decoder, cut, index, i))[1] for i in order}
-    expected = average(decoder, group, index, order)
+    signs: dict[int, np.ndarray] = {}
+    for i in order if align == "hungarian" else ():
+        correlation = correlations(decoder, cut, index, i)
+        order[i] = linear_sum_assignment(-correlation if family == "gpt2" else -np.abs(correlation))[1]
+        if family != "gpt2":
+            signs[i] = np.sign(correlation[np.arange(len(correlation)), order[i]])
+    expected = average(decoder, group, index, order, signs)
     method.apply(decoder, Calibration(decoder, cut) if align == "hungarian" else None)
     for block in decoder.blocks[:3]:
         parameters = dict(block.ffn.module.named_parameters())
@@ -187,3 +198,36 @@ def test_groups_that_cut_across_ties_are_each_averaged_from_the_model_as_it_was(
     expected = {i: [(a + b) / 2 for a, b in zip(ffn(decoder, i), ffn(decoder, i + 1), strict=True)] for i in (0, 2)}
     Merge(n=2, align="none").apply(decoder, None)
     assert [equal(ffn(decoder, i), expected[i - i % 2]) for i in range(BLOCKS)] == [True] * BLOCKS
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("way", ["tied", "collapsed", "shared", "rescaled"])
+def test_ffns_that_compute_the_same_with_neurons_flipped_are_one(family: str, way: str) -> None:
+    decoder = tiny(family).decoder
+    one, two = (decoder.blocks[index].ffn for index in (1, 2))
+    seeded = torch.Generator().manual_seed(3)
+    order = torch.randperm(one.d_ffn, generator=seeded)
+    signs = torch.where(torch.rand(one.d_ffn, generator=seeded) < 0.5, -1.0, 1.0)
+    for block in decoder.blocks[1:3]:  # both see nearly the same
+        block.attention.output.weight.mul_(0.01)
+        block.module.post_attention_layernorm.weight.data.fill_(1)  # type: ignore[union-attr, operator]
+    one.down.weight.mul_(0.01)
+    two.copy_(one.tensors(order, signs))
+    before, calibration = logits(decoder), Calibration(decoder, windows())
+    if way == "collapsed":
+        expected = decoder.copy()
+        expected.keep_([0, 1, 3])
+        before = logits(expected)
+        Collapse(groups="1-2").apply(decoder, calibration)
+    elif way == "shared":
+        Share(window="1:2", rank=0, base="mean", init="svd").apply(decoder, calibration)
+    else:
+        method, original = Merge(groups="1-2", tie=True), decoder.copy()
+        sources = method.members(decoder, calibration)
+        notes = method.apply(decoder, calibration)
+        assert notes["pairs"][0]["correlation"] > 0.9 > 0.5 > notes["pairs"][0]["unaligned"]
+        if way == "rescaled":
+            told = rescale_(decoder, original, sources, windows())
+            assert all(each.shrunk == pytest.approx(1, abs=0.1) for each in told)
+            return
+    assert (logits(decoder) - before).abs().max() < 1e-4

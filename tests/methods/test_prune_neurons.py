@@ -48,9 +48,11 @@ def rated(decoder: Decoder, index: int, criterion: str, x: np.ndarray) -> np.nda
         return np.sqrt(sum((each**2).sum(1) for each in inner) + (down**2).sum(0))
     if criterion == "wanda":
         return np.linalg.norm(down, axis=0) * np.linalg.norm(x, axis=0)
+    if ffn.down.bias is not None:  # one more input, always 1, which makes up for the others too
+        x = np.column_stack([x, np.ones(len(x))])
     h = x.T @ x / len(x)
     inverse = np.linalg.inv(h + 0.01 * np.diag(h).mean() * np.eye(len(h)))
-    return (down**2).sum(0) / np.diag(inverse)
+    return (down**2).sum(0) / np.diag(inverse)[: down.shape[1]]
 
 
 # What is left

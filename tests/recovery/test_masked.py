@@ -14,7 +14,7 @@ from tiny import assert_masks_equal, chosen, halve_, logits, token_ids
 from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint import FORMATS
-from layerfold.errors import ModelError
+from layerfold.errors import InputError, ModelError
 from layerfold.hub import Model, load
 from layerfold.masks import held
 from layerfold.methods import Merge
@@ -100,10 +100,11 @@ def test_zeros_and_widths_survive_training_and_its_checkpoints(
         assert torch.equal(logits(loaded.decoder), logits(recovered.decoder))
 
 
-def test_each_step_is_a_plain_one_after_which_zeros_are_set_again(study_corpus: str, tmp_path: Path) -> None:
+def test_each_step_is_a_plain_one_of_the_weights_that_are_kept(study_corpus: str, tmp_path: Path) -> None:
     """What is held gets no step of its own: the others' are those of a loop that multiplies by the mask."""
     model = masked()
-    recovered, outcome = runs.train(model, runs.finetune(study_corpus, steps=4, weight_decay=0.1), tmp_path / "run")
+    recovery = runs.finetune(study_corpus, steps=4, weight_decay=0.1, clip=0.1)
+    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
     kept = held(model.decoder)
     expected: Any = model.decoder.copy().model.eval()
     named = dict(expected.named_parameters())
@@ -115,7 +116,9 @@ def test_each_step_is_a_plain_one_after_which_zeros_are_set_again(study_corpus: 
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 - step / 4)
         expected(input_ids=ids, labels=ids).loss.backward()
-        torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+        for name, mask in kept.items():
+            named[name].grad.mul_(mask)
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), 0.1)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -123,6 +126,34 @@ def test_each_step_is_a_plain_one_after_which_zeros_are_set_again(study_corpus: 
                 named[name].mul_(mask)
     assert outcome.best_step == 4
     assert runs.drift(recovered, expected) < 1e-5
+
+
+@pytest.mark.parametrize("make", [masked, tied])
+def test_gradients_of_held_zeros_are_no_part_of_the_norm_that_is_clipped(
+    make: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, clip, seen = make(), RecoveryTrainer._clip_grad_norm, []
+    masks = held(model.decoder)
+
+    def watched(self: RecoveryTrainer, trained: Any) -> Any:
+        gradients = {name: trained.get_parameter(name).grad for name in masks}
+        assert all(gradients[name][mask].any() and not gradients[name][~mask].any() for name, mask in masks.items())
+        everything = torch.stack([each.grad.norm() for each in trained.parameters() if each.grad is not None]).norm()
+        norm = clip(self, trained)
+        assert norm == pytest.approx(float(everything), rel=1e-5)
+        seen.append(norm)
+        return norm
+
+    monkeypatch.setattr(RecoveryTrainer, "_clip_grad_norm", watched)
+    runs.train(model, runs.finetune(study_corpus, steps=2, accumulation=2), tmp_path / "run")
+    assert len(seen) == 2
+
+
+def test_half_precision_is_not_trained(study_corpus: str, tmp_path: Path) -> None:
+    model = masked()
+    model.decoder.model.bfloat16()
+    with pytest.raises(InputError, match=r"is bfloat16, and training takes float32; accepted: .*model\.float\(\)"):
+        runs.train(model, runs.finetune(study_corpus, steps=2), tmp_path / "run")
 
 
 @pytest.mark.parametrize("make", [masked, uneven])

@@ -20,7 +20,7 @@ from layerfold.hub import Model
 from layerfold.methods import Collapse, Merge
 from layerfold.methods.base import spelled
 from layerfold.recipe import read_recipe
-from layerfold.search.groups import search
+from layerfold.search.groups import Stored, search
 from layerfold.search.scores import Scores
 from layerfold.search.settling import selection_text
 from layerfold.search.stages import Averaged, Blocks
@@ -135,6 +135,32 @@ def test_the_model_is_left_as_it_was_and_the_same_is_found_again(
     assert one.sha256 == two.sha256 == named.sha256
     assert compress(base.copy(), auto, study_corpus, in_place=True).sha256 == one.sha256
     assert "search" not in last(named)["notes"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_one_averaged_ffn_is_in_memory_whatever_the_number_of_groups(
+    name: str, study_corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, made, seen = deep(name, 7), list[Stored](), []
+    ffn = sum(tensor.numel() for tensor in base.decoder.blocks[0].ffn.tensors())
+    own = {id(parameter) for parameter in base.decoder.model.parameters()}
+    init, run = Stored.__init__, Stored.run
+
+    def noted(self: Stored, *arguments: Any) -> None:
+        init(self, *arguments)
+        made.append(self)
+
+    def watched(self: Stored, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        left = run(self, index, hidden)
+        held = {id(p): p.numel() for each in made for p in each.decoder.model.parameters() if id(p) not in own}
+        seen.append(sum(held.values()))
+        return left
+
+    monkeypatch.setattr(Stored, "__init__", noted)
+    monkeypatch.setattr(Stored, "run", watched)
+    compress(base, Merge(groups="auto"), study_corpus, in_place=True)
+    assert len(made) > 7
+    assert set(seen) == {ffn}
 
 
 @pytest.mark.parametrize("settings", [{"repair": "refit+attention"}, {"repair": "rescale"}, {}], ids=str)

@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from layerfold.calibration import Calibration, Pair, check_widths
 from layerfold.decoder import Decoder
@@ -54,7 +53,8 @@ class GroupAverage:
     """Average the FFNs of groups of consecutive blocks.
 
     Neurons are first reordered to match the anchor's by the correlation of their activations; then all of the FFN,
-    weights and biases, is averaged.
+    weights and biases, is averaged. A gated FFN computes the same with a neuron's rows of `up` and `down` negated:
+    there neurons are matched by the absolute correlation, and flipped where it is negative.
 
     Attributes:
         n: group size; the groups are consecutive from block 0, the last one shorter where the depth is no multiple.
@@ -64,7 +64,8 @@ class GroupAverage:
         align: ``hungarian``, or ``none`` to average neurons in the order they have.
         anchor: the block of each group that the others are aligned to.
 
-    Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3.
+    Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3, which
+    flips none.
     """
 
     n: int | None = None
@@ -156,14 +157,13 @@ class GroupAverage:
         anchor = self.anchor_of(group)
         return [(anchor, other) for other in group if other != anchor]
 
-    def members(self, decoder: Decoder, calibration: Calibration | None) -> dict[int, list[tuple[int, Tensor | None]]]:
-        """For each block that gets an average: the blocks that it is of, with the order that their neurons take."""
+    def members(self, decoder: Decoder, calibration: Calibration | None) -> dict[int, list[tuple[int, Match | None]]]:
+        """For each block that gets an average: the blocks that it is of, with how their neurons were matched."""
         matches = self._matches(decoder, calibration)
-        found: dict[int, list[tuple[int, Tensor | None]]] = {}
+        found: dict[int, list[tuple[int, Match | None]]] = {}
         for group in self.group_indices(decoder.n_blocks):
             anchor = self.anchor_of(group)
-            orders = {other: matches[anchor, other].order for other in group if (anchor, other) in matches}
-            found |= {index: [(other, orders.get(other)) for other in group] for index in group}
+            found |= {index: [(other, matches.get((anchor, other))) for other in group] for index in group}
         return found
 
     def _matches(self, decoder: Decoder, calibration: Calibration | None) -> dict[Pair, Match]:
@@ -193,8 +193,9 @@ class GroupAverage:
             sums = [tensor.float().clone() for tensor in ffns[anchor].tensors()]
             for other in group:
                 if other != anchor:
-                    order = matches[anchor, other].order if matches else None
-                    for total, tensor in zip(sums, ffns[other].tensors(order), strict=True):
+                    match = matches.get((anchor, other))
+                    tensors = ffns[other].tensors() if match is None else ffns[other].tensors(match.order, match.signs)
+                    for total, tensor in zip(sums, tensors, strict=True):
                         total += tensor
             ffns[anchor].copy_([total.div_(len(group)) for total in sums])
         return {"pairs": described(matches)}

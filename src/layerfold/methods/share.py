@@ -23,7 +23,8 @@ _K = 4
 class Share:
     """Write the FFN matrices of consecutive blocks as W_l = W_c + A_l B_l; biases and norms stay each block's own.
 
-    Neurons are first reordered to match the anchor's by the correlation of their activations.
+    Neurons are first reordered to match the anchor's by the correlation of their activations, and flipped where gated:
+    see `GroupAverage`.
 
     Attributes:
         window: ``START:K``, the K blocks from START on; or ``auto``: what a search over all windows finds best.
@@ -178,9 +179,8 @@ class Share:
             matches = calibration.matches(self._pairs(window))
         if calibration is not None and self._reads_inputs:
             inputs = calibration.ffn_inputs(window)
-        orders = {other: match.order for (_, other), match in matches.items()}
         before = decoder.size().parameters
-        kinds = sharing.kinds(decoder, window, orders, inputs)
+        kinds = sharing.kinds(decoder, window, {other: match for (_, other), match in matches.items()}, inputs)
         anchor = window.index(self.anchor_of(window))
         fit = sharing.fitted(kinds, self.base, self.ranks, self.rank, anchor, alone=self.init == "zero")
         sharing.share_(decoder, kinds, fit, self.init)

@@ -83,7 +83,7 @@ class Recovery:
     report_to: str = field(default="none", metadata={"changes_numbers": False})
 
     name: ClassVar[str]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_size", "accumulation", "evaluations"):

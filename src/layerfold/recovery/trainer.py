@@ -14,6 +14,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 
 from layerfold import checkpoint, deltas, masks
+from layerfold.calibration import check_precision
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, TrainingError
 from layerfold.recovery.arguments import frozen, training_arguments
@@ -58,6 +59,7 @@ class RecoveryTrainer(Trainer):
         counterparts: tuple[int, ...],
         callbacks: list[TrainerCallback],
     ) -> None:
+        check_precision(decoder, "training")
         model = decoder.model
         without_dropout(model)
         for parameter in model.parameters():
@@ -81,7 +83,8 @@ class RecoveryTrainer(Trainer):
         if self.is_fsdp_enabled and (kept or deltas.ranks(decoder)):
             what = "zeros that are held" if kept else "low-rank deltas"
             raise InputError(f"{what}, and FSDP, which shards the tensors: accepted: one of the two")
-        self.add_callback(HeldZeros(model, kept))
+        self._zeros = HeldZeros(model, kept)
+        self.add_callback(self._zeros)
         self.parameters_trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         self._decoder = decoder
         self._recovery = recovery
@@ -143,6 +146,12 @@ class RecoveryTrainer(Trainer):
                 f"after step {self.state.global_step} of {self.state.max_steps}"
             )
 
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """Back-propagate; a held zero gets no gradient, which clipping would count with those of weights that move."""
+        loss: Tensor = super().training_step(*arguments, **options)
+        self._zeros.clear_gradients()
+        return loss
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean language-model loss beside the objective's."""
         if "loss" in logs and self._recent:
@@ -198,10 +207,16 @@ class RecoveryTrainer(Trainer):
 
 
 class HeldZeros(TrainerCallback):
-    """Sets the zeros of some weights to zero again after every step."""
+    """Keeps the zeros of some weights zero: takes their gradients, and sets them again after every step."""
 
     def __init__(self, model: PreTrainedModel, kept: Mapping[str, Tensor]) -> None:
         self._zeros = [(model.get_parameter(name), ~mask) for name, mask in kept.items()]
+
+    def clear_gradients(self) -> None:
+        """Set their gradients to zero."""
+        for weight, zeros in self._zeros:
+            if weight.grad is not None:
+                weight.grad.masked_fill_(zeros.to(weight.grad.device), 0)
 
     @torch.no_grad()
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
