@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from layerfold import memory
+from layerfold.apart import Apart
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
-from layerfold.ffn import FFN
 from layerfold.methods import Collapse, Merge
 from layerfold.methods.base import Notes, spelled
 from layerfold.progress import Progress
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
-from layerfold.search.stages import Averaged, Blocks
-from layerfold.spool import Spool
+from layerfold.search.stages import Averaged, Blocks, Fetched, Room
 from layerfold.statistics import exponential
 from layerfold.stepping import Stepper
 from layerfold.windows import Windows
@@ -28,56 +23,6 @@ Choose = Callable[[Sequence[Blocks]], Blocks]
 
 MOST_ROUNDS = 20
 """Of looking at everything that differs in one join, at most."""
-
-
-class Room:
-    """Memory for one FFN at a time.
-
-    Attributes:
-        holder: whose FFN is there.
-    """
-
-    holder: Stored | None = None
-
-
-class Stored(Stepper):
-    """Steps through blocks that share one FFN, which is in a temporary file, and in memory where it was used last.
-
-    Args:
-        decoder: the FFN's parameters are empty but while they are in memory.
-        ffn: of this decoder.
-        room: shared with other steppers, one of which has its FFN in memory.
-
-    Raises:
-        OutputError: the disk is full.
-    """
-
-    def __init__(self, decoder: Decoder, ffn: FFN, room: Room) -> None:
-        super().__init__(decoder)
-        self._room = room
-        modules = [matrix.module for matrix in ffn.matrices]
-        self._parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
-        self._shapes = [parameter.shape for parameter in self._parameters]
-        flat = torch.cat([parameter.detach().flatten() for parameter in self._parameters])
-        self._file = Spool((1, len(flat)))
-        self._file[:] = flat[None]
-        self._leave()
-
-    def _leave(self) -> None:
-        for parameter in self._parameters:
-            parameter.data = torch.empty(0)
-        memory.release()
-
-    def run(self, index: int, hidden: Tensor) -> Tensor:
-        """Run one block, with its FFN read if another's is in memory."""
-        if self._room.holder is not self:
-            if self._room.holder is not None:
-                self._room.holder._leave()
-            self._room.holder = self
-            pieces = self._file[:][0].split([shape.numel() for shape in self._shapes])
-            for parameter, shape, piece in zip(self._parameters, self._shapes, pieces, strict=True):
-                parameter.data = piece.view(shape)
-        return super().run(index, hidden)
 
 
 def best_groups(
@@ -111,10 +56,9 @@ def best_groups(
 
     def averaged(group: range) -> Stepper:
         other = decoder.copy(share=True)
-        ffn = other.blocks[method.anchor_of(group)].ffn
-        ffn.own_()  # what is averaged is written there
+        other.blocks[method.anchor_of(group)].ffn.own_()  # what is averaged is written there
         replace(merge, groups=spelled([group])).apply(other, calibration)
-        return Stored(other, ffn, room)
+        return Fetched(Apart(other, decoder), room)
 
     def choose(candidates: Sequence[Blocks], select: Selection) -> Blocks:
         seen.update(candidates)

@@ -68,29 +68,44 @@ class Replaced:
     def __init__(self, decoder: Decoder, others: Mapping[Blocks, Apart]) -> None:
         self._n_blocks = decoder.n_blocks
         self._first = {candidate: place * decoder.n_blocks for place, candidate in enumerate(others, 1)}
-        self._others = list(others.values())
-        self.steppers = [Stepper(decoder), *(_Fetched(each, self._fetch) for each in self._others)]
+        room = Room()
+        self.steppers = [Stepper(decoder), *(Fetched(each, room) for each in others.values())]
 
     def path(self, candidate: Blocks) -> Path:
         """Return the model's own blocks, and in their places the other decoder's."""
         return tuple(self._first[candidate] + i if i in candidate else i for i in range(self._n_blocks))
 
-    def _fetch(self, wanted: Apart) -> None:
-        for each in self._others:
-            if each is not wanted:
-                each.own.stow()
+
+class Room:
+    """Memory for the own tensors of one decoder at a time."""
+
+    def __init__(self) -> None:
+        self._holder: Apart | None = None
+
+    def fetch(self, wanted: Apart) -> None:
+        """Bring a decoder's tensors into memory, and write those that are there to their file."""
+        if self._holder is not None and self._holder is not wanted:
+            self._holder.own.stow()
+        self._holder = wanted
         wanted.own.fetch()
 
 
-class _Fetched(Stepper):
-    """Steps through a decoder whose own tensors are brought into memory first."""
+class Fetched(Stepper):
+    """Steps through a decoder whose own tensors wait in a temporary file, and are in memory where they were used last.
 
-    def __init__(self, apart: Apart, fetch: Callable[[Apart], None]) -> None:
+    Args:
+        apart: the decoder; its tensors are stowed.
+        room: shared with other steppers, one of which has its tensors in memory.
+    """
+
+    def __init__(self, apart: Apart, room: Room) -> None:
         super().__init__(apart.decoder)
-        self._apart, self._fetch = apart, fetch
+        self._apart, self._room = apart, room
+        apart.own.stow()
 
     def run(self, index: int, hidden: Tensor) -> Tensor:
-        self._fetch(self._apart)
+        """Run one block, with its tensors in memory."""
+        self._room.fetch(self._apart)
         return super().run(index, hidden)
 
 
