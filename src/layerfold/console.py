@@ -44,6 +44,10 @@ class _Drawn:
         finally:
             self._bars.remove_task(task)
 
+    def note(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def _start(self, description: str, total: float | None) -> TaskID:
         return self._bars.add_task(description, total=total)
 
