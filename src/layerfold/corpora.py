@@ -31,6 +31,8 @@ from layerfold.errors import CorpusError, InputError, MissingExtraError, Offline
 from layerfold.sources import ALL, SPLITS, disjoint, read_source, same, split_by_row
 from layerfold.textfiles import Row, text_of
 
+_OWN = "a file or a folder of text, as --corpus FILE"
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -64,10 +66,9 @@ class Corpus:
     @property
     def share(self) -> str:
         """How much of the source this is, as ``6 of 60 documents``."""
-        count = f"{len(self.documents):,}"
-        if self.total > len(self.documents):
-            count += f" of {self.total:,}"
-        return f"{count} documents{', one a line' if self.lines else ''}"
+        count, total = len(self.documents), max(self.total, len(self.documents))
+        part = f"{count:,} of {total:,}" if count < total else f"{count:,}"
+        return f"{part} document{'s' * (total != 1)}{', one a line' * self.lines}"
 
     def read(self, tokens: int, asked: int) -> str:
         """Say which text this is and how much of it is read, and what gives more where there is too little."""
@@ -134,7 +135,9 @@ def read_corpus(name: str) -> Splits:
         try:
             source = read_source(name, ["text"], known=["imdb"])
         except OfflineError as error:
-            raise OfflineError(f"{error}; accepted: a file or a folder of text, as --corpus FILE") from error
+            raise OfflineError(f"{error}; accepted: {_OWN}") from error
+        except MissingExtraError as error:
+            raise MissingExtraError("datasets", "datasets", instead=_OWN) from error
         local, lines = source.local, source.lines
         # The data set's rows, not those of a folder that happens to have its name.
         join = articles if source.name.endswith("/wikitext") and not local else iter
