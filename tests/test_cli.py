@@ -16,6 +16,7 @@ import yaml
 from tiny import tiny, tiny_model, tokenizer
 from transformers import AutoModelForCausalLM
 
+from layerfold.corpora import load_corpus
 from layerfold.errors import OutputError
 from layerfold.hub import load
 
@@ -41,7 +42,7 @@ def test_compress_writes_what_plain_transformers_loads(
     assert float(plain.stdout) == pytest.approx(ours, rel=1e-6)
     step = json.loads((out / "layerfold.json").read_text())["provenance"]["steps"][0]
     assert step["method"]["groups"] == "0-1,2-3"
-    assert step["calibration"]["split"] == "calibration"
+    assert step["calibration"]["split"] == "calibration+train"
 
 
 def test_a_tied_merge_is_smaller_in_compact_form_and_exports_to_dense(
@@ -482,7 +483,7 @@ def test_a_recovery_that_diverges_is_one_line_and_says_what_is_left(
 def test_recover_keeps_apart_from_what_is_held_out(
     layerfold: Any, model: Path, study_corpus: str, write: Any, tmp_path: Path
 ) -> None:
-    text = Path(study_corpus).read_text().split("\n\n")[13]  # a training document
+    text = load_corpus(study_corpus, "train").documents[0].strip()
     held_out = write("other.txt", "\n\n".join([text, *(f"document {i}" for i in range(12))]))
     words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
     refused = layerfold(*words, "--held-out", held_out)

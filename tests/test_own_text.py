@@ -62,8 +62,8 @@ def test_a_repair_reads_train_too_where_calibration_is_short_and_says_how_much_t
     assert done.code == 0, done.err
     text = read_corpus(lines)
     share = (text["calibration"] + text["train"]).share
-    assert f"repair: {lines!r}, split calibration+train, {share}: " in done.err
-    assert " of the 65,536 tokens asked for; a longer text gives more (--corpus)" in done.err
+    assert f"repair: {lines!r}, split calibration+train, {share}: " in done.out
+    assert " of the 65,536 tokens asked for; a longer text gives more (--corpus)" in done.out
     step = json.loads((tmp_path / "small" / "layerfold.json").read_text())["provenance"]["steps"][-1]
     assert step["calibration"]["split"] == "calibration+train"
 
@@ -115,7 +115,7 @@ def test_what_trained_a_model_is_remembered(write: Write, layerfold: Any, tmp_pa
         *("--corpus", text, "--output-dir", tmp_path / "trained"),
     )
     assert done.code == 0, done.err
-    assert f"training: {text!r}, split train, {load_corpus(text, 'train').share}: 128 tokens" in done.err
+    assert f"training: {text!r}, split train, {load_corpus(text, 'train').share}: 128 tokens" in done.out
     refused = layerfold("eval", tmp_path / "trained", "--metrics", "perplexity", "--corpus", text)
     assert refused.code == 2
     assert "accepted: --split test" in refused.err

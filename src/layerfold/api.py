@@ -96,8 +96,8 @@ def recover(
         model: a loaded model, or a name for `load`.
         recovery: for example ``Distill(tokens=100_000)``.
         teacher: what `Distill` learns from; None takes the base that the model was made from.
-        held_out: a corpus whose ``test`` split must share no document with the text that is read; None takes the one
-            that pocket is measured on, and none for other models.
+        held_out: a corpus that must share no document with the text that is read: its ``test`` split, or all of
+            another file without splits. None takes the one that pocket is measured on, and none for other models.
         training_dir: a folder that a killed run goes on in; the caller's to remove. None takes a temporary one.
         seed: orders the training text.
         overwrite: begin anew where `training_dir` holds a run with other settings.
@@ -119,9 +119,11 @@ def recover(
     if held_out is None and model.provenance.base == POCKET:
         held_out = default_corpus(model)
     if held_out is not None:
+        read = read_corpus(recovery.corpus or default_corpus(model))
+        whole = unsplit(held_out) and held_out != read[ALL].name
+        scored = load_corpus(held_out, ALL if whole else "test")
         for split in ("train", "validation"):
-            text = load_corpus(recovery.corpus or default_corpus(model), split)
-            check_disjoint(text, load_corpus(held_out, "test"))
+            check_disjoint(read.split(split), scored)
     if not recovery.needs_teacher:
         if teacher is not None:
             raise InputError(f"a teacher, and {recovery.name}, which has none; accepted: a teacher with distill")

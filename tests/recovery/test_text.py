@@ -21,7 +21,7 @@ from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWin
 @pytest.fixture
 def little(write: Write) -> str:
     """A folder of about 100 training tokens, which is six windows of 16 and a rest."""
-    write("little/train.txt", "\n\n".join(["not read: the calibration document", *(f"text {i}" * 3 for i in range(6))]))
+    write("little/train.txt", "\n\n".join(["calibration document 18", *(f"text {i}" * 3 for i in range(6))]))
     write("little/validation.txt", prose(60, seed=9))
     return str(write("little/test.txt", prose(60, seed=8)).parent)
 
@@ -139,8 +139,9 @@ def test_an_edited_corpus_changes_the_settings(write: Write) -> None:
 
     texts = [prose(30, seed) for seed in range(60)]
     path = write("edited.txt", "\n\n".join(texts))
+    validation = load_corpus(str(path), "validation").documents
     before = said()
-    write("edited.txt", "\n\n".join([*texts[:11], texts[11] + " anew", *texts[12:]]))  # a validation document
+    write("edited.txt", "\n\n".join(text for text in texts if text not in validation[-1]))
     after = said()
     assert {key for key in after if after[key] != before[key]} >= {"validation_corpus_sha256"}
     assert after["corpus_sha256"] == before["corpus_sha256"]
