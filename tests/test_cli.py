@@ -286,7 +286,9 @@ def test_recover_learns_from_the_base_and_writes_what_loads_anywhere(
     out = tmp_path / "out"
     done = layerfold(*recover_words(pair, study_corpus, out, "--set", "lm_weight=0.9", "--set", "search_fraction=0.5"))
     assert done.code == 0, done.err
-    trained, validation, wrote = done.out.splitlines()
+    text, trained, validation, wrote = done.out.splitlines()
+    share = load_corpus(study_corpus, "train").share
+    assert text == f"training: {study_corpus!r}, split train, {share}: 256 tokens"
     assert re.fullmatch(
         r"trained on 256 tokens and \d{3} to choose the learning rate, \d+ s, learning rate \S+", trained
     )
@@ -323,7 +325,7 @@ def test_recover_sets_what_it_is_told(layerfold: Any, model: Path, study_corpus:
     )
     done = layerfold(*recover_words(model, study_corpus, out, *FINETUNE, *more, "--format", "compact"))
     assert done.code == 0, done.err
-    assert done.out.startswith("trained on 256 tokens, ")
+    assert "\ntrained on 256 tokens, " in done.out
     assert done.out.endswith(f"wrote {out} (compact)\n")
     step = load(out).provenance.steps[-1]
     shown = ("name", "schedule", "evaluations", "batch_size", "context", "learning_rate", "freeze", "seed")

@@ -85,7 +85,7 @@ def test_one_test_text_and_a_label_of_markup(layerfold: Any, recipe: Any, tmp_pa
     assert list(rows) == labels
     assert rows[MARKUP]["imdb_difference_low"] == rows["lead-3"]["rouge1_high"] == "nan"
     assert float(rows["bag of words"]["imdb_accuracy"]) in (0, 1)
-    assert [row["imdb_largest_class"] for row in rows.values()] == ["1", "1", "1", "", ""]
+    assert [row["imdb_largest_class"] for row in rows.values()] == ["1.0", "1.0", "1.0", "", ""]
     assert "largest class" in done.err + layerfold("report", run).out
     assert rows["bag of words"]["perplexity"] == rows["lead-3"]["blocks"] == ""
 

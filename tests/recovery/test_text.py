@@ -137,11 +137,11 @@ def test_an_edited_corpus_changes_the_settings(write: Write) -> None:
         recovery = runs.finetune(str(path), steps=1)
         return settings(recovery, training_text(runs.small(), recovery, 0), None)
 
-    texts = [prose(30, seed) for seed in range(60)]
-    path = write("edited.txt", "\n\n".join(texts))
-    validation = load_corpus(str(path), "validation").documents
+    texts = [f"{prose(30, seed)}\n" for seed in range(60)]
+    path = write("edited.txt", "\n".join(texts))
     before = said()
-    write("edited.txt", "\n\n".join(text for text in texts if text not in validation[-1]))
+    write("edited.txt", "\n".join(["text 0" * 3 + "\n", *texts]))
+    assert "text 0" * 3 + "\n" in load_corpus(str(path), "validation").documents
     after = said()
     assert {key for key in after if after[key] != before[key]} >= {"validation_corpus_sha256"}
     assert after["corpus_sha256"] == before["corpus_sha256"]
