@@ -15,6 +15,7 @@ import torch
 from tiny import FAMILY_NAMES, Write, prose, tiny
 
 from layerfold import cli
+from layerfold.sources import disjoint
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -46,8 +47,12 @@ def corpus_folder(write: Write) -> str:
 
 @pytest.fixture
 def study_corpus(write: Write) -> str:
-    """A file with documents enough for all four splits."""
-    return str(write("text/study.txt", "\n\n".join(prose(30, seed) for seed in range(60))))
+    """A file with documents enough for all four splits: 6 of test, 6 of validation, 3 of calibration, 45 of train."""
+    documents = [prose(30, seed) for seed in range(120)]
+    kept, _ = disjoint({"all": documents}, str)
+    counts = {"test": 6, "validation": 6, "calibration": 3, "train": 45}
+    chosen = {document for split, count in counts.items() for document in kept[split][:count]}
+    return str(write("text/study.txt", "\n\n".join(document for document in documents if document in chosen)))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 from tiny import Write, prose, tiny
 
+from layerfold import sources
 from layerfold.errors import CorpusError, RecipeError
 from layerfold.evaluators import Imdb, Rouge, Score
 from layerfold.hub import Model
@@ -249,24 +251,37 @@ def test_no_variant_may_be_called_as_they_are(label: str, tasks: list[Any]) -> N
 
 
 MADE = {
-    "calibration": (2, {"variants": [{"label": "merged", "merge": {"n": 2}}]}),
-    "training": (3, {"variants": [], "recovery": {"finetune": {"tokens": 128, "learning_rate": 1e-3}}}),
-    "validation": (1, {"variants": [], "recovery": {"finetune": {"tokens": 128, "learning_rate": 1e-3}}}),
-    "selection": (1, {"variants": [{"label": "shared", "share": {"k": 2, "rank": 2}}]}),
-    "distillation": (3, {"variants": [{"label": "pupil", "student": {"tokens": 128, "learning_rate": 1e-3}}]}),
+    "calibration": (0.22, {"variants": [{"label": "merged", "merge": {"n": 2}}]}),
+    "training": (0.5, {"variants": [], "recovery": {"finetune": {"tokens": 128, "learning_rate": 1e-3}}}),
+    "validation": (0.15, {"variants": [], "recovery": {"finetune": {"tokens": 128, "learning_rate": 1e-3}}}),
+    "selection": (0.15, {"variants": [{"label": "shared", "share": {"k": 2, "rank": 2}}]}),
+    "distillation": (0.5, {"variants": [{"label": "pupil", "student": {"tokens": 128, "learning_rate": 1e-3}}]}),
 }
 TESTED = {"imdb": REVIEWS[20][0], "rouge": PAPERS[2][0]}
+
+
+@pytest.fixture
+def put(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
+    """Say that a text's hash lies at this place from 0 to 1."""
+    hashed = sources._place
+
+    def put(document: str, place: float) -> None:
+        places = {sources.same(document): place}
+        monkeypatch.setattr(sources, "_place", lambda text: places.get(sources.same(text), hashed(text)))
+
+    return put
 
 
 @pytest.mark.parametrize("task", [0, 1], ids=["imdb", "rouge"])
 @pytest.mark.parametrize("made", MADE)
 def test_text_that_variants_are_made_with_may_not_be_tested_on(
-    made: str, task: int, base: Model, tasks: list[Any], write: Write, tmp_path: Path
+    made: str, task: int, base: Model, tasks: list[Any], write: Write, tmp_path: Path, put: Callable[[str, float], None]
 ) -> None:
-    row, changes = MADE[made]
+    place, changes = MADE[made]
     document = list(TESTED.values())[task]
+    put(document, place)
     documents = [f"{prose(30, seed)} {seed}" for seed in range(60)]
-    documents[row] = document.replace(" ", "  ")  # the same but for white space
+    documents[2] = document.replace(" ", "  ")  # the same but for white space
     source = str(write("made/text.txt", "\n\n".join(documents)))
     if "recovery" in changes:
         changes = changes | {"recovery": {"finetune": changes["recovery"]["finetune"] | {"corpus": source}}}
@@ -280,10 +295,11 @@ def test_text_that_variants_are_made_with_may_not_be_tested_on(
 
 @pytest.mark.parametrize("task", [0, 1], ids=["imdb", "rouge"])
 def test_text_that_nothing_is_made_with_may_be(
-    task: int, base: Model, tasks: list[Any], write: Write, tmp_path: Path
+    task: int, base: Model, tasks: list[Any], write: Write, tmp_path: Path, put: Callable[[str, float], None]
 ) -> None:
     documents = [f"{prose(30, seed)} {seed}" for seed in range(60)]
-    documents[0] = list(TESTED.values())[task]  # a test document of that corpus too
+    documents[0] = list(TESTED.values())[task]
+    put(documents[0], 0.05)  # a test document of that corpus too
     source = str(write("made/text.txt", "\n\n".join(documents)))
     made = {"variants": [{"label": "merged", "merge": {"n": 2}}], "calibration": {"corpus": source, "tokens": 512}}
     done = run(Study(recipe(tasks[task : task + 1], **made), tmp_path / "run", base=base))
@@ -291,10 +307,11 @@ def test_text_that_nothing_is_made_with_may_be(
 
 
 def test_a_test_text_beyond_those_that_are_scored_is_one_all_the_same(
-    base: Model, tasks: list[Any], write: Write, tmp_path: Path
+    base: Model, tasks: list[Any], write: Write, tmp_path: Path, put: Callable[[str, float], None]
 ) -> None:
     tasks[0]["imdb"]["test_rows"] = 1
     for text, _ in REVIEWS[16:18]:
+        put(text, 0.22)
         documents = [f"{prose(30, seed)} {seed}" for seed in range(60)]
         documents[2] = text
         source = str(write("made/text.txt", "\n\n".join(documents)))

@@ -16,6 +16,7 @@ import yaml
 from tiny import tiny, tiny_model, tokenizer
 from transformers import AutoModelForCausalLM
 
+from layerfold.corpora import load_corpus
 from layerfold.errors import OutputError
 from layerfold.hub import load
 
@@ -41,7 +42,7 @@ def test_compress_writes_what_plain_transformers_loads(
     assert float(plain.stdout) == pytest.approx(ours, rel=1e-6)
     step = json.loads((out / "layerfold.json").read_text())["provenance"]["steps"][0]
     assert step["method"]["groups"] == "0-1,2-3"
-    assert step["calibration"]["split"] == "calibration"
+    assert step["calibration"]["split"] == "calibration+train"
 
 
 def test_a_tied_merge_is_smaller_in_compact_form_and_exports_to_dense(
@@ -285,7 +286,9 @@ def test_recover_learns_from_the_base_and_writes_what_loads_anywhere(
     out = tmp_path / "out"
     done = layerfold(*recover_words(pair, study_corpus, out, "--set", "lm_weight=0.9", "--set", "search_fraction=0.5"))
     assert done.code == 0, done.err
-    trained, validation, wrote = done.out.splitlines()
+    text, trained, validation, wrote = done.out.splitlines()
+    share = load_corpus(study_corpus, "train").share
+    assert text == f"training: {study_corpus!r}, split train, {share}: 256 tokens"
     assert re.fullmatch(
         r"trained on 256 tokens and \d{3} to choose the learning rate, \d+ s, learning rate \S+", trained
     )
@@ -322,7 +325,7 @@ def test_recover_sets_what_it_is_told(layerfold: Any, model: Path, study_corpus:
     )
     done = layerfold(*recover_words(model, study_corpus, out, *FINETUNE, *more, "--format", "compact"))
     assert done.code == 0, done.err
-    assert done.out.startswith("trained on 256 tokens, ")
+    assert "\ntrained on 256 tokens, " in done.out
     assert done.out.endswith(f"wrote {out} (compact, float32)\n")
     step = load(out).provenance.steps[-1]
     shown = ("name", "schedule", "evaluations", "batch_size", "context", "learning_rate", "freeze", "seed")
@@ -482,7 +485,7 @@ def test_a_recovery_that_diverges_is_one_line_and_says_what_is_left(
 def test_recover_keeps_apart_from_what_is_held_out(
     layerfold: Any, model: Path, study_corpus: str, write: Any, tmp_path: Path
 ) -> None:
-    text = Path(study_corpus).read_text().split("\n\n")[13]  # a training document
+    text = load_corpus(study_corpus, "train").documents[0].strip()
     held_out = write("other.txt", "\n\n".join([text, *(f"document {i}" for i in range(12))]))
     words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
     refused = layerfold(*words, "--held-out", held_out)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import sys
 from pathlib import Path
 
 import pyarrow
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 from tiny import Write
 
 from layerfold.corpora import SPLITS, Corpus, check_disjoint, load_corpus
 from layerfold.errors import CorpusError, InputError, LayerfoldError, MissingExtraError
+from layerfold.sources import disjoint
 
 
 def jsonl(*documents: str, field: str = "text") -> str:
@@ -35,13 +40,87 @@ def failing(name: Path | str, split: str = "test") -> str:
     return f"{type(raised.value).__name__}: {raised.value}"
 
 
-def test_rows_are_split_by_their_number(write: Write) -> None:
-    found = by_split(write("rows.jsonl", jsonl(*numbered(60))))
-    assert found["test"] == [f"document {i}" for i in range(0, 60, 10)]
-    assert found["validation"] == [f"document {i}" for i in range(1, 60, 10)]
-    rest = [f"document {i}" for i in range(60) if i % 10 > 1]
-    assert found["calibration"] == rest[::20]
-    assert found["train"] == [document for i, document in enumerate(rest) if i % 20]
+def place(text: str) -> float:
+    """Where a text's hash lies between 0 and 1."""
+    return int(hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:12], 16) / 16**12
+
+
+def test_texts_are_split_by_their_hashes(write: Write) -> None:
+    rows = numbered(400)
+    found = by_split(write("rows.jsonl", jsonl(*rows)))
+    assert found["test"] == [row for row in rows if place(row) < 0.1]
+    assert found["validation"] == [row for row in rows if 0.1 <= place(row) < 0.2]
+    assert found["calibration"] == [row for row in rows if 0.2 <= place(row) < 0.24]
+    assert found["train"] == [row for row in rows if place(row) >= 0.24]
+
+
+def test_neither_the_rows_order_nor_other_rows_move_a_text(write: Write) -> None:
+    rows = numbered(400)
+    before = by_split(write("rows.jsonl", jsonl(*rows)))
+    after = by_split(write("more.jsonl", jsonl(*random.Random(0).sample([*rows, *map(str, range(50))], 450))))
+    for split in SPLITS:
+        assert set(before[split]) < set(after[split])
+
+
+@pytest.mark.parametrize("period", [2, 4, 10, 20, 200])
+def test_kinds_of_rows_in_turn_stand_in_all_splits_alike(period: int, write: Write) -> None:
+    rows = [f"{i % period} is the kind of row {i}" for i in range(20 * period if period > 20 else 2000)]
+    found = by_split(write("rows.jsonl", jsonl(*rows)))
+    for split, documents in found.items():
+        kinds = [int(document.split()[0]) % 2 for document in documents]
+        assert 0.4 < sum(kinds) / len(kinds) < 0.6, split
+
+
+@pytest.mark.parametrize("count", range(4, 40))
+def test_a_small_file_has_something_in_every_split(count: int, write: Write) -> None:
+    for start in range(0, 300, 37):
+        rows = [f"document {i}" for i in range(start, start + count)]
+        found = by_split(write("rows.jsonl", jsonl(*rows)))
+        assert all(found.values())
+        assert sorted(row for split in found.values() for row in split) == sorted(rows)
+
+
+@given(st.lists(st.text(), max_size=12))
+def test_whatever_the_texts_are_splits_are_disjoint_and_lose_none(texts: list[str]) -> None:
+    kept, dropped = disjoint({"all": texts}, str)
+    distinct = {" ".join(text.split()) for text in texts} - {""}
+    assert len(kept["all"]) == len(distinct) == len(texts) - dropped["all"]
+    assert sum(dropped[split] for split in SPLITS) == dropped["all"]
+    if len(distinct) < 4:
+        assert kept["train"] == kept["calibration"] == kept["all"]
+        assert kept["test"] == kept["validation"] == []
+        return
+    assert all(kept[split] for split in SPLITS)
+    assert sorted(text for split in SPLITS for text in kept[split]) == sorted(kept["all"])
+    other, _ = disjoint({"all": texts[::-1]}, str)
+    for split in SPLITS:
+        assert {" ".join(text.split()) for text in kept[split]} == {" ".join(text.split()) for text in other[split]}
+
+
+def test_a_file_too_small_to_split_serves_whole_where_nothing_is_measured_on_it(write: Write) -> None:
+    path = write("rows.jsonl", jsonl(*numbered(3)))
+    for split in ("train", "calibration", "all"):
+        assert load_corpus(str(path), split).documents == tuple(numbered(3))
+    for split in ("test", "validation"):
+        message = failing(path, split)
+        assert f"has 3 documents, too few to hold out any for split {split!r}; accepted: 4 or more" in message
+        assert "parted by blank lines, or one a line" in message
+
+
+def test_all_of_a_corpus_is_each_document_once_in_order(write: Write) -> None:
+    found = load_corpus(str(write("rows.jsonl", jsonl(*numbered(30), *numbered(5)))), "all")
+    assert found.documents == tuple(numbered(30))
+    assert (found.dropped, found.total, found.share) == (5, 30, "30 documents")
+
+
+def test_how_much_of_a_corpus_a_split_is_can_be_said(write: Write) -> None:
+    path = str(write("rows.jsonl", jsonl(*numbered(60))))
+    test = load_corpus(path, "test")
+    assert test.share == f"{len(test.documents)} of 60 documents"
+    assert test.read(100, 100) == f"{path!r}, split test, {test.share}: 100 tokens"
+    assert test.read(7, 100).endswith(": 7 of the 100 tokens asked for; a longer text gives more (--corpus)")
+    lines = load_corpus(str(write("lines.txt", "\n".join(numbered(60)))), "test")
+    assert lines.share == f"{len(lines.documents)} of 60 documents, one a line"
 
 
 def test_splits_share_no_document(write: Write) -> None:
@@ -51,33 +130,49 @@ def test_splits_share_no_document(write: Write) -> None:
     assert len(documents) == len(set(documents)) == len(set(rows))
 
 
-def test_duplicates_are_kept_where_they_are_held_out_and_differ_by_more_than_white_space(write: Write) -> None:
+def test_duplicates_differ_by_more_than_white_space(write: Write) -> None:
     rows = numbered(40)
-    rows[12] = " document\t0\n"  # stands in test as row 0: dropped from train
-    rows[11] = "document 0"  # from validation too
-    rows[15] = "document 1"  # stands in validation as row 1
-    rows[20] = "document 10"  # twice in test: the first stays
-    rows[26] = "Document 0"  # another text
+    rows += [" document\t0\n", "document 1", "Document 0"]
     path = write("rows.jsonl", jsonl(*rows))
-    found = by_split(path)
-    assert found["test"] == ["document 0", "document 10", "document 30"]
-    assert found["validation"] == ["document 1", "document 21", "document 31"]
-    train = found["train"] + found["calibration"]
-    assert not {" document\t0\n", "document 0", "document 1"} & set(train)
-    assert "Document 0" in train
-    dropped = {split: load_corpus(str(path), split).dropped for split in ("train", "validation", "test")}
+    documents = [document for split in by_split(path).values() for document in split]
+    assert sorted(documents) == sorted([*numbered(40), "Document 0"])
+    assert sum(load_corpus(str(path), split).dropped for split in SPLITS) == 2
+
+
+def test_duplicates_are_kept_where_they_are_held_out(write: Write) -> None:
+    write("data/test.jsonl", jsonl("one", "two", "one"))
+    write("data/validation.jsonl", jsonl("two ", "three"))
+    folder = write("data/train.jsonl", jsonl("three", " one", *numbered(30))).parent
+    found = by_split(folder)
+    assert (found["test"], found["validation"]) == (["one", "two"], ["three"])
+    assert sorted(found["train"] + found["calibration"]) == sorted(numbered(30))
+    dropped = {split: load_corpus(str(folder), split).dropped for split in ("train", "validation", "test")}
     assert dropped == {"train": 2, "validation": 1, "test": 1}
 
 
 def test_documents_without_text_are_dropped(write: Write) -> None:
-    assert by_split(write("rows.jsonl", jsonl("", *numbered(11)[1:], "\n")))["test"] == ["document 10"]
+    assert load_corpus(str(write("rows.jsonl", jsonl("", "a", "\n"))), "all").documents == ("a",)
 
 
 def test_a_text_file_holds_documents_between_blank_lines(write: Write) -> None:
     text = "\n\none, a\none, b\n\n \n\ntwo\n\nthree é\n\nfour"
-    found = by_split(write("prose.txt", text))
-    assert (found["test"], found["validation"]) == (["one, a\none, b\n"], ["two\n"])
-    assert found["calibration"] + found["train"] == ["three é\n", "four"]
+    found = load_corpus(str(write("prose.txt", text)), "all")
+    assert found.documents == ("one, a\none, b\n", "two\n", "three é\n", "four")
+    assert not found.lines
+
+
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("\n \n", "\n\n")])
+def test_a_text_file_without_blank_lines_holds_a_document_a_line(before: str, after: str, write: Write) -> None:
+    found = load_corpus(str(write("lines.txt", f"{before}one\ntwo\nthree{after}")), "all")
+    assert [document.strip() for document in found.documents] == ["one", "two", "three"]
+    assert found.share == "3 documents, one a line"
+
+
+def test_a_file_of_a_folder_is_one_document_where_it_has_no_blank_line(write: Write) -> None:
+    for number in range(5):
+        write(f"data/{number}.txt", f"first line of {number}\nsecond line\n")
+    folder = write("data/5.txt", "first line of 5\n\nsecond document").parent
+    assert len(load_corpus(str(folder), "all").documents) == 7
 
 
 def test_every_kind_of_file_gives_the_same_documents(write: Write, tmp_path: Path) -> None:
@@ -96,22 +191,44 @@ def test_a_folder_with_files_named_by_split(write: Write) -> None:
     found = by_split(folder)
     assert found["test"] == ["test 0", "test 1"]
     assert found["validation"] == [f"validation {i}" for i in range(3)]
-    assert found["calibration"] == ["train 0", "train 20"]
-    assert len(found["train"]) == 28
+    assert found["calibration"] == [f"train {i}" for i in range(30) if place(f"train {i}") < 0.05]
+    assert len(found["train"]) == 30 - len(found["calibration"]) == 28
 
 
-def test_a_folder_of_other_names_is_split_by_row_over_all_its_files(write: Write) -> None:
+def test_a_folder_of_other_names_is_split_by_hash_over_all_its_files(write: Write) -> None:
     write("data/b/second.txt", "\n\n".join(f"b{i}" for i in range(12)))
     folder = write("data/a.jsonl", jsonl(*[f"a{i}" for i in range(12)])).parent
-    assert [text.strip() for text in by_split(folder)["test"]] == ["a0", "a10", "b8"]
+    names = [f"{file}{i}" for file in "ab" for i in range(12)]
+    assert [text.strip() for text in load_corpus(str(folder), "all").documents] == names
+    assert [text.strip() for text in by_split(folder)["test"]] == [name for name in names if place(name) < 0.1]
+
+
+def test_a_stray_file_beside_those_of_splits_says_what_names_are_accepted(write: Write) -> None:
+    write("data/train.jsonl", jsonl("a"))
+    folder = write("data/dev.jsonl", jsonl("b")).parent
+    assert failing(folder).endswith("lies beside files of named splits; accepted: train*, validation*, test*")
 
 
 def test_a_field_of_another_name_follows_a_colon(write: Write, tmp_path: Path) -> None:
     write("rows.jsonl", jsonl(*numbered(30), field="review"))
     parquet.write_table(pyarrow.table({"review": numbered(30), "text": ["wrong"] * 30}), tmp_path / "rows.parquet")
     for name in ("rows.jsonl", "rows.parquet"):
-        corpus = load_corpus(f"{tmp_path / name}:review")
-        assert corpus.documents == ("document 0", "document 10", "document 20")
+        assert load_corpus(f"{tmp_path / name}:review", "all").documents == tuple(numbered(30))
+
+
+def test_a_path_may_hold_a_colon_before_the_field(write: Write) -> None:
+    path = write("a:b.jsonl", jsonl(*numbered(30), field="body"))
+    assert load_corpus(f"{path}:body", "all").documents == tuple(numbered(30))
+    assert "has no field 'text'; accepted: body, id" in failing(path)
+    missing = path.with_name("a:c.jsonl")
+    assert failing(missing) == f"CorpusError: no file or folder at {str(missing)!r}"
+    assert failing(f"{missing}:body") == f"CorpusError: no file or folder at {str(missing)!r}"
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '\n [\n{"text": "a"}\n]'])
+def test_a_json_array_is_named(content: str, write: Write) -> None:
+    path = write("array.jsonl", content)
+    assert failing(path).startswith(f"CorpusError: {str(path)!r} is a JSON array; accepted: one JSON object a line")
 
 
 def test_the_hash_is_of_the_documents_and_their_boundaries(write: Write) -> None:
@@ -232,5 +349,6 @@ def test_which_documents_are_shared_is_said_of_the_first_three() -> None:
 def test_a_corpus_is_disjoint_from_its_other_splits_and_not_from_itself(write: Write) -> None:
     path = str(write("rows.jsonl", jsonl(*numbered(60))))
     check_disjoint(load_corpus(path, "train"), load_corpus(path, "test"))
-    with pytest.raises(CorpusError, match="documents stand in both"):
-        check_disjoint(load_corpus(path, "train"), load_corpus(path, "train"))
+    for split in ("train", "all"):
+        with pytest.raises(CorpusError, match="documents stand in both"):
+            check_disjoint(load_corpus(path, "train"), load_corpus(path, split))

@@ -117,6 +117,14 @@ def test_wikitexts_lines_are_joined_to_articles(monkeypatch: pytest.MonkeyPatch)
     assert load_corpus("wikitext/wikitext-2-raw-v1", "calibration").documents[0].startswith(" = One = \nfirst")
 
 
+def test_a_data_set_s_calibration_is_every_twentieth_row_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"row {i}" for i in range(50)]
+    fake_hub(monkeypatch, {"train": rows, "test": ["a"], "all": ["not", "read"]})
+    assert load_corpus("some/set", "calibration").documents == ("row 0", "row 20", "row 40")
+    assert load_corpus("some/set", "calibration").share == "3 of 51 documents"
+    assert load_corpus("some/set", "all").documents == ("a", *rows)
+
+
 def test_joining_articles_loses_no_line() -> None:
     for lines in WIKITEXT.values():
         assert "".join(articles(lines)) == "".join(lines)
@@ -175,7 +183,8 @@ def test_the_hub_unreachable_is_one_clear_line(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # as a user may have set it
     with pytest.raises(OfflineError) as raised:
         load_corpus(name)
-    assert str(raised.value) == f"the Hub cannot be reached and data set {name!r} is not in the local cache"
+    unreachable = f"the Hub cannot be reached and data set {name!r} is not in the local cache"
+    assert str(raised.value) == f"{unreachable}; accepted: a file or a folder of text, as --corpus FILE"
     assert datasets.config.HF_HUB_OFFLINE is True
 
 

@@ -77,18 +77,20 @@ def test_a_folder_with_a_train_and_a_test_file(write: Write) -> None:
     folder = write("data/test.jsonl", labelled(("test 0", "0"), ("test 1", "1"))).parent
     train, test = load_labelled(str(folder))
     assert test.texts == ("test 0", "test 1")
-    assert len(train.texts) == 28  # without those that calibration gets
-    assert not {"train 0", "train 20"} & set(train.texts)
+    calibration = load_corpus(str(folder), "calibration").documents
+    assert sorted([*train.texts, *calibration]) == sorted(f"train {i}" for i in range(30))
+    assert calibration
 
 
 def test_duplicates_are_dropped_from_train_and_counted(write: Write) -> None:
     train = [*numbered(30), ("only in test", 0), (" also \n in validation", 1), ("text  7", 2)]
     write("data/train.jsonl", labelled(*train))
     write("data/validation.jsonl", labelled(("also in validation", 1), ("only in test", 1)))
-    folder = write("data/test.jsonl", labelled(("only in  test", 0), ("other", 1), ("other\n", 2))).parent
+    test = (("only in  test", 0), ("other", 1), ("other\n", 2), ("third", 2))
+    folder = write("data/test.jsonl", labelled(*test)).parent
     train_part, test_part = load_labelled(str(folder))
-    assert test_part.texts == ("only in  test", "other")
-    assert test_part.labels == (0, 1)  # the first stays
+    assert test_part.texts == ("only in  test", "other", "third")
+    assert test_part.labels == (0, 1, 2)  # the first stays
     assert not {"only in test", " also \n in validation", "text  7"} & set(train_part.texts)
     assert (train_part.dropped, test_part.dropped) == (3, 1)
 
@@ -131,11 +133,11 @@ def test_a_bad_row_is_named(row: Any, said: str, write: Write) -> None:
 
 
 def test_columns_of_other_names_follow_a_colon(write: Write) -> None:
-    rows = [{"review": f"r{i}", "stars": i % 5, "text": "wrong", "label": 9} for i in range(40)]
+    rows = [{"review": f"r{i}", "stars": i % 5, "text": "wrong", "label": 9} for i in range(400)]
     path = write("rows.jsonl", lines(*rows))
     train, test = load_labelled(f"{path}: review , stars")
     assert set(train.labels) == {0, 1, 2, 3, 4}
-    assert test.texts == ("r0", "r10", "r20", "r30")
+    assert set(test.texts) | set(train.texts) < {f"r{i}" for i in range(400)}
     assert "line 1 has no field 'star'; did you mean 'stars'?" in failing(f"{path}:review,star")
     null = write("null.jsonl", lines({"text": "a", "nothing": None}))
     assert "line 1: field 'nothing' is None, NoneType" in failing(f"{null}:text,nothing")
@@ -155,13 +157,25 @@ def test_classes_must_be_several_and_known_from_train(write: Write) -> None:
     )
     write("data/train.jsonl", labelled(*((f"text {i}", i % 2) for i in range(20))))
     folder = write("data/test.jsonl", labelled(("a", 0), ("b", "1"))).parent
-    assert failing(folder).endswith("label '1' stands in test, and not in train")  # the string is not the number
+    message = failing(folder)  # the string is not the number
+    assert "label '1' stands in test, and not in train (19 texts); accepted: each label in both" in message
+    write("data/test.jsonl", labelled(("a", 0)))
+    assert "label 1 stands in train, and not in test (1 texts); accepted: each label in both" in failing(folder)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10])
+def test_labels_in_turn_stand_in_both_splits_alike(classes: int, write: Write) -> None:
+    rows = [(f"review number {i} says nothing at all", i % classes) for i in range(100 * classes)]
+    train, test = load_labelled(str(write("rows.jsonl", labelled(*rows))))
+    assert set(train.labels) == set(test.labels) == set(range(classes))
+    assert max(map(test.labels.count, test.labels)) < 2.5 * len(test.labels) / classes
 
 
 @pytest.mark.parametrize("content", ["", "text,label\n"])
 def test_a_file_without_rows_has_no_labelled_texts(content: str, write: Write) -> None:
     path = write("rows.csv", content)
-    assert failing(path) == f"CorpusError: labelled texts {str(path)!r} have none in split 'train'"
+    said = f"CorpusError: labelled texts {str(path)!r} have none in split 'train'"
+    assert failing(path) == f"{said}; accepted: 4 texts or more, or a folder of train and test files"
 
 
 def test_a_folder_without_a_test_split_says_so(write: Write) -> None:
@@ -251,8 +265,8 @@ def test_summaries_from_files_are_split_paired_and_read_once(write: Write) -> No
     rows = [{"document": f"document {i % 25}", "summary": f"summary {i}"} for i in range(50)]
     path = write("rows.jsonl", lines(*rows))
     found = load_summaries(str(path))
-    assert found.documents == ("document 0", "document 10", "document 20", "document 5", "document 15")
-    assert found.summaries == ("summary 0", "summary 10", "summary 20", "summary 30", "summary 40")
+    assert found.documents == load_corpus(f"{path}:document").documents
+    assert found.summaries == tuple(f"summary {document.split()[1]}" for document in found.documents)  # the first
     assert found.corpus.documents == found.documents
     named = write("named.csv", table(("body", "short"), *((row["document"], row["summary"]) for row in rows)))
     assert load_summaries(f"{named}:body,short").sha256 == found.sha256

@@ -42,7 +42,7 @@ def test_seeds_are_listed_and_not_averaged() -> None:
 @pytest.fixture
 def recipe(model: Path, study_corpus: str, write: Any) -> Any:
     """Write a recipe with every task, one test text each and a label that is markup."""
-    rows = "".join(f"{('good fine', 'bad poor')[i % 2]} film {i},{i % 2}\n" for i in range(40))
+    rows = "".join(f"{('good fine', 'bad poor')[i % 2]} film {i},{i % 2}\n" for i in range(80))
     data = write("rows.csv", "text,label\n" + rows)
     pairs = write("pairs/test.csv", "document,summary\n<b>The film</b>. It ran. So it is.,the film\n")
     evaluate = [
@@ -78,17 +78,22 @@ def test_one_test_text_and_a_label_of_markup(layerfold: Any, recipe: Any, tmp_pa
     labels = ["base", MARKUP, "bag of words", "lead-3", "random sentences"]
     assert [row["label"] for row in document["variants"]] == labels
     assert document["variants"][1]["scores"]["imdb"]["versus_base"]["low"] is None
+    for row in document["variants"][:3]:
+        assert row["scores"]["imdb"]["largest_class"] == 1  # of one test text
     with (run / "results.csv").open() as file:
         rows = {row["label"]: row for row in csv.DictReader(file)}
     assert list(rows) == labels
     assert rows[MARKUP]["imdb_difference_low"] == rows["lead-3"]["rouge1_high"] == "nan"
     assert float(rows["bag of words"]["imdb_accuracy"]) in (0, 1)
+    assert [row["imdb_largest_class"] for row in rows.values()] == ["1.0", "1.0", "1.0", "", ""]
+    assert "largest class" in done.err + layerfold("report", run).out
     assert rows["bag of words"]["perplexity"] == rows["lead-3"]["blocks"] == ""
 
     page = (run / "report.html").read_text()
     assert "<script" not in page
     assert "<i>a" not in page
     assert "1 compressed variant of" in page
+    assert "largest class" in page
     shown = re.sub("<[^>]+>", " ", re.sub("<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL))
     assert not re.search(r"\bnan\b", shown)
     assert "seeds" not in shown.partition("How it was measured")[0]
@@ -119,7 +124,7 @@ def test_texts_are_generated_with_the_first_of_several_seeds_alone(layerfold: An
 def test_deviations_over_seeds_stand_beside_the_published_figures_in_files() -> None:
     score = {"value": 0.8, "low": 0.7, "high": 0.9, "unit": "accuracy", "deviation": 0.02}
     records = {
-        (label, "imdb"): Record(label, label, "imdb", "classification-1", each, {}, {}, {}, 1.0)
+        (label, "imdb"): Record(label, label, "imdb", "classification-2", each, {}, {}, {}, 1.0)
         for label, each in (("base", score), ("merged_2", {**score, "deviation": None}))
     }
     (comparison,) = compare(Results("gpt2", {}, ("base", "merged_2"), ("imdb",), records))

@@ -16,11 +16,11 @@ import layerfold
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
     0: "errors hashes ranking surgeon defaults folders memory network linalg leastsquares statistics logistic progress "
-    "records spool yamlfiles weightfiles portable readback",
+    "records spool words yamlfiles weightfiles portable readback",
     1: "families ffn attention factored sublayers block readout decoder deltas structure masks stepping compact "
     "checkpoint auto apart",
     2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sensitivity thinning sharing "
-    "scoring hub adapter streaming passing repairing rescaling spans",
+    "scoring hub textsread adapter streaming passing repairing rescaling spans",
     3: "methods evaluators recovery classification",
     4: "building origins presets repair applying rows recipe variants search planning waiting passes replicates "
     "study api",

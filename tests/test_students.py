@@ -136,7 +136,7 @@ def test_a_student_is_the_base_s_blocks_distilled_from_the_base(base: Model, stu
     assert [step["method"]["name"] for step in pupil.provenance.steps] == ["drop", "distill"]
     assert pupil.provenance.steps[0]["kept_blocks"] == [0, 2]
     results = study.results()
-    scored = layerfold.evaluate(by_hand, ["perplexity"], corpus=study_corpus)["perplexity"]
+    scored = layerfold.evaluate(by_hand, ["perplexity"], corpus=study_corpus, split="test")["perplexity"]
     assert results.score("pupil", "perplexity")["value"] == pytest.approx(scored.value)  # type: ignore[index]
     assert results.score("pupil", "size")["blocks"] == 2  # type: ignore[index]
     assert json.loads(json.dumps(results.to_json(), allow_nan=False))["recipe"]["variants"] == [

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny
+from tiny import prose, tiny
 
+from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Latency, Perplexity, Size
 from layerfold.hub import Model
@@ -178,10 +179,9 @@ def test_a_killed_process_loses_no_finished_record(base: Model, study_corpus: st
 
 
 def test_calibration_text_in_the_test_text_is_an_error(base: Model, write: Any, tmp_path: Path) -> None:
-    line = "the same words stand in both"
-    # Row 2 is the first of the training rows, and so of the calibration documents; row 0 is a test row.
-    first = write("one.txt", "\n\n".join(["text a", "text b", line, *(f"text number {i}" for i in range(12))]))
-    second = write("two.txt", "\n\n".join([line, *(f"other text {i}" for i in range(12))]))
+    first = write("one.txt", "\n\n".join(prose(40, seed) for seed in range(60)))
+    shared = load_corpus(str(first), "calibration").documents[0]
+    second = write("two/test.txt", "\n\n".join([shared.strip(), "another text"])).parent
     overlapping = recipe(str(first), evaluate=[{"perplexity": {"corpus": str(second)}}])
     with pytest.raises(CorpusError, match="1 documents stand in both"):
         run(Study(overlapping, tmp_path / "run", base=base))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from layerfold import defaults
 from layerfold.applying import apply
 from layerfold.calibration import Calibration, calibration_windows
-from layerfold.corpora import check_disjoint, load_corpus
-from layerfold.errors import InputError, one_of
-from layerfold.evaluators import EVALUATORS, Imdb, Latency, Perplexity, Rouge, Score
+from layerfold.corpora import check_disjoint, load_corpus, read_corpus
+from layerfold.errors import InputError, OfflineError, one_of
+from layerfold.evaluators import EVALUATORS, HeldOut, Imdb, Latency, Perplexity, Rouge, Score
 from layerfold.evaluators.base import Protocols, check_protocol
 from layerfold.hub import POCKET, Model, default_corpus, load
 from layerfold.methods import Method, Steps
@@ -20,6 +21,10 @@ from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
 from layerfold.repair import Level, Repair, check_level
 from layerfold.search.settling import selection_text
+from layerfold.sources import ALL, unsplit
+from layerfold.textsread import check_unread, texts_read
+
+METRICS = ("size", "perplexity", "latency", "generation")
 
 
 def compress(
@@ -39,8 +44,9 @@ def compress(
     Args:
         model: a loaded model, or a name for `load`.
         method: for example ``Merge(n=4)``, or ``Steps`` of several.
-        corpus: calibration text, of which the ``calibration`` split is read, and the ``validation`` split where a
-            method leaves something to a search; None takes the one that fits the model.
+        corpus: calibration text, of which the ``calibration`` split is read, the ``train`` split too where that is
+            short, and the ``validation`` split where a method leaves something to a search; None takes the one that
+            fits the model.
         tokens: how many tokens of the first.
         repair: what puts right in closed form what the method breaks: ``rescale``, ``refit`` or ``refit+attention``
             (see `Repair`), or ``none``.
@@ -59,10 +65,16 @@ def compress(
     model = model if in_place else model.copy()
     calibration = None
     if method.needs_calibration:
-        calibration = Calibration(model.decoder, calibration_windows(model, corpus, tokens, seed), progress)
+        windows = calibration_windows(
+            model, corpus, tokens, seed, fill=True, note=lambda read: progress.note(f"calibration: {read}")
+        )
+        calibration = Calibration(model.decoder, windows, progress)
     after = None
     if repair != "none":
-        after = Repair(repair, calibration_windows(model, corpus, repair_tokens, seed))
+        windows = calibration_windows(
+            model, corpus, repair_tokens, seed, fill=True, note=lambda read: progress.note(f"repair: {read}")
+        )
+        after = Repair(repair, windows)
     compressed, _ = apply(model, method, calibration, seed, selection_text(model, corpus), progress, after)
     return compressed
 
@@ -84,8 +96,8 @@ def recover(
         model: a loaded model, or a name for `load`.
         recovery: for example ``Distill(tokens=100_000)``.
         teacher: what `Distill` learns from; None takes the base that the model was made from.
-        held_out: a corpus whose ``test`` split must share no document with the text that is read; None takes the one
-            that pocket is measured on, and none for other models.
+        held_out: a corpus that must share no document with the text that is read: its ``test`` split, or all of
+            another file without splits. None takes the one that pocket is measured on, and none for other models.
         training_dir: a folder that a killed run goes on in; the caller's to remove. None takes a temporary one.
         seed: orders the training text.
         overwrite: begin anew where `training_dir` holds a run with other settings.
@@ -98,6 +110,7 @@ def recover(
     """
     from layerfold.recovery.run import Run
     from layerfold.recovery.teacher import default_teacher
+    from layerfold.recovery.text import training_text
     from layerfold.recovery.workspace import temporary_folder
 
     model = model if isinstance(model, Model) else load(model)
@@ -106,9 +119,11 @@ def recover(
     if held_out is None and model.provenance.base == POCKET:
         held_out = default_corpus(model)
     if held_out is not None:
+        read = read_corpus(recovery.corpus or default_corpus(model))
+        whole = unsplit(held_out) and held_out != read[ALL].name
+        scored = load_corpus(held_out, ALL if whole else "test")
         for split in ("train", "validation"):
-            text = load_corpus(recovery.corpus or default_corpus(model), split)
-            check_disjoint(text, load_corpus(held_out, "test"))
+            check_disjoint(read.split(split), scored)
     if not recovery.needs_teacher:
         if teacher is not None:
             raise InputError(f"a teacher, and {recovery.name}, which has none; accepted: a teacher with distill")
@@ -117,17 +132,18 @@ def recover(
     elif not isinstance(teacher, Model):
         teacher = load(teacher)
     with temporary_folder() if training_dir is None else contextlib.nullcontext(Path(training_dir)) as folder:
-        run = Run(model, recovery, folder, teacher=teacher, seed=seed, overwrite=overwrite)
+        training = training_text(model, recovery, seed, progress)
+        run = Run(model, recovery, folder, teacher=teacher, text=training, seed=seed, overwrite=overwrite)
         recovered, _ = run(progress)
     return recovered
 
 
 def evaluate(
     model: Model | str | Path,
-    metrics: Iterable[str] = ("size", "perplexity", "latency", "generation"),
+    metrics: Iterable[str] = METRICS,
     *,
     corpus: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     limit_tokens: int | None = None,
     protocol: Protocols = "sound",
     progress: Progress = SILENT,
@@ -137,11 +153,37 @@ def evaluate(
     Args:
         model: a loaded model, or a name for `load`.
         metrics: names of evaluators.
-        corpus, split, limit_tokens: what perplexity is measured on.
+        corpus, split, limit_tokens: what perplexity is measured on. Without a split it is all of a file, or of a
+            folder whose files are not named by split, and the ``test`` split of any other corpus.
         protocol: ``published`` repeats the published measurement where there is one.
 
     Returns:
         Scores by metric, in the order asked for.
+
+    Raises:
+        InputError: settings that the model does not admit.
+        CorpusError: text that is missing, too short, or that the model was made with.
+        LayerfoldError: what `load` and `load_corpus` raise.
+    """
+    scores = each_score(
+        model, metrics, corpus=corpus, split=split, limit_tokens=limit_tokens, protocol=protocol, progress=progress
+    )
+    return dict(scores)
+
+
+def each_score(
+    model: Model | str | Path,
+    metrics: Iterable[str] = METRICS,
+    *,
+    corpus: str | None = None,
+    split: str | None = None,
+    limit_tokens: int | None = None,
+    protocol: Protocols = "sound",
+    progress: Progress = SILENT,
+) -> Iterator[tuple[str, Score]]:
+    """Measure as `evaluate` does, and yield each metric and its score as soon as there is one.
+
+    What can be known to be refused is refused before anything is measured.
     """
     names = list(dict.fromkeys(metrics))
     check_protocol(protocol)
@@ -150,10 +192,32 @@ def evaluate(
     for name in names:
         if name not in EVALUATORS:
             raise InputError(f"unknown metric {one_of(name, EVALUATORS)}")
+    whole = split is None and corpus is not None and unsplit(corpus)
+    text = {"corpus": corpus, "split": ALL if whole else split or "test", "limit_tokens": limit_tokens}
     settings: dict[str, dict[str, Any]] = {
-        Perplexity.name: {"corpus": corpus, "split": split, "limit_tokens": limit_tokens, "protocol": protocol},
+        Perplexity.name: {**text, "protocol": protocol},
         **{each.name: {"protocol": protocol} for each in (Latency, Imdb, Rouge)},
     }
     evaluators = [EVALUATORS[name](**settings.get(name, {})) for name in names]
     loaded = model if isinstance(model, Model) else load(model)
-    return {evaluator.name: evaluator(loaded, progress) for evaluator in evaluators}
+    with progress.doing("reading text"):
+        if whole and corpus is not None and Perplexity.name in names:
+            check_unread(loaded.provenance, read_corpus(corpus))
+        for evaluator in evaluators:
+            try:
+                evaluator.settings(loaded)
+                if isinstance(evaluator, HeldOut):
+                    evaluator.held_out(loaded)
+            except OfflineError as error:
+                raise OfflineError(f"{error}{_proposed(loaded)}") from error
+    for evaluator in evaluators:
+        score = evaluator(loaded, progress)
+        if isinstance(evaluator, Perplexity):
+            score = replace(score, details={**score.details, "text": evaluator.read(loaded).share})
+        yield evaluator.name, score
+
+
+def _proposed(model: Model) -> str:
+    """Name a text that the model was made with, where there is one."""
+    names = dict.fromkeys(read.corpus for read in texts_read(model.provenance))
+    return f"; the model's layerfold.json names {next(iter(names))!r}" if names else ""

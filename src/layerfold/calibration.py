@@ -11,7 +11,7 @@ from torch import Tensor
 from layerfold import memory
 from layerfold.block import Projection
 from layerfold.checkpoint import hash_weights
-from layerfold.corpora import load_corpus
+from layerfold.corpora import read_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.ffn import Matrix
@@ -23,7 +23,8 @@ from layerfold.sensitivity import Sensitivities, sensitivities
 from layerfold.spool import Spool
 from layerfold.statistics import CrossMoments, SecondMoments
 from layerfold.stepping import Stepper, fused_activations
-from layerfold.windows import Windows, cut_windows
+from layerfold.textsread import Note, cut_enough
+from layerfold.windows import Windows
 
 _BATCH_TOKENS = 1024
 _CONTEXT = 1024
@@ -252,11 +253,18 @@ class Calibration:
         return activations[torch.arange(self.windows.context) < lengths[:, None]]
 
 
-def calibration_windows(model: Model, corpus: str | None, tokens: int, seed: int) -> Windows:
-    """Cut calibration text for a model: the ``calibration`` split of a corpus, documents in a seeded order."""
-    text = load_corpus(corpus or default_corpus(model), "calibration")
-    context = min(model.decoder.context, _CONTEXT)
-    return cut_windows(text, model.require_tokenizer(), context=context, limit_tokens=tokens, seed=seed)
+def calibration_windows(
+    model: Model, corpus: str | None, tokens: int, seed: int, *, fill: bool = False, note: Note = SILENT.note
+) -> Windows:
+    """Cut calibration text for a model: the ``calibration`` split of a corpus, documents in a seeded order.
+
+    Args:
+        fill: whether the ``train`` split is read too where the other holds less than was asked for.
+        note: is told how much text there was.
+    """
+    splits = read_corpus(corpus or default_corpus(model))
+    texts = [splits.split("calibration"), *([splits["calibration"] + splits["train"]] if fill else [])]
+    return cut_enough(texts, model.require_tokenizer(), min(model.decoder.context, _CONTEXT), tokens, seed, note)
 
 
 def check_precision(decoder: Decoder, doing: str = "what reads activations") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ class _Drawn:
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
+        self.notes: list[str] = []
 
     def track(self, items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
         """Yield the items and move the bar."""
@@ -44,6 +46,13 @@ class _Drawn:
         finally:
             self._bars.remove_task(task)
 
+    def note(self, line: str) -> None:
+        """Show a line above the bars, or keep it for the end where there are none."""
+        if self._bars.disable:
+            self.notes.append(line)
+        else:
+            self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def _start(self, description: str, total: float | None) -> TaskID:
         return self._bars.add_task(description, total=total)
 
@@ -69,4 +78,7 @@ def drawn(show: bool = True) -> Iterator[Progress]:
     console = Console(stderr=True)
     # Bars need a terminal; elsewhere, as in a log, a line a step has to do.
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield _Drawn(bars)
+        drawing = _Drawn(bars)
+        yield drawing
+    # Not where the work was refused: that is one line alone.
+    sys.stdout.writelines(f"{line}\n" for line in drawing.notes)

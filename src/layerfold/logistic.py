@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,11 @@ from scipy.sparse import csr_array
 from scipy.special import log_softmax
 
 from layerfold.statistics import Floats
+from layerfold.words import words
 
 RIDGES = (0.1, 1.0, 10.0, 100.0)
 _HELD_OUT_EVERY = 5
 _STEPS = 500
-_WORD = re.compile(r"\w+(?:'\w+)?")
 
 Features = Any
 """(rows, d) float64, a NumPy array or a SciPy sparse one."""
@@ -96,16 +95,12 @@ class BagOfWords:
     def __init__(self, texts: Iterable[str]) -> None:
         self._column: dict[str, int] = {}
         for text in texts:
-            for word in _words(text):
+            for word in sorted(set(words(text))):
                 self._column.setdefault(word, len(self._column))
 
     def __call__(self, texts: Iterable[str]) -> csr_array:
         """Return (texts, words), 1 where the text holds the word."""
-        columns = [[self._column[word] for word in _words(text) if word in self._column] for text in texts]
+        columns = [[self._column[word] for word in sorted(set(words(text))) if word in self._column] for text in texts]
         ends = np.cumsum([0, *map(len, columns)])
         flat = np.array([column for row in columns for column in row], dtype=np.int64)
         return csr_array((np.ones(len(flat)), flat, ends), shape=(len(columns), len(self._column)))
-
-
-def _words(text: str) -> list[str]:
-    return sorted(set(_WORD.findall(text.lower())))

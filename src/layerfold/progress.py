@@ -36,6 +36,10 @@ class Progress(Protocol):
         """Show what is being done while the block runs, where how far it is cannot be known."""
         ...
 
+    def note(self, line: str) -> None:
+        """Show a line that stays."""
+        ...
+
 
 class Silent:
     """Shows nothing."""
@@ -47,6 +51,9 @@ class Silent:
     def doing(self, description: str) -> AbstractContextManager[None]:
         """Do nothing."""
         return nullcontext()
+
+    def note(self, line: str) -> None:
+        """Do nothing."""
 
 
 SILENT = Silent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,18 @@ from typing import Any, Literal, TypeVar, get_args
 
 from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, first_line, one_of
 from layerfold.network import hub_reachable
-from layerfold.textfiles import SUFFIXES, Row, read_rows
+from layerfold.textfiles import SUFFIXES, Row, has_blank_lines, read_rows
 
 Split = Literal["train", "calibration", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 _HELD_OUT: tuple[Split, ...] = ("test", "validation")
 _CALIBRATION_EVERY = 20
+ALL = "all"
+"""Names the rows of a source without splits of its own."""
+_Bounds = Mapping[Split, float]
+"""Where each split ends among the hashes of texts, taken as numbers from 0 to 1."""
+_OF_ALL: _Bounds = {"test": 0.1, "validation": 0.2, "calibration": 0.24, "train": 1.0}
+_OF_TRAIN: _Bounds = {"calibration": 1 / _CALIBRATION_EVERY, "train": 1.0}
 _ALIASES = {
     "wikitext": "Salesforce/wikitext",
     "cnn_dailymail": "abisee/cnn_dailymail",
@@ -32,12 +39,16 @@ class Source:
     Attributes:
         name: the data set's full id, or the path.
         fields: what the rows hold, in order.
-        splits: rows by split, each read when it is gone through, once.
+        splits: rows by split, each read when it is gone through, once. A source without splits has `ALL` alone.
+        local: whether it is a file or a folder.
+        lines: whether its rows are the lines of a text without blank lines.
     """
 
     name: str
     fields: tuple[str, ...]
     splits: Mapping[str, Iterable[Row]]
+    local: bool = False
+    lines: bool = False
 
 
 def read_source(name: str, fields: Sequence[str], known: Sequence[str] = ()) -> Source:
@@ -56,16 +67,16 @@ def read_source(name: str, fields: Sequence[str], known: Sequence[str] = ()) -> 
     """
     if not name.strip():
         raise InputError(f"an empty name of a text; accepted: {', '.join([*known, 'a path', 'a Hub id owner/name'])}")
-    try:
-        location, _, given = name.partition(":") if not Path(name).exists() else (name, "", "")
-    except OSError as error:
-        raise InputError(f"corpus {name[:60]!r}: {error.strerror}") from error
+    location, given = _parted(name)
     named = tuple(field.strip() for field in given.split(",")) if given else tuple(fields)
     if len(named) != len(fields) or not all(named):
         raise InputError(f"{name!r} names the fields {given!r}; accepted: {len(fields)}, for {' and '.join(fields)}")
     path = Path(location)
+    if path.is_file():
+        lines = path.suffix == ".txt" and not has_blank_lines(path)
+        return Source(str(path), named, {ALL: read_rows(path, named, lines)}, local=True, lines=lines)
     if path.exists():
-        return Source(str(path), named, _local(path, named))
+        return Source(str(path), named, _folder(path, named), local=True)
     if path.suffix in SUFFIXES or path.is_absolute() or location.startswith((".", "~")):
         raise CorpusError(f"no file or folder at {location!r}")
     if "/" in location or location in _ALIASES:
@@ -81,21 +92,52 @@ def split_by_row(rows: Iterable[T]) -> dict[str, list[T]]:
     return split
 
 
-def _local(path: Path, fields: tuple[str, ...]) -> Mapping[str, Iterable[Row]]:
-    if path.is_file():
-        return split_by_row(read_rows(path, fields))
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+def unsplit(name: str) -> bool:
+    """Whether a name is that of a file, or of a folder whose files are not named by split.
+
+    Raises:
+        InputError: a name that no file can have.
+        CorpusError: a folder that cannot be read as a corpus.
+    """
+    path = Path(_parted(name)[0])
+    return path.is_file() or (path.is_dir() and not any(_named(_files(path)).values()))
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """Part a name into a path, or the id of a data set, and the fields behind it; a path may hold colons itself."""
+    location, _, fields = name.rpartition(":")
+    try:
+        whole = not location or Path(name).exists() or Path(name).suffix in SUFFIXES
+    except OSError as error:
+        raise InputError(f"corpus {name[:60]!r}: {error.strerror}") from error
+    return (name, "") if whole else (location, fields)
+
+
+def _folder(path: Path, fields: tuple[str, ...]) -> Mapping[str, Iterable[Row]]:
+    files = _files(path)
+    named = _named(files)
+    if not any(named.values()):
+        return {ALL: (row for file in files for row in read_rows(file, fields))}
+    strays = [file for file in files if not any(file in group for group in named.values())]
+    if strays:
+        accepted = ", ".join(f"{split}*" for split in named)
+        raise CorpusError(f"{str(strays[0])!r} lies beside files of named splits; accepted: {accepted}")
+    return {split: [row for file in group for row in read_rows(file, fields)] for split, group in named.items()}
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:
-        raise CorpusError(f"the folder {str(path)!r} holds no {', '.join(SUFFIXES)} file")
-    named = {split: [f for f in files if re.match(rf"{split}(?![a-z])", f.stem)] for split in ("train", *_HELD_OUT)}
-    if any(named.values()):
-        strays = [f for f in files if not any(f in group for group in named.values())]
-        if strays:
-            raise CorpusError(
-                f"{str(strays[0])!r} lies beside files of named splits; accepted: names that begin with one"
-            )
-        return {split: [row for f in group for row in read_rows(f, fields)] for split, group in named.items()}
-    return split_by_row(row for file in files for row in read_rows(file, fields))
+        raise CorpusError(f"the folder {str(folder)!r} holds no {', '.join(SUFFIXES)} file")
+    return files
+
+
+def _named(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files by the split that their names begin with."""
+    found: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
+    for split, group in found.items():
+        group += [file for file in files if re.match(rf"{split}(?![a-z])", file.stem)]
+    return found
 
 
 def _hub(location: str, fields: tuple[str, ...]) -> Source:
@@ -123,7 +165,8 @@ def _hub(location: str, fields: tuple[str, ...]) -> Source:
         for field in fields:
             if field not in table.column_names:
                 raise CorpusError(f"data set {location!r} has no field {one_of(field, table.column_names)}")
-    return Source(name, fields, {split: _rows(table, fields, location, split) for split, table in loaded.items()})
+    known = {split: table for split, table in loaded.items() if split in ("train", *_HELD_OUT)}
+    return Source(name, fields, {split: _rows(table, fields, location, split) for split, table in known.items()})
 
 
 def _rows(table: Any, fields: tuple[str, ...], location: str, split: str) -> Iterator[Row]:
@@ -131,33 +174,74 @@ def _rows(table: Any, fields: tuple[str, ...], location: str, split: str) -> Ite
         yield Row(f"{location!r} {split} row {number}", tuple(row[field] for field in fields))
 
 
-def disjoint(source: Mapping[str, Iterable[T]], text: Callable[[T], str]) -> tuple[dict[str, list[T]], dict[str, int]]:
+def disjoint(
+    source: Mapping[str, Iterable[T]], text: Callable[[T], str], by_hash: bool = False
+) -> tuple[dict[str, list[T]], dict[str, int]]:
     """Drop duplicates within and between splits and set the calibration items apart.
 
     A text that stands in test is dropped from validation, and one that stands in either from train. Two texts are
-    duplicates when they agree but for white space; empty ones are dropped.
+    duplicates when they agree but for white space; empty ones are dropped. Items of `ALL` are split by the hash of
+    their texts.
+
+    Args:
+        by_hash: whether calibration items are those of certain hashes too, not every twentieth of train.
 
     Returns:
-        Items by split, and how many were dropped from each.
+        Items by split and all of them under `ALL`, and how many were dropped from each split.
     """
     seen: set[str] = set()
-    kept: dict[str, list[T]] = {}
-    dropped: dict[str, int] = {}
-    for split in (*_HELD_OUT, "train"):
-        kept[split] = []
-        total = 0
-        for item in source.get(split, []):
-            total += 1
+    dropped: dict[str, list[str]] = {split: [] for split in (*SPLITS, ALL)}
+
+    def new(split: str) -> Iterator[T]:
+        for item in source.get(split, ()):
             key = same(text(item))
             if key and key not in seen:
                 seen.add(key)
-                kept[split].append(item)
-        dropped[split] = total - len(kept[split])
+                yield item
+            else:
+                dropped[split].append(key)
+
+    if ALL in source:
+        rows = list(new(ALL))
+        kept = _by_hash(rows, text, _OF_ALL)
+        place = {same(text(item)): split for split in SPLITS for item in kept[split]}
+        for key in dropped[ALL]:
+            dropped[place.get(key, "train")].append(key)
+        return kept | {ALL: rows}, {split: len(keys) for split, keys in dropped.items()}
+    kept = {split: list(new(split)) for split in (*_HELD_OUT, "train")}
     rest = kept["train"]
-    kept["calibration"] = rest[::_CALIBRATION_EVERY]
-    kept["train"] = [item for number, item in enumerate(rest) if number % _CALIBRATION_EVERY]
-    dropped["calibration"] = 0
-    return kept, dropped
+    if by_hash:
+        kept |= _by_hash(rest, text, _OF_TRAIN)
+    else:
+        kept["calibration"] = rest[::_CALIBRATION_EVERY]
+        kept["train"] = [item for number, item in enumerate(rest) if number % _CALIBRATION_EVERY]
+    dropped[ALL] = [key for keys in dropped.values() for key in keys]
+    every = [*kept["test"], *kept["validation"], *rest]
+    return kept | {ALL: every}, {split: len(keys) for split, keys in dropped.items()}
+
+
+def _by_hash(items: Sequence[T], text: Callable[[T], str], bounds: _Bounds) -> dict[str, list[T]]:
+    """Split items by the hashes of their texts, which neither their order nor other items change.
+
+    A split that no hash falls into gets the item whose hash is nearest. Fewer items than splits are not split: they
+    are all train, and all calibration, and nothing is held out.
+    """
+    if len(items) < len(bounds):
+        return {split: list(items) if split in ("train", "calibration") else [] for split in bounds}
+    starts = dict(zip(bounds, (0.0, *bounds.values()), strict=False))
+    places = [_place(text(item)) for item in items]
+    chosen = [next(split for split, end in bounds.items() if place < end) for place in places]
+    for empty in [split for split in bounds if split not in chosen]:
+        donor = max(bounds, key=chosen.count)
+        nearest = min((abs(places[i] - starts[empty]), i) for i, split in enumerate(chosen) if split == donor)
+        chosen[nearest[1]] = empty
+    return {split: [item for item, its in zip(items, chosen, strict=True) if its == split] for split in bounds}
+
+
+def _place(text: str) -> float:
+    """The hash of a text as a number from 0 to 1."""
+    digest = hashlib.sha256(same(text).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def same(document: str) -> str:

@@ -31,8 +31,11 @@ class Row:
     values: tuple[Any, ...]
 
 
-def read_rows(path: Path, fields: Sequence[str]) -> Iterator[Row]:
+def read_rows(path: Path, fields: Sequence[str], lines: bool = False) -> Iterator[Row]:
     """Yield the rows of one file with the values of these fields; a ``.txt`` file has one, whatever its name.
+
+    Args:
+        lines: whether each line of a ``.txt`` file is a row; by default blank lines part its rows.
 
     Raises:
         InputError: a suffix that is none of `SUFFIXES`, or several fields of a ``.txt`` file.
@@ -45,10 +48,37 @@ def read_rows(path: Path, fields: Sequence[str]) -> Iterator[Row]:
         raise InputError(
             f"{str(path)!r} holds text alone, and {' and '.join(fields)} are needed: .csv, .jsonl, .parquet"
         )
+    reader = _read_lines if lines and path.suffix == ".txt" else _READERS[path.suffix]
     try:
-        yield from _READERS[path.suffix](path, fields)
+        yield from reader(path, fields)
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read {str(path)!r}: {error}") from error
+
+
+def has_blank_lines(path: Path) -> bool:
+    """Whether a blank line stands between two lines of text.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
+    blank_after_text = text = False
+    try:
+        with path.open(encoding=_ENCODING) as file:
+            for line in file:
+                if line.strip() and blank_after_text:
+                    return True
+                text = text or bool(line.strip())
+                blank_after_text = text and not line.strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"cannot read {str(path)!r}: {error}") from error
+    return False
+
+
+def _read_lines(path: Path, _: Sequence[str]) -> Iterator[Row]:
+    with path.open(encoding=_ENCODING) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield Row(f"{str(path)!r} line {number}", (line,))
 
 
 def _read_txt(path: Path, _: Sequence[str]) -> Iterator[Row]:
@@ -84,9 +114,12 @@ def _read_csv(path: Path, fields: Sequence[str]) -> Iterator[Row]:
 
 def _read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[Row]:
     with path.open(encoding=_ENCODING) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        for count, (number, line) in enumerate(lines):
+            if count == 0 and line.lstrip().startswith("["):
+                raise CorpusError(
+                    f"{str(path)!r} is a JSON array; accepted: one JSON object a line, as jq -c '.[]' writes an array"
+                )
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:

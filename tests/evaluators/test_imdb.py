@@ -91,6 +91,7 @@ def test_the_score_is_the_share_of_right_ones_with_wilsons_interval(body: bool, 
     assert (score.value, score.low, score.high) == (expected.value, expected.low, expected.high)
     assert len(right) == score.details["test_rows"] == 30
     assert (score.unit, score.lower_is_better, score.details["classes"]) == ("accuracy", False, [0, 1])
+    assert score.details["largest_class"] == 0.5
     after = model.decoder.model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not model.decoder.model.training
@@ -182,10 +183,11 @@ def test_rows_are_drawn_by_the_seed_and_test_rows_always_the_same(data: str) -> 
 
 
 def test_so_few_rows_that_a_class_is_missing_are_refused(write: Write) -> None:
-    rows = [{"text": f"text {i}", "label": "rare" if i == 55 else "often"} for i in range(60)]
-    path = write("rows.jsonl", lines(rows))
+    rows = [{"text": f"text {i}", "label": "rare" if i < 3 else "often"} for i in range(60)]
+    write("data/train.jsonl", lines(rows))
+    folder = write("data/test.jsonl", lines([{"text": label, "label": label} for label in ("rare", "often")])).parent
     with pytest.raises(InputError, match=r"imdb train_rows 2; accepted: more, since none has label 'rare'"):
-        Imdb(data=str(path), train_rows=2).settings(tiny("gpt2"))
+        Imdb(data=str(folder), train_rows=2).settings(tiny("gpt2"))
 
 
 def test_settings_tell_apart_whatever_changes_the_figure(data: str) -> None:
@@ -291,10 +293,10 @@ def test_what_a_model_cannot_read_is_refused(data: str, write: Write) -> None:
         Imdb(data=data)(small)
 
     def silent(texts: list[str], **_: Any) -> dict[str, Any]:
-        return {"input_ids": [[] if text.startswith("text 7") else [1] for text in texts]}
+        return {"input_ids": [[] if text.startswith("text 1") else [1] for text in texts]}
 
-    path = str(write("rows.jsonl", lines([{"text": f"text {i}", "label": i % 2} for i in range(40)])))
-    with pytest.raises(InputError, match="the tokenizer makes no token of the text 'text 7'"):
+    path = str(write("rows.jsonl", lines([{"text": f"text {i}", "label": i % 2} for i in range(200)])))
+    with pytest.raises(InputError, match="the tokenizer makes no token of the text 'text 1"):
         Imdb(data=path)(Model(model.decoder, silent, model.provenance))  # type: ignore[arg-type]
     with pytest.raises(CorpusError, match=r"no file or folder at 'missing\.csv'"):
         Imdb(data="missing.csv")(model)

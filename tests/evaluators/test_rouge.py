@@ -214,6 +214,25 @@ def test_figures_are_the_package_s_with_stemming(data: Data, writing: Any) -> No
     assert (score.unit, score.lower_is_better) == ("ROUGE-L", False)
 
 
+RUSSIAN = "Фильм хороший. Музыка тоже. Конец слабый."
+CHINESE = "电影很好。音乐也好。结尾很弱。"
+
+
+@pytest.mark.parametrize(("reference", "more"), [(RUSSIAN, " Номер {}."), (CHINESE, "这是第{}部。")])
+def test_a_perfect_summary_is_perfect_in_any_script(reference: str, more: str, data: Data, writing: Any) -> None:
+    documents = [reference + more.format(number) for number in range(5)]
+    source = data(documents, [reference] * 5)
+    writing(reference)
+    perfect = Rouge(source, new_tokens=8)(tiny("gpt2", n_positions=LONG))
+    lead = Rouge(source).baselines(tiny("gpt2"))["lead-3"]
+    for score in (perfect, lead):
+        assert {score.details[metric]["value"] for metric in ("rouge1", "rouge2", "rougeL")} == {1.0}
+        assert score.details["stemming"] is False
+    writing(reference[: len(reference) // 2])
+    half = Rouge(source, new_tokens=8)(tiny("gpt2", n_positions=LONG))
+    assert 0.3 < half.value < 1
+
+
 @pytest.mark.parametrize("nothing", ["", " \n"])
 def test_an_empty_summary_scores_zero_and_is_counted(nothing: str, data: Data, writing: Any) -> None:
     first = encode(DOCUMENTS[1])
@@ -328,8 +347,8 @@ def test_the_published_protocol(data: Data, writing: Any) -> None:
     assert score.details["protocol"] == "published"
     baseline = Rouge(source, protocol="published").baselines(model)["lead-3"]
     assert baseline.details["each"] == by_package(summaries[:100], documents[:100], stemming=False)
-    assert Rouge(source, protocol="published").protocol_id == "summarization-published-1"
-    assert Rouge(source).protocol_id == "summarization-1"
+    assert Rouge(source, protocol="published").protocol_id == "summarization-published-2"
+    assert Rouge(source).protocol_id == "summarization-2"
 
 
 def test_the_published_protocol_in_a_short_context_takes_half_of_it(data: Data, writing: Any) -> None:

@@ -21,7 +21,7 @@ from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWin
 @pytest.fixture
 def little(write: Write) -> str:
     """A folder of about 100 training tokens, which is six windows of 16 and a rest."""
-    write("little/train.txt", "\n\n".join(["not read: the calibration document", *(f"text {i}" * 3 for i in range(6))]))
+    write("little/train.txt", "\n\n".join(["calibration document 18", *(f"text {i}" * 3 for i in range(6))]))
     write("little/validation.txt", prose(60, seed=9))
     return str(write("little/test.txt", prose(60, seed=8)).parent)
 
@@ -137,10 +137,11 @@ def test_an_edited_corpus_changes_the_settings(write: Write) -> None:
         recovery = runs.finetune(str(path), steps=1)
         return settings(recovery, training_text(runs.small(), recovery, 0), None)
 
-    texts = [prose(30, seed) for seed in range(60)]
-    path = write("edited.txt", "\n\n".join(texts))
+    texts = [f"{prose(30, seed)}\n" for seed in range(60)]
+    path = write("edited.txt", "\n".join(texts))
     before = said()
-    write("edited.txt", "\n\n".join([*texts[:11], texts[11] + " anew", *texts[12:]]))  # a validation document
+    write("edited.txt", "\n".join(["text 0" * 3 + "\n", *texts]))
+    assert "text 0" * 3 + "\n" in load_corpus(str(path), "validation").documents
     after = said()
     assert {key for key in after if after[key] != before[key]} >= {"validation_corpus_sha256"}
     assert after["corpus_sha256"] == before["corpus_sha256"]

@@ -54,6 +54,20 @@ def test_only_evaluators_of_the_study_have_columns(make_results):
     assert columns(make_results(evaluators=())) == ()
 
 
+def test_the_largest_class_stands_beside_the_accuracy_where_the_record_has_it(make_results, make_record):
+    score = {"value": 0.8, "low": 0.7, "high": 0.9, "unit": "accuracy", "lower_is_better": False}
+    for more, names in (
+        ({}, ["imdb_accuracy", "imdb_difference"]),
+        ({"largest_class": 0.55}, ["imdb_accuracy", "imdb_largest_class", "imdb_difference"]),
+    ):
+        results = make_results(
+            evaluators=("imdb",), replace={("base", "imdb"): make_record("base", "imdb", {**score, **more})}
+        )
+        assert [each.name for each in columns(results)] == names
+        if more:
+            assert column(results, "imdb_largest_class").cell(results, "base") == Cell("55.0%", "")
+
+
 def test_unknown_evaluator_has_a_column_of_its_own(make_results, make_record):
     score = {"value": 0.8372, "low": 0.8301, "high": 0.8441, "unit": "accuracy", "lower_is_better": False}
     results = make_results(

@@ -20,10 +20,10 @@ from layerfold.hub import Model
 from layerfold.methods import Collapse, Merge
 from layerfold.methods.base import spelled
 from layerfold.recipe import read_recipe
-from layerfold.search.groups import Stored, search
+from layerfold.search.groups import search
 from layerfold.search.scores import Scores
 from layerfold.search.settling import selection_text
-from layerfold.search.stages import Averaged, Blocks
+from layerfold.search.stages import Averaged, Blocks, Fetched
 from layerfold.study import Study
 
 METHOD = pytest.mark.parametrize("method", [Merge, Collapse])
@@ -141,23 +141,24 @@ def test_the_model_is_left_as_it_was_and_the_same_is_found_again(
 def test_one_averaged_ffn_is_in_memory_whatever_the_number_of_groups(
     name: str, study_corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, made, seen = deep(name, 7), list[Stored](), []
+    base, made, seen = deep(name, 7), list[Fetched](), []
     ffn = sum(tensor.numel() for tensor in base.decoder.blocks[0].ffn.tensors())
     own = {id(parameter) for parameter in base.decoder.model.parameters()}
-    init, run = Stored.__init__, Stored.run
+    init, run = Fetched.__init__, Fetched.run
 
-    def noted(self: Stored, *arguments: Any) -> None:
+    def noted(self: Fetched, *arguments: Any) -> None:
         init(self, *arguments)
         made.append(self)
 
-    def watched(self: Stored, index: int, hidden: torch.Tensor) -> torch.Tensor:
+    def watched(self: Fetched, index: int, hidden: torch.Tensor) -> torch.Tensor:
         left = run(self, index, hidden)
-        held = {id(p): p.numel() for each in made for p in each.decoder.model.parameters() if id(p) not in own}
+        parameters = [p for each in made for p in each.decoder.model.parameters() if id(p) not in own]
+        held = {id(p): p.untyped_storage().nbytes() // 4 for p in parameters if p.untyped_storage().nbytes() > 4}
         seen.append(sum(held.values()))
         return left
 
-    monkeypatch.setattr(Stored, "__init__", noted)
-    monkeypatch.setattr(Stored, "run", watched)
+    monkeypatch.setattr(Fetched, "__init__", noted)
+    monkeypatch.setattr(Fetched, "run", watched)
     compress(base, Merge(groups="auto"), study_corpus, in_place=True)
     assert len(made) > 7
     assert set(seen) == {ffn}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,12 +11,20 @@ from layerfold.cli import options
 from layerfold.cli.output import print_json
 from layerfold.console import drawn
 
+if TYPE_CHECKING:
+    from layerfold.evaluators import Score
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="pocket, a checkpoint folder, a .gguf file or a Hub id.")],
     metrics: Annotated[str, typer.Option(help="Comma-separated.")] = "perplexity,size,latency,generation",
     corpus: Annotated[str | None, typer.Option(help="imdb, a file or folder, or a Hub data set id.")] = None,
-    split: Annotated[str, typer.Option(help="train, calibration, validation or test.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, calibration, validation, test or all; by default all of a file without splits, else test."
+        ),
+    ] = None,
     limit_tokens: Annotated[int | None, typer.Option(help="Score this many tokens at most.")] = None,
     protocol: Annotated[
         options.ProtocolName, typer.Option(help="published repeats the published measurement.")
@@ -29,21 +38,31 @@ def evaluate(
     from layerfold.hub import load
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    with drawn() as progress:
-        with progress.doing(f"loading {model}"):
-            loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
-        scores = api.evaluate(
-            loaded,
-            names,
-            corpus=corpus,
-            split=split,
-            limit_tokens=limit_tokens,
-            protocol=protocol.value,
-            progress=progress,
-        )
-    if as_json:
-        print_json({name: score.to_json() for name, score in scores.items()})
-        return
+    scores: dict[str, Score] = {}
+    try:
+        with drawn() as progress:
+            with progress.doing(f"loading {model}"):
+                loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+            measured = api.each_score(
+                loaded,
+                names,
+                corpus=corpus,
+                split=split,
+                limit_tokens=limit_tokens,
+                protocol=protocol.value,
+                progress=progress,
+            )
+            for name, score in measured:
+                scores[name] = score
+    finally:
+        # What was measured is shown, also where a later metric refuses.
+        if as_json and scores:
+            print_json({name: score.to_json() for name, score in scores.items()})
+        elif scores:
+            _show(scores)
+
+
+def _show(scores: Mapping[str, Score]) -> None:
     for name, score in scores.items():
         interval = "" if score.low == score.high else f" [{score.low:,.4g}, {score.high:,.4g}]"
         typer.echo(f"{name}: {score.value:,.6g}{interval} {score.unit}")

@@ -45,7 +45,10 @@ def recover(
         list[str] | None, typer.Option("--set", help="Any other setting, as batch_size=16; may be repeated.")
     ] = None,
     held_out: Annotated[
-        str | None, typer.Option(help="Corpus whose test split must share no document with the training text.")
+        str | None,
+        typer.Option(
+            help="Corpus whose test split, or another file all of which, must share no document with the training text."
+        ),
     ] = None,
     report_to: Annotated[str | None, typer.Option(help="A tracker, as tensorboard or wandb.")] = None,
     seed: Annotated[int, typer.Option(help="Orders the training text.")] = 0,

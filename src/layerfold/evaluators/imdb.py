@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -90,7 +91,7 @@ class Imdb:
     @property
     def protocol_id(self) -> str:
         """Name and version of the protocol."""
-        return "classification-1" if self.protocol == "sound" else "classification-published-1"
+        return "classification-2" if self.protocol == "sound" else "classification-published-2"
 
     def default_data(self, base: Model) -> str:
         """Return the texts that fit a base."""
@@ -152,7 +153,7 @@ class Imdb:
             "truncated_test": cut_test,
             "duplicates_dropped": train.dropped + test.dropped,
         }
-        return _score(right, details)
+        return _score(right, test, details)
 
     def baselines(self, base: Model, progress: Progress = SILENT) -> dict[str, Score]:
         """Return what needs no model: logistic regression on the words of the same training texts."""
@@ -163,7 +164,8 @@ class Imdb:
             fitted = fit(bag(train.texts), np.array([classes.index(label) for label in train.labels]), len(classes))
             predicted = fitted.predict(bag(test.texts))
         right = [classes[found] == label for found, label in zip(predicted, test.labels, strict=True)]
-        return {"bag of words": _score(right, {**self.settings(base), "ridge": fitted.ridge, "classes": classes})}
+        details = {**self.settings(base), "ridge": fitted.ridge, "classes": classes}
+        return {"bag of words": _score(right, test, details)}
 
     def held_out(self, base: Model) -> Corpus:
         """Return the test texts, all of the split."""
@@ -240,9 +242,10 @@ def _drawn(rows: Labelled, count: int | None, seed: int) -> Labelled:
     )
 
 
-def _score(right: list[bool], details: dict[str, Any]) -> Score:
+def _score(right: list[bool], test: Labelled, details: dict[str, Any]) -> Score:
     found = wilson(sum(right), len(right))
-    details = {**details, "right": [int(one) for one in right]}
+    largest = max(Counter(test.labels).values()) / len(test.labels)
+    details = {**details, "largest_class": largest, "right": [int(one) for one in right]}
     return Score(found.value, found.low, found.high, "accuracy", lower_is_better=False, details=details)
 
 

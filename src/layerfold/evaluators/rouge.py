@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from layerfold.examples import Summarized, load_summaries
 from layerfold.hub import Model, is_pocket
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import bootstrap_mean
+from layerfold.words import in_english_letters, sentences, terms
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 CUE = "\nTL;DR:"
@@ -26,7 +26,6 @@ _LEAD = 3
 _SHOWN, _SHOWN_CHARACTERS = 3, 400
 _PUBLISHED_TOKENS, _PUBLISHED_NEW, _PUBLISHED_LIMIT = 128, 60, 100
 _PUBLISHED_SEARCH = {"num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 2}
-_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 Rater = Callable[[str, str], dict[str, float]]
 
@@ -34,6 +33,8 @@ Rater = Callable[[str, str], dict[str, float]]
 @dataclass(frozen=True)
 class Rouge:
     """ROUGE-1, ROUGE-2 and ROUGE-L F1 by the ``rouge-score`` package, with 95 % bootstrap intervals over documents.
+
+    English summaries are cut into words by the package, with stemming; those of other languages by `words`, without.
 
     The prompt is the document, cut so that prompt and summary fit the context, and a cue. The summary is what is
     generated greedily after it, the new tokens alone. One that is empty scores 0. The score's own value is ROUGE-L.
@@ -71,7 +72,7 @@ class Rouge:
     @property
     def protocol_id(self) -> str:
         """Name and version of the protocol."""
-        return "summarization-1" if self.protocol == "sound" else "summarization-published-1"
+        return "summarization-2" if self.protocol == "sound" else "summarization-published-2"
 
     def default_data(self, base: Model) -> str:
         """Return the documents that fit a base."""
@@ -90,11 +91,12 @@ class Rouge:
         }
         if self.protocol == "published":
             return settings
-        return settings | {"new_tokens": self.new_tokens, "cue": self.cue, "stemming": True}
+        return settings | {"new_tokens": self.new_tokens, "cue": self.cue, "stemming": _english(pairs)}
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
         """Write a summary of each document and rate it."""
-        rate, pairs = self._rater(), self._pairs(model)
+        pairs = self._pairs(model)
+        rate = self._rater(pairs)
         tokenizer = model.require_tokenizer()
         prompts, cut = self._prompts(model, pairs.documents)
         published = self.protocol == "published"
@@ -118,21 +120,23 @@ class Rouge:
 
     def baselines(self, base: Model, progress: Progress = SILENT) -> dict[str, Score]:
         """Return what needs no model: each document's first three sentences, and three drawn at random."""
-        rate, pairs = self._rater(), self._pairs(base)
+        pairs = self._pairs(base)
+        rate = self._rater(pairs)
         drawn = random.Random(self.seed or 0)
         lead, chosen = [], []
         for document in pairs.documents:
-            sentences = _SENTENCE.split(document.strip())
-            lead.append(" ".join(sentences[:_LEAD]))
-            chosen.append(" ".join(drawn.sample(sentences, min(_LEAD, len(sentences)))))
+            parts = sentences(document)
+            lead.append(" ".join(parts[:_LEAD]))
+            chosen.append(" ".join(drawn.sample(parts, min(_LEAD, len(parts)))))
         with progress.doing("summarizing, baselines"):
             found = {"lead-3": lead, "random sentences": chosen}
             return {label: self._score(base, texts, rate, {}) for label, texts in found.items()}
 
     def held_out(self, base: Model) -> Corpus:
         """Return the documents that are summarized, and make sure at this early time that summaries can be rated."""
-        self._rater()
-        return self._pairs(base).corpus
+        pairs = self._pairs(base)
+        self._rater(pairs)
+        return pairs.corpus
 
     def _score(self, model: Model, written: Sequence[str], rate: Rater, found: dict[str, Any]) -> Score:
         pairs = self._pairs(model)
@@ -176,12 +180,13 @@ class Rouge:
             return min(_PUBLISHED_NEW, model.decoder.default_context // 2)
         return self.new_tokens
 
-    def _rater(self) -> Rater:
+    def _rater(self, pairs: Summarized) -> Rater:
         try:
             from rouge_score.rouge_scorer import RougeScorer
         except ImportError as error:
             raise MissingExtraError("rouge-score", "rouge") from error
-        scorer = RougeScorer(list(METRICS), use_stemmer=self.protocol != "published")
+        words = {} if _english(pairs) else {"tokenizer": _Words()}
+        scorer = RougeScorer(list(METRICS), use_stemmer=self.protocol != "published", **words)
         return lambda summary, text: {
             metric: float(found.fmeasure) for metric, found in scorer.score(summary, text).items()
         }
@@ -197,3 +202,15 @@ class Rouge:
             limit = _PUBLISHED_LIMIT if self.protocol == "published" else self.limit
             self._found[name] = Summarized(name, self.split, read.documents[:limit], read.summaries[:limit])
         return self._found[name]
+
+
+def _english(pairs: Summarized) -> bool:
+    return in_english_letters(pairs.summaries)
+
+
+class _Words:
+    """What the package takes for a tokenizer: words of any script, none of them stemmed."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words in order."""
+        return terms(text)

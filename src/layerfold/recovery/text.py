@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from layerfold.corpora import load_corpus
+from layerfold.corpora import read_corpus
 from layerfold.errors import InputError
 from layerfold.hub import Model, default_corpus
+from layerfold.progress import SILENT, Progress
 from layerfold.recovery.base import LEARNING_RATES, Recovery
 from layerfold.windows import Windows, cut_windows
 
@@ -56,8 +57,8 @@ class TrainingText:
         )
 
 
-def training_text(model: Model, recovery: Recovery, seed: int) -> TrainingText:
-    """Read and cut the text of a recovery.
+def training_text(model: Model, recovery: Recovery, seed: int, progress: Progress = SILENT) -> TrainingText:
+    """Read and cut the text of a recovery, and tell how much there was.
 
     Raises:
         InputError: a context beyond the model's, or fewer tokens than one step takes.
@@ -77,11 +78,12 @@ def training_text(model: Model, recovery: Recovery, seed: int) -> TrainingText:
     steps = recovery.tokens // a_step
     name = recovery.corpus or default_corpus(model)
     tokenizer = model.require_tokenizer()
-    cut = cut_windows(
-        load_corpus(name, "train"), tokenizer, context=context, limit_tokens=steps * a_step, seed=seed, whole=True
-    )
+    splits = read_corpus(name)
+    text = splits.split("train")
+    cut = cut_windows(text, tokenizer, context=context, limit_tokens=steps * a_step, seed=seed, whole=True)
+    progress.note(f"training: {text.read(int(cut.lengths.sum()), steps * a_step)}")
     validation = cut_windows(
-        load_corpus(name, "validation"), tokenizer, context=context, limit_tokens=recovery.validation_tokens, seed=seed
+        splits.split("validation"), tokenizer, context=context, limit_tokens=recovery.validation_tokens, seed=seed
     )
     for windows in (cut, validation):
         model.decoder.check_ids(windows.input_ids)

@@ -1,0 +1,85 @@
+"""Texts that a model is made with: cut until there is enough, and remembered by the model's provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerfold.corpora import Corpus, Splits
+from layerfold.errors import CorpusError
+from layerfold.hub import Provenance
+from layerfold.sources import ALL
+from layerfold.windows import Windows, cut_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Note = Callable[[str], None]
+
+
+def cut_enough(
+    texts: Sequence[Corpus], tokenizer: PreTrainedTokenizerBase, context: int, tokens: int, seed: int, note: Note
+) -> Windows:
+    """Cut the first text that holds as many tokens as are asked for, or the last, documents in a seeded order.
+
+    Args:
+        note: is told which text it was and how many tokens it had.
+
+    Raises:
+        CorpusError: the last has less than one window.
+    """
+    for text in texts:
+        try:
+            windows = cut_windows(text, tokenizer, context=context, limit_tokens=tokens, seed=seed)
+        except CorpusError:
+            if text is texts[-1]:
+                raise
+            continue
+        read = int(windows.lengths.sum())
+        if tokens - read <= 1:  # a last token alone makes no window
+            read = tokens
+            break
+    note(text.read(read, tokens))
+    return windows
+
+
+@dataclass(frozen=True)
+class TextRead:
+    """A text that calibrated, repaired or trained a model.
+
+    Attributes:
+        corpus: the name it was given by.
+        sha256: hashes of its documents: of the split that was read, and of the split that chose weights or candidates.
+    """
+
+    corpus: str
+    sha256: tuple[str, ...]
+
+
+def texts_read(provenance: Provenance) -> Iterator[TextRead]:
+    """Yield the texts that the steps of a model's making read."""
+    for step in provenance.steps:
+        search = (step.get("notes") or {}).get("search") or {}
+        for text in (step.get("calibration"), step.get("method"), search.get("text")):
+            if isinstance(text, dict) and "corpus_sha256" in text:
+                hashes = (text["corpus_sha256"], text.get("validation_corpus_sha256"))
+                yield TextRead(text["corpus"], tuple(filter(None, hashes)))
+
+
+def check_unread(provenance: Provenance, corpus: Splits) -> None:
+    """Raise CorpusError where a model was made with part of a corpus, all of which is to be measured on.
+
+    A corpus is known by its path, or by the documents of a split, wherever it stands now.
+    """
+    read = corpus["calibration"] + corpus["train"]
+    known = {each.sha256 for each in (*corpus.values(), read) if each.documents}
+    path = Path(corpus[ALL].name).resolve()
+    for text in texts_read(provenance):
+        if known & {*text.sha256} or Path(text.corpus).resolve() == path:
+            unread = "--split test, which it has not read" if corpus["test"].documents else "another text"
+            raise CorpusError(
+                f"the model was made with text of {corpus[ALL].name!r}, so that a figure over all of it would look "
+                f"too good; accepted: {unread}"
+            )
