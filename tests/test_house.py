@@ -16,7 +16,7 @@ import layerfold
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
     0: "errors hashes ranking surgeon defaults folders memory network linalg leastsquares statistics logistic progress "
-    "records spool yamlfiles",
+    "records spool units yamlfiles",
     1: "families ffn attention factored sublayers block readout decoder deltas structure masks stepping compact "
     "checkpoint auto",
     2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sensitivity thinning sharing "

@@ -18,7 +18,7 @@ from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.examples import Summarized, load_summaries
 from layerfold.hub import Model, is_pocket
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import bootstrap_mean
+from layerfold.statistics import mean_interval
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 CUE = "\nTL;DR:"
@@ -33,7 +33,7 @@ Rater = Callable[[str, str], dict[str, float]]
 
 @dataclass(frozen=True)
 class Rouge:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F1 by the ``rouge-score`` package, with 95 % bootstrap intervals over documents.
+    """ROUGE-1, ROUGE-2 and ROUGE-L F1 by the ``rouge-score`` package, with 95 % intervals over documents.
 
     The prompt is the document, cut so that prompt and summary fit the context, and a cue. The summary is what is
     generated greedily after it, the new tokens alone. One that is empty scores 0. The score's own value is ROUGE-L.
@@ -71,7 +71,7 @@ class Rouge:
     @property
     def protocol_id(self) -> str:
         """Name and version of the protocol."""
-        return "summarization-1" if self.protocol == "sound" else "summarization-published-1"
+        return "summarization-2" if self.protocol == "sound" else "summarization-published-2"
 
     def default_data(self, base: Model) -> str:
         """Return the documents that fit a base."""
@@ -138,7 +138,9 @@ class Rouge:
         pairs = self._pairs(model)
         rated = [rate(summary, text) for summary, text in zip(pairs.summaries, written, strict=True)]
         each = {metric: [one[metric] for one in rated] for metric in METRICS}
-        intervals = {metric: bootstrap_mean(np.array(values, dtype=np.float64)) for metric, values in each.items()}
+        intervals = {
+            metric: mean_interval(np.array(values, dtype=np.float64)).within(0, 1) for metric, values in each.items()
+        }
         details = {
             **self.settings(model),
             **found,
