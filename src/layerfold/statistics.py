@@ -43,7 +43,7 @@ class Interval:
 
     def within(self, least: float, most: float) -> Interval:
         """Return the interval without what lies outside the estimate's range."""
-        low, high = (min(max(bound, least), most) for bound in (self.low, self.high))
+        low, high = (float(min(max(bound, least), most)) for bound in (self.low, self.high))
         return Interval(self.value, low, high, self.deviation)
 
     def to_json(self) -> dict[str, float]:
