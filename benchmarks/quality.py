@@ -104,9 +104,10 @@ class Comparison:
         self._texts = Texts(calibration_windows(base, corpus, tokens.calibration, 0), selection)
         self._recovery = Distill(corpus=corpus, tokens=tokens.recovery, batch_size=1) if tokens.recovery else None
         windows = self._test.windows(base)
-        self.tokens = (windows.lengths - windows.first_scored).double().numpy()
+        self.tokens = windows.units.tokens
         self._known = {
             "base": base.sha256,
+            "protocol": self._test.protocol_id,
             "texts": [each.sha256 for each in (self._texts.calibration, selection.windows(base), windows)],
         }
 
@@ -158,7 +159,7 @@ class Comparison:
 
     def _measured(self, model: Model, seconds: float) -> dict[str, Any]:
         score = self._test(model)
-        return asdict(Measured(score.value, score.low, score.high, tuple(score.details["window_nats"]), seconds))
+        return asdict(Measured(score.value, score.low, score.high, tuple(score.details["unit_nats"]), seconds))
 
 
 class _Once:

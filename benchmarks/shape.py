@@ -80,6 +80,7 @@ def random_windows(count: int, context: int = CONTEXT) -> Windows:
         input_ids=torch.randint(0, VOCABULARY, (count, context), generator=generator),
         lengths=torch.full((count,), context),
         first_scored=torch.ones(count, dtype=torch.int64),
+        document_starts=torch.zeros(1, dtype=torch.int64),
         bytes=0,
         context=context,
         stride=context,

@@ -17,7 +17,7 @@ from peers import Peer, budget
 
 from layerfold.decoder import Decoder
 from layerfold.records import replacing
-from layerfold.statistics import Interval, bootstrap_ratio, exponential
+from layerfold.statistics import Interval, exponential, ratio_interval
 
 COLOURS = ("#2458a6", "#b4530a", "#187a3c", "#7a3fc0", "#b71c4a", "#0c6f6c", "#8a6d00", "#5d636d", "#1b1d21")
 MARKERS = "os^Dv<>PX"
@@ -29,9 +29,9 @@ ZEROS = "zeros: no smaller in memory unless stored compactly"
 
 
 def paired(one: Any, two: Any, tokens: NDArray[np.float64]) -> Interval:
-    """One perplexity over another with its 95 % interval, from the same windows."""
+    """One perplexity over another with its 95 % interval, from the same documents."""
     difference = np.array(one.nats) - np.array(two.nats)
-    return bootstrap_ratio(difference, tokens).map(exponential)
+    return ratio_interval(difference, tokens).map(exponential)
 
 
 def markdown(
@@ -42,7 +42,7 @@ def markdown(
     Args:
         rows: the base first.
         name: ``perplexity`` or ``recovered``.
-        tokens: (windows,), scored in each.
+        tokens: (documents,), scored in each.
     """
     by_place = {(row.method, row.kept): row for row in rows[1:]}
     sizes = [kept for kept in dict.fromkeys(kept for _, kept in by_place) if _there(rows, kept, name)]

@@ -16,7 +16,7 @@ import layerfold
 SOURCE = Path(layerfold.__file__).parent
 FLOORS = {
     0: "errors hashes ranking surgeon defaults folders memory network linalg leastsquares statistics logistic progress "
-    "records spool words yamlfiles weightfiles portable readback",
+    "records spool units words yamlfiles weightfiles portable readback",
     1: "families ffn attention factored sublayers block readout decoder deltas structure masks stepping compact "
     "checkpoint auto apart",
     2: "textfiles sources corpora examples decoding windows calibration zeroing narrowing sensitivity thinning sharing "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from layerfold.hub import load
@@ -16,6 +18,7 @@ from layerfold.records import Record, Results, write_results
 from layerfold.replicates import combined
 from layerfold.report import write_csv
 from layerfold.report.columns import table
+from layerfold.statistics import mean_interval
 from layerfold.study import Study
 
 
@@ -40,8 +43,10 @@ def test_a_figure_is_the_mean_with_its_sample_deviation() -> None:
     )
     score = found.records["base", "imdb"].score
     assert score["value"] == pytest.approx(0.7)
-    assert score["low"] == pytest.approx(0.6)
-    assert score["high"] == pytest.approx(0.8)
+    # Both margins, of documents and of Student's t over seeds, in squares.
+    margin = math.hypot(0.1, 4.302653 * statistics.stdev(values) / math.sqrt(3))
+    assert score["low"] == pytest.approx(max(0, 0.7 - margin))
+    assert score["high"] == pytest.approx(0.7 + margin)
     assert score["deviation"] == pytest.approx(statistics.stdev(values))
     assert score["by_seed"] == values
     assert score["unit"] == "accuracy"
@@ -55,6 +60,27 @@ def test_what_depends_on_no_seed_stays_as_it_was_measured() -> None:
     found = combined({}, {0: results(a=same), 1: results(a=same)})
     assert found.records["base", "imdb"] == same
     assert "deviation" not in found.records["base", "imdb"].score
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.5])
+def test_the_interval_over_seeds_covers_what_it_says(spread: float) -> None:
+    """Seeds share the documents, so that more of them say no more of those."""
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(600):
+        documents = rng.normal(4, 0.3, 40)
+        seeds = [mean_interval(documents + rng.normal(0, spread) + rng.normal(0, 0.1, 40)) for _ in range(3)]
+        runs = {seed: results(a=record("a", str(seed), each.to_json())) for seed, each in enumerate(seeds)}
+        score = combined({}, runs).records["a", "imdb"].score
+        held.append(score["low"] <= 4 <= score["high"])
+    assert 0.935 <= np.mean(held) <= 0.999
+
+
+def test_quartiles_of_times_are_averaged() -> None:
+    times = [{"value": v, "low": v - 1, "high": v + 1, "interval": "quartiles"} for v in (4.0, 6.0)]
+    runs = {seed: results(a=record("a", str(seed), each)) for seed, each in enumerate(times)}
+    score = combined({}, runs).records["a", "imdb"].score
+    assert (score["low"], score["value"], score["high"]) == (4.0, 5.0, 6.0)
 
 
 def test_parts_of_a_score_are_averaged_alike_and_none_stays_none() -> None:

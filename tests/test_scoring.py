@@ -7,8 +7,9 @@ import torch
 from tiny import CONTEXT, logits, tiny, windows
 from torch.nn import functional
 
+from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.scoring import token_nats, window_nats
+from layerfold.scoring import expected_embedding, log_partition, token_nats, window_nats
 from layerfold.stepping import fused_activations
 
 
@@ -41,6 +42,33 @@ def test_large_logits_do_not_overflow_and_a_bias_counts() -> None:
     # A logit near 2e4 is known to 2e-3 in float32, and one of these tokens costs next to nothing.
     resolution = torch.finfo(torch.float32).eps * float(head(hidden).detach().abs().max())
     assert torch.allclose(token_nats(decoder, hidden, targets), expected, rtol=1e-4, atol=2 * resolution)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_head_of_a_model_in_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    decoder = tiny("llama").decoder
+    head = torch.nn.Linear(32, 300).to(dtype)
+    head.weight.data.mul_(30)  # logits up to about 40, which bfloat16 knows to 1/8
+    decoder.model.set_output_embeddings(head)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(60, 32, generator=generator).to(dtype)
+    targets = torch.randint(300, (60,), generator=generator)
+    exact = functional.linear(hidden.double(), head.weight.double(), head.bias.double())
+    expected = functional.cross_entropy(exact, targets, reduction="none")
+    assert torch.allclose(token_nats(decoder, hidden, targets).double(), expected, atol=1e-4)
+    partition = log_partition(decoder, hidden)
+    embedding = exact.softmax(1) @ head.weight.double()
+    assert torch.allclose(expected_embedding(decoder, hidden, partition).double(), embedding, atol=2e-4)
+
+
+def test_the_perplexity_of_a_model_in_bfloat16_is_that_of_its_states() -> None:
+    model = tiny("llama").decoder.model.to(torch.bfloat16)
+    cut = windows()
+    with torch.no_grad():
+        states = model.base_model(input_ids=cut.input_ids, use_cache=False).last_hidden_state[0].double()
+    scores = states @ model.get_output_embeddings().weight.double().T
+    expected = functional.cross_entropy(scores[:-1], cut.input_ids[0, 1:], reduction="sum")
+    assert window_nats(Decoder(model), cut)[0] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_token_outside_the_vocabulary_is_refused() -> None:

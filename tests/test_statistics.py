@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -7,15 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from layerfold import statistics
 from layerfold.statistics import (
     CrossMoments,
     Interval,
     SecondMoments,
-    bootstrap_mean,
-    bootstrap_median,
-    bootstrap_ratio,
+    difference_of_shares,
+    mean_interval,
+    median_interval,
+    ratio_interval,
     wilson,
 )
 
@@ -88,55 +91,152 @@ def test_second_moments_equal_numpys_for_any_batching(
         assert each.mean.numpy() == pytest.approx(exact.mean(0), abs=1e-5 * np.abs(exact).max())
 
 
-BOOTSTRAPS = pytest.mark.parametrize("bootstrap", [bootstrap_mean, bootstrap_median])
+INTERVALS = pytest.mark.parametrize("interval", [mean_interval, median_interval])
 
 
-@BOOTSTRAPS
-def test_an_interval_is_seeded_and_holds_the_value(bootstrap) -> None:
+@INTERVALS
+def test_an_interval_holds_the_value(interval) -> None:
     values = np.random.default_rng(0).normal(5, 1, 80)
-    interval = bootstrap(values)
-    assert interval == bootstrap(values)
-    assert interval != bootstrap(values, seed=1)
-    assert interval.low < interval.value < interval.high
-    assert interval.value == pytest.approx(np.mean(values) if bootstrap is bootstrap_mean else np.median(values))
+    found = interval(values)
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(np.mean(values) if interval is mean_interval else np.median(values))
 
 
-@BOOTSTRAPS
-def test_an_interval_shrinks_with_more_units(bootstrap) -> None:
+@INTERVALS
+def test_an_interval_shrinks_with_more_units(interval) -> None:
     rng = np.random.default_rng(0)
-    few, many = bootstrap(rng.normal(size=25)), bootstrap(rng.normal(size=1600))
+    few, many = interval(rng.normal(size=25)), interval(rng.normal(size=1600))
     # An eighth by the square-root law; a third leaves room for chance.
     assert many.high - many.low < (few.high - few.low) / 3
 
 
-@BOOTSTRAPS
-def test_units_that_agree_have_no_width(bootstrap) -> None:
-    assert bootstrap(np.full(9, 2.5)) == Interval(2.5, 2.5, 2.5)
+@INTERVALS
+@pytest.mark.parametrize("units", [3, 9])
+def test_units_that_agree_have_no_width(interval, units: int) -> None:
+    assert interval(np.full(units, 2.5)) == Interval(2.5, 2.5, 2.5)
 
 
-@BOOTSTRAPS
-def test_one_unit_says_nothing_of_its_uncertainty(bootstrap) -> None:
-    found = bootstrap(np.array([4.0]))
+@INTERVALS
+def test_one_unit_says_nothing_of_its_uncertainty(interval) -> None:
+    found = interval(np.array([4.0]))
     assert found.value == 4.0
     assert np.isnan([found.low, found.high]).all()
 
 
-def test_two_units_reach_from_one_to_the_other() -> None:
-    # Half of the resamples hold both, a quarter only the first, a quarter only the second.
-    assert bootstrap_mean(np.array([0.0, 1.0])) == Interval(0.5, 0.0, 1.0)
+@given(values=st.lists(st.floats(-100, 100), min_size=2, max_size=30))
+def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
+    found = mean_interval(np.array(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    assert found.value - found.low == pytest.approx(half, rel=1e-6, abs=1e-9)
+    assert found.high - found.value == pytest.approx(half, rel=1e-6, abs=1e-9)
 
 
 def test_a_ratio_is_of_sums_and_not_a_mean_of_ratios() -> None:
-    interval = bootstrap_ratio(np.array([1.0, 30.0]), np.array([1.0, 10.0]))
-    assert interval.value == pytest.approx(31 / 11)
-    assert (interval.low, interval.high) == (1.0, 3.0)
+    assert ratio_interval(np.array([1.0, 30.0]), np.array([1.0, 10.0])).value == pytest.approx(31 / 11)
 
 
-def test_an_interval_covers_about_as_often_as_it_says() -> None:
+@given(sizes=st.lists(st.floats(0.1, 50), min_size=2, max_size=12))
+def test_a_ratios_interval_is_the_jackknifes_with_fewer_degrees_of_freedom(sizes: list[float]) -> None:
+    tokens = np.array(sizes)
+    nats = tokens * np.random.default_rng(len(sizes)).normal(4, 1, len(sizes))
+    n, weight = len(sizes), tokens / tokens.sum()
+    without = np.array([np.delete(nats, i).sum() / np.delete(tokens, i).sum() for i in range(n)])
+    error = np.sqrt((n - 1) / n * np.square(without - nats.sum() / tokens.sum()).sum())
+    # The variance is r' G r, of the rates r: its degrees of freedom are (tr G)^2 / tr G^2.
+    residual = np.eye(n) - np.outer(np.ones(n), weight)
+    form = residual.T @ np.diag(np.square(weight / (1 - weight))) @ residual
+    freedom = np.trace(form) ** 2 / np.trace(form @ form)
+    assert 1 - 1e-4 < freedom < n - 1 + 1e-4
+    found = ratio_interval(nats, tokens)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=1e-4)
+    assert found.value - found.low == pytest.approx(found.high - found.value, rel=1e-6)
+
+
+def test_units_without_tokens_do_not_count() -> None:
+    some = ratio_interval(np.array([1.0, 5.0, 0.0]), np.array([1.0, 2.0, 0.0]))
+    assert some == ratio_interval(np.array([1.0, 5.0]), np.array([1.0, 2.0]))
+    assert np.isnan(ratio_interval(np.array([1.0, 0.0]), np.array([1.0, 0.0])).low)
+
+
+def test_a_figure_that_is_not_finite_has_no_bounds() -> None:
+    found = ratio_interval(np.array([np.inf, 1.0, 2.0]), np.ones(3))
+    assert found.value == np.inf
+    assert np.isnan([found.low, found.high]).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "rank"),
+    # Ranks of the bounds by the table of order statistics for the 95 % interval of a median.
+    [(6, 1), (8, 1), (9, 2), (12, 3), (20, 6), (50, 18)],
+)
+def test_the_bounds_of_a_median_are_the_tables_order_statistics(n: int, rank: int) -> None:
+    values = np.random.default_rng(n).permutation(n) + 1.0
+    found = median_interval(values)
+    assert (found.low, found.high) == (rank, n + 1 - rank)
+
+
+def documents(rng: np.random.Generator, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and tokens of documents of very different lengths, whose mean is exactly 4 a token."""
+    tokens = np.round(np.exp(rng.normal(5.4, 0.9, units))) + 2
+    return tokens * rng.normal(4, 0.3, units) + np.sqrt(tokens) * rng.normal(0, 2.7, units), tokens
+
+
+@pytest.mark.parametrize("units", [4, 8, 16, 32, 64])
+def test_intervals_cover_what_they_say_with_few_documents_too(units: int) -> None:
+    rng = np.random.default_rng(units)
+    intervals = [ratio_interval(*documents(rng, units)) for _ in range(1500)]
+    covered = np.mean([each.low <= 4 <= each.high for each in intervals])
+    assert 0.935 <= covered <= 0.99
+
+
+@pytest.mark.parametrize("units", [3, 5, 6, 12])
+def test_the_interval_of_a_median_covers_what_it_says(units: int) -> None:
+    rng = np.random.default_rng(units)
+    intervals = [median_interval(rng.normal(size=units)) for _ in range(1500)]
+    assert 0.935 <= np.mean([each.low <= 0 <= each.high for each in intervals]) <= 0.99
+
+
+def test_intervals_of_25_000_texts_take_little_memory() -> None:
+    values = np.random.default_rng(0).random(25_000)
+    tracemalloc.start()
+    mean_interval(values)
+    median_interval(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * values.nbytes
+
+
+def test_a_difference_of_shares_is_the_literatures() -> None:
+    # Bonett and Price: p = (count + 1) / (n + 2), then Wald's interval.
+    found = difference_of_shares(12, 3, 50)
+    assert found.value == pytest.approx(0.18)
+    assert (found.low, found.high) == (pytest.approx(0.0247, abs=5e-4), pytest.approx(0.3214, abs=5e-4))
+
+
+@pytest.mark.parametrize(("more", "less", "trials"), [(0, 0, 50), (50, 0, 50), (1, 0, 1), (0, 7, 1000)])
+def test_a_difference_of_shares_is_never_certain_and_holds_the_value(more: int, less: int, trials: int) -> None:
+    found = difference_of_shares(more, less, trials)
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
+
+
+@pytest.mark.parametrize("discordant", [0.01, 0.1])
+def test_a_difference_of_shares_covers_what_it_says(discordant: float) -> None:
     rng = np.random.default_rng(0)
-    intervals = [bootstrap_mean(rng.normal(size=60), replicates=400) for _ in range(200)]
-    covered = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
-    assert 0.89 <= covered <= 0.98
+    counts = rng.multinomial(200, [0.75 * discordant, 0.25 * discordant, 1 - discordant], size=2000)
+    found = [difference_of_shares(int(more), int(less), 200) for more, less, _ in counts]
+    assert np.mean([each.low <= discordant / 2 <= each.high for each in found]) >= 0.935
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moments_of_half_precision_are_taken_in_float32(dtype: torch.dtype) -> None:
+    x = (300 * torch.randn(400, 3, generator=torch.Generator().manual_seed(0))).to(dtype)  # squares overflow float16
+    moments, both = SecondMoments(True), CrossMoments()
+    moments.update(x)
+    both.update(x, x)
+    exact = x.double()
+    assert torch.allclose(moments.products.double(), exact.T @ exact / 400, rtol=1e-5)
+    assert np.abs(both.correlation().numpy() - np.corrcoef(exact.T)).max() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class Record:
         key: hash of all that determines the measurement.
         label: the variant's name in the recipe; `BASE_LABEL` for the model that all are compared with.
         evaluator: its name, as ``perplexity``, or `RECOVERY`.
-        protocol: name and version of the protocol, as ``perplexity-1``.
+        protocol: name and version of the protocol, as ``perplexity-2``.
         score: ``value``, ``low``, ``high``, ``unit``, ``lower_is_better`` and what else the evaluator reports.
         subject: what was hashed into the key: base weights, method, calibration, settings, seed.
         notes: what the method found (as the mean correlation of each matched pair).

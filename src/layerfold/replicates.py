@@ -6,7 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
+
+from scipy.special import stdtrit
 
 from layerfold.records import Json, Record, Results, hash_json
 
@@ -14,9 +17,14 @@ from layerfold.records import Json, Record, Results, hash_json
 def combined(recipe: dict[str, Json], by_seed: Mapping[int, Results]) -> Results:
     """Return one study's results of those with each seed; what is measured with some seeds alone is left out.
 
-    A figure that depends on the seed is the mean over seeds, its bounds the means of the bounds, beside its
+    A figure that depends on the seed is the mean over seeds, with the mean's own 95 % interval, beside its
     ``deviation``, the sample standard deviation, and the values ``by_seed``. What cannot be averaged, as text, is
     the first seed's; seeds themselves are listed.
+
+    The interval has two parts, whose margins add up in squares: over seeds Student's t of the mean, and over documents
+    the mean of the seeds' own margins, since all of them read the same documents. (Zou and Donner, "Construction of
+    confidence limits about effect measures", 2008, for sums of independent parts. Here the seeds' scatter holds
+    a part of the other, so that the interval is rather too wide than too narrow.)
     """
     first, *others = by_seed.values()
     if not others:
@@ -47,8 +55,23 @@ def _mean(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found["seed"] = seeds
     values = [score["value"] for score in scores if isinstance(score.get("value"), int | float)]
     if len(values) == len(scores):
-        found |= {"deviation": _deviation(values), "by_seed": values}
+        deviation = _deviation(values)
+        found |= {"deviation": deviation, "by_seed": values}
+        bounds = [(score["low"], score["high"]) for score in scores if {"low", "high"} <= score.keys()]
+        estimated = bounds and None not in chain(*bounds)
+        if estimated and all(score.get("interval") != "quartiles" for score in scores):
+            found |= dict(zip(("low", "high"), _bounds(values, bounds, deviation), strict=True))
     return found
+
+
+def _bounds(values: Sequence[float], bounds: Sequence[tuple[float, float]], deviation: float) -> tuple[float, float]:
+    """Bounds of the mean of values over seeds, from each seed's own."""
+    mean, n = statistics.fmean(values), len(values)
+    margin = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+    low = mean - math.hypot(margin, mean - statistics.fmean(low for low, _ in bounds))
+    high = mean + math.hypot(margin, statistics.fmean(high for _, high in bounds) - mean)
+    # What cannot be negative, as a perplexity or a share, is not said to be.
+    return max(low, 0.0) if all(least >= 0 for least, _ in bounds) else low, high
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,6 @@ _LOGIT_BYTES = 2 << 20
 _LEAST_COLUMNS = 128
 
 
-@torch.no_grad()
 def window_nats(
     decoder: Decoder, windows: Windows, progress: Progress = SILENT, description: str = "scoring"
 ) -> Floats:
@@ -33,10 +31,27 @@ def window_nats(
     Raises:
         InputError: token ids outside the model's vocabulary, or windows longer than its context.
     """
+    return windows.units.by_window(_piece_nats(decoder, windows, progress, description))
+
+
+def unit_nats(decoder: Decoder, windows: Windows, progress: Progress = SILENT, description: str = "scoring") -> Floats:
+    """Sum the nats of the scored tokens of each unit of text: see `units`.
+
+    Returns:
+        (units,) float64.
+
+    Raises:
+        InputError: token ids outside the model's vocabulary, or windows longer than its context.
+    """
+    return windows.units.by_unit(_piece_nats(decoder, windows, progress, description))
+
+
+@torch.no_grad()
+def _piece_nats(decoder: Decoder, windows: Windows, progress: Progress, description: str) -> Floats:
     decoder.check_ids(windows.input_ids)
     if windows.context > decoder.context:
         raise InputError(f"context {windows.context}; accepted: 2 ... {decoder.context} (the model's maximum)")
-    totals = np.zeros(len(windows))
+    totals = torch.zeros(windows.units.pieces, dtype=torch.float64)
     decoder.model.eval()
     with fused_activations(decoder.model):
         for batch in progress.track(windows.batches(_BATCH_TOKENS), description):
@@ -45,9 +60,8 @@ def window_nats(
             hidden = decoder.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             # The state at position t predicts the token at t + 1.
             nats = token_nats(decoder, hidden[:, :-1][scored[:, 1:]], input_ids[scored])
-            rows = torch.nonzero(scored)[:, 0]
-            totals[batch] = torch.zeros(len(input_ids), dtype=torch.float64).index_add_(0, rows, nats.double()).numpy()
-    return totals
+            totals.index_add_(0, windows.pieces(batch, scored), nats.double())
+    return totals.numpy()
 
 
 def scored_positions(windows: Windows, batch: slice | list[int]) -> Tensor:
@@ -65,7 +79,7 @@ def token_nats(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
 def target_logits(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
     """Logit of each target, (tokens,), from final hidden states, (tokens, d_model)."""
     weight, bias = _head(decoder)
-    logits = (hidden.to(weight.dtype) * weight[targets]).sum(1)
+    logits = (hidden.to(_precision(weight)) * weight[targets]).sum(1)
     return (logits if bias is None else logits + bias[targets]).float()
 
 
@@ -73,10 +87,11 @@ def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
     """Log of the sum of the exponentials of all logits, (tokens,), from final hidden states, (tokens, d_model).
 
     Goes through the vocabulary in tiles for all tokens at once: products of that shape run near the machine's full
-    rate, where a few tokens against the whole vocabulary do not.
+    rate, where a few tokens against the whole vocabulary do not. The head of a model in half precision is computed in
+    float32: its logits, rounded to 8 or 11 bits, would be off by more than models differ.
     """
     weight, bias = _head(decoder)
-    hidden = hidden.to(weight.dtype)
+    hidden = hidden.to(_precision(weight))
     zero = hidden.new_zeros(len(hidden), 1)
     _, first = next(_tiles(weight, bias, hidden, zero))
     shift = first.amax(1, keepdim=True)
@@ -100,11 +115,11 @@ def expected_embedding(decoder: Decoder, hidden: Tensor, partition: Tensor) -> T
     one look at the vocabulary for each q, the same that its perplexity takes.
     """
     weight, bias = _head(decoder)
-    shift = partition[:, None].to(weight.dtype)
-    hidden = hidden.to(weight.dtype)
+    hidden = hidden.to(_precision(weight))
+    shift = partition[:, None].to(hidden.dtype)
     mean = torch.zeros_like(hidden)
     for rows, logits in _tiles(weight, bias, hidden, shift):
-        mean.addmm_(logits.exp_(), weight[rows])
+        mean.addmm_(logits.exp_(), weight[rows].to(hidden.dtype))
     return mean.float()
 
 
@@ -115,13 +130,18 @@ def _head(decoder: Decoder) -> tuple[Tensor, Tensor | None]:
     return head.weight.detach(), None if bias is None else bias.detach()
 
 
+def _precision(weight: Tensor) -> torch.dtype:
+    """What the head is computed in: its own precision, at least float32."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 def _tiles(weight: Tensor, bias: Tensor | None, hidden: Tensor, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the vocabulary with their logits less `shift`, (tokens, rows), in one buffer."""
     columns = min(max(_LEAST_COLUMNS, _LOGIT_BYTES // (4 * max(1, len(hidden)))), len(weight))
-    buffer = torch.empty(len(hidden) * columns, dtype=weight.dtype)
+    buffer = torch.empty(len(hidden) * columns, dtype=hidden.dtype)
     for first in range(0, len(weight), columns):
         rows = slice(first, min(first + columns, len(weight)))
-        piece = weight[rows]
+        piece = weight[rows].to(hidden.dtype)
         logits = buffer[: len(hidden) * len(piece)].view(len(hidden), len(piece))
         # The shift goes in with the product: one reading of the tile less.
         torch.addmm(shift, hidden, piece.T, beta=-1, out=logits)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from layerfold.corpora import Corpus
 from layerfold.errors import CorpusError, InputError
+from layerfold.units import Units, units_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,8 @@ class Windows:
         input_ids: (windows, context) int64; the last window may be shorter and is then padded at its right.
         lengths: (windows,) int64, the number of real tokens in each.
         first_scored: (windows,) int64, the first position whose token is scored; those before it are context.
+        document_starts: (documents,) int64, where in the stream of tokens each document begins. The end-of-text token
+            after a document is of that document.
         bytes: raw UTF-8 bytes of the scored tokens, over all windows.
         context, stride: in tokens.
         corpus, split, corpus_sha256: where the text comes from.
@@ -37,6 +40,7 @@ class Windows:
     input_ids: Tensor
     lengths: Tensor
     first_scored: Tensor
+    document_starts: Tensor
     bytes: int
     context: int
     stride: int
@@ -59,6 +63,22 @@ class Windows:
         for tensor in (self.input_ids, self.lengths, self.first_scored):
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def units(self) -> Units:
+        """Documents, for intervals."""
+        starts = torch.arange(len(self)) * self.stride
+        return units_of(starts + self.first_scored, starts + self.lengths, self.document_starts)
+
+    def pieces(self, batch: slice | list[int], scored: Tensor) -> Tensor:
+        """Return the piece (see `Units`) of each scored token of some windows, (tokens,) int64.
+
+        Args:
+            scored: which of their tokens are, (windows, context) bool.
+        """
+        row, position = torch.nonzero(scored).unbind(1)
+        window = torch.arange(len(self))[batch][row]
+        return self.units.piece_of(window, window * self.stride + position)
 
     def batches(self, tokens: int) -> list[slice]:
         """Slices of windows that hold about this many tokens each, at least one window."""
@@ -101,7 +121,7 @@ def cut_windows(
     documents = list(corpus.documents)
     if seed is not None:
         random.Random(seed).shuffle(documents)
-    ids, widths = _stream(documents, tokenizer, limit_tokens)
+    ids, widths, document_starts = _stream(documents, tokenizer, limit_tokens)
     if len(ids) < (context if whole else min(context, limit_tokens or context)):
         raise CorpusError(
             f"corpus {corpus.name!r} split {corpus.split!r} has {len(ids):,} tokens; "
@@ -127,6 +147,7 @@ def cut_windows(
         input_ids=input_ids,
         lengths=torch.tensor(lengths),
         first_scored=torch.tensor(first_scored),
+        document_starts=document_starts,
         bytes=scored_bytes,
         context=context,
         stride=stride,
@@ -136,8 +157,10 @@ def cut_windows(
     )
 
 
-def _stream(documents: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Token ids, and the raw bytes that each stands for; end-of-text stands for none."""
+def _stream(
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, the raw bytes of each (none for end-of-text), and where each document begins."""
     if not tokenizer.is_fast:
         raise InputError(
             "the tokenizer cannot tell which bytes its tokens stand for; accepted: a fast one (tokenizer.json)"
@@ -147,15 +170,18 @@ def _stream(documents: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
         raise InputError("the tokenizer has no end-of-text token to join documents with")
     ids: list[int] = []
     widths: list[int] = []
+    starts: list[int] = []
     for document, tokens, ends in _encode(documents, tokenizer):
         if ids:
             ids.append(end_of_text)
             widths.append(0)
+        starts.append(len(ids))
         ids += tokens
         widths += _byte_widths(document, ends)
         if limit is not None and len(ids) >= limit:
             break
-    return torch.tensor(ids[:limit], dtype=torch.int64), torch.tensor(widths[:limit], dtype=torch.int64)
+    stream, bytes_of_each = (torch.tensor(each[:limit], dtype=torch.int64) for each in (ids, widths))
+    return stream, bytes_of_each, torch.tensor([start for start in starts if start < len(stream)], dtype=torch.int64)
 
 
 def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int], list[int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -35,9 +36,12 @@ def test_scores_hold_quartiles_and_prefill_for_each_model() -> None:
         assert score.details["threads"] == torch.get_num_threads()
 
 
-def test_all_but_the_first_have_a_speedup_over_it() -> None:
+def test_all_have_a_speedup_over_the_first_and_the_first_that_of_its_copy() -> None:
     scores = SHORT.compare({label: tiny("gpt2") for label in "abc"})
-    assert "speedup" not in scores["a"].details
+    assert list(scores) == ["a", "b", "c"]
+    same = scores["a"].details["speedup"]
+    assert 0 < same["low"] <= same["value"] <= same["high"]
+    assert all(score.details["same_model"] == same for score in scores.values())
     for label in "bc":
         speedup = scores[label].details["speedup"]
         assert 0 < speedup["low"] <= speedup["value"] <= speedup["high"]
@@ -48,30 +52,67 @@ def test_one_model_is_measured_without_a_speedup() -> None:
     assert "speedup" not in SHORT(tiny("gpt2")).details
 
 
-def test_models_take_turns_and_each_round_starts_at_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {label: tiny("gpt2", n_layer=1) for label in "abc"}
+def orders(monkeypatch: pytest.MonkeyPatch, models: dict[str, Model], seed: int, rounds: int = 40) -> list[str]:
+    """In which order models are timed, round by round, the warm-up first; A is the copy of the first."""
     order: list[str] = []
 
     def note(self: Latency, model: Any) -> float:
-        order.append(next(label for label, known in models.items() if known is model))
+        order.append(next((label for label, known in models.items() if known is model), "A"))
         return 1.0 + len(order)
 
     monkeypatch.setattr(Latency, "_generate", note)
-    Latency(rounds=4, prompt_tokens=5, new_tokens=6).compare(models)
-    assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"  # the first three warm up
+    Latency(rounds=rounds, prompt_tokens=5, new_tokens=6, seed=seed).compare(models)
+    size = len(models) + 1
+    return ["".join(order[first : first + size]) for first in range(0, len(order), size)]
+
+
+def test_every_round_has_an_order_of_its_own_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {label: tiny("gpt2", n_layer=1) for label in "abc"}
+    found = orders(monkeypatch, models, seed=0)
+    assert found[0] == "abcA"
+    assert {"".join(sorted(each)) for each in found} == {"Aabc"}
+    # Whatever runs before the base: each of the others, or what ended the round before.
+    before = Counter(text[text.index("a") - 1] for text in found[1:] if text[0] != "a")
+    assert set(before) == set("bcA")
+    assert max(before.values()) < 20
+    assert found == orders(monkeypatch, models, seed=0) != orders(monkeypatch, models, seed=1)
+
+
+def test_the_copy_is_of_the_first_and_made_like_those_of_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {"base": tiny("gpt2", n_layer=1), "other": tiny("gpt2", n_layer=1)}
+    timed: dict[int, Model] = {}
+    monkeypatch.setattr(Latency, "_generate", lambda self, model: float(bool(timed.setdefault(id(model), model))))
+    scores = Latency(rounds=3, prompt_tokens=5, new_tokens=6).compare(models)
+    assert list(scores) == ["base", "other"]
+    (copy,) = [model for model in timed.values() if model not in list(models.values())]
+    assert hash_weights(copy.decoder.model) == hash_weights(models["base"].decoder.model)
+    own = {parameter.data_ptr() for parameter in models["base"].decoder.model.parameters()}
+    assert not own & {parameter.data_ptr() for parameter in copy.decoder.model.parameters()}
+
+
+def test_the_order_is_recorded_by_its_seed() -> None:
+    model = tiny("gpt2")
+    assert Latency(seed=3).settings(model)["seed"] == 3
+    assert Latency(seed=3).settings(model) != Latency().settings(model)
+    assert Latency().protocol_id == "latency-2"
 
 
 def test_speedups_are_medians_of_the_ratios_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {label: tiny("gpt2", n_layer=1) for label in "ab"}
     # A drifting machine: b takes half as long as a within each round, though later rounds take ten times as long.
-    times = {"a": iter([0, 10.0, 100.0, 1000.0]), "b": iter([0, 5.0, 50.0, 500.0])}
+    times = {
+        "a": iter([0, 10.0, 100.0, 1000.0]),
+        "b": iter([0, 5.0, 50.0, 500.0]),
+        "A": iter([0, 8.0, 80.0, 800.0]),
+    }
 
     def scripted(self: Latency, model: Any) -> float:
-        return next(times[next(label for label, known in models.items() if known is model)])
+        return next(times[next((label for label, known in models.items() if known is model), "A")])
 
     monkeypatch.setattr(Latency, "_generate", scripted)
     scores = Latency(rounds=3, prompt_tokens=5, new_tokens=6).compare(models)
-    assert scores["b"].details["speedup"] == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert scores["b"].details["speedup"] == pytest.approx({"value": 2.0, "low": 2.0, "high": 2.0})
+    assert scores["b"].details["same_model"] == pytest.approx({"value": 1.25, "low": 1.25, "high": 1.25})
     assert (scores["a"].low, scores["a"].value, scores["a"].high) == (55.0, 100.0, 550.0)
     assert (scores["b"].value, scores["b"].details["base_value"]) == (50.0, 100.0)
 
@@ -167,10 +208,11 @@ def test_a_model_with_deltas_is_timed_multiplied_out_too() -> None:
 def test_the_first_may_have_deltas() -> None:
     """What is multiplied out has a speed-up over it, and it none over itself."""
     scores = SHORT.compare({"shared": sharing(), "base": tiny("gpt2", n_layer=1)})
-    assert "speedup" not in scores["shared"].details
+    assert scores["shared"].details["speedup"] == scores["base"].details["same_model"]
     assert scores["shared"].details["multiplied_out_speedup"]["value"] > 0
     assert scores["base"].details["base_value"] == scores["shared"].value
     alone = SHORT(sharing()).details
+    assert "same_model" not in alone
     assert alone["multiplied_out"]["value"] > 0
     assert alone["multiplied_out_speedup"]["value"] > 0
 
@@ -179,23 +221,25 @@ def test_what_is_multiplied_out_takes_turns_with_the_others(monkeypatch: pytest.
     # Names as a recipe could have them, to be taken for the others' own.
     models = {"a": tiny("gpt2", n_layer=1), "b": sharing(), "b multiplied out": tiny("gpt2", n_layer=1)}
     places = {id(model): place for place, model in enumerate(models.values())}
+    own = hash_weights(models["a"].decoder.model)
     order: list[int] = []
-    # Plain, b, the other and b multiplied out: each twice as fast as the one before, on a machine that drifts.
-    times = [8.0, 4.0, 2.0, 1.0]
+    # Plain, b, the other and b multiplied out: each twice as fast as the one before, on a machine that
+    # drifts. Last, the copy of a.
+    times = [8.0, 4.0, 2.0, 1.0, 8.0]
 
     def scripted(self: Latency, model: Model) -> float:
-        place = places.get(id(model), 3)
+        place = places.get(id(model), 4 if hash_weights(model.decoder.model) == own else 3)
         assert bool(deltas.ranks(model.decoder)) == (place == 1)
         order.append(place)
-        return times[place] * 10 ** ((len(order) - 1) // 4)
+        return times[place] * 10 ** ((len(order) - 1) // 5)
 
     monkeypatch.setattr(Latency, "_generate", scripted)
     scores = Latency(rounds=4, prompt_tokens=5, new_tokens=6).compare(models)
-    assert order == [0, 1, 2, 3, *(0, 1, 2, 3), *(1, 2, 3, 0), *(2, 3, 0, 1), *(3, 0, 1, 2)]
+    assert [sorted(order[first : first + 5]) for first in range(0, 25, 5)] == [[0, 1, 2, 3, 4]] * 5
     assert list(scores) == list(models)
     speedups = {label: score.details.get("speedup", {}).get("value") for label, score in scores.items()}
-    assert speedups == {"a": None, "b": 2.0, "b multiplied out": 4.0}
-    assert scores["b"].details["multiplied_out_speedup"] == {"value": 8.0, "low": 8.0, "high": 8.0}
+    assert speedups == pytest.approx({"a": 1.0, "b": 2.0, "b multiplied out": 4.0})
+    assert scores["b"].details["multiplied_out_speedup"] == pytest.approx({"value": 8.0, "low": 8.0, "high": 8.0})
     assert 8 * scores["b"].details["multiplied_out"]["value"] == scores["a"].value
 
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import CONTEXT, prose, tiny, tokenizer
@@ -15,6 +16,7 @@ from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.hub import Model
 from layerfold.methods import Merge
+from layerfold.statistics import ratio_interval
 
 
 @torch.no_grad()
@@ -71,7 +73,7 @@ def test_neither_batch_nor_logit_piece_size_changes_the_result(
     monkeypatch.setattr(scoring, "_BATCH_TOKENS", batch_tokens)
     monkeypatch.setattr(scoring, "_LOGIT_BYTES", logit_bytes)
     score = evaluator(model)
-    assert score.details["window_nats"] == pytest.approx(expected.details["window_nats"], rel=1e-5)
+    assert score.details["unit_nats"] == pytest.approx(expected.details["unit_nats"], rel=1e-5)
     assert score.value == pytest.approx(expected.value, rel=1e-5)
 
 
@@ -82,7 +84,7 @@ def test_bits_per_byte_divide_all_nats_by_all_bytes(corpus_folder: str) -> None:
     first = tokenizer()(text, return_offsets_mapping=True)["offset_mapping"][0]
     # All but the text's first token are scored; the five blank lines between documents are no part of them.
     scored = len(text.encode()) - 5 - len(text[slice(*first)].encode())
-    assert details["bits_per_byte"] == pytest.approx(sum(details["window_nats"]) / math.log(2) / scored, rel=1e-9)
+    assert details["bits_per_byte"] == pytest.approx(sum(details["unit_nats"]) / math.log(2) / scored, rel=1e-9)
 
 
 @torch.no_grad()
@@ -152,6 +154,33 @@ def test_a_comparison_is_the_ratio_and_paired(corpus_folder: str) -> None:
     assert ratio["low"] < ratio["value"] < ratio["high"]
     # Paired: narrower than two intervals taken independently.
     assert ratio["high"] / ratio["low"] < score["high"] / score["low"] * base["high"] / base["low"]
+
+
+def test_the_interval_is_over_documents(corpus_folder: str) -> None:
+    details = (score := Perplexity(corpus=corpus_folder)(tiny("gpt2"))).to_json()
+    assert Perplexity().protocol_id == "perplexity-2"
+    assert (details["documents"], details["interval_over"], len(details["unit_nats"])) == (6, "documents", 6)
+    assert sum(details["unit_tokens"]) == details["tokens"]
+    nats, tokens = np.array(details["unit_nats"]), np.array(details["unit_tokens"], dtype=float)
+    assert score.value == math.exp(nats.sum() / tokens.sum())
+    assert (score.low, score.high) == (
+        (found := ratio_interval(nats, tokens).map(math.exp)).low,
+        found.high,
+    )
+
+
+def test_a_text_of_one_document_has_the_interval_of_its_windows(write: Any) -> None:
+    folder = str(write("one/test.txt", prose(60)).parent)
+    score = Perplexity(corpus=folder)(tiny("gpt2")).to_json()
+    assert (score["documents"], score["interval_over"]) == (1, "windows of one document")
+    assert len(score["unit_nats"]) > 2
+    assert score["low"] < score["value"] < score["high"]
+
+
+def test_scores_of_an_earlier_protocol_are_not_compared(corpus_folder: str) -> None:
+    score = Perplexity(corpus=corpus_folder)(tiny("gpt2")).to_json()
+    old = {key.replace("unit_", "window_"): value for key, value in score.items()}
+    assert versus(score, old) is versus(old, score) is versus(old, old) is None
 
 
 def test_scores_of_other_windows_are_not_compared(corpus_folder: str) -> None:

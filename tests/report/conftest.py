@@ -59,8 +59,8 @@ def perplexity_score(value: float, base: float | None, **changes: Any) -> dict[s
         "corpus_sha256": "0f" * 32,
         "tokens_sha256": "a3" * 32,
         "protocol": "sound",
-        "window_nats": [123.456789] * 40,
-        "window_tokens": [512] * 40,
+        "unit_nats": [123.456789] * 40,
+        "unit_tokens": [512] * 40,
     }
     if base is not None:
         ratio = value / base

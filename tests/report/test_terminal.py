@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from layerfold.report import print_table
+from layerfold.report import print_table, write_html
 from layerfold.report.columns import columns
 from layerfold.report.tables import MISSING
 
@@ -112,3 +112,26 @@ def test_a_study_of_few_evaluators(make_results, evaluators):
 def test_the_narrowest_consoles_do_not_fail(make_results):
     for width in (1, 5, 20):
         printed(make_results(), width)
+
+
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        ((1.002, 0.991, 1.012), "speed of a copy of the base: +0.2% [-0.9%, +1.2%]"),
+        ((0.962, 0.951, 0.97), "warning: speed of a copy of the base: -3.8% [-4.9%, -3.0%]. Equal models should"),
+    ],
+)
+def test_the_base_timed_twice_is_said_beside_the_speedups(make_results, tmp_path, same, said):
+    results = make_results()
+    timed = {
+        (label, "latency"): replace(
+            record, score=record.score | {"same_model": dict(zip(("value", "low", "high"), same, strict=True))}
+        )
+        for label in results.labels
+        if (record := results.records.get((label, "latency"))) is not None
+    }
+    found = make_results(replace=timed)
+    assert " ".join(printed(found, 200).split()).count(said) == 1
+    write_html(found, page := tmp_path / "page.html")
+    assert f"{said[0].upper()}{said[1:]}" in page.read_text(encoding="utf-8")
+    assert "copy of the base" not in printed(results, 200)  # records of latency-1

@@ -118,7 +118,8 @@ def test_a_race_chooses_what_all_of_the_text_chooses(search: Any) -> None:
 def test_depths_are_timed_once_each_and_not_again(search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = search(remove=(1, 2), rounds=3)(tiny("gpt2"), tmp_path / "run")
     assert list(found.timings) == [0, 1, 2]
-    assert found.timings[0].speedup.value == 1
+    same = found.timings[0].speedup  # of a copy of the model
+    assert 0 < same.low <= same.value <= same.high
     assert found.speed_change_percent(found.base) == 0
     timing = found.timings[2]
     assert timing.milliseconds.low <= timing.milliseconds.value <= timing.milliseconds.high

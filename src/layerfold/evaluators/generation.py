@@ -15,7 +15,7 @@ from layerfold.errors import InputError
 from layerfold.evaluators.base import Score
 from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import bootstrap_mean
+from layerfold.statistics import mean_interval
 
 PROMPTS = (
     "The film opens with a quiet scene in which",
@@ -57,7 +57,7 @@ class Generation:
     @property
     def protocol_id(self) -> str:
         """Name and version of the protocol."""
-        return "generation-1"
+        return "generation-2"
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""
@@ -71,7 +71,8 @@ class Generation:
             tokens = self._continue(model, prompt)
             text = model.require_tokenizer().decode(tokens)
             samples.append({"prompt": prompt, "text": text, "repeated_fraction": repeated_fraction(tokens)})
-        interval = bootstrap_mean(np.array([sample["repeated_fraction"] for sample in samples], dtype=np.float64))
+        interval = mean_interval(np.array([sample["repeated_fraction"] for sample in samples], dtype=np.float64))
+        interval = interval.within(0, 1)
         details = {"new_tokens": self.new_tokens, "samples": samples}
         return Score(
             interval.value, interval.low, interval.high, "repeated 4-grams", lower_is_better=True, details=details

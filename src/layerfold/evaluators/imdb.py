@@ -17,7 +17,7 @@ from layerfold.examples import Label, Labelled, load_labelled
 from layerfold.hub import Model, is_pocket
 from layerfold.logistic import BagOfWords, fit
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import Interval, bootstrap_mean, wilson
+from layerfold.statistics import difference_of_shares, wilson
 
 _RATE_AT_WIDTH = 0.0576
 """The default learning rate times d_model: 3e-4 at pocket's 192, 7.5e-5 at GPT-2's 768."""
@@ -250,11 +250,11 @@ def _score(right: list[bool], test: Labelled, details: dict[str, Any]) -> Score:
 
 
 def versus(score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
-    """Accuracy less the base's, with its 95 % interval from a paired bootstrap over the texts they share.
+    """Accuracy less the base's, with its 95 % interval, paired over the texts they share.
 
     None where the two did not read the same of the same texts, as where a loaded model has a shorter context.
     """
     if any(score.get(key) != base.get(key) for key in ("test_sha256", "context")):
         return None
-    found: Interval = bootstrap_mean(np.array(score["right"], dtype=np.float64) - np.array(base["right"]))
-    return {"value": found.value, "low": found.low, "high": found.high}
+    own, others = np.array(score["right"]), np.array(base["right"])
+    return difference_of_shares(int((own > others).sum()), int((own < others).sum()), len(own)).to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,24 +20,28 @@ from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
 from layerfold.records import environment
-from layerfold.statistics import Floats, bootstrap_median
+from layerfold.statistics import Floats, Interval, exponential, median_interval
 
 _PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64
 _PLAIN = "\0multiplied out"
 """Follows the label of a model with deltas, where they are multiplied out: nothing that a label can hold."""
+_AGAIN = "\0again"
+"""Label of the copy of the first model that is timed beside it."""
 
 
 @dataclass(frozen=True)
 class Latency:
     """Milliseconds a generated token: greedy, batch 1, a fixed number of tokens, end-of-text suppressed.
 
-    Models are timed interleaved (A B C A B C ..., each round starting at the next one) after a warm-up of each. The
-    figure is the median over rounds with its quartiles; the speed-up over the first model is the median of the
-    per-round ratios with its 95 % bootstrap interval. Two models of one architecture come out equal within that.
-    A model with low-rank deltas is timed as it is and, beside it, with them multiplied out.
+    Models are timed in turn, in a new random order each round, after a warm-up of each. The figure is the median over
+    rounds with its quartiles; the speed-up over the first model is the median of the per-round ratios with its 95 %
+    interval. Beside others the first model is timed twice, once as a copy. The copy's speed-up, the first model's
+    ``speedup`` and ``same_model`` in every score, says how far equal models differ here; its interval should hold 1. A
+    model with low-rank deltas is timed as it is and, beside it, with them multiplied out.
 
     Attributes:
         rounds: how often each model is timed.
+        seed: draws the order of each round.
         prompt_tokens, new_tokens: of each generation.
         prefill_tokens: length of the prompt whose single forward pass is timed on its own; at most the context.
         protocol: ``published`` repeats the published measurement instead: 20 generations to a length of 64, free to
@@ -47,6 +52,7 @@ class Latency:
     prompt_tokens: int = 32
     new_tokens: int = 32
     prefill_tokens: int = 256
+    seed: int = 0
     protocol: Protocols = "sound"
     name: ClassVar[str] = "latency"
 
@@ -59,7 +65,7 @@ class Latency:
     @property
     def protocol_id(self) -> str:
         """Name and version of the protocol."""
-        return "latency-1" if self.protocol == "sound" else "latency-published-1"
+        return "latency-2" if self.protocol == "sound" else "latency-published-1"
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model, this machine included."""
@@ -80,6 +86,7 @@ class Latency:
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
             "prefill_tokens": min(self.prefill_tokens, model.decoder.context),
+            "seed": self.seed,
             **machine,
         }
 
@@ -95,7 +102,9 @@ class Latency:
         if wanted > room:
             raise InputError(f"latency prompt and new tokens {wanted}; accepted: {room} in all, the context")
         plain = {f"{label}{_PLAIN}": _multiplied_out(model) for label, model in models.items()}
-        models = {**models, **{label: model for label, model in plain.items() if model is not None}}
+        first = next(iter(models))
+        again = {_AGAIN: models[first].copy()} if len(models) > 1 else {}
+        models = {**models, **{label: model for label, model in plain.items() if model is not None}, **again}
         labels = list(models)
         decode: dict[str, list[float]] = {label: [] for label in labels}
         prefill: dict[str, list[float]] = {label: [] for label in labels}
@@ -105,21 +114,23 @@ class Latency:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            for turn in progress.track(range(self.rounds), "latency, rounds"):
-                # Each round starts one further, so that no model always runs in another's wake.
-                start = turn % len(labels)
-                for label in labels[start:] + labels[:start]:
+            orders = random.Random(self.seed)
+            for _ in progress.track(range(self.rounds), "latency, rounds"):
+                # No model always runs in another's wake.
+                for label in orders.sample(labels, len(labels)):
                     decode[label].append(self._generate(models[label]))
                     prefill[label].append(self._prefill(models[label]))
                 gc.collect()
         finally:
             if collecting:
                 gc.enable()
-        scores = {label: self._score(models[label], label, labels[0], decode, prefill) for label in labels}
+        scores = {
+            label: self._score(models[label], label, first, decode, prefill) for label in labels if label != _AGAIN
+        }
         for label in plain.keys() & scores.keys():
             own, timed = label.removesuffix(_PLAIN), scores.pop(label)
             beside = {
-                "multiplied_out": {"value": timed.value, "low": timed.low, "high": timed.high},
+                "multiplied_out": {"value": timed.value, "low": timed.low, "high": timed.high, "interval": "quartiles"},
                 "multiplied_out_speedup": timed.details.get("speedup"),
             }
             scores[own] = replace(scores[own], details={**scores[own].details, **beside})
@@ -137,11 +148,13 @@ class Latency:
         details: dict[str, Any] = {
             **self.settings(model),
             "interval": "quartiles",
-            "prefill": _quartiles(np.array(prefill[label])),
+            "prefill": _quartiles(np.array(prefill[label])) | {"interval": "quartiles"},
         }
+        if _AGAIN in decode:
+            details["same_model"] = _speedup(decode, first, _AGAIN).to_json()
+            details["speedup"] = details["same_model"]
         if label != first:
-            speedup = bootstrap_median(np.array(decode[first]) / times)
-            details["speedup"] = {"value": speedup.value, "low": speedup.low, "high": speedup.high}
+            details["speedup"] = _speedup(decode, first, label).to_json()
             details["base_value"] = float(np.median(decode[first]))
         return Score(**_quartiles(times), unit="ms/token", lower_is_better=True, details=details)
 
@@ -198,11 +211,16 @@ def _multiplied_out(model: Model) -> Model | None:
     return None if plain is model.decoder else Model(plain, model.tokenizer, model.provenance)
 
 
+def _speedup(times: Mapping[str, list[float]], first: str, label: str) -> Interval:
+    """How many times as fast as the first, from the ratios within rounds; in logarithms both ways come out alike."""
+    return median_interval(np.log(np.array(times[first]) / np.array(times[label]))).map(exponential)
+
+
 def _prompt(model: Model, tokens: int) -> Tensor:
     """A fixed prompt; which tokens it holds does not matter to the time."""
     return (torch.arange(1, tokens + 1) % int(model.decoder.model.config.vocab_size))[None]
 
 
-def _quartiles(times: Floats) -> dict[str, float]:
+def _quartiles(times: Floats) -> dict[str, Any]:
     low, value, high = (float(q) for q in np.quantile(times, [0.25, 0.5, 0.75]))
     return {"value": value, "low": low, "high": high}

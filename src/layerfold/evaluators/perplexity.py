@@ -15,8 +15,8 @@ from layerfold.errors import CorpusError, InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.hub import Model, default_corpus
 from layerfold.progress import SILENT, Progress
-from layerfold.scoring import window_nats
-from layerfold.statistics import Floats, bootstrap_ratio, exponential
+from layerfold.scoring import unit_nats
+from layerfold.statistics import Floats, exponential, ratio_interval
 from layerfold.windows import Windows, cut_windows
 
 _PUBLISHED_LINES, _PUBLISHED_BATCH, _PUBLISHED_TOKENS = 200, 2, 128
@@ -24,7 +24,10 @@ _PUBLISHED_LINES, _PUBLISHED_BATCH, _PUBLISHED_TOKENS = 200, 2, 128
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp(nats / scored tokens), with a 95 % bootstrap interval over windows.
+    """exp(nats / scored tokens), with a 95 % interval over documents.
+
+    The interval says how far the figure may be from that of many more documents of the same kind. For a text of one
+    document it is over its windows, and says nothing of other documents.
 
     Attributes:
         corpus: see `corpora`; None takes the one that fits the model.
@@ -52,7 +55,7 @@ class Perplexity:
     @property
     def protocol_id(self) -> str:
         """Name and version of the protocol."""
-        return "perplexity-1" if self.protocol == "sound" else "perplexity-published-1"
+        return "perplexity-2" if self.protocol == "sound" else "perplexity-published-2"
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""
@@ -80,19 +83,23 @@ class Perplexity:
         settings = self.settings(model)
         if self.protocol == "published":
             nats, tokens = self._published(model, progress)
-            bits_per_byte = None
+            described: dict[str, Any] = {"bits_per_byte": None, "interval_over": "batches"}
         else:
             windows = self.windows(model)
-            nats = window_nats(model.decoder, windows, progress, "perplexity, windows")
-            tokens = (windows.lengths - windows.first_scored).double().numpy()
-            bits_per_byte = nats.sum() / math.log(2) / windows.bytes if windows.bytes else None
-        interval = bootstrap_ratio(nats, tokens).map(exponential)
+            nats = unit_nats(model.decoder, windows, progress, "perplexity, windows")
+            tokens = windows.units.tokens
+            described = {
+                "bits_per_byte": nats.sum() / math.log(2) / windows.bytes if windows.bytes else None,
+                "documents": windows.units.documents,
+                "interval_over": windows.units.kind,
+            }
+        interval = ratio_interval(nats, tokens).map(exponential)
         details = {
             "tokens": int(tokens.sum()),
-            "bits_per_byte": bits_per_byte,
+            **described,
             **settings,
-            "window_nats": nats.tolist(),
-            "window_tokens": tokens.astype(int).tolist(),
+            "unit_nats": nats.tolist(),
+            "unit_tokens": tokens.astype(int).tolist(),
         }
         return Score(interval.value, interval.low, interval.high, "perplexity", lower_is_better=True, details=details)
 
@@ -161,12 +168,12 @@ class Perplexity:
 
 
 def versus(score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
-    """Perplexity divided by the base's, with its interval from a paired bootstrap over the windows they share.
+    """Perplexity divided by the base's, with the 95 % interval of the differences on the documents that they share.
 
-    None where the two were not measured on the same windows.
+    None where the two were not measured on the same documents, or one by an earlier protocol.
     """
-    if score.get("tokens_sha256") != base.get("tokens_sha256") or score["window_tokens"] != base["window_tokens"]:
+    tokens = score.get("unit_tokens")
+    if tokens is None or any(score.get(key) != base.get(key) for key in ("tokens_sha256", "unit_tokens")):
         return None
-    difference = np.array(score["window_nats"]) - np.array(base["window_nats"])
-    interval = bootstrap_ratio(difference, np.array(score["window_tokens"], dtype=np.float64)).map(exponential)
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+    difference = np.array(score["unit_nats"]) - np.array(base["unit_nats"])
+    return ratio_interval(difference, np.array(tokens, dtype=np.float64)).map(exponential).to_json()

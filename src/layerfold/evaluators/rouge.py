@@ -17,7 +17,7 @@ from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.examples import Summarized, load_summaries
 from layerfold.hub import Model, is_pocket
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import bootstrap_mean
+from layerfold.statistics import mean_interval
 from layerfold.words import in_english_letters, sentences, terms
 
 METRICS = ("rouge1", "rouge2", "rougeL")
@@ -32,7 +32,7 @@ Rater = Callable[[str, str], dict[str, float]]
 
 @dataclass(frozen=True)
 class Rouge:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F1 by the ``rouge-score`` package, with 95 % bootstrap intervals over documents.
+    """ROUGE-1, ROUGE-2 and ROUGE-L F1 by the ``rouge-score`` package, with 95 % intervals over documents.
 
     English summaries are cut into words by the package, with stemming; those of other languages by `words`, without.
 
@@ -142,7 +142,9 @@ class Rouge:
         pairs = self._pairs(model)
         rated = [rate(summary, text) for summary, text in zip(pairs.summaries, written, strict=True)]
         each = {metric: [one[metric] for one in rated] for metric in METRICS}
-        intervals = {metric: bootstrap_mean(np.array(values, dtype=np.float64)) for metric, values in each.items()}
+        intervals = {
+            metric: mean_interval(np.array(values, dtype=np.float64)).within(0, 1) for metric, values in each.items()
+        }
         details = {
             **self.settings(model),
             **found,

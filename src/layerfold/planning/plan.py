@@ -24,7 +24,7 @@ from layerfold.planning.trials import FILE, PROTOCOL, Texts, Trials
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import attention_readout, ffn_readout
 from layerfold.records import environment
-from layerfold.scoring import window_nats
+from layerfold.scoring import unit_nats
 from layerfold.search.judging import describe, judged
 from layerfold.search.stages import Blocks
 from layerfold.statistics import Floats
@@ -137,10 +137,10 @@ class Plan:
         chosen, made = self.find(trials, progress)
         windows = test.windows(model)
         nats: dict[Blocks, Floats] = {
-            blocks: window_nats(each.decoder, windows, progress, "measuring on test text")
+            blocks: unit_nats(each.decoder, windows, progress, "measuring on test text")
             for blocks, each in (((), model), (_WINNER, made))
         }
-        tests = judged(nats, (windows.lengths - windows.first_scored).double().numpy())
+        tests = judged(nats, windows.units.tokens)
         timings = timed_beside(model, made, self.rounds, progress) if self.rounds else (None, None)
         winner = Winner(
             candidate=chosen,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from layerfold.records import BASE_LABEL, RECOVERY, Json, Results
 from layerfold.report import numerals
-from layerfold.report.tables import TIMES_BASE, Cell, Direction, Table, shown
+from layerfold.report.tables import TIMES_BASE, Cell, Direction, Table, same_model, shown
 from layerfold.statistics import Interval
 
 _SPARSE = 0.99
@@ -87,19 +87,20 @@ COLUMNS = (
     Column("flops_per_token", "FLOPs", "per token", "forward floating-point operations per token at the context used",
            "size", "flops_per_token", numerals.count, better="lower", detail=True),
     Column("perplexity_before", "perplexity", "before",
-           "before recovery, perplexity on the test text, with its 95% bootstrap interval", RECOVERY, "before",
+           "before recovery, perplexity on the test text, with its 95% interval", RECOVERY, "before",
            numerals.precise, "lower", interval=True, beside="perplexity"),
-    Column("perplexity", "perplexity", "", "perplexity on the test text, with its 95% bootstrap interval",
+    Column("perplexity", "perplexity", "", "perplexity on the test text, with its 95% interval",
            "perplexity", "value", numerals.precise, "lower", interval=True),
     Column("perplexity_ratio", "perplexity", TIMES_BASE,
-           "perplexity divided by the base's, with the 95% interval of a paired bootstrap over the same windows",
+           "perplexity divided by the base's, with its 95% interval, paired over the same text",
            "perplexity", "versus_base", numerals.times, better="lower", interval=True),
     Column("bits_per_byte", "bits", "per byte",
            "cross-entropy in bits per byte of raw text, comparable across tokenizers", "perplexity",
            "bits_per_byte", numerals.precise, "lower", detail=True),
     Column("latency_ms", "latency", "ms/token", "median time per generated token, with its quartiles", "latency",
            "value", better="lower", interval=True),
-    Column("speedup", "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval", "latency",
+    Column("speedup", "speed-up", TIMES_BASE,
+           "how many times faster than the base, with its 95% interval; of the base, that of a copy", "latency",
            "speedup", numerals.times, better="higher", interval=True),
     Column("multiplied_out_ms", "multiplied out", "ms/token",
            "median time per generated token with low-rank deltas multiplied out, with its quartiles", "latency",
@@ -119,11 +120,11 @@ COLUMNS = (
            "share of the test texts with the commonest label: the accuracy of answering that always",
            "imdb", "largest_class", numerals.percent, optional=True),
     Column("imdb_difference", "accuracy", "less the base's",
-           "accuracy less the base's, with the 95% interval of a paired bootstrap over the same texts",
+           "accuracy less the base's, with its 95% interval, paired over the same texts",
            "imdb", "versus_base", numerals.percent, "higher", interval=True, detail=True),
     *(
         Column(key.lower(), f"ROUGE-{key[5:]}", "",
-               f"mean ROUGE-{key[5:]} F1 of the summaries, with its 95% bootstrap interval over documents",
+               f"mean ROUGE-{key[5:]} F1 of the summaries, with its 95% interval over documents",
                "rouge", key, numerals.percent, "higher", interval=True)
         for key in ("rouge1", "rouge2", "rougeL")
     ),
@@ -169,6 +170,12 @@ def _shown(results: Results, column: Column, measured: set[str]) -> bool:
 def over_seeds(results: Results) -> bool:
     """Whether any figure is the mean over several seeds."""
     return any("deviation" in record.score for record in results.records.values())
+
+
+def timing_check(results: Results) -> str:
+    """Say how far the base and a copy of it came out apart, where models were timed beside each other."""
+    checks = dict.fromkeys(_read(results.score(label, "latency"), "same_model") for label in results.labels)
+    return same_model([check for check in checks if check is not None])
 
 
 def shows_zeros(results: Results) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from layerfold.records import BASE_LABEL, RECOVERY, Results
-from layerfold.report.columns import COLUMNS, ZEROS, columns, over_seeds, shows_zeros, table
+from layerfold.report.columns import COLUMNS, ZEROS, columns, over_seeds, shows_zeros, table, timing_check
 from layerfold.report.plots import plot
 from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
 from layerfold.report.published import Comparison
@@ -45,6 +45,7 @@ def write_html(results: Results, path: Path, published: Sequence[Comparison] = (
         title=results.base,
         summary=_summary(results),
         over_seeds=over_seeds(results),
+        timing_check=timing_check(results),
         tables=[table(results, detail) for detail in (False, True)],
         plots=[(drawing, Markup(drawing.svg)) for drawing in drawings],
         published=published,

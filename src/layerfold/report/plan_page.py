@@ -12,7 +12,7 @@ from layerfold.report import numerals
 from layerfold.report.plan_columns import asked, done, front_table, outcome, trials_table, winner_table
 from layerfold.report.plan_plots import trials_plot
 from layerfold.report.provenance import listing
-from layerfold.report.search_columns import counted
+from layerfold.report.search_columns import counted, timing_check
 from layerfold.report.template import write_page
 from layerfold.yamlfiles import yaml_text
 
@@ -53,8 +53,11 @@ def _summary(planned: Planned) -> str:
     winner = planned.winner
     gone = 1 - winner.trial.parameters / planned.base.parameters
     speed = "" if winner.latency is None else f", at {numerals.times(winner.latency.speedup.value)} times its speed"
+    check = timing_check(planned.base_latency)
+    checked = f" {check[0].upper()}{check[1:]}." if check else ""
     return (
         f"Asked for: {asked(planned.budget)}. Found, of {counted(len(planned.trials), 'trial')}: {done(winner.trial)}. "
         f"It has {numerals.percent(gone)} fewer parameters than {planned.model}, and perplexity on the test text is "
-        f"{numerals.times(winner.test.versus_base.value)} times the base's{speed}. The budget is {outcome(planned)}."
+        f"{numerals.times(winner.test.versus_base.value)} times the base's{speed}. "
+        f"The budget is {outcome(planned)}.{checked}"
     )

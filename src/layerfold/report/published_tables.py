@@ -97,7 +97,7 @@ _ACCURACY = Column("imdb_accuracy_percent", "", "", "share of test reviews that 
 
 
 def _rouge(key: str) -> Metric:
-    meaning = f"F1 of {key.replace('rouge', 'ROUGE-')}, with its 95% bootstrap interval"
+    meaning = f"F1 of {key.replace('rouge', 'ROUGE-')}, with its 95% interval over documents"
     ours = Column(key, "", "", meaning, "rouge", key, better="higher", interval=True)
     return Metric(key, key.replace("rouge", "ROUGE-"), ["rouge"], key, [ours])
 

@@ -9,8 +9,8 @@ from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 from layerfold.report import numerals
-from layerfold.report.tables import DASH, MISSING, TIMES_BASE, Cell, Direction, Table, shown
-from layerfold.search.found import Candidate, Figures, Found, Searched
+from layerfold.report.tables import DASH, MISSING, TIMES_BASE, Cell, Direction, Table, same_model, shown
+from layerfold.search.found import Candidate, Figures, Found, Searched, Timing
 from layerfold.statistics import Interval
 
 NONE = "none"
@@ -98,6 +98,11 @@ def candidate_table(found: Found, most: int) -> Table:
         *(_left(found), PERPLEXITY, median, PARAMETERS, PERPLEXITY_CHANGE, SPEED_CHANGE, KL),
     )
     return _table(found, columns, [found.base, *alone, *together[:most]])
+
+
+def timing_check(base: Timing | None) -> str:
+    """Say how far the base and a copy of it came out apart; nothing where neither was timed, or the base alone."""
+    return "" if base is None or base.speedup == certain(1.0) else same_model([base.speedup])
 
 
 def ratio(found: Searched[Row], candidate: Row) -> float:
@@ -219,15 +224,16 @@ MILLISECONDS: AnyColumn = SearchColumn(
     numerals.significant, "lower", interval=True, group="latency",
 )  # fmt: skip
 SPEEDUP: AnyColumn = SearchColumn(
-    "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval", _timing("speedup"),
+    "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval; of the base, a copy of it",
+    _timing("speedup"),
     numerals.times, "higher", interval=True, group="latency",
 )  # fmt: skip
 TEST_PERPLEXITY: AnyColumn = SearchColumn(
-    "perplexity", "test", "perplexity on the test text, with its 95% bootstrap interval", _test("perplexity"),
+    "perplexity", "test", "perplexity on the test text, with its 95% interval over documents", _test("perplexity"),
     numerals.precise, "lower", interval=True, group="test",
 )  # fmt: skip
 TEST_RATIO: AnyColumn = SearchColumn(
     "perplexity", f"test, {TIMES_BASE}",
-    "perplexity on the test text divided by the base's, with the 95% interval of a paired bootstrap",
+    "perplexity on the test text divided by the base's, with its 95% interval, paired over the same documents",
     _test("versus_base"), numerals.times, "lower", interval=True, group="test",
 )  # fmt: skip

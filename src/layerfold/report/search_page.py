@@ -20,6 +20,7 @@ from layerfold.report.search_columns import (
     footnotes,
     noun,
     ratio,
+    timing_check,
 )
 from layerfold.report.search_plots import sensitivity, trade_off
 from layerfold.report.tables import Table
@@ -52,6 +53,7 @@ def write_search_html(found: Found, path: Path) -> None:
         plots=(trade_off(found), sensitivity(found)),
         noun=noun(found),
         timed=bool(found.timings),
+        timing_check=timing_check(found.timings.get(0)),
     )
 
 

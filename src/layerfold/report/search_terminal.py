@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from layerfold.report import numerals
-from layerfold.report.search_columns import best_table, candidate_table, described, footnotes
+from layerfold.report.search_columns import best_table, candidate_table, described, footnotes, timing_check
 from layerfold.report.tables import Table
 from layerfold.report.terminal import print_parts
 from layerfold.report.window_columns import best_windows_table, sharing, windows_table
@@ -24,7 +24,8 @@ def print_search(found: Found, console: Console) -> None:
     """Print each block alone and the best of the other candidates, and the best of each number removed."""
     quartiles = ["quartiles below ms/token"] if found.timings else []
     intervals = ["95% intervals below the values"] if found.tests or found.timings else []
-    _print(found, candidate_table(found, MOST_TOGETHER), best_table(found), [*intervals, *quartiles], console)
+    checks = list(filter(None, [timing_check(found.timings.get(0))]))
+    _print(found, candidate_table(found, MOST_TOGETHER), best_table(found), [*intervals, *quartiles, *checks], console)
 
 
 def print_windows(found: FoundWindows, console: Console) -> None:

@@ -67,6 +67,21 @@ class Table:
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
+def same_model(checks: Sequence[Interval]) -> str:
+    """Say how fast a copy of the base came out to be, with a warning where its interval does not hold 1.
+
+    Args:
+        checks: one of each comparison; none where nothing was timed.
+    """
+    if not checks:
+        return ""
+    written = [[f"{100 * (each - 1):+.1f}%" for each in (check.value, check.low, check.high)] for check in checks]
+    said = "speed of a copy of the base: " + ", ".join(f"{value} [{low}, {high}]" for value, low, high in written)
+    if all(check.low <= 1 <= check.high for check in checks):
+        return said
+    return f"warning: {said}. Equal models should come out equal: time them again on an idle machine"
+
+
 def shown(found: Interval | None, show: Callable[[float], str], bounded: bool) -> Cell:
     """Return a figure as it is shown, with its deviation over seeds, or its bounds, if it has any to show."""
     if found is None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from layerfold.records import Results
 from layerfold.report import numerals
-from layerfold.report.columns import ZEROS, columns, over_seeds, shows_zeros, table
+from layerfold.report.columns import ZEROS, columns, over_seeds, shows_zeros, table, timing_check
 from layerfold.report.published import Comparison
 from layerfold.report.samples import samples_of
 from layerfold.report.tables import PLUS_MINUS, Cell, Heading, Table
@@ -31,9 +31,10 @@ def print_table(results: Results, console: Console) -> None:
     notes = ["95% intervals below the values"] if any(column.interval for column in printed) else []
     notes += [f"{PLUS_MINUS} the standard deviation over seeds"] if over_seeds(results) else []
     notes += ["quartiles below ms/token"] if any(column.name == "latency_ms" for column in printed) else []
+    notes += [timing_check(results)] if timing_check(results) else []
     notes += [ZEROS] if shows_zeros(results) else []
     if notes:
-        console.print("; ".join(notes), style="dim")
+        console.print(Text("; ".join(notes)), style="dim")
 
 
 def print_samples(results: Results, console: Console) -> None:

@@ -133,11 +133,11 @@ class DropSearch:
         finalists, select = self._finalists(scores, indices, counts, progress)
         test_scores.measure([()], progress=progress, description="measuring the model on test text")
         nats: dict[Blocks, Floats] = {}
-        tests: dict[Blocks, Floats] = {(): test_scores.values((), "perplexity")}
+        tests: dict[Blocks, Floats] = {(): test_scores.unit_nats(())}
         if repairs is None:
             best = {count: each[0] for count, each in finalists.items()}
             test_scores.measure(best.values(), progress=progress, description="measuring the best on test text")
-            tests |= {removed: test_scores.values(removed, "perplexity") for removed in best.values()}
+            tests |= {removed: test_scores.unit_nats(removed) for removed in best.values()}
         else:
             # Whole repairs are the same whatever else was asked for.
             wholly = {key: value for key, value in known.items() if key != "most"}
@@ -145,7 +145,7 @@ class DropSearch:
             on_test = _open(repairs.edited, test_windows, wholly, folder, divergence=False)
             best = {count: repairs.best(each, chosen, on_test) for count, each in finalists.items()}
             nats |= {removed: chosen.values(removed, "perplexity") for removed in best.values()}
-            tests |= {removed: on_test.values(removed, "perplexity") for removed in best.values()}
+            tests |= {removed: on_test.unit_nats(removed) for removed in best.values()}
         timings = {}
         if self.rounds:
             timings = time_depths(model, sha256, self.part, list(best), self.rounds, folder, progress)
@@ -181,7 +181,7 @@ class DropSearch:
             base=measured(()),
             candidates=tuple(measured(removed) for removed in select.finished if len(removed) in counts),
             best={count: repaired(each) if each in nats else measured(each) for count, each in best.items()},
-            tests=judged(tests, test_scores.tokens),
+            tests=judged(tests, test_windows.units.tokens),
             timings=timings,
             eliminated=select.given_up,
             work={"scored_windows": select.scored, "windows_of_all_candidates": select.all_windows},

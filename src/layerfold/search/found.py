@@ -42,7 +42,8 @@ class Timing:
 
     Attributes:
         milliseconds: a generated token, median with quartiles.
-        speedup: over the model as it is, with its 95 % interval; exactly 1 for that model.
+        speedup: over the model as it is, with its 95 % interval; for that model, of a copy of it: its interval should
+            hold 1.
     """
 
     milliseconds: Interval
@@ -55,7 +56,7 @@ class HeldOut:
 
     Attributes:
         perplexity: with its 95 % interval.
-        versus_base: divided by the base's, from a paired bootstrap; exactly 1 for the base.
+        versus_base: divided by the base's, paired over the same documents; exactly 1 for the base.
     """
 
     perplexity: Interval
@@ -178,7 +179,9 @@ class Found(Searched[Candidate]):
     def speed_change_percent(self, candidate: Candidate) -> float | None:
         """Return the change in milliseconds a token against the base: negative is faster."""
         timing = self.timings.get(len(candidate.removed))
-        return None if timing is None else 100 * (1 / timing.speedup.value - 1)
+        if timing is None:
+            return None
+        return 100 * (1 / timing.speedup.value - 1) if candidate.removed else 0.0  # the base's is that of its copy
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that is written."""

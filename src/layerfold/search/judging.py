@@ -9,7 +9,7 @@ from layerfold.evaluators import Perplexity
 from layerfold.hub import Model
 from layerfold.search.found import HeldOut
 from layerfold.search.stages import Blocks
-from layerfold.statistics import Floats, bootstrap_ratio, exponential
+from layerfold.statistics import Floats, exponential, ratio_interval
 
 
 def describe(text: Perplexity, model: Model) -> dict[str, Any]:
@@ -21,13 +21,13 @@ def judged(nats: Mapping[Blocks, Floats], tokens: Floats) -> dict[Blocks, HeldOu
     """Return what candidates score on a text, each beside the model as it is, which is one of them.
 
     Args:
-        nats: by candidate, (windows,) sums over the tokens of each window.
-        tokens: (windows,), how many those are.
+        nats: by candidate, (units,) sums over the tokens of each unit of the text.
+        tokens: (units,), how many those are.
     """
     return {
         blocks: HeldOut(
-            perplexity=bootstrap_ratio(each, tokens).map(exponential),
-            versus_base=bootstrap_ratio(each - nats[()], tokens).map(exponential),
+            perplexity=ratio_interval(each, tokens).map(exponential),
+            versus_base=ratio_interval(each - nats[()], tokens).map(exponential),
         )
         for blocks, each in nats.items()
     }

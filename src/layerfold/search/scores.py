@@ -61,15 +61,18 @@ class Scores:
         self._stages, self._decoder = stages, stages.steppers[0].decoder
         self._divergence, self._file, self._key = divergence, file, key
         self.tokens: Floats = (windows.lengths - windows.first_scored).double().numpy()
-        self._rows: dict[Blocks, Floats] = {}  # (objectives, windows) each
+        self._rows: dict[Blocks, Floats] = {}  # (objectives, pieces) each: see `Units`
         self._references: dict[int, tuple[Tensor, Tensor]] = {}
         self.head_tokens = 0
         self._read()
 
     def values(self, removed: Blocks, objective: Objective) -> Floats:
         """Return sums of nats (``perplexity``) or divergence (``kl``), (windows,); nan where not measured."""
-        values: Floats = self._rows[removed][OBJECTIVES.index(objective)]
-        return values
+        return self.windows.units.by_window(self._rows[removed][OBJECTIVES.index(objective)])
+
+    def unit_nats(self, removed: Blocks) -> Floats:
+        """Return sums of nats over the text's units, (units,), in place of its windows; nan where not measured."""
+        return self.windows.units.by_unit(self._rows[removed][0])
 
     def lacks(self, removed: Blocks) -> bool:
         """Whether the nats of a candidate are still to be measured on some window."""
@@ -101,16 +104,17 @@ class Scores:
         wanted = list(dict.fromkeys(candidates))
         for removed in wanted:
             if removed not in self._rows:
-                self._rows[removed] = np.full((len(OBJECTIVES), len(self.windows)), np.nan)
+                self._rows[removed] = np.full((len(OBJECTIVES), self.windows.units.pieces), np.nan)
+        lacking = np.zeros((len(wanted), len(self.windows)), dtype=bool)
+        for row, removed in zip(lacking, wanted, strict=True):
+            row[:] = np.isnan(self.values(removed, "perplexity"))
         chosen = [
-            window
-            for window in (range(len(self.windows)) if windows is None else windows)
-            if any(np.isnan(self._rows[removed][0, window]) for removed in wanted)
+            window for window in (range(len(self.windows)) if windows is None else windows) if lacking[:, window].any()
         ]
         size = max(1, _BATCH_TOKENS // self.windows.context)
         steps: list[Step] = []
         for batch in (chosen[first : first + size] for first in range(0, len(chosen), size)):
-            missing = [removed for removed in wanted if np.isnan(self._rows[removed][0, batch]).any()]
+            missing = [removed for removed, row in zip(wanted, lacking, strict=True) if row[batch].any()]
             number = len(steps) * size + len(batch)
             steps.append(Step(f"{number} of {len(chosen)} windows", len(missing), (batch, missing)))
         saved = time.monotonic()
@@ -131,7 +135,8 @@ class Scores:
         """Measure candidates on a batch of windows, yielding each that is done."""
         by_path = {self._stages.path(removed): removed for removed in candidates}
         input_ids, scored = self.windows.input_ids[batch], scored_positions(self.windows, batch)
-        targets, window = input_ids[scored], torch.nonzero(scored)[:, 0]
+        targets, piece = input_ids[scored], self.windows.pieces(batch, scored)
+        pieces, of_pieces = piece.unique(return_inverse=True)
         with ExitStack() as stack:
             for stepper in self._stages.steppers:
                 stepper.decoder.model.eval()
@@ -148,8 +153,8 @@ class Scores:
                 divergence = partition - (final * expected).sum(1) - constant if self._divergence else nats * torch.nan
                 table = self._rows[by_path[path]]
                 for sums, figures in zip(table, (nats, divergence), strict=True):
-                    total = torch.zeros(len(batch), dtype=torch.float64)
-                    sums[batch] = total.index_add_(0, window, figures.double()).numpy()
+                    total = torch.zeros(len(pieces), dtype=torch.float64)
+                    sums[pieces.numpy()] = total.index_add_(0, of_pieces, figures.double()).numpy()
                 self.head_tokens += len(targets)
                 yield by_path[path]
 
@@ -199,6 +204,6 @@ class Scores:
                 lacking, sums = stored.get_tensor("removed"), stored.get_tensor("sums")
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             return  # damaged: it is measured again, and replaced
-        shape = (len(lacking), len(OBJECTIVES), len(self.windows))
+        shape = (len(lacking), len(OBJECTIVES), self.windows.units.pieces)
         if lacking.shape[1:] == (self._decoder.n_blocks,) and sums.shape == shape and sums.dtype == np.float64:
             self._rows = {tuple(np.flatnonzero(row).tolist()): table for row, table in zip(lacking, sums, strict=True)}

@@ -160,7 +160,7 @@ class WindowSearch:
             base=base,
             candidates=tuple(candidates),
             best=best,
-            tests=judged({each: judge.values(each, "perplexity") for each in [(), *winners]}, judge.tokens),
+            tests=judged({each: judge.unit_nats(each) for each in [(), *winners]}, judge.windows.units.tokens),
             eliminated=eliminated,
             work=dict(work),
             environment=environment(),
