@@ -113,6 +113,15 @@ def test_a_changed_recipe_measures_what_the_change_touches(
     assert len(again) == 4 * len(measured)
 
 
+def test_a_method_of_another_version_is_measured_anew_and_no_other(
+    base: Model, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
+    monkeypatch.setattr(Merge, "version", Merge.version + 1)
+    again = run(Study(recipe(study_corpus), tmp_path / "run", base=base))
+    assert {label for label, _ in again} == {"merged_2"}
+
+
 def test_a_changed_evaluator_measures_that_evaluator_alone(base: Model, study_corpus: str, tmp_path: Path) -> None:
     run(Study(recipe(study_corpus), tmp_path / "run", base=base))
     evaluate = ["size", {"perplexity": {"corpus": study_corpus, "context": 16}}]

@@ -19,6 +19,7 @@ from layerfold.evaluators import Perplexity
 from layerfold.hub import Model, load
 from layerfold.methods import Method, Share, Steps
 from layerfold.methods.base import Notes
+from layerfold.methods.steps import in_order
 from layerfold.origins import Load, Planned, Student
 from layerfold.planning.trials import Texts, Trials
 from layerfold.progress import SILENT, Progress
@@ -84,6 +85,8 @@ class Variants:
             "calibration": self._calibration_windows.sha256 if calibrated else None,
             "seed": self.recipe.seed if calibrated else None,
         }
+        if source is not None and not isinstance(source, Load | Student | Planned):
+            subject["versions"] = {method.name: method.version for method in in_order(source)}
         if isinstance(source, Student):
             distillation = self._distillation(source)
             try:

@@ -29,6 +29,8 @@ class Method(Protocol):
     """A way to make a decoder smaller; a frozen dataclass whose fields are its configuration."""
 
     name: ClassVar[str]
+    version: ClassVar[int]
+    """Raised when the same settings come to other weights, so that kept records of the old ones are made again."""
 
     @property
     def needs_calibration(self) -> bool:

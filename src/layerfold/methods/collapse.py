@@ -15,6 +15,7 @@ class Collapse(GroupAverage):
     """Replace each group of blocks by its anchor, whose FFN becomes the group's average."""
 
     name: ClassVar[str] = "collapse"
+    version: ClassVar[int] = 2
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the full configuration; see `GroupAverage.resolved`."""

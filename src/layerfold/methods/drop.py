@@ -39,6 +39,7 @@ class Drop:
     part: Part = "block"
     seed: int = 0
     name: ClassVar[str] = "drop"
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if [self.blocks, self.random, self.fraction, self.every].count(None) != 3:

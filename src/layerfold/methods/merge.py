@@ -22,6 +22,7 @@ class Merge(GroupAverage):
 
     tie: bool = False
     name: ClassVar[str] = "merge"
+    version: ClassVar[int] = 2
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the full configuration; see `GroupAverage.resolved`."""

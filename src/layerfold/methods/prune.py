@@ -72,6 +72,7 @@ class Prune:
     scope: Scope | None = None
     parts: str = _DEFAULT_PARTS
     name: ClassVar[str] = "prune"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         for kind, accepted in (("criterion", CRITERIA), ("structure", STRUCTURES)):

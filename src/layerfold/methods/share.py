@@ -51,6 +51,7 @@ class Share:
     align: Literal["hungarian", "none"] = "hungarian"
     anchor: Literal["first", "middle", "last"] = "first"
     name: ClassVar[str] = "share"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         for name, accepted in (
