@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 PARAMETERS, PRUNABLE = 60_320, 49_152
 UNITS = ["--structure", "neurons+heads", "--criterion", "taylor"]
+
+
+def split_off(out: str) -> tuple[str, list[str]]:
+    """How the line on the text that was read begins, if there is one, and the other lines."""
+    first, *rest = out.splitlines()
+    if not first.startswith("calibration: "):
+        return "", [first, *rest]
+    found = re.match(r".*, split [a-z+]+, ", first)
+    assert found is not None
+    return found[0], rest
 
 
 @pytest.mark.parametrize(
@@ -43,7 +54,8 @@ def test_prune_says_what_it_zeroed_and_writes_it(
     assert (done.code, "warning" in done.err) == (0, False), done.err
     loaded = load(out)
     assert loaded.decoder.size().nonzero == nonzero
-    zeros, speed, sizes, left, wrote = done.out.splitlines()
+    read, (zeros, speed, sizes, left, wrote) = split_off(done.out)
+    assert read == (f"calibration: {study_corpus!r}, split calibration, " if text else "")
     assert zeros.startswith(
         f"{PARAMETERS - nonzero:,} of {PRUNABLE if '--parts' not in words else 32_768:,} weights are zero: "
     )
@@ -91,7 +103,9 @@ def test_neurons_go(layerfold: Any, model: Path, study_corpus: str, tmp_path: Pa
     size = loaded.size()
     assert size.parameters == PARAMETERS - 186 * 65
     assert sum(loaded.d_ffn) == 512 - 186
-    assert done.out.splitlines() == [
+    read, said = split_off(done.out)
+    assert (read == "") == (criterion == "magnitude")
+    assert said == [
         "removed 186 of 512 neurons",
         "smaller matrices, which every kernel profits from",
         f"60,320 distinct parameters in 4 blocks -> {size.parameters:,} in 4",
@@ -110,7 +124,7 @@ def test_removing_neurons_and_heads_makes_the_model_smaller(
     decoder = load(out).decoder
     size, of = decoder.size(), 4 * (128 * 65 + 4 * 1048)  # each neuron's weights, each head's
     assert 0 <= PARAMETERS - size.parameters - round(0.3 * of) < 65
-    assert done.out.splitlines() == [
+    assert split_off(done.out)[1] == [
         f"removed {round(0.3 * of):,} of {of:,} parameters of neurons and heads",
         f"{sum(decoder.d_ffn):,} neurons and {sum(decoder.heads):,} groups of heads are left",
         "smaller matrices, which every kernel profits from",
@@ -119,7 +133,7 @@ def test_removing_neurons_and_heads_makes_the_model_smaller(
     ]
     (step,) = load(out).provenance.steps
     assert step["notes"]["heads_left"] == list(decoder.heads)
-    assert step["calibration"]["split"] == "calibration"
+    assert step["calibration"]["split"] == "calibration+train", "the calibration split alone is short of 16,384 tokens"
     plain = tmp_path / "plain"
     assert layerfold("export", out, "--to", "dense", "--output-dir", plain).code == 0
     expected = AutoModelForCausalLM.from_pretrained(plain)(token_ids()).logits
@@ -130,7 +144,10 @@ def test_neurons_go_by_taylor(layerfold: Any, model: Path, study_corpus: str, tm
     words = ("--structure", "neurons", "--criterion", "taylor", "--sparsity", 0.25, "--corpus", study_corpus)
     done = layerfold("compress", "prune", *words, "--model", model, "--output-dir", tmp_path / "out")
     assert done.code == 0, done.err
-    assert done.out.startswith("removed 128 of 512 neurons\nsmaller matrices")
+    assert split_off(done.out)[1][:2] == [
+        "removed 128 of 512 neurons",
+        "smaller matrices, which every kernel profits from",
+    ]
     assert load(tmp_path / "out").decoder.d_ffn == (96,) * 4
 
 

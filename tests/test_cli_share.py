@@ -42,7 +42,8 @@ def test_a_named_window_is_shared_and_said_to_be(share: Any, tmp_path: Path) -> 
     done = share("--window", "1:2", "--rank", 3)
     assert done.code == 0, done.err
     parameters = PARAMETERS - 2 * MATRIX + 4 * 3 * SIDES
-    pair, *rest = done.out.splitlines()
+    read, pair, *rest = done.out.splitlines()
+    assert read.startswith("calibration: ")
     assert re.fullmatch(r"block  2 to  1: mean matched correlation \d\.\d{3} \(unaligned -?\d\.\d{3}\)", pair)
     assert rest == [
         "blocks 1:2 (START:K) share one FFN, with deltas of rank 3",
@@ -68,7 +69,7 @@ def test_auto_says_what_each_window_scored_and_takes_the_least(share: Any, tmp_p
     assert kept["method"]["window"] == best
     assert f"blocks {best} (START:K) share one FFN" in done.out
     assert kept["notes"]["search"]["text"]["split"] == "validation"
-    assert kept["calibration"]["split"] == "calibration"
+    assert kept["calibration"]["split"] == "calibration+train", "the first is short of 16,384 tokens"
     again = share("--window", best, "--rank", 2, out="again")
     assert again.code == 0
     assert load(tmp_path / "again").sha256 == load(tmp_path / "out").sha256, "the search leaves no mark"
@@ -218,7 +219,7 @@ def test_shared_trained_measured_and_written_for_plain_tools(
     assert trained.provenance.steps[-1]["method"]["penalty_weight"] == 0
     assert trained.provenance.steps[-1]["notes"]["parameters_trained"] == 4 * 2 * SIDES
     assert deltas.ranks(trained.decoder) == deltas.ranks(load(tmp_path / "shared").decoder)
-    metrics = ("--corpus", study_corpus, "--metrics", "size,perplexity", "--json")
+    metrics = ("--corpus", study_corpus, "--split", "test", "--metrics", "size,perplexity", "--json")
     figures = json.loads(layerfold("eval", tmp_path / "trained", *metrics).out)
     assert figures["size"]["value"] == PARAMETERS - 2 * MATRIX + 4 * 2 * SIDES
     assert layerfold("export", tmp_path / "trained", "--to", "dense", "--output-dir", tmp_path / "dense").code == 0

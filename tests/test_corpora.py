@@ -110,7 +110,11 @@ def test_a_file_too_small_to_split_serves_whole_where_nothing_is_measured_on_it(
 def test_all_of_a_corpus_is_each_document_once_in_order(write: Write) -> None:
     found = load_corpus(str(write("rows.jsonl", jsonl(*numbered(30), *numbered(5)))), "all")
     assert found.documents == tuple(numbered(30))
-    assert (found.dropped, found.total, found.share) == (5, 30, "30 documents")
+    assert (found.dropped, found.total, found.share) == (
+        5,
+        30,
+        "30 documents, 5 repeated or empty ones left out",
+    )
 
 
 def test_how_much_of_a_corpus_a_split_is_can_be_said(write: Write) -> None:

@@ -18,6 +18,7 @@ from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Latency, Perplexity, Size
 from layerfold.hub import Model
+from layerfold.methods import Merge
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, Record
 from layerfold.report.columns import columns, table

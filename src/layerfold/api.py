@@ -66,13 +66,13 @@ def compress(
     calibration = None
     if method.needs_calibration:
         windows = calibration_windows(
-            model, corpus, tokens, seed, fill=True, note=lambda read: progress.note(f"calibration: {read}")
+            model, corpus, tokens, seed, note=lambda read: progress.note(f"calibration: {read}")
         )
         calibration = Calibration(model.decoder, windows, progress)
     after = None
     if repair != "none":
         windows = calibration_windows(
-            model, corpus, repair_tokens, seed, fill=True, note=lambda read: progress.note(f"repair: {read}")
+            model, corpus, repair_tokens, seed, note=lambda read: progress.note(f"repair: {read}")
         )
         after = Repair(repair, windows)
     compressed, _ = apply(model, method, calibration, seed, selection_text(model, corpus), progress, after)
@@ -120,7 +120,7 @@ def recover(
         held_out = default_corpus(model)
     if held_out is not None:
         read = read_corpus(recovery.corpus or default_corpus(model))
-        whole = unsplit(held_out) and held_out != read[ALL].name
+        whole = unsplit(held_out) and Path(held_out).resolve() != Path(read[ALL].name).resolve()
         scored = load_corpus(held_out, ALL if whole else "test")
         for split in ("train", "validation"):
             check_disjoint(read.split(split), scored)
@@ -192,7 +192,7 @@ def each_score(
     for name in names:
         if name not in EVALUATORS:
             raise InputError(f"unknown metric {one_of(name, EVALUATORS)}")
-    whole = split is None and corpus is not None and unsplit(corpus)
+    whole = corpus is not None and (split == ALL or (split is None and unsplit(corpus)))
     text = {"corpus": corpus, "split": ALL if whole else split or "test", "limit_tokens": limit_tokens}
     settings: dict[str, dict[str, Any]] = {
         Perplexity.name: {**text, "protocol": protocol},
@@ -213,7 +213,9 @@ def each_score(
     for evaluator in evaluators:
         score = evaluator(loaded, progress)
         if isinstance(evaluator, Perplexity):
-            score = replace(score, details={**score.details, "text": evaluator.read(loaded).share})
+            read, scored = evaluator.read(loaded), score.details.get("documents", 0)
+            some = f"; {scored:,} of them scored" if scored < len(read.documents) and limit_tokens is not None else ""
+            score = replace(score, details={**score.details, "text": read.share + some})
         yield evaluator.name, score
 
 

@@ -254,17 +254,33 @@ class Calibration:
 
 
 def calibration_windows(
-    model: Model, corpus: str | None, tokens: int, seed: int, *, fill: bool = False, note: Note = SILENT.note
+    model: Model, corpus: str | None, tokens: int, seed: int, *, note: Note = SILENT.note
 ) -> Windows:
     """Cut calibration text for a model: the ``calibration`` split of a corpus, documents in a seeded order.
 
+    The ``train`` split is read too where the other holds less than was asked for.
+
     Args:
-        fill: whether the ``train`` split is read too where the other holds less than was asked for.
         note: is told how much text there was.
     """
     splits = read_corpus(corpus or default_corpus(model))
-    texts = [splits.split("calibration"), *([splits["calibration"] + splits["train"]] if fill else [])]
+    texts = [splits.split("calibration"), splits["calibration"] + splits["train"]]
     return cut_enough(texts, model.require_tokenizer(), min(model.decoder.context, _CONTEXT), tokens, seed, note)
+
+
+def shortage(windows: Windows, asked: int, doing: str) -> str | None:
+    """Say that a text holds fewer tokens than were asked for; None where it does not.
+
+    Args:
+        doing: what reads it.
+    """
+    read = int(windows.lengths.sum())
+    if asked - read <= 1:  # a last token alone makes no window
+        return None
+    return (
+        f"{doing}: {windows.corpus!r}, split {windows.split}: {read:,} of the {asked:,} tokens asked for; "
+        "a longer text gives more"
+    )
 
 
 def check_precision(decoder: Decoder, doing: str = "what reads activations") -> None:

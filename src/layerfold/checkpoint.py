@@ -48,7 +48,6 @@ _OLD_MASKS = "layerfold_masks.safetensors"
 """What earlier versions called it."""
 DELTAS = "layerfold_deltas.safetensors"
 FORMAT_VERSION = 1
-_OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
 def save(
@@ -258,7 +257,7 @@ def hash_weights(model: PreTrainedModel) -> str:
     That is names, types, shapes and values of all tensors, which of them are tied, and the configuration; and what
     training it would keep: its masks.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _OF_THE_FILES}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in readback.OF_THE_FILES}
     known = {"aliases": structure.aliases(model), "config": config}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from layerfold import masks, readback, structure
 from layerfold.decoder import Decoder
-from layerfold.errors import ModelError
+from layerfold.errors import InputError, ModelError
 from layerfold.hashes import check_hash, hash_file
 from layerfold.weightfiles import dtype_name, in_dtype
 
@@ -35,9 +35,15 @@ def write(decoder: Decoder, folder: Path, dtype: torch.dtype | None = None) -> d
         dtype: of the weights in the file; None takes the model's own.
 
     Raises:
+        InputError: a model that runs code which its checkpoint brought along.
         OutputError: what was written reads back as something else.
     """
     model = decoder.model
+    if readback.is_remote(model):
+        raise InputError(
+            f"the compact form of a {type(model).__name__}, whose code its checkpoint brought along and the compact "
+            "form does not hold; accepted: the dense form"
+        )
     dtype = model.dtype if dtype is None else dtype
     model.config.architectures = [type(model).__name__]
     document = json.loads(model.config.to_json_string()) | {"dtype": dtype_name(dtype)}

@@ -58,11 +58,12 @@ class _Drawn:
 
 
 @contextmanager
-def drawn(show: bool = True) -> Iterator[Progress]:
+def drawn(show: bool = True, *, as_json: bool = False) -> Iterator[Progress]:
     """Yield a `Progress` that draws on standard error: what is being done, how far, how long and how long yet.
 
     Args:
         show: off in the processes beside the first, where several are launched together.
+        as_json: whether standard output is to hold JSON alone, so that notes go to standard error.
     """
     if not show:
         yield SILENT
@@ -81,4 +82,4 @@ def drawn(show: bool = True) -> Iterator[Progress]:
         drawing = _Drawn(bars)
         yield drawing
     # Not where the work was refused: that is one line alone.
-    sys.stdout.writelines(f"{line}\n" for line in drawing.notes)
+    (sys.stderr if as_json else sys.stdout).writelines(f"{line}\n" for line in drawing.notes)

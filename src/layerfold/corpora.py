@@ -28,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 
 from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, one_of
-from layerfold.sources import ALL, SPLITS, disjoint, read_source, same, split_by_row
+from layerfold.sources import ALL, IMDB, SPLITS, disjoint, read_source, same, split_by_row
 from layerfold.textfiles import Row, text_of
 
 _OWN = "a file or a folder of text, as --corpus FILE"
@@ -68,7 +68,8 @@ class Corpus:
         """How much of the source this is, as ``6 of 60 documents``."""
         count, total = len(self.documents), max(self.total, len(self.documents))
         part = f"{count:,} of {total:,}" if count < total else f"{count:,}"
-        return f"{part} document{'s' * (total != 1)}{', one a line' * self.lines}"
+        left_out = f", {self.dropped:,} repeated or empty ones left out" if self.split == ALL and self.dropped else ""
+        return f"{part} document{'s' * (total != 1)}{', one a line' * self.lines}{left_out}"
 
     def read(self, tokens: int, asked: int) -> str:
         """Say which text this is and how much of it is read, and what gives more where there is too little."""
@@ -129,7 +130,7 @@ def read_corpus(name: str) -> Splits:
         LayerfoldError: see `load_corpus`.
     """
     local = lines = False
-    if name == "imdb":
+    if name == IMDB:
         texts: Mapping[str, Iterable[str]] = {split: [text for text, _ in rows] for split, rows in read_imdb().items()}
     else:
         try:

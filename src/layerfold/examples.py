@@ -18,7 +18,7 @@ from pathlib import Path
 
 from layerfold.corpora import Corpus, read_imdb
 from layerfold.errors import CorpusError, MissingExtraError
-from layerfold.sources import ALL, SPLITS, Source, disjoint, read_source
+from layerfold.sources import ALL, IMDB, SPLITS, Source, disjoint, read_source
 from layerfold.textfiles import Row, read_rows, text_of
 
 _FIELDS = {"cnn_dailymail": ("article", "highlights")}
@@ -89,7 +89,7 @@ def load_labelled(name: str) -> tuple[Labelled, Labelled]:
         InputError, MissingExtraError, OfflineError: see `sources.read_source`.
     """
     local = False
-    if name == "imdb":
+    if name == IMDB:
         found: Mapping[str, Iterable[tuple[str, Label]]] = read_imdb()
     else:
         source = read_source(name, ["text", "label"], known=["imdb"])

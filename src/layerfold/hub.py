@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 POCKET = "pocket"
 _POCKET_FOLDER = Path(__file__).parent / "pocket"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -60,7 +61,10 @@ class Provenance:
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Return what ``layerfold.json`` keeps in this folder."""
-        location = None if self.location is None else os.path.relpath(self.location, folder.resolve())
+        location = self.location
+        if location is not None:
+            with contextlib.suppress(ValueError):  # on Windows no path leads from one drive to another
+                location = os.path.relpath(location, folder.resolve())
         return {**self.__dict__, "steps": list(self.steps), "versions": versions(), "location": location}
 
     @classmethod
@@ -220,7 +224,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
     _check_no_adapter(str(folder), (folder / "adapter_config.json").is_file())
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} holds no config.json: not a checkpoint")
-    weightfiles.check_pointers([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    weightfiles.check_pointers(folder / name for name in ("config.json", *_TOKENIZER_FILES))
     tokenizer = _tokenizer(str(folder), options) if _has_tokenizer(folder) else None
     if manifest is not None and manifest["format"] == "compact":
         with _as_model_errors(str(folder)):
@@ -291,10 +295,9 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
         else:
             weightfiles.check_plain(source, config)
             _check_no_adapter(source, weightfiles.find(source, "adapter_config.json", options) is not None)
-            stored = Stored(
-                weightfiles.stored_dtype(weightfiles.find_weights(source, options)),
-                weightfiles.tokenizer_class(source, options),
-            )
+            files = weightfiles.find_weights(source, options)
+            weightfiles.check_pointers(files)
+            stored = Stored(weightfiles.stored_dtype(files), weightfiles.tokenizer_class(source, options))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
@@ -316,6 +319,10 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
         )
         raise ModelError(f"the weights of {source!r} do not fit its configuration: {said}")
     model.eval()
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if getattr(config, "tie_word_embeddings", False) and head is not None and head.weight is not table.weight:
+        # The files hold two tensors. transformers 5 keeps both whatever the configuration says, 4.x only by this.
+        model.config.tie_word_embeddings = False
     return Decoder(model), stored
 
 

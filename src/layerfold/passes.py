@@ -75,6 +75,9 @@ class Pass:
                 label: [each for each in self._measurements() if self._stored(label, *each) is None]
                 for label in self.labels
             }
+        if any(missing.values()):
+            for line in self.variants.shortages():
+                progress.note(line)
         waiting = Waiting(self.base, self._limit)
         steps = [
             Step(label, self._weight(measurements), partial(self._measure, label, measurements, waiting, progress))

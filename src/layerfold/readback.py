@@ -16,7 +16,8 @@ from layerfold.errors import OutputError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "architectures", "auto_map"}
+OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "architectures", "auto_map", "torch_dtype"}
+"""What a configuration says of files, not of the model."""
 
 
 def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], tied: Mapping[str, str] | None = None) -> None:
@@ -61,7 +62,7 @@ def check_config(folder: Path, model: PreTrainedModel, wanted: Mapping[str, Tens
     from transformers import AutoConfig
 
     try:
-        read = AutoConfig.from_pretrained(folder, trust_remote_code=_is_remote(model))
+        read = AutoConfig.from_pretrained(folder, trust_remote_code=is_remote(model))
         with torch.device("meta"):  # for the shapes alone
             built = type(model)(read).state_dict()
     except Exception as error:
@@ -78,7 +79,7 @@ def check_config(folder: Path, model: PreTrainedModel, wanted: Mapping[str, Tens
 def compare_configs(read: PreTrainedConfig, own: PreTrainedConfig) -> None:
     """Raise OutputError naming the first setting in which two configurations differ once both are written out."""
     read_back, asked = (json.loads(each.to_json_string(use_diff=False)) for each in (read, own))
-    for key in sorted((read_back.keys() | asked.keys()) - _OF_THE_FILES):
+    for key in sorted((read_back.keys() | asked.keys()) - OF_THE_FILES):
         if read_back.get(key) != asked.get(key):
             raise OutputError(
                 f"the configuration reads back with {key} {read_back.get(key)!r:.60}, not {asked.get(key)!r:.60}"
@@ -90,13 +91,13 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     from transformers import AutoTokenizer
 
     try:
-        read: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=_is_remote(tokenizer))
+        read: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=is_remote(tokenizer))
     except Exception as error:
         raise OutputError(f"the tokenizer cannot be read back: {first_line(error)}") from error
     if read.get_vocab() != tokenizer.get_vocab():
         raise OutputError("the tokenizer reads back with another vocabulary")
 
 
-def _is_remote(loaded: object) -> bool:
+def is_remote(loaded: object) -> bool:
     """Whether something runs code that its checkpoint brought along, which its user has trusted then."""
     return type(loaded).__module__.startswith("transformers_modules")

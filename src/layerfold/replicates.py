@@ -47,9 +47,14 @@ def _combined(records: Sequence[Record], seeds: Sequence[int]) -> Record:
     )
 
 
-def _mean(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of scores, or of parts of them, that have the same keys."""
-    found = {key: _mean_of([score.get(key) for score in scores]) for key in scores[0]}
+def _mean(scores: Sequence[Mapping[str, Any]], share: bool = False) -> dict[str, Any]:
+    """The mean of scores, or of parts of them, that have the same keys.
+
+    Args:
+        share: whether they are parts of scores that are at most 1.
+    """
+    share = share or scores[0].get("unit") in _SHARES
+    found = {key: _mean_of([score.get(key) for score in scores], share) for key in scores[0]}
     seeds = [score.get("seed") for score in scores]
     if len(set(seeds)) > 1:
         found["seed"] = seeds
@@ -60,8 +65,13 @@ def _mean(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         bounds = [(score["low"], score["high"]) for score in scores if {"low", "high"} <= score.keys()]
         estimated = bounds and None not in chain(*bounds)
         if estimated and all(score.get("interval") != "quartiles" for score in scores):
-            found |= dict(zip(("low", "high"), _bounds(values, bounds, deviation), strict=True))
+            low, high = _bounds(values, bounds, deviation)
+            found |= {"low": low, "high": min(high, 1.0) if share else high}
     return found
+
+
+_SHARES = ("accuracy", "ROUGE-L", "repeated 4-grams")
+"""Units of figures that are at most 1."""
 
 
 def _bounds(values: Sequence[float], bounds: Sequence[tuple[float, float]], deviation: float) -> tuple[float, float]:
@@ -79,11 +89,11 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def _mean_of(values: Sequence[Any]) -> Any:
+def _mean_of(values: Sequence[Any], share: bool) -> Any:
     if any(value is None for value in values):
         return None
     if all(isinstance(value, Mapping) for value in values):
-        return _mean(values)
+        return _mean(values, share)
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numbers or len(set(values)) == 1:
         return values[0]

@@ -17,6 +17,8 @@ Split = Literal["train", "calibration", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 _HELD_OUT: tuple[Split, ...] = ("test", "validation")
 _CALIBRATION_EVERY = 20
+IMDB = "imdb"
+"""The corpus that comes with an installed package, not from a path."""
 ALL = "all"
 """Names the rows of a source without splits of its own."""
 _Bounds = Mapping[Split, float]
@@ -77,7 +79,7 @@ def read_source(name: str, fields: Sequence[str], known: Sequence[str] = ()) -> 
         return Source(str(path), named, {ALL: read_rows(path, named, lines)}, local=True, lines=lines)
     if path.exists():
         return Source(str(path), named, _folder(path, named), local=True)
-    if path.suffix in SUFFIXES or path.is_absolute() or location.startswith((".", "~")):
+    if path.suffix in SUFFIXES or path.is_absolute() or location.startswith((".", "~")) or location.endswith("/"):
         raise CorpusError(f"no file or folder at {location!r}")
     if "/" in location or location in _ALIASES:
         return _hub(location, named)
@@ -99,6 +101,8 @@ def unsplit(name: str) -> bool:
         InputError: a name that no file can have.
         CorpusError: a folder that cannot be read as a corpus.
     """
+    if name == IMDB:  # the reviews of the installed package, whatever lies here under that name
+        return False
     path = Path(_parted(name)[0])
     return path.is_file() or (path.is_dir() and not any(_named(_files(path)).values()))
 

@@ -51,7 +51,9 @@ def read_rows(path: Path, fields: Sequence[str], lines: bool = False) -> Iterato
     reader = _read_lines if lines and path.suffix == ".txt" else _READERS[path.suffix]
     try:
         yield from reader(path, fields)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"cannot read {str(path)!r}: {error}; accepted: UTF-8 text") from error
+    except OSError as error:
         raise CorpusError(f"cannot read {str(path)!r}: {error}") from error
 
 
@@ -69,7 +71,9 @@ def has_blank_lines(path: Path) -> bool:
                     return True
                 text = text or bool(line.strip())
                 blank_after_text = text and not line.strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"cannot read {str(path)!r}: {error}; accepted: UTF-8 text") from error
+    except OSError as error:
         raise CorpusError(f"cannot read {str(path)!r}: {error}") from error
     return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,8 @@ import torch
 
 from layerfold.applying import apply
 from layerfold.building import settings_of
-from layerfold.calibration import Calibration, calibration_windows
-from layerfold.corpora import Corpus, load_corpus
+from layerfold.calibration import Calibration, calibration_windows, shortage
+from layerfold.corpora import Corpus, load_corpus, read_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
 from layerfold.hub import Model, load
@@ -30,6 +31,7 @@ from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair import Repair
 from layerfold.search.selection import RACE
 from layerfold.search.settling import searches, selection_text
+from layerfold.weightfiles import dtype_name
 from layerfold.windows import Windows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
@@ -52,7 +54,7 @@ class Variants:
         self._sources: dict[str, Method | Steps | Planned | Load | Student | None] = {BASE_LABEL: None}
         self._repairs = {variant.label: variant.repair for variant in self.recipe.variants if variant.repair != "none"}
         self._resolved: dict[str, dict[str, Any]] = {}
-        self._loaded_sha256: dict[str, str] = {}
+        self._loaded: dict[str, tuple[str, str]] = {}
         self._texts: dict[tuple[int, str], tuple[object, TrainingText]] = {}
         for variant in self.recipe.variants:
             source = variant.method
@@ -76,9 +78,10 @@ class Variants:
         calibrated = self._calibrated(label)
         resolved = self._resolved.get(label)
         if isinstance(source, Load):
-            if label not in self._loaded_sha256:
+            if label not in self._loaded:
                 self.build(label)
-            resolved = settings_of(source) | {"name": Load.name, "sha256": self._loaded_sha256[label]}
+            sha256, dtype = self._loaded[label]
+            resolved = settings_of(source) | {"name": Load.name, "sha256": sha256, "dtype": dtype}
         subject: dict[str, Any] = {
             "base_sha256": self.base.sha256,
             "method": resolved,
@@ -117,7 +120,7 @@ class Variants:
             return self.base, {}
         if isinstance(source, Load):
             model = load(source.model, revision=source.revision)
-            self._loaded_sha256[label] = model.sha256
+            self._loaded[label] = model.sha256, dtype_name(model.saved_dtype)
             return model, {}
         if isinstance(source, Student):
             model = apply(self.base.copy(), source.drop(self.base.decoder), None, self.recipe.seed, self._selection)[0]
@@ -151,7 +154,7 @@ class Variants:
         kept = self._folder / "models" / key
         with contextlib.suppress(ModelError):  # damaged: it is trained again, and replaced
             if kept.is_dir() and (found := load(kept)).tokenizer is not None:
-                return found
+                return replace(found, stored=model.stored)
         # Imported when needed: transformers' Trainer takes seconds, and most studies train nothing.
         from layerfold.recovery.run import Run
         from layerfold.recovery.workspace import clear
@@ -177,12 +180,30 @@ class Variants:
         """Return all text that making the variants reads: for calibration, training and selection."""
         found = []
         if self._repairs or any(self._calibrated(label) for label in self.labels):
-            found.append(load_corpus(cast(str, self.recipe.calibration.corpus), "calibration"))
+            corpus = read_corpus(cast(str, self.recipe.calibration.corpus))
+            found.append(corpus.split("calibration"))
+            if any(windows.split != "calibration" for windows in self._windows_read()):
+                found.append(corpus.split("train"))
         if any(searches(source) or isinstance(source, Planned) for source in self._sources.values()):
             found.append(self._selection.read(self.base))
         for name in dict.fromkeys(each.corpus for each in self._recoveries()):
             found += [load_corpus(cast(str, name), split) for split in ("train", "validation")]
         return found
+
+    def shortages(self) -> Iterator[str]:
+        """Say which calibration text holds fewer tokens than the recipe asks for."""
+        asked = self.recipe.calibration
+        if any(self._calibrated(label) for label in self.labels):
+            yield from filter(None, [shortage(self._calibration_windows, asked.tokens, "calibration")])
+        if self._repairs:
+            yield from filter(None, [shortage(self._repair_windows, asked.repair_tokens, "repair")])
+
+    def _windows_read(self) -> Iterator[Windows]:
+        """The calibration windows that methods and repairs read."""
+        if any(self._calibrated(label) for label in self.labels):
+            yield self._calibration_windows
+        if self._repairs or any(isinstance(source, Planned) for source in self._sources.values()):
+            yield from (self._repair_windows, self._quick_windows)
 
     def _recoveries(self) -> Iterator[Recovery]:
         if self.recipe.recovery is not None:

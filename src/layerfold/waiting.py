@@ -30,13 +30,14 @@ class Waiting:
     Args:
         base: what the others are compared with.
         limit: bytes of memory for the weights of the others; a model that is larger is a group by itself. None takes
-            half of the memory that is free now.
+            half of the memory that is free now, less a copy of the base.
     """
 
     def __init__(self, base: Model, limit: int | None = None) -> None:
         self._given = self._base = base
         self._base_notes = Notes()
-        self._limit = memory.available() // 2 if limit is None else limit
+        # A comparison makes a copy of the base, to measure the same model twice.
+        self._limit = max(0, memory.available() // 2 - _bytes(base.decoder)) if limit is None else limit
         self._models: dict[str, _Waiting] = {}
 
     def add(self, label: str, model: Model, notes: Notes) -> None:
@@ -92,6 +93,11 @@ class Waiting:
 
     def _fit(self, models: Sequence[_Waiting]) -> bool:
         return sum(each.bytes for each in models) <= self._limit
+
+
+def _bytes(decoder: Decoder) -> int:
+    """Bytes of a decoder's distinct parameters."""
+    return sum(parameter.nbytes for parameter in decoder.model.parameters())
 
 
 def _multiplied_out(decoder: Decoder) -> int:

@@ -40,7 +40,7 @@ def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if torch.isinf(found).any() and not torch.isinf(tensor).any():
         raise InputError(
             f"tensor {name!r} holds {float(tensor.abs().max()):.3g}, too large for {dtype_name(dtype)}; accepted: "
-            "--save-dtype bfloat16 or float32"
+            "bfloat16 or float32 (--save-dtype)"
         )
     return found
 
@@ -85,8 +85,8 @@ def check_plain(source: str, config: Any) -> None:
     quantised = getattr(config, "quantization_config", None)
     if quantised is None:
         return
-    known = quantised if isinstance(quantised, dict) else quantised.to_dict()
-    method = known.get("quant_method", "of an unknown kind")
+    known = quantised.to_dict() if hasattr(quantised, "to_dict") else quantised
+    method = known.get("quant_method", "of an unknown kind") if isinstance(known, dict) else known
     raise ModelError(
         f"the weights of {source!r} are quantised ({getattr(method, 'value', method)}); accepted: float32, bfloat16 or "
         "float16 weights, as the model was published before it was quantised, or a .gguf file"

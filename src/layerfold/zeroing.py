@@ -147,7 +147,7 @@ def zero_(
 
 
 def scores(weight: Tensor, inputs: Tensor | None) -> Tensor:
-    """How much each weight would be missed, (out, in): what is zero scores 0, and whatever is not more than that.
+    """How much each weight would be missed, (out, in): a zero scores 0; every other weight scores more.
 
     Args:
         inputs: (in,) mean squares of the inputs, for Wanda's score; None for the magnitude.

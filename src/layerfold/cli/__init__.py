@@ -68,7 +68,7 @@ def usage(error: Any) -> str:
         options = [option for each in command.get_params(error.ctx) for option in each.opts if option.startswith("-")]
         said = f"no option {_one_of(error.option_name, options)}"
     else:
-        said = error.format_message().rstrip(".")
+        said = error.format_message().replace("Value error, ", "").rstrip(".")
         if hasattr(command, "commands") and "?" not in said:  # none of them is near
             said = f"{said}; accepted: {', '.join(sorted(command.commands))}"
     return f"{name}: {said}" if name else said

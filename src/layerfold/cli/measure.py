@@ -40,7 +40,7 @@ def evaluate(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     scores: dict[str, Score] = {}
     try:
-        with drawn() as progress:
+        with drawn(as_json=as_json) as progress:
             with progress.doing(f"loading {model}"):
                 loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
             measured = api.each_score(

@@ -80,7 +80,7 @@ def plan(
     if written.exists() and not (folder / RESULT).is_file():
         raise OutputError(f"{str(written)!r} is no plan's, and is not replaced; accepted: another --output-dir")
     check_folder(written, overwrite=True)
-    with drawn() as progress:
+    with drawn(as_json=as_json) as progress:
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         if not overwrite:

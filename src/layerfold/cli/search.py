@@ -117,7 +117,7 @@ def drop(
     folder = output_dir or Path("runs") / f"{Path(model).name or model}-{kind}"
     if parquet:
         check_parquet()
-    with drawn() as progress:
+    with drawn(as_json=as_json) as progress:
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         found = search(loaded, folder, overwrite=overwrite, progress=progress)
@@ -184,7 +184,7 @@ def window(
         seed=seed,
     )
     folder = output_dir or Path("runs") / f"{Path(model).name or model}-window"
-    with drawn() as progress:
+    with drawn(as_json=as_json) as progress:
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         found = search(loaded, folder, overwrite=overwrite, progress=progress)

@@ -35,7 +35,7 @@ def study(
 
     from layerfold.report import print_table
 
-    results, folder = _run(recipe, preset, model, output_dir, trust_remote_code, overwrite)
+    results, folder = _run(recipe, preset, model, output_dir, trust_remote_code, overwrite, as_json)
     if as_json:
         print_json(results.to_json())
         return
@@ -70,7 +70,9 @@ def generate(
         seed = chosen.seeds[0] if chosen.seeds else chosen.seed
         return chosen.with_seed(seed).model_copy(update={"evaluate": [wanted]})
 
-    results, folder = _run(recipe, preset, model, output_dir, trust_remote_code, overwrite, only_text, "generate")
+    results, folder = _run(
+        recipe, preset, model, output_dir, trust_remote_code, overwrite, as_json, only_text, "generate"
+    )
     if as_json:
         print_json({label: (results.score(label, wanted.name) or {}).get("samples") for label in results.labels})
         return
@@ -85,6 +87,7 @@ def _run(
     output_dir: Path | None,
     trust_remote_code: bool,
     overwrite: bool,
+    as_json: bool,
     change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
     subfolder: str = "",
 ) -> tuple[Results, Path]:
@@ -103,7 +106,7 @@ def _run(
     kind = recipe.stem if recipe is not None else _FOLDERS.get(chosen_preset, chosen_preset)
     folder = output_dir or Path("runs") / f"{Path(name).name or name}-{kind}"
     revision = read.revision if read is not None and model is None else None
-    with drawn() as progress:
+    with drawn(as_json=as_json) as progress:
         with progress.doing(f"loading {name}"):
             base = load(name, revision=revision, trust_remote_code=trust_remote_code)
         chosen = default_recipe(name, base.decoder, chosen_preset) if read is None else read.with_base(name, revision)

@@ -208,7 +208,7 @@ class Latency:
 def _multiplied_out(model: Model) -> Model | None:
     """The model with plain matrices; None where it has no others."""
     plain = multiplied_out(model.decoder)
-    return None if plain is model.decoder else Model(plain, model.tokenizer, model.provenance)
+    return None if plain is model.decoder else model.of(plain)
 
 
 def _speedup(times: Mapping[str, list[float]], first: str, label: str) -> Interval:

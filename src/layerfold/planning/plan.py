@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from layerfold import defaults
-from layerfold.calibration import Calibration, calibration_windows
+from layerfold.calibration import Calibration, calibration_windows, shortage
 from layerfold.checkpoint import hash_weights
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
@@ -132,6 +132,12 @@ class Plan:
                 calibration_windows(model, corpus, tokens, self.seed)
                 for tokens in (self.calibration_tokens, max(2, self.repair_tokens // 4), self.repair_tokens)
             )
+        for windows, asked, doing in (
+            (calibration, self.calibration_tokens, "calibration"),
+            (whole, self.repair_tokens, "repair"),
+        ):
+            if said := shortage(windows, asked, doing):
+                progress.note(said)
         texts = Texts(Calibration(model.decoder, calibration), quick, whole, selection, self.seed)
         trials = Trials(model, texts, folder, progress)
         chosen, made = self.find(trials, progress)

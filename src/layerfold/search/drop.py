@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from layerfold import defaults
-from layerfold.calibration import calibration_windows
+from layerfold.calibration import calibration_windows, shortage
 from layerfold.checkpoint import hash_weights
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
@@ -198,6 +198,8 @@ class DropSearch:
             calibration_windows(model, corpus, tokens, self.seed)
             for tokens in (self.calibration_tokens, max(2, self.calibration_tokens // 4))
         )
+        if said := shortage(text, self.calibration_tokens, "repair"):
+            progress.note(said)
         return Repairs(model.decoder, text, quick, progress)
 
     def _finalists(

@@ -101,7 +101,7 @@ class WindowSearch:
             texts = [describe(text, model) for text in (selection, test)]
             calibration = None
             if self.share.needs_calibration:
-                text = calibration_windows(model, corpus, self.calibration_tokens, self.seed, fill=True)
+                text = calibration_windows(model, corpus, self.calibration_tokens, self.seed)
                 calibration = Calibration(model.decoder, text, progress)
         # Of the weights as they are now: the decoder may have been edited since its hash was first asked for.
         sha256 = hash_weights(model.decoder.model)
