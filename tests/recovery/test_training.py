@@ -330,7 +330,7 @@ def test_what_is_trained_is_for_the_settings_to_say_and_not_for_the_callers_flag
 def test_ffns_that_are_tied_stay_tied(family: str, study_corpus: str, tmp_path: Path) -> None:
     base = tiny(family)
     model = layerfold.compress(base, Merge(n=2, align="none", tie=True))
-    trained, outcome = runs.train(model, runs.distill(study_corpus, steps=3), tmp_path / "run", teacher=base)
+    trained, outcome = runs.train(model, runs.distill(study_corpus, steps=12), tmp_path / "run", teacher=base)
     assert outcome.best_step > 0
     assert trained.decoder.size() == model.decoder.size()
     assert outcome.parameters_trained == model.decoder.size().parameters < base.decoder.size().parameters

@@ -28,6 +28,8 @@ from layerfold.recovery.trainer import RecoveryTrainer
 from layerfold.recovery.workspace import claim, output_errors
 
 _SEARCH = "search.json"
+_SAMPLED = 8
+"""Windows whose text the tokenizers of a model and its teacher must cut alike."""
 
 
 class Run:
@@ -67,9 +69,8 @@ class Run:
             if teacher is None:
                 raise InputError(f"{recovery.name} needs a teacher")
             tokenizer = model.require_tokenizer()
-            check_teacher(
-                model, teacher, recovery, self.text.train, str(tokenizer.decode(self.text.train.input_ids[0]))
-            )
+            sample = str(tokenizer.decode(self.text.train.input_ids[:_SAMPLED].flatten()))
+            check_teacher(model, teacher, recovery, self.text.train, sample)
             if recovery.needs_hidden_states:
                 self._counterparts = counterparts(model, teacher, recovery)
 
