@@ -96,7 +96,7 @@ def left(decoder: Decoder, cut: Windows) -> list[Tensor]:
 def share_missed(found: Tensor, should: Tensor, cut: Windows, chosen: Tensor) -> float:
     rows = (torch.arange(CONTEXT) < cut.lengths[:, None]) & chosen[:, None]
     missed, whole = (found - should)[rows].double(), should[rows].double()
-    return float(missed.square().sum() / whole.square().sum())
+    return float((missed.square().sum(1) / whole.square().sum(1)).mean())
 
 
 def error(found: Tensor, should: Tensor, cut: Windows, held_out: Tensor) -> Error:

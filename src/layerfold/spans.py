@@ -12,7 +12,7 @@ from torch import Tensor
 from layerfold import memory
 from layerfold.decoder import Decoder
 from layerfold.leastsquares import RegressionMoments, ridge_fits
-from layerfold.passing import held_out_windows, parts
+from layerfold.passing import halved, held_out_windows, parts, weights
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout, reading
 from layerfold.repairing import add_, restore_, values
@@ -46,6 +46,7 @@ def spanning(
     found = {length: decoder.copy(share=True) for length in sorted(lengths) if length <= n_blocks}
     if not found:
         return {}
+    windows = halved(windows)
     held_out = held_out_windows(windows)
     with ExitStack() as stack:
         for each in (decoder, *found.values()):
@@ -127,8 +128,10 @@ def _moments(
             for place, rows in enumerate(parts(stream, held_out, batch)):
                 if rows.any():
                     read = torch.cat([each.features(seen[id(each.module)][rows]) for each in readouts], dim=1)
-                    missed = torch.cat([target[batch][rows] - hidden[rows] for target in targets], dim=1)
-                    moments[place].update(read, missed)
+                    # All targets share the rows' weights, so that they share the moments of the inputs.
+                    wanted = torch.cat([target[batch][rows] for target in targets], dim=1)
+                    missed = wanted - hidden[rows].repeat(1, len(targets))
+                    moments[place].update(read, missed, weights(wanted))
             seen.clear()
             memory.release()
     return moments

@@ -25,7 +25,7 @@ from layerfold.search.stages import Blocks
 from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
-PROTOCOL = "plan-3"
+PROTOCOL = "plan-4"
 FILE = "trials.json"
 
 
