@@ -95,7 +95,8 @@ def _span(
         mine = own[length]
         if both is not None:
             were = values(mine)
-            add_(mine, both)
+            # Not fitted to the windows held out, which choose between the two. `refit_` fits it once more to all.
+            add_(mine, both.without_held_out())
             (rest,) = ridge_fits(
                 *_moments(stream, others[length], index, mine[-1:], [target], held_out), constant=constant
             )
