@@ -319,7 +319,7 @@ def test_a_few_huge_states_do_not_decide_for_all(attention: bool, family: str) -
     after = missed()
     assert told[0].ridges
     assert all(each.after <= each.before for each in told)
-    assert all(now < 0.75 * was for now, was in zip(after, before, strict=True)), (before, after)
+    assert all(now < 0.9 * was for now, was in zip(after, before, strict=True)), (before, after)
 
 
 @pytest.mark.parametrize(
@@ -339,8 +339,8 @@ def test_little_text_is_cut_into_more_windows(windows: int, context: int, expect
 def test_padding_stays_at_the_end_of_what_is_cut() -> None:
     ids = torch.arange(4 * 1024).view(4, 1024)
     cut = halved(replace(text(), input_ids=ids, lengths=torch.tensor([1024, 1024, 1024, 300]), context=1024))
-    assert cut.context == 256
-    assert cut.lengths.tolist() == [256] * 13 + [44]
+    assert cut.context == 128
+    assert cut.lengths.tolist() == [128] * 26 + [44]
     assert torch.equal(cut.input_ids.flatten()[: 3 * 1024 + 300], ids.flatten()[: 3 * 1024 + 300])
 
 

@@ -32,6 +32,8 @@ def spanning(
     there and do not here; in exchange a block's moments serve all candidates, and a set of blocks that is kept is
     repaired by picking, for each of them, the one that leads to the next.
 
+    The windows held out choose as in `refit_`, but nothing is fitted to them afterwards: that would take another pass.
+
     Args:
         decoder: stays as it is.
         windows: calibration text.
@@ -95,16 +97,15 @@ def _span(
         mine = own[length]
         if both is not None:
             were = values(mine)
-            # Not fitted to the windows held out, which choose between the two. `refit_` fits it once more to all.
             add_(mine, both.without_held_out())
             (rest,) = ridge_fits(
                 *_moments(stream, others[length], index, mine[-1:], [target], held_out), constant=constant
             )
             if rest.after < alone.after:
-                add_(mine[-1:], rest)
+                add_(mine[-1:], rest.without_held_out())
                 continue
             restore_(mine, were)
-        add_(mine[-1:], alone)
+        add_(mine[-1:], alone.without_held_out())
 
 
 def _readouts(decoder: Decoder, index: int, attention: bool) -> list[Readout]:
