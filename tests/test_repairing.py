@@ -273,8 +273,7 @@ def test_fits_that_do_harm_are_taken_back(attention: bool, family: str, monkeypa
 
     def harm(moments: RegressionMoments, _: Any, *, constant: bool, last: int | None = None) -> Fit:
         weight = 100 * torch.ones_like(moments.products(False, last).T)
-        bias = weight[:, 0] if constant else None
-        return Fit(weight, bias, (weight, bias), 1.0, 1.0, 0.0, 0, False)
+        return Fit(weight, weight[:, 0] if constant else None, 1.0, 1.0, 0.0, 0, False)
 
     monkeypatch.setattr(repairing, "ridge_fit", harm)
     decoder = before.copy()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,15 +75,14 @@ class RegressionMoments:
 
 @dataclass(frozen=True)
 class Fit:
-    """A change of an affine map, fitted to all rows with the penalty that did best on the rows held out.
+    """A change of an affine map, and what it does to the mean square of the error that it was fitted to.
 
     Attributes:
         weight: (out, d); None where every penalty that was tried made the held-out error larger.
         bias: (out,), or None where there was to be none.
-        apart: weight and bias fitted without the rows held out; their error there is `after`.
         ridge: the penalty that did best on held-out rows, of those of `RIDGES` that were tried: three, and from the
             best of them on its neighbours, until both of the best are worse; infinite where nothing is changed.
-        before, after: mean square of the error on held-out rows, summed over the outputs: of no change, and of `apart`.
+        before, after: mean square of the error on held-out rows, summed over the outputs.
         idle: how many inputs are always zero.
         singular: whether there were fewer rows than inputs that are not idle, or a penalty that was tried left their
             moments singular.
@@ -92,16 +90,11 @@ class Fit:
 
     weight: Tensor | None
     bias: Tensor | None
-    apart: tuple[Tensor | None, Tensor | None]
     ridge: float
     before: float
     after: float
     idle: int
     singular: bool
-
-    def without_held_out(self) -> Fit:
-        """Return the change that was fitted without the rows held out."""
-        return replace(self, weight=self.apart[0], bias=self.apart[1])
 
 
 def ridge_fit(
@@ -112,9 +105,8 @@ def ridge_fit(
     S is diagonal and holds the root mean square of each input: no input's scale decides how far its weights may move.
 
     Where x are what a matrix reads and e what is missing of its outputs, the matrix plus D is the ridge regression of
-    all that it should put out, with a penalty on the distance from what it was. The rows held out choose the ridge, or
-    D = 0 where that is best on them. D is then fitted once more, to all rows: its error on them is never above that of
-    D = 0.
+    all that it should put out, with a penalty on the distance from what it was. On the rows that D is fitted to its
+    error is never above that of D = 0; on the rows held out it is not either, as D = 0 is among what is tried.
 
     Args:
         moments: of the rows to fit; inputs x, targets e.
@@ -142,29 +134,35 @@ def ridge_fits(
     Args:
         targets: how many; the outputs are theirs, one after the other, equally many of each.
     """
-    fitted, others = (_Equations.of(each, constant, last) for each in (moments, held_out))
-    inputs = len(fitted.gram) - constant
-    if not all(each.isfinite().all() for each in (*fitted, *others, held_out.squares)):
+    gram, products = moments.gram(constant, last), moments.products(constant, last)
+    other_gram, other_products = held_out.gram(constant, last), held_out.products(constant, last)
+    inputs = len(gram) - constant
+    energies = gram.diagonal()[:inputs]
+    if not all(each.isfinite().all() for each in (gram, products, other_products, held_out.squares)):
         raise ModelError(NOT_FINITE)
+    idle = int((energies == 0).sum())
     before = held_out.squares.view(targets, -1).sum(1)
-    best, ridges = before.clone(), [math.inf] * targets
-    apart: list[Tensor | None] = [None] * targets
-    alive = int((fitted.gram.diagonal()[:inputs] != 0).sum())
-    singular = moments.count < alive
-    system = _System(fitted, inputs)
+    best, singular = before.clone(), moments.count < inputs - idle
+    chosen: list[tuple[float, Tensor] | None] = [None] * targets
+    # Each input's own mean square; an input that is always zero keeps its weights whatever the penalty.
+    penalties = torch.where(energies > 0, energies, 1.0).double()
+    # In double precision: the smallest penalty is far below the largest eigenvalue.
+    damped, wanted = gram.double(), products.double()
 
     def tried(ridge: float) -> Tensor:
         """Solve with a penalty and keep what is the best so far; return the errors, (targets,)."""
         nonlocal best, singular
-        change = system.solved(ridge)
-        if change is None:
+        damped.diagonal()[:inputs] = energies.double() + ridge * penalties
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if failed:
             singular = True
             return torch.full_like(before, torch.inf)
-        gained = (change * (others.gram @ change - 2 * others.products)).sum(0, dtype=torch.float64)
+        change = torch.cholesky_solve(wanted, factor).float()
+        gained = (change * (other_gram @ change - 2 * other_products)).sum(0, dtype=torch.float64)
         errors = before + gained.view(targets, -1).sum(1)
         for place, part in enumerate(change.chunk(targets, dim=1)):
             if errors[place] < best[place]:
-                ridges[place], apart[place] = ridge, part.clone()
+                chosen[place] = ridge, part.clone()
         best = torch.minimum(best, errors)
         return errors
 
@@ -175,60 +173,17 @@ def ridge_fits(
         best_places = torch.stack([*errors.values()]).argmin(0).tolist()
         beside = {[*errors][best_place] + step for best_place in best_places for step in (-1, 1)}
         places = beside.intersection(range(len(RIDGES))) - errors.keys()
-    del system
-    # Once more with all rows, whose equations are the mean of both: in the place of those that are not needed now.
-    fitted.lerp_(others, held_out.count / (moments.count + held_out.count))
-    idle = int((fitted.gram.diagonal()[:inputs] == 0).sum())
-    system = _System(fitted, inputs)
-    whole = list(apart)
-    for ridge in {*ridges} - {math.inf}:
-        if (change := system.solved(ridge)) is not None:
-            for place, part in enumerate(change.chunk(targets, dim=1)):
-                if ridges[place] == ridge:
-                    whole[place] = part.clone()
-
-    def split(change: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Part the weights from the constant."""
-        return (None, None) if change is None else (change[:inputs].T, change[-1] if constant else None)
-
     return [
-        Fit(*split(all_rows), split(some), ridge, float(was), max(float(left), 0.0), idle, singular)
-        for all_rows, some, ridge, was, left in zip(whole, apart, ridges, before, best, strict=True)
+        Fit(None, None, math.inf, float(was), float(was), idle, singular)
+        if found is None
+        else Fit(
+            found[1][:inputs].T,
+            found[1][-1] if constant else None,
+            found[0],
+            float(was),
+            max(float(left), 0.0),
+            idle,
+            singular,
+        )
+        for found, was, left in zip(chosen, before, best, strict=True)
     ]
-
-
-class _Equations(NamedTuple):
-    """The normal equations of a regression: gram @ D = products."""
-
-    gram: Tensor
-    products: Tensor
-
-    @classmethod
-    def of(cls, moments: RegressionMoments, constant: bool, last: int | None) -> _Equations:
-        return cls(moments.gram(constant, last), moments.products(constant, last))
-
-    def lerp_(self, other: _Equations, share: float) -> None:
-        """Become the weighted mean with another's."""
-        self.gram.lerp_(other.gram, share)
-        self.products.lerp_(other.products, share)
-
-
-class _System:
-    """Normal equations in double precision, as the smallest penalty is far below the largest eigenvalue.
-
-    Args:
-        inputs: how many are penalised, the first ones: each in units of its own mean square.
-    """
-
-    def __init__(self, equations: _Equations, inputs: int) -> None:
-        self._damped, self._products = equations.gram.double(), equations.products.double()
-        self._diagonal = self._damped.diagonal()[:inputs]
-        self._energies = self._diagonal.clone()
-        # An input that is always zero keeps its weights, whatever the penalty.
-        self._penalties = torch.where(self._energies > 0, self._energies, 1.0)
-
-    def solved(self, ridge: float) -> Tensor | None:
-        """Return D, (d, out); None where the equations are singular."""
-        self._diagonal.copy_(self._energies + ridge * self._penalties)
-        factor, failed = torch.linalg.cholesky_ex(self._damped)
-        return None if failed else torch.cholesky_solve(self._products, factor).float()

@@ -159,14 +159,12 @@ def _jointly(passing: Walk, index: int, attention: Readout, ffn: Readout) -> tup
     joint, only = _fit(first, both), _fit(first, alone, last=ffn.weight.shape[1])
     first = first.without_moments()
     fits: Fits = [({index: alone}, only)]
-    # Which of the two does better is judged on windows that neither was fitted to.
-    add_(both, joint.without_held_out())
+    add_(both, joint)
     rest = _fit(passing({index: alone}), alone)
-    restore_(both, were)
     if rest.after < only.after:
-        add_(both, joint)
-        rest = _fit(passing({index: alone}), alone)
         fits = [({index: both}, joint), ({index: alone}, rest)]
+    else:
+        restore_(both, were)
     add_(alone, fits[-1][1])
     last = passing({})
     if not last.error <= first.error:

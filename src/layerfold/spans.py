@@ -32,8 +32,6 @@ def spanning(
     there and do not here; in exchange a block's moments serve all candidates, and a set of blocks that is kept is
     repaired by picking, for each of them, the one that leads to the next.
 
-    The windows held out choose as in `refit_`, but nothing is fitted to them afterwards: that would take another pass.
-
     Args:
         decoder: stays as it is.
         windows: calibration text.
@@ -62,7 +60,7 @@ def spanning(
                 ahead.append(stream.passed([index + len(ahead) - 1]))
             stream.states = ahead[0]
             targets = {length: ahead[length] for length in found if length < len(ahead)}
-            _span(stream, {length: others[length] for length in targets}, index, targets, held_out, attention)
+            _span(stream, {length: others[length] for length in targets}, index, targets, ahead[1], held_out, attention)
             ahead.popleft()
     return found
 
@@ -72,6 +70,7 @@ def _span(
     others: Mapping[int, Stepper],
     index: int,
     targets: Mapping[int, Spool],
+    own_states: Spool,
     held_out: Tensor,
     attention: bool,
 ) -> None:
@@ -80,6 +79,7 @@ def _span(
     Args:
         stream: of the model as it is, before the block.
         others: of the decoders, by what their block is to stand for; and so are the targets.
+        own_states: what leaves the block as it is. It weighs the rows for all targets, which share their moments.
     """
     own = {length: _readouts(other.decoder, index, attention) for length, other in others.items()}
     readouts = _readouts(stream.stepper.decoder, index, attention)
@@ -88,7 +88,7 @@ def _span(
     for each in (each for some in own.values() for each in some):
         each.own_()
     ffn = readouts[-1:]
-    moments = _moments(stream, stream.stepper, index, readouts, list(targets.values()), held_out)
+    moments = _moments(stream, stream.stepper, index, readouts, list(targets.values()), own_states, held_out)
     constant, count = ffn[0].bias is not None, len(targets)
     only = ridge_fits(*moments, constant=constant, targets=count, last=ffn[0].weight.shape[1])
     joint = ridge_fits(*moments, constant=constant, targets=count) if len(readouts) > 1 else [None] * count
@@ -97,15 +97,15 @@ def _span(
         mine = own[length]
         if both is not None:
             were = values(mine)
-            add_(mine, both.without_held_out())
+            add_(mine, both)
             (rest,) = ridge_fits(
-                *_moments(stream, others[length], index, mine[-1:], [target], held_out), constant=constant
+                *_moments(stream, others[length], index, mine[-1:], [target], own_states, held_out), constant=constant
             )
             if rest.after < alone.after:
-                add_(mine[-1:], rest.without_held_out())
+                add_(mine[-1:], rest)
                 continue
             restore_(mine, were)
-        add_(mine[-1:], alone.without_held_out())
+        add_(mine[-1:], alone)
 
 
 def _readouts(decoder: Decoder, index: int, attention: bool) -> list[Readout]:
@@ -120,6 +120,7 @@ def _moments(
     index: int,
     readouts: Sequence[Readout],
     targets: Sequence[Spool],
+    own: Spool,
     held_out: Tensor,
 ) -> tuple[RegressionMoments, RegressionMoments]:
     """Moments of what a block's readouts read and what its output misses of each target, one after the other."""
@@ -130,10 +131,8 @@ def _moments(
             for place, rows in enumerate(parts(stream, held_out, batch)):
                 if rows.any():
                     read = torch.cat([each.features(seen[id(each.module)][rows]) for each in readouts], dim=1)
-                    # All targets share the rows' weights, so that they share the moments of the inputs.
-                    wanted = torch.cat([target[batch][rows] for target in targets], dim=1)
-                    missed = wanted - hidden[rows].repeat(1, len(targets))
-                    moments[place].update(read, missed, weights(wanted))
+                    missed = torch.cat([target[batch][rows] - hidden[rows] for target in targets], dim=1)
+                    moments[place].update(read, missed, weights(own[batch][rows]))
             seen.clear()
             memory.release()
     return moments
