@@ -49,8 +49,8 @@ def solved(rows: Rows, ridge: float, constant: bool, last: int | None = None) ->
     x = x if last is None else x[:, len(x[0]) - last :]
     if not x.shape[1] + constant:
         return np.zeros((0, y.shape[1]))
-    penalty = math.sqrt(ridge * (x**2).mean() * len(x)) if x.size else 0.0
-    below = np.hstack([penalty * np.eye(x.shape[1]), np.zeros((x.shape[1], int(constant)))])
+    penalty = np.diag(np.sqrt(ridge * (x**2).sum(0)))
+    below = np.hstack([penalty, np.zeros((x.shape[1], int(constant)))])
     above = np.hstack([x, np.ones((len(x), int(constant)))])
     return np.linalg.lstsq(np.vstack([above, below]), np.vstack([y, np.zeros((len(below), y.shape[1]))]))[0]
 
@@ -116,21 +116,38 @@ def test_the_ridge_is_the_best_on_rows_held_out(constant: bool) -> None:
     assert len(chosen) >= 5
 
 
-@pytest.mark.parametrize(("large", "signal"), [(10.0, 0.0), (30.0, 0.0), (30.0, 0.003)])
-def test_the_ridge_is_the_best_where_some_inputs_are_much_larger_than_those_that_matter(
-    large: float, signal: float
-) -> None:
+@EITHER
+def test_the_scale_of_an_input_decides_nothing(constant: bool) -> None:
+    scale = torch.logspace(3, -3, 12)
+    fitted, held_out = drawn(1, noise=1.0)
+    plain = ridge_fit(moments(fitted), moments(held_out), constant=constant)
+    scaled = ridge_fit(*(moments((x * scale, y)) for x, y in (fitted, held_out)), constant=constant)
+    assert plain.weight is not None
+    assert scaled.weight is not None
+    assert scaled.ridge == plain.ridge < math.inf
+    assert scaled.after == pytest.approx(plain.after, rel=1e-4)
+    assert (scaled.weight * scale - plain.weight).abs().max() < 1e-3
+
+
+@EITHER
+def test_rows_count_as_often_as_their_weights_say(constant: bool) -> None:
     draw = torch.Generator().manual_seed(0)
-    weight = torch.cat([signal * torch.randn(40, 5, generator=draw), torch.randn(20, 5, generator=draw)])
-    rows = []
-    for count in (400, 200):
-        x = torch.randn(count, 60, generator=draw) * torch.cat([torch.full((40,), large), torch.ones(20)])
-        rows.append((x, x @ weight + 3 * torch.randn(count, 5, generator=draw)))
-    fit = ridge_fit(*map(moments, rows), constant=False)
-    errors = {ridge: error(rows[1], solved(rows[0], ridge, constant=False).T) for ridge in RIDGES}
-    assert errors[0.3] > 1.1 * min(errors.values())  # that a search by small steps from there would not leave
-    assert fit.after == pytest.approx(min(errors.values()), rel=1e-3)
-    assert errors[fit.ridge] == min(errors.values())
+    times = torch.randint(0, 4, (300,), generator=draw)
+    repeated_rows, weighted = [], []
+    for x, y in drawn(2):
+        repeated_rows.append(moments((x.repeat_interleave(times, 0), y.repeat_interleave(times, 0))))
+        found = RegressionMoments()
+        for each in zip(x.split(17), y.split(17), times.float().split(17), strict=True):
+            found.update(*each)
+        weighted.append(found)
+    one, two = (ridge_fit(*both, constant=constant) for both in (repeated_rows, weighted))
+    assert one.weight is not None
+    assert two.weight is not None
+    assert one.ridge == two.ridge
+    assert (one.weight - two.weight).abs().max() < 1e-4
+    if one.bias is not None and two.bias is not None:
+        assert (one.bias - two.bias).abs().max() < 1e-4
+    assert two.after / two.before == pytest.approx(one.after / one.before, rel=1e-4)
 
 
 def test_few_penalties_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +163,7 @@ def test_few_penalties_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         fitted, held_out = drawn(1, rows=200, noise=noise)
         tried.clear()
         found.add(ridge_fit(moments(fitted), moments(held_out), constant=False).ridge)
-        assert 4 <= len(tried) <= 6 < len(RIDGES)
+        assert 4 <= len(tried) <= 7 < len(RIDGES)
     assert len(found) == 3
 
 

@@ -66,7 +66,7 @@ def test_a_repair_is_a_step_of_its_own_and_is_saved_with_the_model(
         return
     model = made(plenty, method, level)
     first, second = model.provenance.steps
-    assert second["method"] == {"name": "repair", "level": level, "protocol": "repair@2"}
+    assert second["method"] == {"name": "repair", "level": level, "protocol": "repair@3"}
     assert second["seed"] == 0
     assert second["calibration"]["split"] in ("calibration", "calibration+train")
     assert 900 < second["calibration"]["tokens"] <= 1024

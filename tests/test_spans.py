@@ -184,7 +184,8 @@ def test_the_model_stays_as_it_is(edit: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize("removed", [(1,), (2,), (3,), (1, 2), (2, 3), (1, 2, 3)])
-def test_where_all_blocks_before_are_exact_it_is_the_whole_repair(family: str, removed: Blocks) -> None:
+def test_where_all_blocks_before_are_exact_it_is_nearly_the_whole_repair(family: str, removed: Blocks) -> None:
+    """They differ in the rows' weights: by what a block should put out there, by what it puts out here."""
     decoder = made(family, "none")
     kept = [index for index in range(BLOCKS) if index not in removed]
     whole = decoder.copy()
@@ -192,13 +193,13 @@ def test_where_all_blocks_before_are_exact_it_is_the_whole_repair(family: str, r
     told = refit_(whole, decoder, [*kept[1:], BLOCKS], text(), attention=True)
     index = removed[0] - 1
     assert told[index].ridges
-    theirs = dict(stack(spanned(family)[len(removed) + 1])[index].named_parameters())
-    own = dict(stack(decoder)[index].named_parameters())
-    moved = 0.0
-    for name, tensor in stack(whole)[index].named_parameters():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
-        moved = max(moved, float((tensor - own[name]).detach().abs().max()))
-    assert moved > 0.02
+    states = left(decoder)
+    should, before = states[index + len(removed)], states[index]
+    quick = left(with_block(decoder, index, spanned(family)[len(removed) + 1]))[index]
+    for held_out in (True, False):
+        one, two = (missed(found, should, held_out) for found in (quick, left(whole)[index]))
+        assert one == pytest.approx(two, rel=0.1)
+        assert max(one, two) < missed(before, should, held_out)
 
 
 @pytest.mark.parametrize(

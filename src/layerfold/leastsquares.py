@@ -11,8 +11,8 @@ from torch import Tensor
 from layerfold.errors import ModelError
 from layerfold.statistics import SecondMoments
 
-RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-"""Penalties, as fractions of the mean square of the inputs."""
+RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+"""Penalties, as multiples of each input's own mean square."""
 
 _FIRST = (1, 4, 7)
 """Places of those that are tried first, before their best one's neighbours. They lie far apart, as what helps may too:
@@ -22,7 +22,7 @@ NOT_FINITE = "activations on the calibration text are not finite"
 
 
 class RegressionMoments:
-    """Accumulate what the linear regression of targets on inputs needs, one batch of rows at a time.
+    """Accumulate what the weighted linear regression of targets on inputs needs, one batch of rows at a time.
 
     Holds (inputs, inputs) and (inputs, outputs) float32 whatever the number of rows.
     """
@@ -35,33 +35,40 @@ class RegressionMoments:
         """How many rows there were."""
         return self._inputs.count
 
-    def update(self, inputs: Tensor, targets: Tensor) -> None:
-        """Add rows: inputs are (rows, d), targets (rows, out)."""
+    def update(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows: inputs are (rows, d), targets (rows, out); weights, (rows,), are 1 if they are not given."""
+        roots = inputs.new_ones(len(inputs)) if weights is None else weights.sqrt()
         if not self.count:
             self._products = torch.zeros(inputs.shape[1], targets.shape[1])
+            self._means = torch.zeros(inputs.shape[1] + 1, dtype=torch.float64)
             self._sums = torch.zeros(targets.shape[1], dtype=torch.float64)
             self._squares = torch.zeros(targets.shape[1], dtype=torch.float64)
+        if weights is not None:
+            inputs, targets = inputs * roots[:, None], targets * roots[:, None]
         self._inputs.update(inputs)
         self._products.addmm_(inputs.T, targets)
-        self._sums += targets.sum(0)
+        # The constant is an input too: its rows are the roots of the weights.
+        self._means[:-1] += roots @ inputs
+        self._means[-1] += roots.square().sum()
+        self._sums += roots @ targets
         self._squares += targets.square().sum(0)
 
     @property
     def squares(self) -> Tensor:
-        """E[y^2], (out,) float64."""
+        """E[w y^2], (out,) float64, w being the weights."""
         return self._squares / self.count
 
     def gram(self, constant: bool, last: int | None = None) -> Tensor:
-        """E[x x^T], (d, d); with an input more that is always 1, the last; of the last of the others only."""
+        """E[w x x^T], (d, d); with an input more that is always 1, the last; of the last of the others only."""
         first = 0 if last is None else len(self._products) - last
         products = self._inputs.products[first:, first:]
         if not constant:
             return products
-        column = torch.cat([self._inputs.mean[first:], torch.ones(1)])[:, None]
+        column = (self._means[first:] / self.count).float()[:, None]
         return torch.cat([torch.cat([products, column[:-1].T]), column], dim=1)
 
     def products(self, constant: bool, last: int | None = None) -> Tensor:
-        """E[x y^T], (d, out), of the same inputs."""
+        """E[w x y^T], (d, out), of the same inputs."""
         found = self._products[0 if last is None else len(self._products) - last :] / self.count
         return torch.cat([found, (self._sums / self.count).float()[None]]) if constant else found
 
@@ -93,7 +100,9 @@ class Fit:
 def ridge_fit(
     moments: RegressionMoments, held_out: RegressionMoments, *, constant: bool, last: int | None = None
 ) -> Fit:
-    """Find the map D of least E|e - D x|^2 + ridge |D|^2, and the ridge that is best on rows held out: see `Fit`.
+    """Find the map D of least E|e - D x|^2 + ridge |D S|^2, and the ridge that is best on rows held out: see `Fit`.
+
+    S is diagonal and holds the root mean square of each input: no input's scale decides how far its weights may move.
 
     Where x are what a matrix reads and e what is missing of its outputs, the matrix plus D is the ridge regression of
     all that it should put out, with a penalty on the distance from what it was. On the rows that D is fitted to its
@@ -129,22 +138,21 @@ def ridge_fits(
     other_gram, other_products = held_out.gram(constant, last), held_out.products(constant, last)
     inputs = len(gram) - constant
     energies = gram.diagonal()[:inputs]
-    mean = float(energies.sum()) / max(inputs, 1)
-    if not math.isfinite(mean) or not all(
-        each.isfinite().all() for each in (gram, products, other_products, held_out.squares)
-    ):
+    if not all(each.isfinite().all() for each in (gram, products, other_products, held_out.squares)):
         raise ModelError(NOT_FINITE)
     idle = int((energies == 0).sum())
     before = held_out.squares.view(targets, -1).sum(1)
     best, singular = before.clone(), moments.count < inputs - idle
     chosen: list[tuple[float, Tensor] | None] = [None] * targets
+    # Each input's own mean square; an input that is always zero keeps its weights whatever the penalty.
+    penalties = torch.where(energies > 0, energies, 1.0).double()
     # In double precision: the smallest penalty is far below the largest eigenvalue.
     damped, wanted = gram.double(), products.double()
 
     def tried(ridge: float) -> Tensor:
         """Solve with a penalty and keep what is the best so far; return the errors, (targets,)."""
         nonlocal best, singular
-        damped.diagonal()[:inputs] = energies.double() + ridge * (mean or 1.0)
+        damped.diagonal()[:inputs] = energies.double() + ridge * penalties
         factor, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             singular = True

@@ -16,7 +16,16 @@ from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
 HELD_OUT = 8
-"""Of so many windows the last is not fitted to: those choose the ridges, and whether a fit is kept."""
+"""Every so many windows one is not fitted to: those choose the ridges, and whether a fit is kept."""
+
+WINDOWS = 16
+"""Windows are cut in halves until there are this many."""
+
+SHORTEST = 128
+"""But not below this length, in tokens."""
+
+FLOOR = 1e-6
+"""Least mean square of a state; norms add about as much before they divide."""
 
 Problem = Mapping[int, tuple[Readout, ...]]
 """What is fitted at once: the readouts of a block, or of several whose weights are one."""
@@ -24,7 +33,11 @@ Problem = Mapping[int, tuple[Readout, ...]]
 
 @dataclass(frozen=True)
 class Error:
-    """What is missed of a block's target, as a share of its mean square: on all windows, and on those held out."""
+    """What is missed of a block's target: on all windows, and on those held out.
+
+    It is the mean over the tokens of |missed|^2 / |target|^2. Each token counts the same, however large its state is:
+    what reads a state norms it first.
+    """
 
     all: float
     held_out: float
@@ -58,6 +71,31 @@ class Pass:
         return replace(self, moments=())
 
 
+def halved(windows: Windows) -> Windows:
+    """Cut windows in halves until there are `WINDOWS`, but none shorter than `SHORTEST` tokens.
+
+    Little text then still has several windows to hold out, and several first tokens, whose states are like no others.
+    """
+    while len(windows) < WINDOWS and windows.context % 2 == 0 and windows.context >= 2 * SHORTEST:
+        context = windows.context // 2
+        lengths = torch.stack([windows.lengths, windows.lengths - context], dim=1).clamp(0, context).flatten()
+        filled = lengths > 0
+        windows = replace(
+            windows,
+            input_ids=windows.input_ids.reshape(-1, context)[filled],
+            lengths=lengths[filled],
+            first_scored=torch.ones_like(lengths[filled]),
+            context=context,
+            stride=context,
+        )
+    return windows
+
+
+def weights(targets: Tensor) -> Tensor:
+    """Say what each row counts, (rows,), for the targets, (rows, d): the inverse of its mean square."""
+    return 1 / (targets.square().mean(1) + FLOOR)
+
+
 def held_out_windows(windows: Windows) -> Tensor:
     """Say which windows nothing is fitted to, (windows,): every eighth, or the last of less.
 
@@ -81,19 +119,20 @@ def parts(stream: Stream, held_out: Tensor, batch: slice) -> tuple[Tensor, Tenso
 def walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Pass:
     """Pass the text through the blocks that have a target."""
     moments = RegressionMoments(), RegressionMoments()
-    # Sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
+    # Weighted sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
     sums = {index: torch.zeros(2, 2, dtype=torch.float64) for index in targets}
     readouts = [each for some in problem.values() for each in some]
 
     def visit(batch: slice, index: int, hidden: Tensor) -> None:
         should = targets[index][batch]
         for place, rows in enumerate(parts(stream, held_out, batch)):
-            missed = should[rows] - hidden[rows]
-            sums[index][0, place] += missed.square().sum(dtype=torch.float64)
-            sums[index][1, place] += should[rows].square().sum(dtype=torch.float64)
+            wanted = should[rows]
+            missed, counts = wanted - hidden[rows], weights(wanted)
+            for which, rest in enumerate((missed, wanted)):
+                sums[index][which, place] += counts.double() @ rest.square().sum(1, dtype=torch.float64)
             if index in problem and len(missed):
                 read = [each.features(seen[id(each.module)][rows]) for each in problem[index]]
-                moments[place].update(torch.cat(read, dim=1), missed)
+                moments[place].update(torch.cat(read, dim=1), missed, counts)
         seen.clear()
 
     with reading(readouts) as seen:

@@ -19,7 +19,7 @@ from layerfold.windows import Windows
 Level = Literal["none", "rescale", "refit", "refit+attention"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
-PROTOCOL = "repair@2"
+PROTOCOL = "repair@3"
 
 
 def check_level(level: str, method: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerfold.decoder import Decoder
 from layerfold.leastsquares import Fit, ridge_fit
-from layerfold.passing import Error, Pass, Problem, held_out_windows, walk
+from layerfold.passing import Error, Pass, Problem, halved, held_out_windows, walk
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout
 from layerfold.stepping import Stepper, fused_activations
@@ -79,6 +79,7 @@ def refit_(
     blocks = decoder.blocks
     ffns = [ffn_readout(block) for block in blocks]
     attentions = [attention_readout(block) if attention else None for block in blocks]
+    windows = halved(windows)
     held_out = held_out_windows(windows)
     found: list[Repaired] = []
     with fused_activations(decoder.model), fused_activations(original.model):

@@ -12,7 +12,7 @@ from torch import Tensor
 from layerfold import memory
 from layerfold.decoder import Decoder
 from layerfold.leastsquares import RegressionMoments, ridge_fits
-from layerfold.passing import held_out_windows, parts
+from layerfold.passing import halved, held_out_windows, parts, weights
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout, reading
 from layerfold.repairing import add_, restore_, values
@@ -46,6 +46,7 @@ def spanning(
     found = {length: decoder.copy(share=True) for length in sorted(lengths) if length <= n_blocks}
     if not found:
         return {}
+    windows = halved(windows)
     held_out = held_out_windows(windows)
     with ExitStack() as stack:
         for each in (decoder, *found.values()):
@@ -59,7 +60,7 @@ def spanning(
                 ahead.append(stream.passed([index + len(ahead) - 1]))
             stream.states = ahead[0]
             targets = {length: ahead[length] for length in found if length < len(ahead)}
-            _span(stream, {length: others[length] for length in targets}, index, targets, held_out, attention)
+            _span(stream, {length: others[length] for length in targets}, index, targets, ahead[1], held_out, attention)
             ahead.popleft()
     return found
 
@@ -69,6 +70,7 @@ def _span(
     others: Mapping[int, Stepper],
     index: int,
     targets: Mapping[int, Spool],
+    own_states: Spool,
     held_out: Tensor,
     attention: bool,
 ) -> None:
@@ -77,6 +79,7 @@ def _span(
     Args:
         stream: of the model as it is, before the block.
         others: of the decoders, by what their block is to stand for; and so are the targets.
+        own_states: what leaves the block as it is. It weighs the rows for all targets, which share their moments.
     """
     own = {length: _readouts(other.decoder, index, attention) for length, other in others.items()}
     readouts = _readouts(stream.stepper.decoder, index, attention)
@@ -85,7 +88,7 @@ def _span(
     for each in (each for some in own.values() for each in some):
         each.own_()
     ffn = readouts[-1:]
-    moments = _moments(stream, stream.stepper, index, readouts, list(targets.values()), held_out)
+    moments = _moments(stream, stream.stepper, index, readouts, list(targets.values()), own_states, held_out)
     constant, count = ffn[0].bias is not None, len(targets)
     only = ridge_fits(*moments, constant=constant, targets=count, last=ffn[0].weight.shape[1])
     joint = ridge_fits(*moments, constant=constant, targets=count) if len(readouts) > 1 else [None] * count
@@ -96,7 +99,7 @@ def _span(
             were = values(mine)
             add_(mine, both)
             (rest,) = ridge_fits(
-                *_moments(stream, others[length], index, mine[-1:], [target], held_out), constant=constant
+                *_moments(stream, others[length], index, mine[-1:], [target], own_states, held_out), constant=constant
             )
             if rest.after < alone.after:
                 add_(mine[-1:], rest)
@@ -117,6 +120,7 @@ def _moments(
     index: int,
     readouts: Sequence[Readout],
     targets: Sequence[Spool],
+    own: Spool,
     held_out: Tensor,
 ) -> tuple[RegressionMoments, RegressionMoments]:
     """Moments of what a block's readouts read and what its output misses of each target, one after the other."""
@@ -128,7 +132,7 @@ def _moments(
                 if rows.any():
                     read = torch.cat([each.features(seen[id(each.module)][rows]) for each in readouts], dim=1)
                     missed = torch.cat([target[batch][rows] - hidden[rows] for target in targets], dim=1)
-                    moments[place].update(read, missed)
+                    moments[place].update(read, missed, weights(own[batch][rows]))
             seen.clear()
             memory.release()
     return moments
