@@ -66,7 +66,7 @@ def save(
     Args:
         provenance: JSON that `read_manifest` gives back under ``provenance``.
         overwrite: replace a folder that holds something, and everything in it.
-        stored: how the checkpoint that the model comes from holds it; None stands for nothing known.
+        stored: how the checkpoint that the model comes from holds it; None where that is not known.
         dtype: of the weights in the files; None takes the one that they came in.
 
     Returns:

@@ -16,7 +16,7 @@ from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
 HELD_OUT = 8
-"""Every so many windows one is not fitted to: those choose the ridges, and whether a fit is kept."""
+"""Every 8th window is held out: those windows choose the ridges, and whether a fit is kept."""
 
 WINDOWS = 16
 """Windows are cut in halves until there are this many."""

@@ -50,7 +50,8 @@ def write_tokenizer_config_(folder: Path, tokenizer_class: str | None) -> None:
     """Name the class that the tokenizer came with, and leave out what is true of this machine alone.
 
     Args:
-        tokenizer_class: None, or one that only transformers 5 knows, stands for the one that every version reads.
+        tokenizer_class: where it is None, or one that only transformers 5 knows, the class that every version reads is
+            named.
     """
     if not (folder / _TOKENIZER).is_file():
         return

@@ -43,7 +43,7 @@ class SaveDtype(StrEnum):
 
 
 def dtype_of(wanted: SaveDtype | None) -> torch.dtype | None:
-    """Return torch's own; None stands for the one that weights came in."""
+    """Return torch's dtype; None where weights are saved in the one they came in."""
     from layerfold.weightfiles import DTYPES
 
     return None if wanted is None else DTYPES[wanted.value]
