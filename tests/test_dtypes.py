@@ -19,7 +19,10 @@ from layerfold.errors import InputError, ModelError
 from layerfold.evaluators import Size
 from layerfold.hub import load
 from layerfold.methods import Drop
+from layerfold.recipe import Recipe
 from layerfold.structure import MANIFEST
+from layerfold.study import Study
+from layerfold.weightfiles import DTYPES
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 FORM = pytest.mark.parametrize("form", FORMATS)
@@ -159,3 +162,60 @@ def test_codes_of_a_quantiser_that_no_configuration_names_are_refused(tmp_path: 
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"up_proj.weight' as F8_E4M3: quantised weights; accepted: float32, bfloat16"):
         load(folder)
+
+
+def test_numbers_decide_on_the_dtype_and_not_tensors(tmp_path: Path) -> None:
+    folder = half(tmp_path / "mixed", torch.float32)
+    tensors = load_file(folder / "model.safetensors")
+    largest = sorted(tensors, key=lambda name: tensors[name].numel())[-8:]
+    mixed = {name: tensor.bfloat16() if name in largest else tensor for name, tensor in tensors.items()}
+    assert len(largest) < len(tensors) / 2
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    numbers = {dtype: sum(t.numel() for t in mixed.values() if t.dtype == dtype) for dtype in DTYPES.values()}
+    assert load(folder).saved_dtype == max(numbers, key=lambda dtype: numbers[dtype]) == torch.bfloat16
+
+
+def test_bytes_of_a_trained_row_are_the_same_when_a_study_goes_on(tmp_path: Path, study_corpus: str) -> None:
+    """What was trained is kept in float32, and is still a row of a base that came in bfloat16."""
+    base = load(half(tmp_path / "half", torch.bfloat16))
+    few = {"context": 16, "batch_size": 4, "learning_rate": 1e-3, "validation_tokens": 64, "evaluations": 1}
+    recipe = Recipe.model_validate(
+        {
+            "base": "half",
+            "variants": [{"label": "dropped", "drop": {"blocks": "1"}}],
+            "evaluate": ["size"],
+            "calibration": {"corpus": study_corpus, "tokens": 64},
+            "recovery": {"finetune": {"tokens": 64, "corpus": study_corpus, **few}},
+        }
+    )
+
+    def bytes_of() -> list[int]:
+        study = Study(recipe, tmp_path / "run", base=base)
+        records = [record for record in study.run() if record.evaluator == "size"]
+        return [record.score["bytes"] for record in records]
+
+    first = bytes_of()
+    assert len(first) == 2
+    for path in (tmp_path / "run" / "records").glob("size-*"):
+        path.unlink()
+    assert bytes_of() == first
+
+
+def test_a_row_that_is_loaded_is_weighed_anew_in_another_dtype(tmp_path: Path, study_corpus: str) -> None:
+    half(tmp_path / "other", torch.bfloat16)
+    recipe = Recipe.model_validate(
+        {
+            "base": "tiny",
+            "variants": [{"label": "other", "load": str(tmp_path / "other")}],
+            "evaluate": ["size"],
+            "calibration": {"corpus": study_corpus, "tokens": 64},
+        }
+    )
+
+    def measured() -> list[str]:
+        return [record.label for record in Study(recipe, tmp_path / "run", base=tiny("llama")).run()]
+
+    assert measured() == ["base", "other"]
+    assert measured() == []
+    load(tmp_path / "other").save(tmp_path / "other", overwrite=True, dtype=torch.float32)
+    assert measured() == ["other"]

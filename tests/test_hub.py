@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel
 
 import layerfold as package
 from layerfold import hub
+from layerfold.decoder import Decoder
 from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError
 from layerfold.hub import Provenance, default_corpus, load
 from layerfold.methods import Collapse
@@ -127,6 +128,33 @@ def test_a_pointer_of_git_lfs_is_named(name: str, folder: Path) -> None:
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n")
     with pytest.raises(ModelError, match=rf"{name}' is a git-lfs pointer, not the file itself; run `git lfs pull`"):
         load(folder)
+
+
+def test_a_pointer_that_nothing_reads_is_no_reason_to_refuse(folder: Path) -> None:
+    """As a Mistral folder has beside its shards where only those were fetched."""
+    (folder / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
+    assert load(folder).decoder.n_blocks == 4
+
+
+def test_two_tensors_that_a_configuration_calls_tied_stay_two(tmp_path: Path) -> None:
+    """transformers 5 keeps both; 4.x, and what is saved here, goes by the configuration."""
+    model = tiny_model("qwen2", tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    loaded = load(tmp_path / "model")
+    assert torch.equal(logits(loaded.decoder), logits(Decoder(model)))
+    loaded.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_a_base_on_another_drive_keeps_its_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("layerfold.hub.os.path.relpath", refuse)
+    kept = Provenance("base", location="D:/base").to_json(tmp_path)
+    assert kept["location"] == "D:/base"
 
 
 def test_why_a_configuration_is_refused_is_not_cut_off(tmp_path: Path) -> None:

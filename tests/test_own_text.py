@@ -17,6 +17,7 @@ from layerfold.corpora import load_corpus, read_corpus
 from layerfold.errors import CorpusError, ModelError, OfflineError
 from layerfold.evaluators import Imdb, Size
 from layerfold.progress import Silent
+from layerfold.sources import unsplit
 from layerfold.textsread import check_unread, texts_read
 
 
@@ -105,6 +106,29 @@ def test_a_text_that_a_model_has_not_read_is_measured_whole(lines: str, study_co
     small = layerfold.compress(tiny("gpt2"), Drop(blocks="1"), corpus=lines, repair="refit")
     check_unread(small.provenance, read_corpus(study_corpus))
     assert [text.corpus for text in texts_read(small.provenance)] == [lines]
+
+
+def test_another_file_of_the_same_name_in_another_folder_is_not_taken_for_it(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, first in (("a", 0), ("b", 100)):
+        write(f"{name}/data.txt", "\n\n".join(prose(30, seed) for seed in range(first, first + 60)))
+    monkeypatch.chdir(tmp_path / "a")
+    made = layerfold.compress(tiny("gpt2"), Drop(blocks="1"), corpus="data.txt", repair="refit", repair_tokens=300)
+    with pytest.raises(CorpusError, match="the model was made with text of"):
+        check_unread(made.provenance, read_corpus("data.txt"))
+    monkeypatch.chdir(tmp_path / "b")
+    check_unread(made.provenance, read_corpus("data.txt"))
+
+
+def test_the_reviews_are_split_whatever_lies_here_under_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imdb").mkdir()
+    (tmp_path / "imdb" / "mine.txt").write_text("one\n\ntwo\n")
+    monkeypatch.chdir(tmp_path)
+    assert not unsplit("imdb")
+    assert unsplit("imdb/mine.txt")
 
 
 def test_what_trained_a_model_is_remembered(write: Write, layerfold: Any, tmp_path: Path, model: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from layerfold import checkpoint, compact, readback
 from layerfold.checkpoint import FORMATS
 from layerfold.compact import COMPACT_WEIGHTS
-from layerfold.errors import OutputError
+from layerfold.errors import InputError, OutputError
 from layerfold.hub import load
 from layerfold.structure import MANIFEST
 
@@ -180,3 +180,13 @@ def test_the_manifest_names_the_three_dtypes(tmp_path: Path) -> None:
     tiny("gpt2").save(tmp_path / "saved", dtype=torch.bfloat16)
     manifest = json.loads((tmp_path / "saved" / MANIFEST).read_text())
     assert manifest["dtype"] == {"loaded": "float32", "computed": "float32", "saved": "bfloat16"}
+
+
+def test_the_compact_form_of_a_model_with_code_of_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("gpt2")
+    monkeypatch.setattr(readback, "is_remote", lambda loaded: True)
+    with pytest.raises(InputError, match=r"whose code its checkpoint brought along .* accepted: the dense form"):
+        model.save(tmp_path / "saved", format="compact")
+    assert not (tmp_path / "saved").exists()
