@@ -158,6 +158,7 @@ def test_without_recovery_a_record_is_named_by_what_it_always_was(
         "method": {"name": "merge", "groups": "0-1,2-3", "align": "none", "anchor": "first", "tie": True},
         "calibration": None,
         "seed": None,
+        "versions": {"merge": 2},
         "evaluator": "size",
         "protocol": size.protocol,
         "settings": size.subject["settings"],
@@ -294,6 +295,7 @@ def test_a_variant_that_is_loaded_is_known_by_its_weights(taught: Model, study_c
         "model": str(tmp_path / "theirs"),
         "revision": None,
         "sha256": load(tmp_path / "theirs").sha256,
+        "dtype": "float32",
     }
     assert study.results().score("theirs", "size")["blocks"] == 2  # type: ignore[index]
     assert run(Study(wanted, tmp_path / "run", base=taught)) == []
