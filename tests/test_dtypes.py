@@ -109,7 +109,9 @@ def test_a_configuration_that_says_another_dtype_than_the_files_is_not_believed(
 def test_what_a_dtype_cannot_hold_is_refused_and_nothing_is_written(form: Any, tmp_path: Path) -> None:
     model = tiny("gpt2")
     model.decoder.blocks[0].ffn.up.weight[0, 0] = 1e6
-    with pytest.raises(InputError, match=r"c_fc.weight' holds 1e\+06, too large for float16; accepted: bfloat16 or float32"):
+    with pytest.raises(
+        InputError, match=r"c_fc.weight' holds 1e\+06, too large for float16; accepted: bfloat16 or float32"
+    ):
         model.save(tmp_path / "saved", format=form, dtype=torch.float16)
     assert not any(tmp_path.iterdir())
 
