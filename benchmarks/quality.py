@@ -21,9 +21,10 @@ from table import cell_text, markdown, paired, plot
 
 from layerfold import api
 from layerfold.calibration import calibration_windows
+from layerfold.environment import environment
 from layerfold.evaluators import Perplexity
+from layerfold.files import hash_json, write_text
 from layerfold.hub import POCKET, Model, default_corpus, load
-from layerfold.records import environment, hash_json, write_text
 from layerfold.recovery import Distill
 from layerfold.recovery.workspace import clear
 

@@ -19,8 +19,9 @@ import torch
 
 from layerfold.decoder import Decoder
 from layerfold.doctor import matrix_product_rate
+from layerfold.environment import environment
+from layerfold.files import write_text
 from layerfold.hub import load
-from layerfold.records import environment, write_text
 from layerfold.windows import Windows
 
 T = TypeVar("T")

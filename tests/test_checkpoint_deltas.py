@@ -22,7 +22,7 @@ from layerfold.compact import COMPACT_WEIGHTS
 from layerfold.decoder import Decoder
 from layerfold.deltas import factored, multiplied_out, ranks
 from layerfold.errors import ModelError
-from layerfold.hashes import hash_file
+from layerfold.files import hash_file
 from layerfold.hub import Model, Provenance, load
 from layerfold.masks import held, hold_
 from layerfold.methods import Merge, Prune, Share

@@ -18,7 +18,7 @@ from layerfold import compact
 from layerfold.checkpoint import FORMATS
 from layerfold.compact import COMPACT_WEIGHTS
 from layerfold.errors import LayerfoldError, ModelError, OutputError
-from layerfold.folders import check_folder
+from layerfold.files import check_folder
 from layerfold.hub import load
 from layerfold.methods import Merge
 from layerfold.structure import MANIFEST

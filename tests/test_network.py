@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from layerfold.network import hub_reachable
+from layerfold.environment import hub_reachable
 
 
 @pytest.fixture(autouse=True)

@@ -7,19 +7,10 @@ from typing import Any
 
 import pytest
 
+from layerfold.environment import environment
 from layerfold.errors import InputError, OutputError
-from layerfold.records import (
-    RESULTS_FILE,
-    Record,
-    RecordStore,
-    Results,
-    environment,
-    hash_json,
-    read_results,
-    replacing,
-    write_results,
-    write_text,
-)
+from layerfold.files import hash_json, replacing, write_text
+from layerfold.records import RESULTS_FILE, Record, RecordStore, Results, read_results, write_results
 from layerfold.study import _MARKER
 
 

@@ -10,10 +10,10 @@ import torch
 from tiny import BLOCKS, tiny
 
 import layerfold
-from layerfold.applying import _together
 from layerfold.errors import InputError, RecipeError
 from layerfold.hub import load
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
+from layerfold.pipeline import _together
 from layerfold.recipe import read_recipe
 from layerfold.repair import LEVELS, Level, check_level
 from layerfold.study import Study

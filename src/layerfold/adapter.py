@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from layerfold import deltas, readback, structure
 from layerfold.checkpoint import quiet
 from layerfold.errors import InputError, MissingExtraError
-from layerfold.folders import check_folder, writing_folder
+from layerfold.files import check_folder, writing_folder
 from layerfold.hub import Model
 from layerfold.weightfiles import in_dtype
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from layerfold import defaults
-from layerfold.applying import apply
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.corpora import check_disjoint, load_corpus, read_corpus
 from layerfold.errors import InputError, OfflineError, one_of
@@ -17,6 +16,7 @@ from layerfold.evaluators import EVALUATORS, HeldOut, Imdb, Latency, Perplexity,
 from layerfold.evaluators.base import Protocols, check_protocol
 from layerfold.hub import POCKET, Model, default_corpus, load
 from layerfold.methods import Method, Steps
+from layerfold.pipeline import apply
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
 from layerfold.repair import Level, Repair, check_level

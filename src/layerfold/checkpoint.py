@@ -33,8 +33,7 @@ from torch import Tensor
 from layerfold import compact, deltas, masks, portable, readback, structure
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError, OutputError, first_line, one_of
-from layerfold.folders import writing_folder
-from layerfold.hashes import check_hash, hash_file
+from layerfold.files import check_hash, hash_file, writing_folder
 from layerfold.structure import MANIFEST
 from layerfold.weightfiles import dtype_name, in_dtype
 

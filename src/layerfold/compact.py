@@ -15,7 +15,7 @@ from torch import Tensor
 from layerfold import masks, readback, structure
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
-from layerfold.hashes import check_hash, hash_file
+from layerfold.files import check_hash, hash_file
 from layerfold.weightfiles import dtype_name, in_dtype
 
 if TYPE_CHECKING:

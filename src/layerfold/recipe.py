@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from layerfold import defaults
-from layerfold.building import build, describe, settings_of
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
@@ -22,7 +21,7 @@ from layerfold.presets import DEFAULT_EVALUATORS, PRESETS
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
 from layerfold.rows import Strict, Variant, read_row
-from layerfold.yamlfiles import read_yaml
+from layerfold.settings import build, describe, read_yaml, settings_of
 
 _EXTENDS = "extends"
 

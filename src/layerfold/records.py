@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
-import platform
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
-from layerfold.errors import InputError, OutputError
-
-Json = Any
-"""A value that json.dumps takes."""
+from layerfold.errors import InputError
+from layerfold.files import Json, hash_json, write_text
 
 BASE_LABEL = "base"
 RECOVERY = "recovery"
@@ -107,70 +95,6 @@ class Results:
 
     def _measured(self, label: str) -> list[str]:
         return [name for name in self.evaluators if (label, name) in self.records]
-
-
-def hash_json(value: Json) -> str:
-    """SHA-256 of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def environment() -> dict[str, Json]:
-    """Versions, threads and processor of this process."""
-    return {
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
-        "processor": _processor(),
-        "platform": platform.platform(),
-        "device": "cpu",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a figure depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("layerfold", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "scipy"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            os.umask(mask := os.umask(0))
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OutputError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is whole or not there."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_results(results: Results, folder: Path) -> None:

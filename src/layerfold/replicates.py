@@ -11,7 +11,8 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from layerfold.records import Json, Record, Results, hash_json
+from layerfold.files import Json, hash_json
+from layerfold.records import Record, Results
 
 
 def combined(recipe: dict[str, Json], by_seed: Mapping[int, Results]) -> Results:

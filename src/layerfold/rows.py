@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from layerfold.building import build, settings_of
 from layerfold.errors import InputError
 from layerfold.methods import METHODS, Steps
 from layerfold.origins import Load, Planned, Student
 from layerfold.repair import check_level
+from layerfold.settings import build, settings_of
 
 _BESIDE = ("label", "repair")
 _SOURCES: dict[str, type[Any]] = {**METHODS, Load.name: Load, Student.name: Student, Planned.name: Planned}

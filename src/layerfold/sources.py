@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from layerfold.environment import hub_reachable
 from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, first_line, one_of
-from layerfold.network import hub_reachable
 from layerfold.textfiles import SUFFIXES, Row, has_blank_lines, read_rows
 
 Split = Literal["train", "calibration", "validation", "test"]

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from layerfold.folders import check_run_folder
+from layerfold.files import check_run_folder, write_text
 from layerfold.hub import Model, load
 from layerfold.passes import Pass
 from layerfold.progress import SILENT, Progress
 from layerfold.recipe import Recipe
-from layerfold.records import Record, RecordStore, Results, write_text
+from layerfold.records import Record, RecordStore, Results
 from layerfold.replicates import combined
 
 _MARKER = "study.json"

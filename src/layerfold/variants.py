@@ -11,26 +11,27 @@ from typing import Any, cast
 
 import torch
 
-from layerfold.applying import apply
-from layerfold.building import settings_of
 from layerfold.calibration import Calibration, calibration_windows, shortage
 from layerfold.corpora import Corpus, load_corpus, read_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
+from layerfold.files import hash_json
 from layerfold.hub import Model, load
 from layerfold.methods import Method, Share, Steps
 from layerfold.methods.base import Notes
 from layerfold.methods.steps import in_order
 from layerfold.origins import Load, Planned, Student
+from layerfold.pipeline import apply
 from layerfold.planning.trials import Texts, Trials
 from layerfold.progress import SILENT, Progress
 from layerfold.recipe import Recipe
-from layerfold.records import BASE_LABEL, hash_json
+from layerfold.records import BASE_LABEL
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair import Repair
 from layerfold.search.selection import RACE
 from layerfold.search.settling import searches, selection_text
+from layerfold.settings import settings_of
 from layerfold.weightfiles import dtype_name
 from layerfold.windows import Windows
 

@@ -14,9 +14,10 @@ from tiny import VOCABULARY, Write, prose
 
 import layerfold
 from layerfold.errors import CorpusError, InputError, LayerfoldError, TrainingError
+from layerfold.files import hash_json
 from layerfold.hub import Model, load
 from layerfold.recipe import Recipe, read_recipe
-from layerfold.records import BASE_LABEL, RECOVERY, Record, hash_json
+from layerfold.records import BASE_LABEL, RECOVERY, Record
 from layerfold.recovery import callbacks
 from layerfold.recovery import trainer as training
 from layerfold.study import Study

@@ -225,11 +225,11 @@ def _compress(
     output: _Output,
     text: _Text,
 ) -> None:
-    from layerfold import folders
+    from layerfold import files
     from layerfold.api import compress
     from layerfold.hub import load
 
-    folders.check_folder(output.directory, overwrite=output.overwrite)
+    files.check_folder(output.directory, overwrite=output.overwrite)
     name, revision, trust_remote_code = base
     with drawn() as progress:
         with progress.doing(f"loading {name}"):

@@ -21,14 +21,14 @@ def export(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Rewrite a checkpoint in another form."""
-    from layerfold import folders
+    from layerfold import files
     from layerfold.adapter import check_adapter_folder, save_adapter
     from layerfold.hub import load
 
     if to is options.Form.peft:
         check_adapter_folder(output_dir, overwrite=overwrite)
     else:
-        folders.check_folder(output_dir, overwrite=overwrite)
+        files.check_folder(output_dir, overwrite=overwrite)
     if not directory.is_dir():
         raise InputError(f"no checkpoint folder at {str(directory)!r}")
     model = load(directory)

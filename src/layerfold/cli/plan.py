@@ -51,13 +51,12 @@ def plan(
     """Find, build and verify the best model within a budget."""
     from rich.console import Console
 
-    from layerfold.folders import check_folder
+    from layerfold.files import check_folder, write_text
     from layerfold.hub import load
     from layerfold.planning import Plan
     from layerfold.planning.planned import RESULT, check_model
-    from layerfold.records import write_text
     from layerfold.report import print_plan, write_plan_csv, write_plan_html
-    from layerfold.yamlfiles import yaml_text
+    from layerfold.settings import yaml_text
 
     planned = Plan(
         parameters=parameters,

@@ -62,7 +62,7 @@ def recover(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Train a model, as what compression has broken. Killed, it goes on where it was when started again."""
-    from layerfold import api, deltas, folders
+    from layerfold import api, deltas, files
     from layerfold.hub import load
     from layerfold.recipe import build_recovery
     from layerfold.recovery.processes import is_main
@@ -76,7 +76,7 @@ def recover(
         "report_to": report_to,
     }
     recovery = build_recovery(method.value, _merged(given, settings or []))
-    folders.check_folder(output_dir, overwrite=overwrite)
+    files.check_folder(output_dir, overwrite=overwrite)
     training_dir = output_dir.with_name(f"{output_dir.name}.training")
     with drawn(is_main()) as progress:
         with progress.doing(f"loading {model}"):
@@ -115,7 +115,7 @@ def recover(
 
 def _merged(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     """Put the key=value settings, the values as recipes have them, beside the options that were given."""
-    from layerfold.yamlfiles import read_value
+    from layerfold.settings import read_value
 
     merged = {key: value for key, value in given.items() if value is not None}
     for setting in settings:

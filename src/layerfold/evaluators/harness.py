@@ -26,13 +26,12 @@ import numpy as np
 import torch
 
 from layerfold.checkpoint import quiet
+from layerfold.environment import hub_reachable
 from layerfold.errors import InputError, MissingExtraError, OfflineError, first_line, nearest
 from layerfold.evaluators.base import Score
-from layerfold.hashes import hash_file
+from layerfold.files import hash_file, hash_json
 from layerfold.hub import Model
-from layerfold.network import hub_reachable
 from layerfold.progress import SILENT, Progress
-from layerfold.records import hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

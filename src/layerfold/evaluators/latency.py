@@ -15,11 +15,11 @@ from torch import Tensor
 
 from layerfold.decoding import greedy
 from layerfold.deltas import multiplied_out
+from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
-from layerfold.records import environment
 from layerfold.statistics import Floats, Interval, exponential, median_interval
 
 _PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64

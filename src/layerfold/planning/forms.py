@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from layerfold import thinning
-from layerfold.building import settings_of
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share, Steps
 from layerfold.methods.base import GroupAverage
 from layerfold.methods.drop import spelled
 from layerfold.repair import Level
+from layerfold.settings import settings_of
 
 _RANK = 8
 _SAID: dict[str, Callable[[Any], str]] = {

@@ -10,9 +10,10 @@ from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows, shortage
 from layerfold.checkpoint import hash_weights
 from layerfold.decoder import Decoder
+from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
-from layerfold.folders import check_run_folder
+from layerfold.files import check_run_folder
 from layerfold.hub import Model, default_corpus
 from layerfold.methods import Drop
 from layerfold.planning.budget import Budget, read_budget
@@ -23,7 +24,6 @@ from layerfold.planning.speed import Speeds, line, timed_beside
 from layerfold.planning.trials import FILE, PROTOCOL, Texts, Trials
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import attention_readout, ffn_readout
-from layerfold.records import environment
 from layerfold.scoring import unit_nats
 from layerfold.search.judging import describe, judged
 from layerfold.search.stages import Blocks

@@ -10,15 +10,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from layerfold.applying import apply
 from layerfold.calibration import Calibration
 from layerfold.checkpoint import hash_weights
 from layerfold.evaluators import Perplexity
+from layerfold.files import hash_json, write_text
 from layerfold.hub import Model
+from layerfold.pipeline import apply
 from layerfold.planning.forms import Candidate, count
 from layerfold.planning.order import Order
 from layerfold.progress import SILENT, Progress
-from layerfold.records import hash_json, write_text
 from layerfold.repair import Repair
 from layerfold.scoring import window_nats
 from layerfold.search.stages import Blocks

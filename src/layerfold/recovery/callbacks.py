@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from layerfold.files import write_text
 from layerfold.progress import Progress
-from layerfold.records import write_text
 from layerfold.recovery.processes import this_process
 
 _WHOLE = "layerfold-training.json"

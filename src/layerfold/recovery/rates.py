@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from layerfold.errors import TrainingError
-from layerfold.records import write_text
+from layerfold.files import write_text
 from layerfold.recovery.base import FIRST_LEARNING_RATE, LEARNING_RATES
 
 

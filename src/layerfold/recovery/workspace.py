@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from layerfold.errors import InputError, LayerfoldError, OutputError, TrainingError
-from layerfold.records import write_text
+from layerfold.files import write_text
 from layerfold.recovery.processes import is_main, this_process
 
 _SETTINGS = "recovery.json"

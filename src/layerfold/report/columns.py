@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from layerfold.records import BASE_LABEL, RECOVERY, Json, Results
+from layerfold.files import Json
+from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import numerals
 from layerfold.report.tables import TIMES_BASE, Cell, Direction, Table, same_model, shown
 from layerfold.statistics import Interval

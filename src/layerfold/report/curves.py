@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from layerfold.records import BASE_LABEL, RECOVERY, Json, Results
+from layerfold.files import Json
+from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import numerals
 from layerfold.report.drawing import (
     CARD,

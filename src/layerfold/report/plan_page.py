@@ -14,7 +14,7 @@ from layerfold.report.plan_plots import trials_plot
 from layerfold.report.provenance import listing
 from layerfold.report.search_columns import counted, timing_check
 from layerfold.report.template import write_page
-from layerfold.yamlfiles import yaml_text
+from layerfold.settings import yaml_text
 
 
 def write_plan_html(planned: Planned, path: Path, recipe: dict[str, Any]) -> None:

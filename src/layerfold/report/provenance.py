@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layerfold.records import RECOVERY, Json, Record, Results
+from layerfold.files import Json
+from layerfold.records import RECOVERY, Record, Results
 from layerfold.report.columns import COLUMNS
 from layerfold.report.tables import MISSING
 

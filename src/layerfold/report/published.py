@@ -10,7 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 
 from layerfold.errors import InputError
-from layerfold.records import BASE_LABEL, RECOVERY, Json, Results, write_text
+from layerfold.files import Json, write_text
+from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report.columns import Column, shows_zeros
 from layerfold.report.published_tables import STUDIES, Metric, PublishedStudy
 from layerfold.report.tables import MISSING, Cell, Direction, Table, shown

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layerfold.records import BASE_LABEL, RECOVERY, Json, Results
+from layerfold.files import Json
+from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import numerals
 from layerfold.report.curves import curves
 from layerfold.report.drawing import Plot

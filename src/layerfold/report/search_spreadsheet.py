@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold.errors import MissingExtraError
-from layerfold.records import replacing, write_text
+from layerfold.files import replacing, write_text
 from layerfold.report.search_columns import removed
 from layerfold.report.window_columns import name
 from layerfold.search import Candidate, Found, FoundWindows, Window

@@ -6,7 +6,8 @@ import csv
 import io
 from pathlib import Path
 
-from layerfold.records import Results, write_text
+from layerfold.files import write_text
+from layerfold.records import Results
 from layerfold.report.columns import columns, over_seeds
 
 

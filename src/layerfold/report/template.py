@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from layerfold.records import BASE_LABEL, write_text
+from layerfold.files import write_text
+from layerfold.records import BASE_LABEL
 from layerfold.report.tables import MISSING
 
 

@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 from layerfold import defaults
 from layerfold.calibration import calibration_windows, shortage
 from layerfold.checkpoint import hash_weights
+from layerfold.environment import environment
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
-from layerfold.folders import check_run_folder
+from layerfold.files import check_run_folder, hash_json, write_text
 from layerfold.hub import Model, default_corpus
 from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import SILENT, Progress
-from layerfold.records import environment, hash_json, write_text
 from layerfold.search.found import Candidate, Found
 from layerfold.search.judging import describe, judged
 from layerfold.search.repaired import Repairs

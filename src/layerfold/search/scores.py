@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from layerfold.files import replacing
 from layerfold.progress import SILENT, Progress, Step
-from layerfold.records import replacing
 from layerfold.scoring import expected_embedding, log_partition, scored_positions, target_logits
 from layerfold.search.stages import Blocks, Stages
 from layerfold.search.walk import walk

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from layerfold.environment import environment
 from layerfold.evaluators import Latency
+from layerfold.files import hash_json
 from layerfold.hub import Model
 from layerfold.methods.drop import Part
 from layerfold.progress import Progress
-from layerfold.records import Record, RecordStore, environment, hash_json
+from layerfold.records import Record, RecordStore
 from layerfold.search.found import Timing
 from layerfold.search.stages import removable
 from layerfold.statistics import Interval

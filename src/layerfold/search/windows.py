@@ -13,14 +13,14 @@ from layerfold.apart import Apart
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint import hash_weights
 from layerfold.decoder import Decoder
+from layerfold.environment import environment
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
-from layerfold.folders import check_run_folder
+from layerfold.files import check_run_folder, hash_json, write_text
 from layerfold.hub import Model, default_corpus
 from layerfold.methods import Share
 from layerfold.methods.base import AUTO, Notes
 from layerfold.progress import SILENT, Progress
-from layerfold.records import environment, hash_json, write_text
 from layerfold.search.found_windows import FoundWindows, Window
 from layerfold.search.judging import describe, judged
 from layerfold.search.scores import OBJECTIVES, Objective, Scores

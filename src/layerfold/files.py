@@ -1,17 +1,59 @@
-"""Folders that appear whole or not at all, and never in the place of what they should not replace."""
+"""Files and folders that appear whole or not at all, and hashes of what is in them."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from layerfold.errors import OutputError, first_line
+from layerfold.errors import ModelError, OutputError, first_line
+
+Json = Any
+"""A value that json.dumps takes."""
+
+
+def hash_json(value: Json) -> str:
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.umask(mask := os.umask(0))
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OutputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is whole or not there."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_folder(directory: Path, *, overwrite: bool) -> None:
@@ -96,3 +138,17 @@ def _open_up(folder: Path) -> None:
     os.chmod(folder, 0o777 & ~mask)
     for file in folder.rglob("*"):
         os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)
+
+
+def hash_file(path: Path, more: str = "") -> str:
+    """SHA-256 of a file's bytes, and of more text after them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(more.encode())
+    return digest.hexdigest()
+
+
+def check_hash(found: str, recorded: object, path: Path) -> None:
+    """Raise ModelError where a file's hash is not the one recorded."""
+    if found != recorded:
+        raise ModelError(f"{str(path)!r} is damaged: SHA-256 {found[:12]}..., recorded {str(recorded)[:12]}...")
