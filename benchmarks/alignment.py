@@ -26,8 +26,9 @@ from shape import (
 )
 
 from layerfold.calibration import Calibration, Pair
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET
 from layerfold.decoder import Decoder
-from layerfold.hub import POCKET, load
 from layerfold.linalg import match_neurons
 from layerfold.methods import Merge
 from layerfold.study import calibration_windows

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from shape import VOCABULARY, Figures, arguments, gpt2_folder, load_touched, random_windows, report, seconds
 
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.size import flops_per_token
-from layerfold.hub import POCKET, load
 from layerfold.progress import SILENT
 from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores

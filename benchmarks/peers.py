@@ -19,11 +19,11 @@ from torch.nn.functional import normalize
 
 from layerfold.block import Block
 from layerfold.calibration import Calibration
+from layerfold.checkpoint.model import Model
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.ffn import Matrix
-from layerfold.hub import Model
 from layerfold.leastsquares import RegressionMoments
 from layerfold.methods import Collapse, Merge, Prune
 from layerfold.methods.prune import Criterion

@@ -5,7 +5,7 @@ from __future__ import annotations
 from peers import Peer, Texts, budget
 
 from layerfold.calibration import Calibration
-from layerfold.hub import Model
+from layerfold.checkpoint.model import Model
 from layerfold.planning import Plan
 from layerfold.planning import trials as planning
 

@@ -22,9 +22,10 @@ from shape import (
 )
 
 from layerfold.calibration import Calibration
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET, Model, Provenance
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Latency
-from layerfold.hub import POCKET, Model, Provenance, load
 from layerfold.methods import Prune
 from layerfold.records import BASE_LABEL
 from layerfold.stepping import Stepper, fused_activations

@@ -21,10 +21,11 @@ from table import cell_text, markdown, paired, plot
 
 from layerfold import api
 from layerfold.calibration import calibration_windows
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.environment import environment
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json, write_text
-from layerfold.hub import POCKET, Model, default_corpus, load
 from layerfold.recovery import Distill
 from layerfold.recovery.workspace import clear
 

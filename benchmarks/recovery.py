@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET
 from layerfold.console import drawn
 from layerfold.environment import environment
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.files import write_text
-from layerfold.hub import POCKET, load
 from layerfold.recipe import read_recipe
 from layerfold.records import RECOVERY
 from layerfold.study import Study

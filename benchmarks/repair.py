@@ -22,8 +22,9 @@ from shape import (
 
 from layerfold import defaults
 from layerfold.calibration import calibration_windows
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET
 from layerfold.decoder import Decoder
-from layerfold.hub import POCKET, load
 from layerfold.repairing import refit_
 from layerfold.spans import spanning
 from layerfold.stepping import Stepper, fused_activations

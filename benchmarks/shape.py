@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from layerfold.checkpoint.load import load
 from layerfold.decoder import Decoder
 from layerfold.doctor import matrix_product_rate
 from layerfold.environment import environment
 from layerfold.files import write_text
-from layerfold.hub import load
 from layerfold.windows import Windows
 
 T = TypeVar("T")

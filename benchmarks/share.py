@@ -22,9 +22,10 @@ from shape import (
 )
 
 from layerfold.calibration import Calibration, calibration_windows
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
-from layerfold.hub import POCKET, load
 from layerfold.methods import Share
 from layerfold.progress import SILENT
 from layerfold.scoring import window_nats

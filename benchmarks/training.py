@@ -10,7 +10,8 @@ import torch
 from shape import Figures, arguments, medians, report, seconds
 from transformers import get_linear_schedule_with_warmup
 
-from layerfold.hub import POCKET, Model, load
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET, Model
 from layerfold.recovery import Finetune
 from layerfold.recovery.run import Run
 from layerfold.recovery.text import TrainingText, training_text

@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from layerfold import deltas
-from layerfold.adapter import ADAPTER, BASE, save_adapter
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.peft import ADAPTER, BASE, save_adapter
+from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import InputError, MissingExtraError, OutputError
-from layerfold.hub import Model, load
 
 
 def biases_of_their_own(model: Model) -> Model:

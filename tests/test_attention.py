@@ -7,7 +7,7 @@ import torch
 from tiny import BLOCKS, assert_masks_equal, continued, halve_, logits, step_through, tiny, token_ids
 from torch import Tensor
 
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.save import hash_weights
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.masks import held

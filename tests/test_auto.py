@@ -16,16 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto import configuration_auto, modeling_auto
 
 import layerfold
-from layerfold.auto import CompactConfig, CompactForCausalLM, register_config, register_model
-from layerfold.checkpoint import hash_weights
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.auto import CompactConfig, CompactForCausalLM, register_config, register_model
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import hash_weights
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.decoder import Decoder
 from layerfold.deltas import ranks
 from layerfold.errors import InputError, ModelError
-from layerfold.hub import Model, load
 from layerfold.masks import held
 from layerfold.methods import Merge, Share
-from layerfold.structure import MANIFEST
 
 
 def shared(family: str) -> Model:

@@ -14,9 +14,9 @@ from rich.console import Console
 from tiny import Write, prose, tiny
 
 from layerfold import sources
+from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, RecipeError
 from layerfold.evaluators import Imdb, Rouge, Score
-from layerfold.hub import Model
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, Record, read_results, write_results
 from layerfold.report import print_table, write_csv, write_html

@@ -15,19 +15,13 @@ from safetensors.torch import load_file, save_file
 from tiny import continued, logits, tiny, token_ids, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layerfold.checkpoint import (
-    FORMATS,
-    bytes_on_disk,
-    hash_weights,
-    read_manifest,
-    read_training_,
-    write_dense,
-)
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import FORMATS, bytes_on_disk, hash_weights, read_manifest, read_training_, write_dense
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import InputError, ModelError
-from layerfold.hub import Model, load
 from layerfold.methods import Collapse, Merge
-from layerfold.structure import MANIFEST
 
 FORMAT = pytest.mark.parametrize("form", FORMATS)
 

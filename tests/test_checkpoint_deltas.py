@@ -17,16 +17,17 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILY_NAMES, chosen, continued, logits, sparsify, tiny, token_ids
 from transformers import AutoModelForCausalLM
 
-from layerfold.checkpoint import FORMATS, bytes_on_disk, hash_weights
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.save import FORMATS, bytes_on_disk, hash_weights
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.decoder import Decoder
 from layerfold.deltas import factored, multiplied_out, ranks
 from layerfold.errors import ModelError
 from layerfold.files import hash_file
-from layerfold.hub import Model, Provenance, load
 from layerfold.masks import held, hold_
 from layerfold.methods import Merge, Prune, Share
-from layerfold.structure import MANIFEST
 
 PLAIN = {"init": "svd", "align": "none"}
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from tiny import logits, tiny
 
-from layerfold import compact
-from layerfold.checkpoint import FORMATS
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint import compact
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.save import FORMATS
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import LayerfoldError, ModelError, OutputError
 from layerfold.files import check_folder
-from layerfold.hub import load
 from layerfold.methods import Merge
-from layerfold.structure import MANIFEST
 
 Damage = Callable[[Path], object]
 

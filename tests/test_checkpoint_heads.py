@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from tiny import assert_masks_equal, chosen, continued, halve_, logits, shared, tiny, token_ids
 from transformers import AutoModelForCausalLM
 
-from layerfold.checkpoint import FORMATS, read_training_, write_dense
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import FORMATS, read_training_, write_dense
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
-from layerfold.hub import Model, load
 from layerfold.masks import held
-from layerfold.structure import MANIFEST
 
 FORMAT = pytest.mark.parametrize("form", FORMATS)
 

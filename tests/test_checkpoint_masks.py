@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from tiny import assert_masks_equal, halve_, logits, sparsify, tiny, tiny_model, token_ids
 from transformers import AutoModelForCausalLM
 
-from layerfold import checkpoint, compact
-from layerfold.checkpoint import FORMATS, MASKS, bytes_on_disk, hash_weights, read_training_, write_dense
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint import compact
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import FORMATS, MASKS, bytes_on_disk, hash_weights, read_training_, save, write_dense
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import ModelError, OutputError
-from layerfold.hub import Model, load
 from layerfold.masks import held, hold_
-from layerfold.structure import MANIFEST
 
 FORMAT = pytest.mark.parametrize("form", FORMATS)
 UP = "transformer.h.{}.mlp.c_fc.weight"
@@ -181,7 +182,7 @@ def test_an_interrupted_save_of_masks_leaves_nothing(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for module in (checkpoint, compact):
+    for module in (save, compact):
         monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(OutputError, match=r"cannot write .*No space left on device") as caught:
         halved().save(tmp_path / "saved", format=form)

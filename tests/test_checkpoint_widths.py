@@ -14,13 +14,14 @@ from tiny import BLOCKS, assert_masks_equal, chosen, continued, halve_, logits, 
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from layerfold.checkpoint import FORMATS, bytes_on_disk, hash_weights, read_training_, write_dense
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import FORMATS, bytes_on_disk, hash_weights, read_training_, write_dense
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
-from layerfold.hub import Model, load
 from layerfold.masks import held
-from layerfold.structure import MANIFEST
 
 FORMAT = pytest.mark.parametrize("form", FORMATS)
 FEW = pytest.mark.parametrize("family", ["gpt2", "qwen3"])

@@ -16,9 +16,9 @@ import yaml
 from tiny import tiny, tiny_model, tokenizer
 from transformers import AutoModelForCausalLM
 
+from layerfold.checkpoint.load import load
 from layerfold.corpora import load_corpus
 from layerfold.errors import OutputError
-from layerfold.hub import load
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -459,12 +459,14 @@ def test_recover_killed_and_started_again_goes_on(
 def test_recover_begun_with_other_settings_begins_anew_where_told(
     layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerfold.hub.Model.save", lambda *_, **__: (_ for _ in ()).throw(OutputError("full")))
+    monkeypatch.setattr(
+        "layerfold.checkpoint.model.Model.save", lambda *_, **__: (_ for _ in ()).throw(OutputError("full"))
+    )
     words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
     assert layerfold(*words).code == 2
     assert (tmp_path / "out.training").is_dir(), "what was trained is kept where it cannot be saved"
     monkeypatch.undo()
-    monkeypatch.setattr("layerfold.hub.hub_reachable", lambda: False)
+    monkeypatch.setattr("layerfold.checkpoint.load.hub_reachable", lambda: False)
     assert layerfold(*words, "--set", "clip=2").code == 2
     done = layerfold(*words, "--set", "clip=2", "--overwrite")
     assert done.code == 0, done.err

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import tiny
 
-from layerfold.hub import load
+from layerfold.checkpoint.load import load
 from layerfold.planning.forms import count
 from layerfold.recipe import read_recipe
 

@@ -12,8 +12,8 @@ import torch
 from tiny import assert_masks_equal, logits, tiny, token_ids
 from transformers import AutoModelForCausalLM
 
+from layerfold.checkpoint.load import load
 from layerfold.cli import options
-from layerfold.hub import load
 from layerfold.masks import held
 from layerfold.methods.prune import CRITERIA, SCOPES, STRUCTURES
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import BLOCKS
 
-from layerfold.hub import load
+from layerfold.checkpoint.load import load
 
 pytestmark = pytest.mark.usefixtures("offline")
 

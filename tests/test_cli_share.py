@@ -13,7 +13,7 @@ from tiny import logits, shared, tiny, token_ids
 from transformers import AutoModelForCausalLM
 
 from layerfold import deltas
-from layerfold.hub import load
+from layerfold.checkpoint.load import load
 
 pytestmark = pytest.mark.usefixtures("offline")
 

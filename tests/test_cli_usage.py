@@ -74,7 +74,7 @@ def test_an_interrupted_command_exits_as_one(layerfold: Any, monkeypatch: pytest
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerfold.hub.load", interrupted)
+    monkeypatch.setattr("layerfold.checkpoint.load.load", interrupted)
     done = layerfold("eval", "pocket")
     assert done.code not in (0, 2)
     assert "Traceback" not in done.err

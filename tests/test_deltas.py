@@ -11,7 +11,7 @@ from tiny import chosen, logits, sparsify, tiny
 from torch import nn
 
 from layerfold import deltas
-from layerfold.checkpoint import DELTAS, hash_weights, read_training_, write_training
+from layerfold.checkpoint.save import DELTAS, hash_weights, read_training_, write_training
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.factored import Factored

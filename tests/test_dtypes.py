@@ -13,16 +13,16 @@ from tiny import halve_, logits, tiny, tiny_model, tokenizer
 from transformers import AutoModelForCausalLM
 
 import layerfold
-from layerfold.checkpoint import FORMATS
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.save import FORMATS
+from layerfold.checkpoint.structure import MANIFEST
+from layerfold.checkpoint.weights import DTYPES
 from layerfold.errors import InputError, ModelError
 from layerfold.evaluators import Size
-from layerfold.hub import load
 from layerfold.methods import Drop
 from layerfold.recipe import Recipe
-from layerfold.structure import MANIFEST
 from layerfold.study import Study
-from layerfold.weightfiles import DTYPES
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 FORM = pytest.mark.parametrize("form", FORMATS)

@@ -141,7 +141,7 @@ def test_a_module_imports_lower_floors_and_none_beside_it(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source", "said"),
     [
-        ("decoder", "import layerfold.hub", "decoder imports hub, a floor above it"),
+        ("decoder", "import layerfold.checkpoint.load", "decoder imports hub, a floor above it"),
         ("windows", "from layerfold import study", "windows imports study, a floor above it"),
         ("linalg", "def f():\n    from layerfold.decoder import FFN", "linalg imports decoder, a floor above it"),
         ("methods.merge", "from layerfold.methods.collapse import Collapse", "methods.collapse, beside it"),

@@ -15,10 +15,10 @@ from tiny import logits, tiny, tiny_model
 from transformers import BertConfig, BertModel
 
 import layerfold as package
-from layerfold import hub
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Provenance, default_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError
-from layerfold.hub import Provenance, default_corpus, load
 from layerfold.methods import Collapse
 
 
@@ -152,7 +152,7 @@ def test_a_base_on_another_drive_keeps_its_whole_path(monkeypatch: pytest.Monkey
     def refuse(*_: object) -> str:
         raise ValueError("path is on mount 'D:', start on mount 'C:'")
 
-    monkeypatch.setattr("layerfold.hub.os.path.relpath", refuse)
+    monkeypatch.setattr("layerfold.checkpoint.load.os.path.relpath", refuse)
     kept = Provenance("base", location="D:/base").to_json(tmp_path)
     assert kept["location"] == "D:/base"
 
@@ -200,7 +200,7 @@ def test_values_that_are_not_finite_name_their_tensor(folder: Path, value: float
 
 
 def test_the_hub_unreachable_is_one_line_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
+    monkeypatch.setattr(load, "hub_reachable", lambda: False)
     with pytest.raises(OfflineError, match=r"cannot be reached.*'gpt2'"):
         load("gpt2")
     with pytest.raises(OfflineError, match=r"'pokcet'.*did you mean 'pocket'\?"):
@@ -218,14 +218,14 @@ def test_what_is_neither_a_folder_nor_an_id_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./mymodell", "../mymodell", "~/mymodell", "/mymodell", "./a/b"])
 def test_a_path_is_never_asked_of_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "hub_reachable", lambda: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(load, "hub_reachable", lambda: pytest.fail("asked the Hub"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^no folder at "):
         load(name)
 
 
 def test_the_folder_that_was_meant_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
+    monkeypatch.setattr(load, "hub_reachable", lambda: False)
     monkeypatch.chdir(folder.parent)
     for name in ("./modell", "modell"):
         with pytest.raises(LayerfoldError, match=r"; did you mean 'model'\?$"):

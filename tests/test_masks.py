@@ -14,10 +14,11 @@ from tiny import assert_masks_equal, halve_, logits, sparsify, tiny, tiny_model,
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from layerfold.checkpoint import FORMATS, hash_weights
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import FORMATS, hash_weights
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.hub import Model, load
 from layerfold.masks import held, hold_, pack, unpack
 from layerfold.methods import Merge
 

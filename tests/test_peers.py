@@ -15,8 +15,8 @@ import torch
 from tiny import BLOCKS, CONTEXT, corpus, logits, prose, tiny, tokenizer
 from torch import Tensor
 
+from layerfold.checkpoint.model import Model
 from layerfold.decoder import Decoder
-from layerfold.hub import Model
 from layerfold.readout import Readout, attention_readout, ffn_readout
 from layerfold.scoring import window_nats
 from layerfold.windows import Windows, cut_windows

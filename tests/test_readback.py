@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from tiny import halve_, logits, shared, tiny
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from layerfold import checkpoint, compact, readback
-from layerfold.checkpoint import FORMATS
-from layerfold.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint import compact, readback, save
+from layerfold.checkpoint.compact import COMPACT_WEIGHTS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.save import FORMATS
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import InputError, OutputError
-from layerfold.hub import load
-from layerfold.structure import MANIFEST
 
 Fault = Callable[[Path], None]
 
@@ -104,7 +104,7 @@ def test_masks_that_reach_the_disk_changed_are_not_written(tmp_path: Path, monke
     model = tiny("gpt2")
     halve_(model.decoder)
     monkeypatch.setattr(
-        checkpoint, "save_file", lambda packed, path: save_file({name: ~each for name, each in packed.items()}, path)
+        save, "save_file", lambda packed, path: save_file({name: ~each for name, each in packed.items()}, path)
     )
     with pytest.raises(OutputError, match=r"'layerfold_masks\.bits' reads back with other values"):
         model.save(tmp_path / "saved")
@@ -149,7 +149,7 @@ def test_what_is_sound_reads_back_in_every_family(family: str, form: Any, tmp_pa
 
 def test_a_configuration_that_builds_another_model_is_found(tmp_path: Path) -> None:
     model = tiny("gpt2").decoder.model
-    state = checkpoint.write_dense(model, tmp_path)
+    state = save.write_dense(model, tmp_path)
     readback.check_config(tmp_path, model, state)
     state["transformer.ln_f.weight"] = torch.zeros(3)
     with pytest.raises(OutputError, match=r"'transformer.ln_f.weight' as \(32,\), not \(3,\)"):
@@ -171,7 +171,7 @@ def test_masks_under_the_name_that_earlier_versions_gave_them_are_read(tmp_path:
     model.save(tmp_path / "saved")
     (tmp_path / "saved" / "layerfold_masks.bits").rename(tmp_path / "saved" / "layerfold_masks.safetensors")
     loaded = load(tmp_path / "saved")
-    assert {name: mask.sum().item() for name, mask in checkpoint.masks.held(loaded.decoder).items()} == {
+    assert {name: mask.sum().item() for name, mask in save.masks.held(loaded.decoder).items()} == {
         name: mask.sum().item() for name, mask in kept.items()
     }
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tiny import deep, tiny
 
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET
 from layerfold.errors import RecipeError
-from layerfold.hub import POCKET, load
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
 from layerfold.origins import Load, Planned, Student
 from layerfold.recipe import build_recovery, default_recipe, read_recipe

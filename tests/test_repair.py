@@ -14,10 +14,11 @@ from tiny import BLOCKS, Write, continued, logits, prose, tiny, token_ids, windo
 from transformers import AutoModelForCausalLM
 
 from layerfold import deltas
-from layerfold.adapter import ADAPTER, BASE, save_adapter
 from layerfold.api import compress
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.peft import ADAPTER, BASE, save_adapter
 from layerfold.errors import InputError, RecipeError
-from layerfold.hub import Model, load
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layerfold.hub import load
+from layerfold.checkpoint.load import load
 from layerfold.recipe import read_recipe
 from layerfold.records import Record, Results, write_results
 from layerfold.replicates import combined

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from layerfold import hub, study
+from layerfold import study
+from layerfold.checkpoint import load
 from layerfold.records import RESULTS_FILE, read_results
 
 FILES = ("results.csv", "report.html")
@@ -44,7 +45,7 @@ def without_models(monkeypatch: pytest.MonkeyPatch) -> Any:
         def refuse(*_: Any, **__: Any) -> None:
             raise AssertionError("a report needs no model")
 
-        monkeypatch.setattr(hub, "load", refuse)
+        monkeypatch.setattr(load, "load", refuse)
         monkeypatch.setattr(study, "Study", refuse)
 
     return forbid

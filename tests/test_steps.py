@@ -10,8 +10,8 @@ import torch
 from tiny import BLOCKS, tiny
 
 import layerfold
+from layerfold.checkpoint.load import load
 from layerfold.errors import InputError, RecipeError
-from layerfold.hub import load
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
 from layerfold.pipeline import _together
 from layerfold.recipe import read_recipe

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import BLOCKS, assert_masks_equal, chosen, continued, halve_, logits, tiny
 
-from layerfold.checkpoint import FORMATS, hash_weights
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.save import FORMATS, hash_weights
 from layerfold.errors import InputError
-from layerfold.hub import load
 from layerfold.masks import held
 from layerfold.methods import Merge
 

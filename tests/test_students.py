@@ -13,9 +13,10 @@ import torch
 from tiny import BLOCKS, CONTEXT, Write, prose, tiny, tokenizer
 
 import layerfold
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model, Provenance
 from layerfold.decoder import Decoder
 from layerfold.errors import CorpusError, InputError, RecipeError
-from layerfold.hub import Model, Provenance, load
 from layerfold.methods import Drop
 from layerfold.origins import Load, Student
 from layerfold.recipe import Recipe, read_recipe

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from tiny import prose, tiny
 
+from layerfold.checkpoint.model import Model
 from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Latency, Perplexity, Size
-from layerfold.hub import Model
 from layerfold.methods import Merge
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, Record

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from layerfold import deltas
+from layerfold.checkpoint.model import Model, Provenance
 from layerfold.corpora import Corpus
 from layerfold.decoder import Decoder
 from layerfold.factored import Factored
 from layerfold.families import FAMILIES
-from layerfold.hub import Model, Provenance
 from layerfold.masks import hold_
 from layerfold.methods import Share
 from layerfold.stepping import Stepper

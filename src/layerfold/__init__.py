@@ -9,10 +9,11 @@ from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from layerfold.api import compress, evaluate, recover
+    from layerfold.checkpoint.load import load
+    from layerfold.checkpoint.model import Model
     from layerfold.decoder import Decoder
     from layerfold.errors import LayerfoldError
     from layerfold.evaluators import Generation, Harness, Imdb, Latency, Perplexity, Rouge, Score, Size
-    from layerfold.hub import Model, load
     from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
     from layerfold.planning import Plan
     from layerfold.recipe import Recipe, default_recipe, read_recipe
@@ -36,7 +37,7 @@ _WHERE = {
     "LayerfoldError": "errors",
     "LowRank": "recovery",
     "Merge": "methods",
-    "Model": "hub",
+    "Model": "checkpoint.model",
     "Perplexity": "evaluators",
     "Plan": "planning",
     "Prune": "methods",
@@ -51,7 +52,7 @@ _WHERE = {
     "compress": "api",
     "default_recipe": "recipe",
     "evaluate": "api",
-    "load": "hub",
+    "load": "checkpoint.load",
     "read_recipe": "recipe",
     "recover": "api",
 }
@@ -92,8 +93,8 @@ __all__ = [
 
 
 # transformers' Auto classes load compact checkpoints from now on, without layerfold importing transformers for it.
-register_post_import_hook("layerfold.auto:register_config", "transformers.models.auto.configuration_auto")
-register_post_import_hook("layerfold.auto:register_model", "transformers.models.auto.modeling_auto")
+register_post_import_hook("layerfold.checkpoint.auto:register_config", "transformers.models.auto.configuration_auto")
+register_post_import_hook("layerfold.checkpoint.auto:register_model", "transformers.models.auto.modeling_auto")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,12 @@ from typing import Any
 
 from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.corpora import check_disjoint, load_corpus, read_corpus
 from layerfold.errors import InputError, OfflineError, one_of
 from layerfold.evaluators import EVALUATORS, HeldOut, Imdb, Latency, Perplexity, Rouge, Score
 from layerfold.evaluators.base import Protocols, check_protocol
-from layerfold.hub import POCKET, Model, default_corpus, load
 from layerfold.methods import Method, Steps
 from layerfold.pipeline import apply
 from layerfold.progress import SILENT, Progress

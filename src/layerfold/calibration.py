@@ -10,12 +10,12 @@ from torch import Tensor
 
 from layerfold import memory
 from layerfold.block import Projection
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.model import Model, default_corpus
+from layerfold.checkpoint.save import hash_weights
 from layerfold.corpora import read_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.ffn import Matrix
-from layerfold.hub import Model, default_corpus
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import reading

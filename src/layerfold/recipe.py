@@ -11,10 +11,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from layerfold import defaults
+from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
-from layerfold.hub import POCKET, Model, default_corpus
 from layerfold.methods import Method, Steps
 from layerfold.origins import Load, Planned, Student
 from layerfold.presets import DEFAULT_EVALUATORS, PRESETS

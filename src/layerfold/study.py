@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
 from layerfold.files import check_run_folder, write_text
-from layerfold.hub import Model, load
 from layerfold.passes import Pass
 from layerfold.progress import SILENT, Progress
 from layerfold.recipe import Recipe

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layerfold.checkpoint.model import Provenance
 from layerfold.corpora import Corpus, Splits
 from layerfold.errors import CorpusError
-from layerfold.hub import Provenance
 from layerfold.sources import ALL
 from layerfold.windows import Windows, cut_windows
 

@@ -12,11 +12,13 @@ from typing import Any, cast
 import torch
 
 from layerfold.calibration import Calibration, calibration_windows, shortage
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.weights import dtype_name
 from layerfold.corpora import Corpus, load_corpus, read_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json
-from layerfold.hub import Model, load
 from layerfold.methods import Method, Share, Steps
 from layerfold.methods.base import Notes
 from layerfold.methods.steps import in_order
@@ -32,7 +34,6 @@ from layerfold.repair import Repair
 from layerfold.search.selection import RACE
 from layerfold.search.settling import searches, selection_text
 from layerfold.settings import settings_of
-from layerfold.weightfiles import dtype_name
 from layerfold.windows import Windows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from layerfold import deltas, memory
 from layerfold.apart import Apart
+from layerfold.checkpoint.model import Model
 from layerfold.decoder import Decoder
-from layerfold.hub import Model
 from layerfold.methods.base import Notes
 from layerfold.records import BASE_LABEL
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import CONTEXT, VOCABULARY, tiny, tokenizer
 
+from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, ModelError
 from layerfold.evaluators import Generation
 from layerfold.evaluators.generation import PROMPTS, repeated_fraction
-from layerfold.hub import Model
 
 SHORT = Generation(prompts=("the river", "café 🎬"), new_tokens=9)
 

@@ -21,9 +21,9 @@ import torch
 from lm_eval.tasks._index import TaskIndex
 from tiny import Write, prose, shared, tiny, tokenizer, unequal
 
+from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, MissingExtraError, ModelError, OfflineError, RecipeError
 from layerfold.evaluators import Harness, harness
-from layerfold.hub import Model
 from layerfold.methods import Merge
 from layerfold.recipe import read_recipe
 from layerfold.records import BASE_LABEL

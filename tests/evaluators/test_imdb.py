@@ -14,13 +14,13 @@ import torch
 from tiny import CONTEXT, Write, prose, tiny, tokenizer
 
 from layerfold import classification, sources
+from layerfold.checkpoint.model import Model, Provenance
 from layerfold.classification import Padding, Training
 from layerfold.errors import CorpusError, InputError, ModelError, OfflineError
 from layerfold.evaluators import Imdb
 from layerfold.evaluators.base import Baselined, HeldOut
 from layerfold.evaluators.imdb import versus
 from layerfold.examples import load_labelled
-from layerfold.hub import Model, Provenance
 from layerfold.statistics import wilson
 
 END = tokenizer().eos_token_id

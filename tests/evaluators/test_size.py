@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny import BLOCKS, CONTEXT, VOCABULARY, tiny
 
-from layerfold.checkpoint import FORMATS
+from layerfold.checkpoint.save import FORMATS
 from layerfold.errors import InputError
 from layerfold.evaluators import Size
 from layerfold.evaluators.size import flops_per_token

@@ -10,8 +10,8 @@ from tiny import BLOCKS, continued, logits, tiny, token_ids, windows
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from layerfold.calibration import Calibration
+from layerfold.checkpoint.model import Model, Provenance
 from layerfold.decoder import Decoder
-from layerfold.hub import Model, Provenance
 from layerfold.methods import Collapse, Merge
 
 # Distinct parameters of the GPT-2 shape (12 x 768, vocabulary 50,257) after each n.

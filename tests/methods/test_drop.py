@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from layerfold.api import compress
 from layerfold.calibration import Calibration
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.save import hash_weights
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError
-from layerfold.hub import load
 from layerfold.methods import Collapse, Drop, Merge
 from layerfold.methods.drop import spelled
 from layerfold.recipe import read_recipe

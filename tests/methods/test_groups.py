@@ -9,8 +9,8 @@ import torch
 from tiny import BLOCKS, deep, tiny, windows
 
 from layerfold.calibration import Calibration
+from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
-from layerfold.hub import Model
 from layerfold.methods import Collapse, Merge
 
 METHOD = pytest.mark.parametrize("method", [Merge, Collapse])

@@ -12,9 +12,10 @@ from pruning import CUT, fresh, prune, weights
 from tiny import BLOCKS, continued, halve_, logits, neurons, sparsify, tiny
 
 from layerfold.calibration import Calibration
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model, Provenance
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.hub import Model, Provenance, load
 from layerfold.masks import held
 from layerfold.methods import Drop, Merge, Prune
 

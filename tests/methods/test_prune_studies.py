@@ -10,9 +10,10 @@ import torch
 from tiny import assert_masks_equal, logits, tiny
 
 from layerfold.api import compress
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError
-from layerfold.hub import Model, load
 from layerfold.masks import held
 from layerfold.methods import Prune
 from layerfold.recipe import read_recipe

@@ -10,8 +10,8 @@ import runs
 import torch
 from tiny import prose, tokenizer
 
+from layerfold.checkpoint.model import Model, Provenance
 from layerfold.decoder import Decoder
-from layerfold.hub import Model, Provenance
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from layerfold import deltas
+from layerfold.checkpoint.model import Model
 from layerfold.corpora import load_corpus
-from layerfold.hub import Model
 from layerfold.recovery import Distill, Finetune, LowRank, Recovery
 from layerfold.recovery.run import Outcome, Run
 

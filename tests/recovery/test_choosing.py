@@ -19,8 +19,8 @@ from tiny import Write, prose
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 import layerfold
+from layerfold.checkpoint.model import Model
 from layerfold.errors import TrainingError
-from layerfold.hub import Model
 from layerfold.recovery import trainer as training
 from layerfold.recovery.base import LEARNING_RATES
 

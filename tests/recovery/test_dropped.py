@@ -12,7 +12,8 @@ from tiny import logits, token_ids
 from transformers import AutoModelForCausalLM
 
 import layerfold
-from layerfold.hub import Model, load
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
 from layerfold.methods import Drop
 
 

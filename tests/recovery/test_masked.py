@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny import assert_masks_equal, chosen, halve_, logits, token_ids
 from transformers import AutoModelForCausalLM
 
-from layerfold.checkpoint import FORMATS
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import FORMATS
 from layerfold.errors import InputError, ModelError
-from layerfold.hub import Model, load
 from layerfold.masks import held
 from layerfold.methods import Merge
 from layerfold.recovery import Recovery, callbacks

@@ -18,7 +18,8 @@ import runs
 from tiny import assert_masks_equal, chosen, halve_, prose, shared, unequal
 
 from layerfold import cli
-from layerfold.hub import Model, load
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
 from layerfold.masks import held
 from layerfold.recovery.run import Outcome
 

@@ -17,8 +17,8 @@ import torch
 from tiny import tiny
 
 import layerfold
+from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, OutputError
-from layerfold.hub import Model
 from layerfold.masks import hold_
 from layerfold.methods import Collapse, Drop, Merge
 from layerfold.recovery import Recovery, callbacks

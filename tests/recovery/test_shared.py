@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from tiny import assert_masks_equal, logits, shared, token_ids, unequal
 from transformers import AutoModelForCausalLM
 
-from layerfold import checkpoint, deltas
-from layerfold.checkpoint import FORMATS
+from layerfold import deltas
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import DELTAS, FORMATS
 from layerfold.errors import InputError, ModelError
-from layerfold.hub import Model, load
 from layerfold.masks import held
 from layerfold.methods import Merge, Prune
 from layerfold.recovery import Recovery, callbacks
@@ -166,7 +167,7 @@ def test_a_checkpoint_without_its_deltas_is_an_error_and_not_other_weights(
 ) -> None:
     model, recovery = plain(), runs.lowrank(study_corpus, steps=2, evaluations=1)
     assert runs.train(model, recovery, tmp_path / "run")[1].best_step == 2
-    file = tmp_path / "run" / "checkpoint-2" / checkpoint.DELTAS
+    file = tmp_path / "run" / "checkpoint-2" / DELTAS
     if damage == "missing":
         file.unlink()
     elif damage == "cut":

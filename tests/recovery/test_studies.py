@@ -13,9 +13,10 @@ import runs
 from tiny import VOCABULARY, Write, prose
 
 import layerfold
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, InputError, LayerfoldError, TrainingError
 from layerfold.files import hash_json
-from layerfold.hub import Model, load
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, RECOVERY, Record
 from layerfold.recovery import callbacks

@@ -13,8 +13,9 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 import layerfold
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model, Provenance
 from layerfold.errors import InputError, LayerfoldError, ModelError
-from layerfold.hub import Model, Provenance, load
 from layerfold.methods import Collapse, Merge, Prune
 from layerfold.methods.base import Method
 from layerfold.recovery import Distill
@@ -223,7 +224,7 @@ def test_a_base_is_found_from_another_folder_and_after_both_moved(
 
 def test_a_base_out_of_reach_says_what_it_was_wanted_for(monkeypatch: pytest.MonkeyPatch) -> None:
     # The user may never have named that model.
-    monkeypatch.setattr("layerfold.hub.hub_reachable", lambda: False)
+    monkeypatch.setattr("layerfold.checkpoint.load.hub_reachable", lambda: False)
     with pytest.raises(LayerfoldError, match="no teacher was named"):
         default_teacher(after(tiny("gpt2"), Collapse(n=2, align="none")))
 

@@ -12,9 +12,9 @@ import torch
 from tiny import Write, prose, tokenizer
 
 import layerfold
+from layerfold.checkpoint.model import Provenance
 from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, LayerfoldError
-from layerfold.hub import Provenance
 from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows, settings, training_text
 
 

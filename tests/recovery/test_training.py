@@ -22,9 +22,9 @@ from transformers import (
 )
 
 import layerfold
+from layerfold.checkpoint.model import Model
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.hub import Model
 from layerfold.masks import held, hold_
 from layerfold.methods import Collapse, Merge
 from layerfold.recovery import callbacks

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny; this file's own fold
 import runs
 
 import layerfold
-from layerfold import checkpoint, cli
+from layerfold import cli
 from layerfold.masks import held
 from layerfold.recovery import Finetune, run
 
@@ -40,7 +40,7 @@ def late(do: Callable[..., Any]) -> Callable[..., Any]:
 
 def command(typed: list[str]) -> None:
     """Read the best weights late: the first process is not to have cleared their folder by then."""
-    with patch.object(checkpoint, "read_training_", late(checkpoint.read_training_)):
+    with patch.object(run, "read_training_", late(run.read_training_)):
         cli.app(typed, standalone_mode=False)
 
 
@@ -68,7 +68,7 @@ def diverging_in_one(corpus: str, folder: Path) -> list[dict[str, Any]]:
 
 def overwriting(corpus: str, folder: Path) -> dict[str, Any]:
     """Begin anew where another run lies, the second process coming late out of that and into this."""
-    with patch.object(checkpoint, "read_training_", late(checkpoint.read_training_)):
+    with patch.object(run, "read_training_", late(run.read_training_)):
         layerfold.recover(runs.small(), runs.finetune(corpus, steps=2, evaluations=1), training_dir=folder)
     recovery = runs.finetune(corpus, steps=2, evaluations=1, learning_rate=2e-3)
     with patch.object(run, "claim", late(run.claim)):

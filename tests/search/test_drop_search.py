@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import BLOCKS, deep, tiny
 
+from layerfold.checkpoint.model import Model
 from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
-from layerfold.hub import Model
 from layerfold.methods import Drop
 from layerfold.search import DropSearch, Found, best_drop
 from layerfold.search.scores import Scores

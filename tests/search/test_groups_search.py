@@ -14,9 +14,9 @@ from tables import flat, selection
 from tiny import Write, prose, tiny
 
 import layerfold
+from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, InputError
 from layerfold.evaluators import Perplexity
-from layerfold.hub import Model
 from layerfold.methods import Collapse, Merge
 from layerfold.methods.base import spelled
 from layerfold.recipe import read_recipe

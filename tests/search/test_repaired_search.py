@@ -16,10 +16,10 @@ from tiny import BLOCKS, Write, prose, tiny
 
 import layerfold
 from layerfold.calibration import calibration_windows
+from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, InputError, ModelError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
-from layerfold.hub import Model
 from layerfold.methods import Drop, Merge
 from layerfold.repairing import refit_
 from layerfold.search import DropSearch, Found, best_drop

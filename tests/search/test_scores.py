@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 from tiny import BLOCKS, corpus, logits, tiny, tokenizer, windows
 
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.save import hash_weights
 from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import OutputError
-from layerfold.hub import load
 from layerfold.methods import Merge
 from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import Silent

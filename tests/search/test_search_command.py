@@ -17,8 +17,8 @@ import pytest
 from tiny import BLOCKS, Write, prose, tiny
 from torch import Tensor
 
+from layerfold.checkpoint.load import load
 from layerfold.evaluators import Perplexity
-from layerfold.hub import load
 from layerfold.scoring import target_logits
 
 pytestmark = pytest.mark.usefixtures("offline")

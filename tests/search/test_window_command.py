@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny import tiny
 
-from layerfold.hub import load
+from layerfold.checkpoint.load import load
 
 pytestmark = pytest.mark.usefixtures("offline")
 

@@ -13,10 +13,10 @@ import torch
 from tiny import BLOCKS, Write, prose, tiny
 
 import layerfold
+from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
-from layerfold.hub import Model
 from layerfold.methods import Share
 from layerfold.recipe import read_recipe
 from layerfold.search import DropSearch, FoundWindows, WindowSearch

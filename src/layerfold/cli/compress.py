@@ -16,7 +16,7 @@ from layerfold.console import drawn
 from layerfold.errors import InputError
 
 if TYPE_CHECKING:
-    from layerfold.hub import Model
+    from layerfold.checkpoint.model import Model
     from layerfold.methods import Method
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a smaller checkpoint.")
@@ -227,7 +227,7 @@ def _compress(
 ) -> None:
     from layerfold import files
     from layerfold.api import compress
-    from layerfold.hub import load
+    from layerfold.checkpoint.load import load
 
     files.check_folder(output.directory, overwrite=output.overwrite)
     name, revision, trust_remote_code = base

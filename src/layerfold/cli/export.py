@@ -22,8 +22,8 @@ def export(
 ) -> None:
     """Rewrite a checkpoint in another form."""
     from layerfold import files
-    from layerfold.adapter import check_adapter_folder, save_adapter
-    from layerfold.hub import load
+    from layerfold.checkpoint.load import load
+    from layerfold.checkpoint.peft import check_adapter_folder, save_adapter
 
     if to is options.Form.peft:
         check_adapter_folder(output_dir, overwrite=overwrite)

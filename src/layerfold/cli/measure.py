@@ -35,7 +35,7 @@ def evaluate(
 ) -> None:
     """Measure one model."""
     from layerfold import api
-    from layerfold.hub import load
+    from layerfold.checkpoint.load import load
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     scores: dict[str, Score] = {}

@@ -44,7 +44,7 @@ class SaveDtype(StrEnum):
 
 def dtype_of(wanted: SaveDtype | None) -> torch.dtype | None:
     """Return torch's dtype; None where weights are saved in the one they came in."""
-    from layerfold.weightfiles import DTYPES
+    from layerfold.checkpoint.weights import DTYPES
 
     return None if wanted is None else DTYPES[wanted.value]
 

@@ -51,8 +51,8 @@ def plan(
     """Find, build and verify the best model within a budget."""
     from rich.console import Console
 
+    from layerfold.checkpoint.load import load
     from layerfold.files import check_folder, write_text
-    from layerfold.hub import load
     from layerfold.planning import Plan
     from layerfold.planning.planned import RESULT, check_model
     from layerfold.report import print_plan, write_plan_csv, write_plan_html

@@ -63,7 +63,7 @@ def recover(
 ) -> None:
     """Train a model, as what compression has broken. Killed, it goes on where it was when started again."""
     from layerfold import api, deltas, files
-    from layerfold.hub import load
+    from layerfold.checkpoint.load import load
     from layerfold.recipe import build_recovery
     from layerfold.recovery.processes import is_main
     from layerfold.recovery.workspace import clear

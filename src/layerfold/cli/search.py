@@ -85,7 +85,7 @@ def drop(
     """Remove blocks, alone and together, and tell the best set of each size."""
     from rich.console import Console
 
-    from layerfold.hub import load
+    from layerfold.checkpoint.load import load
     from layerfold.report import (
         check_parquet,
         print_search,
@@ -163,7 +163,7 @@ def window(
     """Share the FFNs of every window of consecutive blocks, and tell the best window of each size."""
     from rich.console import Console
 
-    from layerfold.hub import load
+    from layerfold.checkpoint.load import load
     from layerfold.methods import Share
     from layerfold.report import print_windows, write_windows_csv, write_windows_html
     from layerfold.search import WindowSearch

@@ -92,7 +92,8 @@ def _run(
     subfolder: str = "",
 ) -> tuple[Results, Path]:
     """Run a recipe, changed, and write its report into the run's folder or below; return its results and where."""
-    from layerfold.hub import POCKET, load
+    from layerfold.checkpoint.load import load
+    from layerfold.checkpoint.model import POCKET
     from layerfold.recipe import default_recipe, read_recipe
     from layerfold.records import write_results
     from layerfold.report import write_csv, write_html

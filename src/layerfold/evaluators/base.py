@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from layerfold.checkpoint.model import Model
 from layerfold.corpora import Corpus
 from layerfold.errors import InputError, one_of
-from layerfold.hub import Model
 from layerfold.progress import Progress
 
 Protocols = Literal["sound", "published"]

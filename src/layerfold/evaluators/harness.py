@@ -25,12 +25,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from layerfold.checkpoint import quiet
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import quiet
 from layerfold.environment import hub_reachable
 from layerfold.errors import InputError, MissingExtraError, OfflineError, first_line, nearest
 from layerfold.evaluators.base import Score
 from layerfold.files import hash_file, hash_json
-from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
 
 if TYPE_CHECKING:

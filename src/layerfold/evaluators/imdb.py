@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from layerfold.checkpoint.model import Model, is_pocket
 from layerfold.corpora import Corpus
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.examples import Label, Labelled, load_labelled
-from layerfold.hub import Model, is_pocket
 from layerfold.logistic import BagOfWords, fit
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import difference_of_shares, wilson

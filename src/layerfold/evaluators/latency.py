@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerfold.checkpoint.model import Model
 from layerfold.decoding import greedy
 from layerfold.deltas import multiplied_out
 from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
-from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import Floats, Interval, exponential, median_interval
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
-from layerfold.hub import Model, default_corpus
 from layerfold.progress import SILENT, Progress
 from layerfold.scoring import unit_nats
 from layerfold.statistics import Floats, exponential, ratio_interval

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from layerfold.checkpoint import bytes_on_disk
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import bytes_on_disk
+from layerfold.checkpoint.weights import dtype_name
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Score
-from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
-from layerfold.weightfiles import dtype_name
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 
+from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
-from layerfold.hub import Model
 from layerfold.methods import Drop, Method
 from layerfold.planning.budget import Budget
 from layerfold.planning.forms import WHOLE, Candidate, narrowed, rivals, sizes

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows, shortage
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.model import Model, default_corpus
+from layerfold.checkpoint.save import hash_weights
 from layerfold.decoder import Decoder
 from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.files import check_run_folder
-from layerfold.hub import Model, default_corpus
 from layerfold.methods import Drop
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.forms import Candidate, count, sizes

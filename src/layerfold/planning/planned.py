@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import OutputError
-from layerfold.hub import Model
 from layerfold.planning.budget import Budget
 from layerfold.planning.forms import Candidate
 from layerfold.planning.trials import Trial, as_json

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerfold.hub import Model
+from layerfold.checkpoint.model import Model
 from layerfold.progress import Progress
 from layerfold.search.found import Timing
 from layerfold.search.timing import latency

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from layerfold.calibration import Calibration
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import hash_weights
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json, write_text
-from layerfold.hub import Model
 from layerfold.pipeline import apply
 from layerfold.planning.forms import Candidate, count
 from layerfold.planning.order import Order

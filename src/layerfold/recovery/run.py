@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers import TrainerState
 
-from layerfold import checkpoint
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import quiet, read_training_
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, TrainingError
-from layerfold.hub import Model
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.arguments import check
 from layerfold.recovery.base import FIRST_LEARNING_RATE, Recovery
@@ -84,7 +84,7 @@ class Run:
             TrainingError: it diverged; the folder keeps the last checkpoint before that.
             OutputError: the folder cannot be written.
         """
-        with output_errors(self.folder), checkpoint.quiet(), _evaluating(self.teacher):
+        with output_errors(self.folder), quiet(), _evaluating(self.teacher):
             known = {"model_sha256": self.model.sha256, **settings(self.recovery, self.text, self.teacher)}
             claim(self.folder, known, self._overwrite)
             if self._is_its_own_teacher() or self.recovery.lacks(self.model.decoder):
@@ -174,7 +174,7 @@ class Run:
         )
         recovered = self.model.copy()
         if outcome.best_step:
-            checkpoint.read_training_(recovered.decoder.model, self.folder / f"checkpoint-{outcome.best_step}")
+            read_training_(recovered.decoder.model, self.folder / f"checkpoint-{outcome.best_step}")
         # From here on one process may remove the folder, as the command does, or a run that overwrites: not before
         # the others have read their weights.
         this_process().wait_for_everyone()

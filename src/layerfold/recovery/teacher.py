@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, LayerfoldError
-from layerfold.hub import Model, load
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
 from layerfold.windows import Windows

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.corpora import read_corpus
 from layerfold.errors import InputError
-from layerfold.hub import Model, default_corpus
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.base import LEARNING_RATES, Recovery
 from layerfold.windows import Windows, cut_windows

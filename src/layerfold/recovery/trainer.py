@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 
-from layerfold import checkpoint, deltas, masks
+from layerfold import deltas, masks
 from layerfold.calibration import check_precision
+from layerfold.checkpoint.save import read_training_, write_training
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, TrainingError
 from layerfold.recovery.arguments import frozen, training_arguments
@@ -193,7 +194,7 @@ class RecoveryTrainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            checkpoint.read_training_(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+            read_training_(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint that loads anywhere, tensors tied between blocks included, and nothing pickled."""
@@ -201,7 +202,7 @@ class RecoveryTrainer(Trainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_training(self.accelerator.unwrap_model(self.model), folder, state_dict)
+        write_training(self.accelerator.unwrap_model(self.model), folder, state_dict)
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(folder)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
-from layerfold.hub import Model
 from layerfold.methods.drop import Drop, spelled
 from layerfold.search.found import FORMAT_VERSION
 

@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 
 from layerfold import defaults
 from layerfold.calibration import calibration_windows, shortage
-from layerfold.checkpoint import hash_weights
+from layerfold.checkpoint.model import Model, default_corpus
+from layerfold.checkpoint.save import hash_weights
 from layerfold.environment import environment
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
 from layerfold.files import check_run_folder, hash_json, write_text
-from layerfold.hub import Model, default_corpus
 from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import SILENT, Progress
 from layerfold.search.found import Candidate, Found

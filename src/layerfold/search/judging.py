@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from layerfold.checkpoint.model import Model
 from layerfold.evaluators import Perplexity
-from layerfold.hub import Model
 from layerfold.search.found import HeldOut
 from layerfold.search.stages import Blocks
 from layerfold.statistics import Floats, exponential, ratio_interval

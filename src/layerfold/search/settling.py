@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from layerfold import defaults
 from layerfold.calibration import Calibration
+from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.evaluators import Perplexity
-from layerfold.hub import Model, default_corpus
 from layerfold.methods import Collapse, Merge, Method, Share
 from layerfold.methods.base import AUTO, Notes
 from layerfold.progress import SILENT, Progress

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from layerfold.checkpoint.model import Model
 from layerfold.environment import environment
 from layerfold.evaluators import Latency
 from layerfold.files import hash_json
-from layerfold.hub import Model
 from layerfold.methods.drop import Part
 from layerfold.progress import Progress
 from layerfold.records import Record, RecordStore

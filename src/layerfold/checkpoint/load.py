@@ -6,17 +6,17 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerfold import checkpoint, compact, structure, weightfiles
-from layerfold.checkpoint import Stored
+from layerfold.checkpoint import compact, structure, weights
+from layerfold.checkpoint.model import POCKET, Model, Provenance
+from layerfold.checkpoint.save import Stored, quiet, read_manifest, restore_
 from layerfold.decoder import Decoder
-from layerfold.environment import hub_reachable, versions
+from layerfold.environment import hub_reachable
 from layerfold.errors import (
     InputError,
     LayerfoldError,
@@ -31,127 +31,9 @@ from layerfold.families import FAMILIES, family_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-POCKET = "pocket"
-_POCKET_FOLDER = Path(__file__).parent / "pocket"
+_POCKET_FOLDER = Path(__file__).parents[1] / "pocket"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a model comes from and what was done to it.
-
-    Attributes:
-        base: the name that the first model in the chain was loaded by.
-        location: the absolute path of that model, where it is a folder or a file; a checkpoint keeps it relative to
-            itself, so that the two can be moved together.
-        revision: the Hub's commit, where it came from there.
-        base_sha256: hash of the base's weights as loaded.
-        steps: what was done to it, in order: each the resolved method, what calibrated it, its seed and notes.
-        versions: of layerfold and what it stands on, when it was last written.
-    """
-
-    base: str
-    revision: str | None = None
-    base_sha256: str | None = None
-    steps: tuple[dict[str, Any], ...] = ()
-    versions: dict[str, str] = field(default_factory=versions)
-    location: str | None = None
-
-    def to_json(self, folder: Path) -> dict[str, Any]:
-        """Return what ``layerfold.json`` keeps in this folder."""
-        location = self.location
-        if location is not None:
-            with contextlib.suppress(ValueError):  # on Windows no path leads from one drive to another
-                location = os.path.relpath(location, folder.resolve())
-        return {**self.__dict__, "steps": list(self.steps), "versions": versions(), "location": location}
-
-    @classmethod
-    def from_json(cls, known: dict[str, Any], folder: Path) -> Provenance:
-        """Return what `to_json` wrote into a folder.
-
-        Raises:
-            TypeError, KeyError: it is something else.
-        """
-        location = known.get("location")
-        located = None if location is None else os.path.normpath(folder.resolve() / location)
-        return cls(**{**known, "steps": tuple(known["steps"]), "location": located})
-
-
-@dataclass(frozen=True)
-class Model:
-    """A decoder with its tokenizer and where it comes from.
-
-    Attributes:
-        stored: how the checkpoint that it was loaded from holds it, which `save` keeps to.
-    """
-
-    decoder: Decoder
-    tokenizer: PreTrainedTokenizerBase | None
-    provenance: Provenance
-    stored: Stored = field(default_factory=Stored)
-
-    @property
-    def name(self) -> str:
-        """The base's name, and what was done to it."""
-        done = [step["method"]["name"] for step in self.provenance.steps]
-        return self.provenance.base + (f" after {', '.join(done)}" if done else "")
-
-    @property
-    def saved_dtype(self) -> torch.dtype:
-        """What `save` writes its weights in unless told otherwise: the dtype that they came in."""
-        own: torch.dtype = self.decoder.model.dtype
-        return self.stored.dtype or own
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the weights as they were when first asked for."""
-        return checkpoint.hash_weights(self.decoder.model)
-
-    def require_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer.
-
-        Raises:
-            ModelError: the model came without one.
-        """
-        if self.tokenizer is None:
-            raise ModelError(
-                f"the model {self.provenance.base!r} has no tokenizer, and text cannot be read without one"
-            )
-        return self.tokenizer
-
-    def with_step(self, step: dict[str, Any]) -> Model:
-        """Return this model with a step added to its provenance."""
-        provenance = replace(self.provenance, steps=(*self.provenance.steps, step))
-        return replace(self, provenance=provenance)
-
-    def copy(self) -> Model:
-        """Return a model whose decoder can be edited while this one stays."""
-        return self.of(self.decoder.copy())
-
-    def of(self, decoder: Decoder) -> Model:
-        """Return this model with another decoder."""
-        return replace(self, decoder=decoder)
-
-    def save(
-        self,
-        directory: Path | str,
-        *,
-        format: checkpoint.Format = "dense",
-        overwrite: bool = False,
-        dtype: torch.dtype | None = None,
-    ) -> str:
-        """Write a checkpoint; see `checkpoint.save`."""
-        return checkpoint.save(
-            self.decoder,
-            self.tokenizer,
-            Path(directory),
-            self.provenance.to_json(Path(directory)),
-            format=format,
-            overwrite=overwrite,
-            stored=self.stored,
-            dtype=dtype,
-        )
 
 
 def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Model:
@@ -175,7 +57,7 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
     except (OSError, RuntimeError) as error:
         raise InputError(f"model {str(name)[:60]!r}: {error}") from error
     options = {"trust_remote_code": trust_remote_code}
-    with checkpoint.quiet():
+    with quiet():
         if str(name) == POCKET:
             model = _load_folder(POCKET, _POCKET_FOLDER, options)
         elif path.is_dir():
@@ -194,16 +76,6 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
     )
 
 
-def is_pocket(model: Model) -> bool:
-    """Whether a model is the embedded one, or was made from it."""
-    return model.provenance.base == POCKET
-
-
-def default_corpus(model: Model) -> str:
-    """Return the corpus that fits a model: pocket's own, or the one that GPT-2 studies use."""
-    return "imdb" if is_pocket(model) else "wikitext/wikitext-2-raw-v1"
-
-
 def _beside(path: Path) -> list[str]:
     """Return the names of the folders that lie where a path would."""
     try:
@@ -213,7 +85,7 @@ def _beside(path: Path) -> list[str]:
 
 
 def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
-    manifest = checkpoint.read_manifest(folder)
+    manifest = read_manifest(folder)
     provenance = Provenance(name, location=None if name == POCKET else str(folder.resolve()))
     if manifest is not None:
         try:
@@ -223,12 +95,12 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
     _check_no_adapter(str(folder), (folder / "adapter_config.json").is_file())
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} holds no config.json: not a checkpoint")
-    weightfiles.check_pointers(folder / name for name in ("config.json", *_TOKENIZER_FILES))
+    weights.check_pointers(folder / name for name in ("config.json", *_TOKENIZER_FILES))
     tokenizer = _tokenizer(str(folder), options) if _has_tokenizer(folder) else None
     if manifest is not None and manifest["format"] == "compact":
         with _as_model_errors(str(folder)):
             model = compact.load(folder, manifest)
-            stored = Stored(model.dtype, weightfiles.tokenizer_class(str(folder), options))
+            stored = Stored(model.dtype, weights.tokenizer_class(str(folder), options))
             return Model(Decoder(model.float()), tokenizer, provenance, stored)
     if not any(folder.glob("*.safetensors")):
         kinds = ", ".join(sorted({file.suffix for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".h5"}}))
@@ -237,7 +109,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
         )
     decoder, stored = _from_pretrained(str(folder), options)
     if manifest is not None:
-        checkpoint.restore_(decoder, manifest, folder)
+        restore_(decoder, manifest, folder)
     return Model(decoder, tokenizer, provenance, stored)
 
 
@@ -256,7 +128,7 @@ def _check_no_adapter(source: str, found: bool) -> None:
 def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
     if not path.is_file():
         raise ModelError(f"no file at {str(path)!r}")
-    weightfiles.check_pointers([path])
+    weights.check_pointers([path])
     try:
         import gguf  # noqa: F401
     except ImportError as error:
@@ -292,11 +164,11 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
         if from_gguf:
             stored = Stored()
         else:
-            weightfiles.check_plain(source, config)
-            _check_no_adapter(source, weightfiles.find(source, "adapter_config.json", options) is not None)
-            files = weightfiles.find_weights(source, options)
-            weightfiles.check_pointers(files)
-            stored = Stored(weightfiles.stored_dtype(files), weightfiles.tokenizer_class(source, options))
+            weights.check_plain(source, config)
+            _check_no_adapter(source, weights.find(source, "adapter_config.json", options) is not None)
+            files = weights.find_weights(source, options)
+            weights.check_pointers(files)
+            stored = Stored(weights.stored_dtype(files), weights.tokenizer_class(source, options))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,

@@ -22,6 +22,7 @@ from layerfold.errors import InputError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 MANIFEST = "layerfold.json"
 
 
@@ -143,3 +144,15 @@ def aliases(model: PreTrainedModel) -> dict[str, str]:
         if known != name:
             aliases[name] = known
     return aliases
+
+
+def shapes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, list[int]]:
+    """Return a manifest's masks, their shapes by the weight's name.
+
+    Raises:
+        ModelError: it holds something else in their place.
+    """
+    shapes = manifest.get("masks", {})
+    if not isinstance(shapes, dict):
+        raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: the masks are {str(shapes)[:60]!r}, not by name")
+    return shapes

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
-from layerfold import compact
-from layerfold.checkpoint import quiet, read_manifest
+from layerfold.checkpoint import compact
+from layerfold.checkpoint.save import quiet, read_manifest
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import InputError, ModelError
-from layerfold.structure import MANIFEST
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # not at run time, where its module may be what imports this one

@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfold import masks, readback, structure
+from layerfold import masks
+from layerfold.checkpoint import readback, structure
+from layerfold.checkpoint.weights import dtype_name, in_dtype
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.files import check_hash, hash_file
-from layerfold.weightfiles import dtype_name, in_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -100,7 +101,7 @@ def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     if not weights.is_file() or not isinstance(aliases, dict):
         raise ModelError(f"the compact checkpoint {str(directory)!r} lacks its weights or its structure")
     check_hash(_hash(weights, aliases), manifest.get("sha256"), weights)
-    shapes = masks.shapes_of(manifest, directory)
+    shapes = structure.shapes_of(manifest, directory)
     try:
         tensors, kept = _unpacked(load_file(weights), shapes)
         config = read_config(directory)

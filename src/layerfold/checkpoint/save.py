@@ -30,12 +30,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfold import compact, deltas, masks, portable, readback, structure
+from layerfold import deltas, masks
+from layerfold.checkpoint import compact, portable, readback, structure
+from layerfold.checkpoint.structure import MANIFEST
+from layerfold.checkpoint.weights import dtype_name, in_dtype
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError, OutputError, first_line, one_of
 from layerfold.files import check_hash, hash_file, writing_folder
-from layerfold.structure import MANIFEST
-from layerfold.weightfiles import dtype_name, in_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -206,7 +207,7 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
     state = decoder.model.state_dict()
     structure.restore_(decoder, manifest, folder)
     structure.stripped(decoder, state, folder)
-    shapes = masks.shapes_of(manifest, folder)
+    shapes = structure.shapes_of(manifest, folder)
     if not shapes:
         return
     file = folder / MASKS if (folder / MASKS).exists() else folder / _OLD_MASKS
