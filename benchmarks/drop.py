@@ -17,8 +17,8 @@ from layerfold.checkpoint.model import POCKET
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.size import flops_per_token
+from layerfold.inference.scoring import window_nats
 from layerfold.progress import SILENT
-from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Blocks, Lacking

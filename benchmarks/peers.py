@@ -24,17 +24,17 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.ffn import Matrix
+from layerfold.inference.scoring import window_nats
+from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.inference.streaming import Stream
 from layerfold.leastsquares import RegressionMoments
 from layerfold.methods import Collapse, Merge, Prune
 from layerfold.methods.prune import Criterion
 from layerfold.progress import SILENT
-from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Blocks, Lacking
 from layerfold.search.strategies import beam
-from layerfold.stepping import Stepper, fused_activations
-from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
 _RIDGE = 1e-4

@@ -23,7 +23,7 @@ from shape import (
 
 from layerfold.decoder import Decoder
 from layerfold.evaluators.size import flops_per_token
-from layerfold.scoring import window_nats
+from layerfold.inference.scoring import window_nats
 from layerfold.windows import Windows
 
 LOOP_BATCHES = (1, 4)

@@ -26,9 +26,9 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET, Model, Provenance
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Latency
+from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.methods import Prune
 from layerfold.records import BASE_LABEL
-from layerfold.stepping import Stepper, fused_activations
 from layerfold.windows import Windows
 
 SETTINGS: dict[str, dict[str, Any]] = {

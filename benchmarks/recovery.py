@@ -9,7 +9,7 @@ from typing import Any
 
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
-from layerfold.console import drawn
+from layerfold.cli.console import drawn
 from layerfold.environment import environment
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus

@@ -25,10 +25,10 @@ from layerfold.calibration import calibration_windows
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
 from layerfold.decoder import Decoder
+from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.inference.streaming import Stream
 from layerfold.repairing import refit_
 from layerfold.spans import spanning
-from layerfold.stepping import Stepper, fused_activations
-from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
 

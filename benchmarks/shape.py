@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 from layerfold.checkpoint.load import load
+from layerfold.cli.doctor import matrix_product_rate
 from layerfold.decoder import Decoder
-from layerfold.doctor import matrix_product_rate
 from layerfold.environment import environment
 from layerfold.files import write_text
 from layerfold.windows import Windows

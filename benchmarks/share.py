@@ -26,9 +26,9 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
+from layerfold.inference.scoring import window_nats
 from layerfold.methods import Share
 from layerfold.progress import SILENT
-from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Replaced
 from layerfold.search.windows import shared

@@ -58,7 +58,7 @@ def study_corpus(write: Write) -> str:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Say that there is no Hub."""
-    for module in ("checkpoint.load", "sources", "doctor"):
+    for module in ("checkpoint.load", "sources", "cli.doctor"):
         monkeypatch.setattr(f"layerfold.{module}.hub_reachable", lambda: False)
 
 

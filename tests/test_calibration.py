@@ -12,9 +12,9 @@ from layerfold import calibration as module
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
+from layerfold.inference.sensitivity import sensitivities
 from layerfold.linalg import match_neurons
 from layerfold.methods import Drop
-from layerfold.sensitivity import sensitivities
 from layerfold.statistics import SecondMoments
 from layerfold.windows import Windows
 

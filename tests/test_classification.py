@@ -15,9 +15,17 @@ from transformers import AutoModelForSequenceClassification
 
 from layerfold import deltas, masks
 from layerfold.checkpoint.model import Model
-from layerfold.classification import Classifier, Padding, Training, fit_head, pooled_states, predict, train
 from layerfold.decoder import Decoder
 from layerfold.errors import TrainingError
+from layerfold.evaluators.classification.classifier import (
+    Classifier,
+    Padding,
+    Training,
+    fit_head,
+    pooled_states,
+    predict,
+    train,
+)
 from layerfold.methods import Merge
 from layerfold.progress import SILENT
 

@@ -10,8 +10,8 @@ import torch
 from tiny import CONTEXT, VOCABULARY, shared, tiny
 
 from layerfold.decoder import Decoder
-from layerfold.decoding import continue_each, greedy
 from layerfold.errors import InputError
+from layerfold.inference.decoding import continue_each, greedy
 from layerfold.methods import Drop, Merge
 
 END = VOCABULARY - 1

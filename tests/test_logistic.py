@@ -9,8 +9,8 @@ import pytest
 from scipy.optimize import brentq
 from scipy.sparse import csr_array
 
-from layerfold import logistic
-from layerfold.logistic import RIDGES, BagOfWords, Logistic, fit
+from layerfold.evaluators.classification import logistic
+from layerfold.evaluators.classification.logistic import RIDGES, BagOfWords, Logistic, fit
 from layerfold.statistics import Floats
 
 

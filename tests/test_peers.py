@@ -17,8 +17,8 @@ from torch import Tensor
 
 from layerfold.checkpoint.model import Model
 from layerfold.decoder import Decoder
+from layerfold.inference.scoring import window_nats
 from layerfold.readout import Readout, attention_readout, ffn_readout
-from layerfold.scoring import window_nats
 from layerfold.windows import Windows, cut_windows
 
 DEPTH = 6

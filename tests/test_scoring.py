@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.scoring import expected_embedding, log_partition, token_nats, window_nats
-from layerfold.stepping import fused_activations
+from layerfold.inference.scoring import expected_embedding, log_partition, token_nats, window_nats
+from layerfold.inference.stepping import fused_activations
 
 
 def test_window_nats_are_each_windows_own(family: str) -> None:

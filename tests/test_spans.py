@@ -15,9 +15,9 @@ from torch import Tensor
 
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
+from layerfold.inference.scoring import window_nats
 from layerfold.methods import Drop, Merge, Method, Share
 from layerfold.repairing import refit_
-from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Spanned
 from layerfold.spans import spanning

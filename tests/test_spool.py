@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from layerfold.errors import OutputError
-from layerfold.spool import Spool, Stowed
+from layerfold.inference.spool import Spool, Stowed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

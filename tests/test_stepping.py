@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from tiny import BLOCKS, step_through, tiny, token_ids
 
-from layerfold.stepping import Stepper
+from layerfold.inference.stepping import Stepper
 
 
 def test_stepping_all_blocks_equals_the_forward_pass(family: str) -> None:

@@ -9,10 +9,10 @@ import pytest
 from tiny import CONTEXT, corpus, prose, tiny, tokenizer
 from torch import Tensor
 
+from layerfold.inference.spool import Spool
 from layerfold.leastsquares import RegressionMoments
 from layerfold.methods import Drop
 from layerfold.repairing import refit_
-from layerfold.spool import Spool
 from layerfold.windows import Windows, cut_windows
 
 

@@ -14,9 +14,9 @@ from layerfold import calibration
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
+from layerfold.inference.sensitivity import Sensitivities, sensitivities
 from layerfold.masks import held
 from layerfold.methods import Merge, Share
-from layerfold.sensitivity import Sensitivities, sensitivities
 from layerfold.thinning import Sublayer, removable, sublayers, thin_
 
 CUT = windows(limit_tokens=60)

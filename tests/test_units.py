@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import corpus, prose, tiny, tokenizer
 
 from layerfold import units
-from layerfold.scoring import scored_positions, unit_nats, window_nats
+from layerfold.inference.scoring import scored_positions, unit_nats, window_nats
 from layerfold.windows import Windows, cut_windows
 
 

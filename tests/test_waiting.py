@@ -12,10 +12,10 @@ import pytest
 import torch
 from tiny import tiny
 
-from layerfold import memory
 from layerfold.checkpoint.model import Model
 from layerfold.evaluators import Latency
 from layerfold.evaluators.base import Score
+from layerfold.inference import memory
 from layerfold.methods import Collapse, Share
 from layerfold.progress import SILENT
 from layerfold.recipe import Recipe, read_recipe

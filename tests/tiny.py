@@ -21,9 +21,9 @@ from layerfold.corpora import Corpus
 from layerfold.decoder import Decoder
 from layerfold.factored import Factored
 from layerfold.families import FAMILIES
+from layerfold.inference.stepping import Stepper
 from layerfold.masks import hold_
 from layerfold.methods import Share
-from layerfold.stepping import Stepper
 from layerfold.windows import Windows, cut_windows
 
 Write = Callable[..., Path]

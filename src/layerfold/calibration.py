@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerfold import memory
 from layerfold.block import Projection
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.checkpoint.save import hash_weights
@@ -16,13 +15,14 @@ from layerfold.corpora import read_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.ffn import Matrix
+from layerfold.inference import memory
+from layerfold.inference.sensitivity import Sensitivities, sensitivities
+from layerfold.inference.spool import Spool
+from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.linalg import Match, match_neurons
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import reading
-from layerfold.sensitivity import Sensitivities, sensitivities
-from layerfold.spool import Spool
 from layerfold.statistics import CrossMoments, SecondMoments
-from layerfold.stepping import Stepper, fused_activations
 from layerfold.textsread import Note, cut_enough
 from layerfold.windows import Windows
 

@@ -13,18 +13,8 @@ from layerfold.checkpoint.model import Model
 from layerfold.corpora import check_disjoint
 from layerfold.environment import environment
 from layerfold.errors import TrainingError
-from layerfold.evaluators import (
-    Baselined,
-    Comparison,
-    Evaluator,
-    HeldOut,
-    Imdb,
-    Perplexity,
-    Rouge,
-    Score,
-    imdb,
-    perplexity,
-)
+from layerfold.evaluators import Baselined, Comparison, Evaluator, HeldOut, Imdb, Perplexity, Rouge, Score, perplexity
+from layerfold.evaluators.classification import imdb
 from layerfold.files import hash_json
 from layerfold.methods.base import Notes
 from layerfold.progress import Progress, Step

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from layerfold.errors import InputError, ModelError
+from layerfold.inference.spool import Spool
+from layerfold.inference.streaming import Stream
 from layerfold.leastsquares import NOT_FINITE, RegressionMoments
 from layerfold.readout import Readout, reading
-from layerfold.spool import Spool
-from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
 HELD_OUT = 8

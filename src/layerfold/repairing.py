@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from layerfold.decoder import Decoder
+from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.inference.streaming import Stream
 from layerfold.leastsquares import Fit, ridge_fit
 from layerfold.passing import Error, Pass, Problem, halved, held_out_windows, walk
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout
-from layerfold.stepping import Stepper, fused_activations
-from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
 _EXACT = 1e-10

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
 from layerfold.ffn import FFN
+from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.inference.streaming import Stream
 from layerfold.leastsquares import NOT_FINITE
 from layerfold.linalg import Match
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import SecondMoments
-from layerfold.stepping import Stepper, fused_activations
-from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
 Sources = Mapping[int, Sequence[tuple[int, Match | None]]]

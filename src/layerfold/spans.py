@@ -9,16 +9,16 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from layerfold import memory
 from layerfold.decoder import Decoder
+from layerfold.inference import memory
+from layerfold.inference.spool import Spool
+from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.inference.streaming import Stream
 from layerfold.leastsquares import RegressionMoments, ridge_fits
 from layerfold.passing import halved, held_out_windows, parts, weights
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout, reading
 from layerfold.repairing import add_, restore_, values
-from layerfold.spool import Spool
-from layerfold.stepping import Stepper, fused_activations
-from layerfold.streaming import Stream
 from layerfold.windows import Windows
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerfold import deltas, memory
-from layerfold.apart import Apart
+from layerfold import deltas
 from layerfold.checkpoint.model import Model
 from layerfold.decoder import Decoder
+from layerfold.inference import memory
+from layerfold.inference.spool import Apart
 from layerfold.methods.base import Notes
 from layerfold.records import BASE_LABEL
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from tiny import CONTEXT, Write, prose, tiny, tokenizer
 
-from layerfold import classification, sources
+from layerfold import sources
 from layerfold.checkpoint.model import Model, Provenance
-from layerfold.classification import Padding, Training
 from layerfold.errors import CorpusError, InputError, ModelError, OfflineError
 from layerfold.evaluators import Imdb
 from layerfold.evaluators.base import Baselined, HeldOut
-from layerfold.evaluators.imdb import versus
+from layerfold.evaluators.classification import classifier
+from layerfold.evaluators.classification.classifier import Padding, Training
+from layerfold.evaluators.classification.imdb import versus
 from layerfold.examples import load_labelled
 from layerfold.statistics import wilson
 
@@ -62,7 +63,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return lambda *arguments: (calls.update({name: arguments}), plain(*arguments))[1]
 
     for name in ("train", "fit_head", "predict"):
-        monkeypatch.setattr(classification, name, recorded(name, getattr(classification, name)))
+        monkeypatch.setattr(classifier, name, recorded(name, getattr(classifier, name)))
     return calls
 
 

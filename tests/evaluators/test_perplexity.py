@@ -10,11 +10,11 @@ import torch
 from tiny import CONTEXT, prose, tiny, tokenizer
 from torch.nn import functional
 
-from layerfold import scoring
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, ModelError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
+from layerfold.inference import scoring
 from layerfold.methods import Merge
 from layerfold.statistics import ratio_interval
 

@@ -15,11 +15,11 @@ from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError
 from layerfold.evaluators.size import flops_per_token
+from layerfold.inference.sensitivity import sensitivities
 from layerfold.masks import held
 from layerfold.methods import Drop, Merge, Prune, Share, Steps
 from layerfold.recipe import read_recipe
 from layerfold.repair import check_level
-from layerfold.sensitivity import sensitivities
 from layerfold.thinning import removable, sublayers
 
 HEADS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons+heads"}

@@ -17,10 +17,10 @@ from layerfold.checkpoint.save import hash_weights
 from layerfold.corpora import load_corpus
 from layerfold.decoder import Decoder
 from layerfold.errors import OutputError
+from layerfold.inference.scoring import window_nats
 from layerfold.methods import Merge
 from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import Silent
-from layerfold.scoring import window_nats
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Lacking, removable
 from layerfold.windows import Windows, cut_windows

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from layerfold.checkpoint.load import load
 from layerfold.evaluators import Perplexity
-from layerfold.scoring import target_logits
+from layerfold.inference.scoring import target_logits
 
 pytestmark = pytest.mark.usefixtures("offline")
 

@@ -12,7 +12,7 @@ import typer
 
 from layerfold import defaults
 from layerfold.cli import options
-from layerfold.console import drawn
+from layerfold.cli.console import drawn
 from layerfold.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerfold.cli import options
-from layerfold.cli.output import print_json
-from layerfold.console import drawn
+from layerfold.cli.console import drawn, print_json
 
 if TYPE_CHECKING:
     from layerfold.evaluators import Score
@@ -76,7 +75,7 @@ def _show(scores: Mapping[str, Score]) -> None:
 
 def doctor(as_json: options.AsJson = False) -> None:
     """Say what is installed, how fast this machine multiplies, and what can be reached."""
-    from layerfold.doctor import examine
+    from layerfold.cli.doctor import examine
 
     found = examine()
     if as_json:

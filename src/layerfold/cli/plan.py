@@ -10,8 +10,7 @@ import typer
 
 from layerfold import defaults
 from layerfold.cli import options
-from layerfold.cli.output import print_json
-from layerfold.console import drawn
+from layerfold.cli.console import drawn, print_json
 from layerfold.errors import InputError, OutputError
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from layerfold.cli import options
-from layerfold.console import drawn
+from layerfold.cli.console import drawn
 from layerfold.errors import InputError
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from layerfold.cli import options
-from layerfold.cli.output import print_json
+from layerfold.cli.console import print_json
 from layerfold.errors import InputError, one_of
 
 

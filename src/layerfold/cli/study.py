@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerfold.cli import options
-from layerfold.cli.output import print_json
-from layerfold.console import drawn
+from layerfold.cli.console import drawn, print_json
 from layerfold.errors import InputError
 
 if TYPE_CHECKING:

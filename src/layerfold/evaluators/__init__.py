@@ -3,9 +3,9 @@
 from typing import Any
 
 from layerfold.evaluators.base import Baselined, Comparison, Evaluator, HeldOut, Score
+from layerfold.evaluators.classification.imdb import Imdb
 from layerfold.evaluators.generation import Generation
 from layerfold.evaluators.harness import Harness
-from layerfold.evaluators.imdb import Imdb
 from layerfold.evaluators.latency import Latency
 from layerfold.evaluators.perplexity import Perplexity
 from layerfold.evaluators.rouge import Rouge

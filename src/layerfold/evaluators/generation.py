@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from layerfold.checkpoint.model import Model
-from layerfold.decoding import greedy
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Score
+from layerfold.inference.decoding import greedy
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import mean_interval
 

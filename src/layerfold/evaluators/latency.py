@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from layerfold.checkpoint.model import Model
-from layerfold.decoding import greedy
 from layerfold.deltas import multiplied_out
 from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
+from layerfold.inference.decoding import greedy
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import Floats, Interval, exponential, median_interval
 

@@ -14,8 +14,8 @@ from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
+from layerfold.inference.scoring import unit_nats
 from layerfold.progress import SILENT, Progress
-from layerfold.scoring import unit_nats
 from layerfold.statistics import Floats, exponential, ratio_interval
 from layerfold.windows import Windows, cut_windows
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from layerfold.checkpoint.model import Model, is_pocket
 from layerfold.corpora import Corpus
-from layerfold.decoding import continue_each
 from layerfold.errors import InputError, MissingExtraError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.examples import Summarized, load_summaries
+from layerfold.inference.decoding import continue_each
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import mean_interval
 from layerfold.words import in_english_letters, sentences, terms

@@ -15,6 +15,7 @@ from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.files import check_run_folder
+from layerfold.inference.scoring import unit_nats
 from layerfold.methods import Drop
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.forms import Candidate, count, sizes
@@ -24,7 +25,6 @@ from layerfold.planning.speed import Speeds, line, timed_beside
 from layerfold.planning.trials import FILE, PROTOCOL, Texts, Trials
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import attention_readout, ffn_readout
-from layerfold.scoring import unit_nats
 from layerfold.search.judging import describe, judged
 from layerfold.search.stages import Blocks
 from layerfold.statistics import Floats

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from layerfold.apart import Apart
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
+from layerfold.inference.spool import Apart
+from layerfold.inference.stepping import Stepper
 from layerfold.methods import Collapse, Merge
 from layerfold.methods.base import Notes, spelled
 from layerfold.progress import Progress
@@ -15,7 +16,6 @@ from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Averaged, Blocks, Fetched, Room
 from layerfold.statistics import exponential
-from layerfold.stepping import Stepper
 from layerfold.windows import Windows
 
 Choose = Callable[[Sequence[Blocks]], Blocks]

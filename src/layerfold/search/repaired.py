@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerfold.decoder import Decoder
+from layerfold.inference.stepping import Stepper
 from layerfold.progress import Progress
 from layerfold.repair import Repair
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Edited, Spanned
 from layerfold.spans import spanning
-from layerfold.stepping import Stepper
 from layerfold.windows import Windows
 
 

@@ -8,11 +8,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from layerfold.apart import Apart
 from layerfold.decoder import Decoder
+from layerfold.inference.spool import Apart
+from layerfold.inference.stepping import Stepper
 from layerfold.methods.drop import Part
 from layerfold.search.walk import Path
-from layerfold.stepping import Stepper
 
 Blocks = tuple[int, ...]
 """Indices of the blocks that a candidate has otherwise, in order; none for the model as it is."""

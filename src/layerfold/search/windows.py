@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from layerfold import defaults
-from layerfold.apart import Apart
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.checkpoint.save import hash_weights
@@ -18,6 +17,7 @@ from layerfold.environment import environment
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
 from layerfold.files import check_run_folder, hash_json, write_text
+from layerfold.inference.spool import Apart
 from layerfold.methods import Share
 from layerfold.methods.base import AUTO, Notes
 from layerfold.progress import SILENT, Progress

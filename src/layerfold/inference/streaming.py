@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from layerfold import memory
-from layerfold.spool import Spool
-from layerfold.stepping import Stepper
+from layerfold.inference import memory
+from layerfold.inference.spool import Spool
+from layerfold.inference.stepping import Stepper
 from layerfold.windows import Windows
 
 _BATCH_TOKENS = 1024

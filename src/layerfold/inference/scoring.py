@@ -9,9 +9,9 @@ from torch import Tensor
 
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
+from layerfold.inference.stepping import fused_activations
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import Floats
-from layerfold.stepping import fused_activations
 from layerfold.windows import Windows
 
 _BATCH_TOKENS = 1024

@@ -14,8 +14,8 @@ from layerfold.checkpoint.model import Model, is_pocket
 from layerfold.corpora import Corpus
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators.base import Protocols, Score, check_protocol
+from layerfold.evaluators.classification.logistic import BagOfWords, fit
 from layerfold.examples import Label, Labelled, load_labelled
-from layerfold.logistic import BagOfWords, fit
 from layerfold.progress import SILENT, Progress
 from layerfold.statistics import difference_of_shares, wilson
 
@@ -120,7 +120,7 @@ class Imdb:
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
         """Train a classifier on a copy of the model and count what it labels rightly."""
         # Imported when needed: transformers' Trainer takes seconds.
-        from layerfold import classification
+        from layerfold.evaluators.classification import classifier
 
         train, test = self._chosen(model)
         classes = _classes(train)
@@ -128,23 +128,23 @@ class Imdb:
         with progress.doing("classification, reading texts"):
             rows, cut_train = self._encode(model, train.texts)
             test_rows, cut_test = self._encode(model, test.texts)
-        padding, test_padding = classification.Padding(), classification.Padding(self.padding)
+        padding, test_padding = classifier.Padding(), classifier.Padding(self.padding)
         if self.protocol == "published":
             end = model.require_tokenizer().eos_token_id
             if end is None:
                 raise InputError("the tokenizer has no end-of-text token to pad with")
             model.decoder.check_ids(torch.tensor([end]))
             pooled = self.pool == "last_position"
-            padding = test_padding = classification.Padding("right", self._context(model), pooled, int(end))
+            padding = test_padding = classifier.Padding("right", self._context(model), pooled, int(end))
         if self._body:
             rate, epochs, batch_size = self._training(model)
-            training = classification.Training(rate, epochs, batch_size, self._seed)
-            classifier = classification.train(model.decoder, rows, labels, len(classes), training, padding, progress)
+            training = classifier.Training(rate, epochs, batch_size, self._seed)
+            trained = classifier.train(model.decoder, rows, labels, len(classes), training, padding, progress)
         else:
-            classifier = classification.fit_head(
+            trained = classifier.fit_head(
                 model.decoder, rows, labels, len(classes), padding, self.eval_batch_size, progress
             )
-        predicted = classification.predict(classifier, test_rows, test_padding, self.eval_batch_size, progress)
+        predicted = classifier.predict(trained, test_rows, test_padding, self.eval_batch_size, progress)
         right = [classes[found] == label for found, label in zip(predicted, test.labels, strict=True)]
         details = {
             **self.settings(model),

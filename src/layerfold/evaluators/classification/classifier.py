@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from layerfold import logistic, masks
+from layerfold import masks
 from layerfold.decoder import Decoder
 from layerfold.errors import TrainingError
+from layerfold.evaluators.classification import logistic
+from layerfold.inference.stepping import fused_activations
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.callbacks import Bar
 from layerfold.recovery.processes import on_cpu
 from layerfold.recovery.trainer import HeldZeros, without_dropout
-from layerfold.stepping import fused_activations
 
 Side = Literal["left", "right"]
 _HEAD_DEVIATION = 0.02

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from layerfold import memory
+from layerfold.decoder import Decoder
 from layerfold.errors import OutputError
+from layerfold.inference import memory
 
 
 class _File:
@@ -146,3 +147,25 @@ class Stowed:
 def _bytes(values: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
     return values.view(-1).view(torch.uint8).numpy().data.cast("B")
+
+
+class Apart:
+    """A decoder whose own tensors, those that no other has, can wait in a temporary file.
+
+    Args:
+        decoder: nothing writes into its own tensors from now on.
+        beside: decoders that it may share tensors with.
+
+    Attributes:
+        own: the tensors, in memory until they are stowed.
+    """
+
+    def __init__(self, decoder: Decoder, *beside: Decoder) -> None:
+        self.decoder = decoder
+        shared = {id(tensor) for other in beside for tensor in _tensors(other)}
+        self.own = Stowed(tensor for tensor in _tensors(decoder) if id(tensor) not in shared)
+
+
+def _tensors(decoder: Decoder) -> Iterator[Tensor]:
+    yield from decoder.model.parameters()
+    yield from decoder.model.buffers()
