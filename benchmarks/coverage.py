@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from shape import Figures, arguments, report
 
-from layerfold.records import Record, Results
-from layerfold.replicates import combined
-from layerfold.statistics import (
+from layerfold.maths.intervals import (
     Interval,
     difference_of_shares,
     mean_interval,
@@ -21,6 +19,8 @@ from layerfold.statistics import (
     ratio_interval,
     wilson,
 )
+from layerfold.records import Record, Results
+from layerfold.replicates import combined
 
 Floats = NDArray[np.float64]
 Documents = tuple[Floats, Floats]

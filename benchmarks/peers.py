@@ -27,9 +27,9 @@ from layerfold.ffn import Matrix
 from layerfold.inference.scoring import window_nats
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
-from layerfold.leastsquares import RegressionMoments
+from layerfold.maths.ridge import RegressionMoments
 from layerfold.methods import Collapse, Merge, Prune
-from layerfold.methods.prune import Criterion
+from layerfold.methods.prune.method import Criterion
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection

@@ -27,13 +27,13 @@ from layerfold.checkpoint.model import POCKET
 from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
 from layerfold.inference.scoring import window_nats
+from layerfold.maths.intervals import exponential
 from layerfold.methods import Share
+from layerfold.methods.share.lowrank import BASES, INITS, RANKS
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Replaced
 from layerfold.search.windows import shared
-from layerfold.sharing import BASES, INITS, RANKS
-from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
 SIZES = (2, 3, 4, 5, 6)

@@ -13,9 +13,9 @@ from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.inference.sensitivity import sensitivities
-from layerfold.linalg import match_neurons
+from layerfold.maths.linalg import match_neurons
+from layerfold.maths.moments import SecondMoments
 from layerfold.methods import Drop
-from layerfold.statistics import SecondMoments
 from layerfold.windows import Windows
 
 # Overlapping groups, a block that is an anchor and another's other, and an anchor later than its other.

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from layerfold.checkpoint.load import load
 from layerfold.cli import options
 from layerfold.masks import held
-from layerfold.methods.prune import CRITERIA, SCOPES, STRUCTURES
+from layerfold.methods.prune.method import CRITERIA, SCOPES, STRUCTURES
 
 pytestmark = pytest.mark.usefixtures("offline")
 

@@ -71,7 +71,7 @@ def test_a_repair_that_is_killed_leaves_nothing(model: Path, study_corpus: str, 
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     scratch.mkdir()
     program = (
-        "import os, sys, layerfold.cli, layerfold.leastsquares as found\n"
+        "import os, sys, layerfold.cli, layerfold.maths.ridge as found\n"
         "import layerfold.repairing as repairing\n"
         "def stop(*args, **settings):\n"
         f"    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"

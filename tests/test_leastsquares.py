@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerfold.errors import ModelError
-from layerfold.leastsquares import RIDGES, Fit, RegressionMoments, ridge_fit, ridge_fits
+from layerfold.maths.ridge import RIDGES, Fit, RegressionMoments, ridge_fit, ridge_fits
 
 Array = NDArray[np.float64]
 Rows = tuple[Tensor, Tensor]

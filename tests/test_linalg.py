@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerfold.errors import ModelError
-from layerfold.linalg import damped_factor, match_neurons, output_directions
+from layerfold.maths.linalg import damped_factor, match_neurons, output_directions
 
 Array = NDArray[np.float64]
 SHAPES = pytest.mark.parametrize("shape", [(6, 10), (10, 6), (8, 8), (1, 5), (5, 1)])

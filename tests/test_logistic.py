@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 
 from layerfold.evaluators.classification import logistic
 from layerfold.evaluators.classification.logistic import RIDGES, BagOfWords, Logistic, fit
-from layerfold.statistics import Floats
+from layerfold.maths.intervals import Floats
 
 
 def made(rows: int, d: int, classes: int, noise: float = 1.0, seed: int = 0) -> tuple[Floats, np.ndarray]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from layerfold.ranking import lowest, lowest_in_rows, shares
+from layerfold.maths.ranking import lowest, lowest_in_rows, shares
 
 # Zero, numbers below the least normal one, neighbours that differ in the last bit, powers of two around the half of
 # the bits that are counted first, the largest, infinity.

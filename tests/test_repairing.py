@@ -15,7 +15,7 @@ from torch import Tensor
 from layerfold import repairing
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
-from layerfold.leastsquares import Fit, RegressionMoments
+from layerfold.maths.ridge import Fit, RegressionMoments
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.passing import Error, halved
 from layerfold.repairing import Repaired, refit_

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from layerfold.checkpoint.load import load
+from layerfold.maths.intervals import mean_interval
 from layerfold.recipe import read_recipe
 from layerfold.records import Record, Results, write_results
 from layerfold.replicates import combined
 from layerfold.report import write_csv
 from layerfold.report.columns import table
-from layerfold.statistics import mean_interval
 from layerfold.study import Study
 
 

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from tiny import tiny, windows
 
-from layerfold import sharing
 from layerfold.calibration import Calibration, FFNInputs
 from layerfold.decoder import Decoder
 from layerfold.deltas import factored
-from layerfold.linalg import Match
+from layerfold.maths.linalg import Match
 from layerfold.methods import Share
-from layerfold.sharing import Fit, Kind
+from layerfold.methods.share import lowrank
+from layerfold.methods.share.lowrank import Fit, Kind
 
 Array = NDArray[np.float64]
 WINDOW = range(1, 4)
@@ -43,7 +43,7 @@ def known(family: str) -> tuple[dict[int, Match], dict[int, FFNInputs]]:
 
 def kinds(family: str, reads: bool = True, align: bool = True) -> list[Kind]:
     matches, inputs = known(family)
-    return sharing.kinds(base(family), WINDOW, matches if align else {}, inputs if reads else {})
+    return lowrank.kinds(base(family), WINDOW, matches if align else {}, inputs if reads else {})
 
 
 def double(tensor: torch.Tensor) -> Array:
@@ -139,7 +139,7 @@ def test_roots_are_of_the_damped_moments_about_the_mean_where_there_is_a_bias(fa
 @pytest.mark.parametrize("rank", [1, 8, 32])
 def test_deltas_are_the_best_of_their_rank(rank: int, reads: bool, family: str) -> None:
     found = kinds(family, reads)
-    fit = sharing.fitted(found, "mean", "uniform", rank, 1)
+    fit = lowrank.fitted(found, "mean", "uniform", rank, 1)
     expected = []
     for kind in found:
         for member in kind.members:
@@ -198,19 +198,19 @@ def test_a_fitted_base_never_does_worse_the_longer_it_is_fitted(
 ) -> None:
     totals = []
     for rounds in (0, 1, 2, 5):
-        monkeypatch.setattr(sharing, "_ROUNDS", rounds)
+        monkeypatch.setattr(lowrank, "_ROUNDS", rounds)
         found = kinds(family, reads)
-        fit = sharing.fitted(found, "fitted", ranks, rank, 1)
+        fit = lowrank.fitted(found, "fitted", ranks, rank, 1)
         totals.append(sum(error for error, _ in errors(found, fit)))
     found = kinds(family, reads)
-    assert totals[0] == pytest.approx(sum(e for e, _ in errors(found, sharing.fitted(found, "mean", ranks, rank, 1))))
+    assert totals[0] == pytest.approx(sum(e for e, _ in errors(found, lowrank.fitted(found, "mean", ranks, rank, 1))))
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(totals))
     assert totals[-1] < totals[0] * 0.9999 or not (reads or rank)
 
 
 def test_a_fitted_base_without_deltas_is_the_mean_weighted_by_what_is_read(family: str) -> None:
     found = kinds(family)
-    sharing.fitted(found, "fitted", "uniform", 0, 1)
+    lowrank.fitted(found, "fitted", "uniform", 0, 1)
     for kind in found:
         moments = [double(each.root) @ double(each.root).T for each in kind.members if each.root is not None]
         products = sum(double(each.weight) @ h for each, h in zip(kind.members, moments, strict=True))
@@ -220,7 +220,7 @@ def test_a_fitted_base_without_deltas_is_the_mean_weighted_by_what_is_read(famil
 
 def test_the_anchors_base_is_its_matrix_and_its_own_delta_is_zero(family: str) -> None:
     found = kinds(family)
-    fit = sharing.fitted(found, "anchor", "uniform", 4, 1)
+    fit = lowrank.fitted(found, "anchor", "uniform", 4, 1)
     for kind, directions in zip(found, fit.directions, strict=True):
         assert torch.equal(kind.base, kind.members[1].matrix.weight)
         a, b = directions[1].factors(kind.members[1].weight - kind.base, 4)
@@ -237,8 +237,8 @@ def test_allotted_ranks_use_up_the_budget_and_miss_no_more_than_uniform_ones(
     chosen: Any, rank: int, reads: bool, family: str
 ) -> None:
     found = kinds(family, reads)
-    uniform = sharing.fitted(found, chosen, "uniform", rank, 1)
-    allotted = sharing.fitted(found, chosen, "allotted", rank, 1)
+    uniform = lowrank.fitted(found, chosen, "uniform", rank, 1)
+    allotted = lowrank.fitted(found, chosen, "allotted", rank, 1)
     one = sum(found[0].base.shape)
     assert {sum(kind.base.shape) for kind in found} == {one}
     budget, used = (one * sum(map(sum, fit.ranks)) for fit in (uniform, allotted))
@@ -260,6 +260,6 @@ def test_matrices_that_put_out_nothing_are_allotted_nothing() -> None:
     for member in found[0].members:
         member.weight.zero_()
     found[0].base.zero_()
-    fit = sharing.fitted(found, "mean", "allotted", 2, 1)
+    fit = lowrank.fitted(found, "mean", "allotted", 2, 1)
     assert list(fit.ranks[0]) == [0, 0, 0]
     assert sum(map(sum, fit.ranks)) == 2 * 9

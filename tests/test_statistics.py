@@ -10,17 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from layerfold import statistics
-from layerfold.statistics import (
-    CrossMoments,
+from layerfold.maths import intervals
+from layerfold.maths.intervals import (
     Interval,
-    SecondMoments,
     difference_of_shares,
     mean_interval,
     median_interval,
     ratio_interval,
     wilson,
 )
+from layerfold.maths.moments import CrossMoments, SecondMoments
 
 
 def streamed(x: torch.Tensor, y: torch.Tensor, cuts: list[int]) -> np.ndarray:
@@ -77,7 +76,7 @@ def test_second_moments_equal_numpys_for_any_batching(
     whole, diagonal = SecondMoments(True), SecondMoments(False)
     bounds = [0, *sorted({cut for cut in cuts if cut < rows}), rows]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(statistics, "_STRIP", strip)
+        patched.setattr(intervals, "_STRIP", strip)
         for first, last in pairwise(bounds):
             for each in (whole, diagonal):
                 each.update(x[first:last])

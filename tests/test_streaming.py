@@ -10,7 +10,7 @@ from tiny import CONTEXT, corpus, prose, tiny, tokenizer
 from torch import Tensor
 
 from layerfold.inference.spool import Spool
-from layerfold.leastsquares import RegressionMoments
+from layerfold.maths.ridge import RegressionMoments
 from layerfold.methods import Drop
 from layerfold.repairing import refit_
 from layerfold.windows import Windows, cut_windows

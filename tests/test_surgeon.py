@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layerfold import surgeon
 from layerfold.errors import ModelError
+from layerfold.methods.prune import sparsegpt
 
 Array = NDArray[np.float64]
 
@@ -44,7 +44,7 @@ def tensor(array: Array) -> Tensor:
 
 
 def sparsified(weight: Array, moments: Array, zeros: int | None) -> tuple[Array, NDArray[np.bool_]]:
-    new, kept = surgeon.sparsify(tensor(weight), tensor(moments), zeros)
+    new, kept = sparsegpt.sparsify(tensor(weight), tensor(moments), zeros)
     assert new.shape == kept.shape == weight.shape
     assert not new[~kept].any()
     return new.double().numpy(), kept.numpy()
@@ -143,7 +143,7 @@ def test_any_number_of_zeros_as_in_the_slow_reference(
     weight[np.random.default_rng(seed).random(weight.shape) < holes] = 0
     zeros, had = round(share * weight.size), weight == 0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(surgeon, "_COLUMNS", piece)
+        patched.setattr(sparsegpt, "_COLUMNS", piece)
         new, kept = sparsified(weight, moments, zeros)
     assert (~kept).sum() == max(zeros, had.sum())
     assert not kept[had].any()
@@ -157,7 +157,7 @@ def test_any_number_of_zeros_as_in_the_slow_reference(
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("piece", [8, 128])
 def test_two_of_four_as_in_the_slow_reference(seed: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surgeon, "_COLUMNS", piece)
+    monkeypatch.setattr(sparsegpt, "_COLUMNS", piece)
     weight, moments = weights(6, 20, seed), moments_of(20, seed)
     weight[:, 3:6] = 0
     new, kept = sparsified(weight, moments, None)
@@ -180,7 +180,7 @@ def test_what_the_others_make_up_for_is_worth_it(zeros: int | None, seed: int) -
 
 def test_weights_stored_transposed_are_the_same_weights() -> None:
     weight, moments = tensor(weights(6, 8, 0)), tensor(moments_of(8, 0))
-    one, two = (surgeon.sparsify(each, moments, 20) for each in (weight, weight.T.contiguous().T))
+    one, two = (sparsegpt.sparsify(each, moments, 20) for each in (weight, weight.T.contiguous().T))
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
 
@@ -222,7 +222,7 @@ def test_moments_that_are_not_finite_are_an_error_and_no_endless_loop(bad: float
     if bad == 3e38:
         moments.diagonal().fill_(bad)  # whose sum is beyond float32
     with pytest.raises(ModelError, match="not finite"):
-        surgeon.sparsify(torch.ones(2, 6), moments, 3)
+        sparsegpt.sparsify(torch.ones(2, 6), moments, 3)
 
 
 # Neurons
@@ -231,7 +231,7 @@ def test_moments_that_are_not_finite_are_an_error_and_no_endless_loop(bad: float
 @pytest.mark.parametrize("seed", range(4))
 def test_the_error_of_a_removal_is_what_is_left_when_all_others_make_up_for_it(seed: int) -> None:
     weight, moments = weights(5, 7, seed), moments_of(7, seed)
-    found = surgeon.removal_errors(tensor(weight), tensor(moments)).numpy()
+    found = sparsegpt.removal_errors(tensor(weight), tensor(moments)).numpy()
     h = damped(moments)
     for j in range(7):
         rest = [i for i in range(7) if i != j]
@@ -245,7 +245,7 @@ def test_the_error_of_a_removal_is_what_is_left_when_all_others_make_up_for_it(s
 def test_a_refit_never_raises_the_error(out: int, d: int, rows: int, share: float, seed: int) -> None:
     weight, moments = weights(out, d, seed), moments_of(d, seed, rows)
     kept = np.sort(np.random.default_rng(seed).permutation(d)[: max(1, round(share * d))])
-    found = surgeon.refitted(tensor(weight), tensor(moments), torch.tensor(kept)).double().numpy()
+    found = sparsegpt.refitted(tensor(weight), tensor(moments), torch.tensor(kept)).double().numpy()
     assert found.shape == (out, len(kept))
 
     def of(some: Array) -> float:
@@ -267,7 +267,7 @@ def test_a_refit_never_raises_the_error(out: int, d: int, rows: int, share: floa
 )
 def test_a_refit_of_all_inputs_is_the_identity(moments: Array) -> None:
     weight = tensor(weights(4, 9, 0))
-    assert torch.equal(surgeon.refitted(weight, tensor(moments), torch.arange(9)), weight)
+    assert torch.equal(sparsegpt.refitted(weight, tensor(moments), torch.arange(9)), weight)
 
 
 def test_an_input_that_another_copies_is_removed_at_no_loss() -> None:
@@ -275,10 +275,10 @@ def test_an_input_that_another_copies_is_removed_at_no_loss() -> None:
     x[:, 4] = x[:, 1]
     moments, weight = x.T @ x / len(x), weights(3, 6, 0)
     kept = [0, 1, 2, 3, 5]
-    found = surgeon.refitted(tensor(weight), tensor(moments), torch.tensor(kept)).double().numpy()
+    found = sparsegpt.refitted(tensor(weight), tensor(moments), torch.tensor(kept)).double().numpy()
     left = ((x[:, kept] @ found.T - x @ weight.T) ** 2).mean() / (
         (x[:, kept] @ weight[:, kept].T - x @ weight.T) ** 2
     ).mean()
     assert left < 1e-3
-    errors = surgeon.removal_errors(tensor(weight), tensor(moments))
+    errors = sparsegpt.removal_errors(tensor(weight), tensor(moments))
     assert set(errors.argsort()[:2].tolist()) == {1, 4}

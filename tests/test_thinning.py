@@ -17,7 +17,7 @@ from layerfold.errors import InputError
 from layerfold.inference.sensitivity import Sensitivities, sensitivities
 from layerfold.masks import held
 from layerfold.methods import Merge, Share
-from layerfold.thinning import Sublayer, removable, sublayers, thin_
+from layerfold.methods.prune.units import Sublayer, removable, sublayers, thin_
 
 CUT = windows(limit_tokens=60)
 

@@ -19,10 +19,10 @@ from layerfold.inference import memory
 from layerfold.inference.sensitivity import Sensitivities, sensitivities
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
-from layerfold.linalg import Match, match_neurons
+from layerfold.maths.linalg import Match, match_neurons
+from layerfold.maths.moments import CrossMoments, SecondMoments
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import reading
-from layerfold.statistics import CrossMoments, SecondMoments
 from layerfold.textsread import Note, cut_enough
 from layerfold.windows import Windows
 

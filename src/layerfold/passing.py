@@ -11,7 +11,7 @@ from torch import Tensor
 from layerfold.errors import InputError, ModelError
 from layerfold.inference.spool import Spool
 from layerfold.inference.streaming import Stream
-from layerfold.leastsquares import NOT_FINITE, RegressionMoments
+from layerfold.maths.ridge import NOT_FINITE, RegressionMoments
 from layerfold.readout import Readout, reading
 from layerfold.windows import Windows
 

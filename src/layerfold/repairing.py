@@ -13,7 +13,7 @@ from torch import Tensor
 from layerfold.decoder import Decoder
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
-from layerfold.leastsquares import Fit, ridge_fit
+from layerfold.maths.ridge import Fit, ridge_fit
 from layerfold.passing import Error, Pass, Problem, halved, held_out_windows, walk
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout

@@ -15,10 +15,10 @@ from layerfold.errors import ModelError
 from layerfold.ffn import FFN
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
-from layerfold.leastsquares import NOT_FINITE
-from layerfold.linalg import Match
+from layerfold.maths.linalg import Match
+from layerfold.maths.moments import SecondMoments
+from layerfold.maths.ridge import NOT_FINITE
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import SecondMoments
 from layerfold.windows import Windows
 
 Sources = Mapping[int, Sequence[tuple[int, Match | None]]]

@@ -14,7 +14,7 @@ from layerfold.inference import memory
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
-from layerfold.leastsquares import RegressionMoments, ridge_fits
+from layerfold.maths.ridge import RegressionMoments, ridge_fits
 from layerfold.passing import halved, held_out_windows, parts, weights
 from layerfold.progress import SILENT, Progress
 from layerfold.readout import Readout, attention_readout, ffn_readout, reading

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerfold.statistics import Floats
+from layerfold.maths.intervals import Floats
 
 _MOST = 1000
 """Units at most, so that what is kept of a text of very many documents stays small."""

@@ -22,7 +22,7 @@ from layerfold.evaluators.classification import classifier
 from layerfold.evaluators.classification.classifier import Padding, Training
 from layerfold.evaluators.classification.imdb import versus
 from layerfold.examples import load_labelled
-from layerfold.statistics import wilson
+from layerfold.maths.intervals import wilson
 
 END = tokenizer().eos_token_id
 QUICK = {"learning_rate": 3e-3, "batch_size": 8}

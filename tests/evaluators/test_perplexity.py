@@ -15,8 +15,8 @@ from layerfold.errors import InputError, ModelError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.inference import scoring
+from layerfold.maths.intervals import ratio_interval
 from layerfold.methods import Merge
-from layerfold.statistics import ratio_interval
 
 
 @torch.no_grad()

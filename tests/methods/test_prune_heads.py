@@ -18,9 +18,9 @@ from layerfold.evaluators.size import flops_per_token
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.masks import held
 from layerfold.methods import Drop, Merge, Prune, Share, Steps
+from layerfold.methods.prune.units import removable, sublayers
 from layerfold.recipe import read_recipe
 from layerfold.repair import check_level
-from layerfold.thinning import removable, sublayers
 
 HEADS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons+heads"}
 NEURONS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons"}

@@ -16,7 +16,7 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.masks import held
 from layerfold.methods import Merge, Prune
-from layerfold.methods.prune import CRITERIA, SCOPES, STRUCTURES
+from layerfold.methods.prune.method import CRITERIA, SCOPES, STRUCTURES
 
 
 def accepted(*scopes: str | None) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from layerfold.errors import InputError
 from layerfold.ffn import Matrix
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.methods.base import Notes
-from layerfold.sharing import BASES, INITS
+from layerfold.methods.share.lowrank import BASES, INITS
 
 CUT = windows()
 FULL = 32  # d_model, which is less than d_ffn in all families

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from plans import MADE, TRIALS, trial
 
+from layerfold.maths.intervals import Interval
 from layerfold.planning import Budget, Planned, Trial
 from layerfold.planning.forms import Candidate as Made
 from layerfold.planning.planned import Winner
 from layerfold.records import Record, Results
 from layerfold.search import FoundWindows, Window
 from layerfold.search.found import Candidate, Found, HeldOut, Timing
-from layerfold.statistics import Interval
 
 PERPLEXITY = {
     "base": 81.2379,

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from layerfold.maths.intervals import Interval
 from layerfold.report import numerals
 from layerfold.report.columns import COLUMNS, columns, table
 from layerfold.report.tables import DASH, TIMES_BASE, Cell
-from layerfold.statistics import Interval
 
 
 def column(results, name):

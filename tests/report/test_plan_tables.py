@@ -11,10 +11,10 @@ from pages import HOSTILE
 from plans import TRIALS, trial
 from rich.console import Console
 
+from layerfold.maths.intervals import Interval
 from layerfold.report import print_plan
 from layerfold.report.plan_columns import front_table, outcome, standing, trials_table, winner_table
 from layerfold.report.tables import DASH, MISSING, Cell
-from layerfold.statistics import Interval
 
 BOTH = "drop 5,6 + prune 25% of neurons, repaired"
 

@@ -14,8 +14,8 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Score
 from layerfold.inference.decoding import greedy
+from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import mean_interval
 
 PROMPTS = (
     "The film opens with a quiet scene in which",

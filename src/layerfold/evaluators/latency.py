@@ -19,8 +19,8 @@ from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.inference.decoding import greedy
+from layerfold.maths.intervals import Floats, Interval, exponential, median_interval
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import Floats, Interval, exponential, median_interval
 
 _PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64
 _PLAIN = "\0multiplied out"

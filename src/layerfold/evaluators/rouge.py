@@ -16,8 +16,8 @@ from layerfold.errors import InputError, MissingExtraError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.examples import Summarized, load_summaries
 from layerfold.inference.decoding import continue_each
+from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import mean_interval
 from layerfold.words import in_english_letters, sentences, terms
 
 METRICS = ("rouge1", "rouge2", "rougeL")

@@ -10,8 +10,8 @@ from torch import Tensor
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.inference.stepping import fused_activations
+from layerfold.maths.intervals import Floats
 from layerfold.progress import SILENT, Progress
-from layerfold.statistics import Floats
 from layerfold.windows import Windows
 
 _BATCH_TOKENS = 1024

@@ -14,7 +14,7 @@ import torch
 from layerfold.calibration import Calibration, Pair, check_widths
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, nearest
-from layerfold.linalg import Match
+from layerfold.maths.linalg import Match
 
 Notes = dict[str, Any]
 """What a method found while it worked, as JSON: never what it saved, which the study measures."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from layerfold.errors import InputError
-from layerfold.methods.prune import parse_count
+from layerfold.methods.prune.method import parse_count
 
 Kind = Literal["parameters", "speedup", "perplexity"]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from layerfold import thinning
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share, Steps
 from layerfold.methods.base import GroupAverage
 from layerfold.methods.drop import spelled
+from layerfold.methods.prune import units
 from layerfold.repair import Level
 from layerfold.settings import settings_of
 
@@ -94,8 +94,8 @@ class Sizes:
 def sizes(decoder: Decoder, methods: Sequence[Method]) -> Sizes:
     """Count what methods leave."""
     left = outline(decoder, methods)
-    found = thinning.sublayers(left)
-    return Sizes(count(left), sum(int(each.sizes.sum()) for each in found), thinning.removable(found))
+    found = units.sublayers(left)
+    return Sizes(count(left), sum(int(each.sizes.sum()) for each in found), units.removable(found))
 
 
 def rivals(decoder: Decoder, size: int, order: Iterable[tuple[int, ...]]) -> Iterator[Candidate]:

@@ -16,6 +16,7 @@ from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.files import check_run_folder
 from layerfold.inference.scoring import unit_nats
+from layerfold.maths.intervals import Floats
 from layerfold.methods import Drop
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.forms import Candidate, count, sizes
@@ -27,7 +28,6 @@ from layerfold.progress import SILENT, Progress
 from layerfold.readout import attention_readout, ffn_readout
 from layerfold.search.judging import describe, judged
 from layerfold.search.stages import Blocks
-from layerfold.statistics import Floats
 
 _WINNER = (0,)
 

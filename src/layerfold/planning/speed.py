@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from layerfold.checkpoint.model import Model
+from layerfold.maths.intervals import Interval
+from layerfold.methods.prune.units import sublayers
 from layerfold.progress import Progress
 from layerfold.search.found import Timing
 from layerfold.search.timing import latency
-from layerfold.statistics import Interval
-from layerfold.thinning import sublayers
 
 _LEAST = 0.05
 

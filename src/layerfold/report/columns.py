@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from layerfold.files import Json
+from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import numerals
 from layerfold.report.tables import TIMES_BASE, Cell, Direction, Table, same_model, shown
-from layerfold.statistics import Interval
 
 _SPARSE = 0.99
 """A row with fewer of its parameters other than zero has been pruned."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from layerfold.maths.intervals import Interval
 from layerfold.planning import Budget, Planned, Trial
 from layerfold.planning.planned import LABEL
 from layerfold.report import numerals
@@ -24,7 +25,6 @@ from layerfold.report.search_columns import (
 )
 from layerfold.report.tables import Table, shown
 from layerfold.search.found import HeldOut, Timing
-from layerfold.statistics import Interval
 
 PlanColumn = SearchColumn[Planned, Trial]
 

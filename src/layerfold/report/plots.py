@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, Results
 from layerfold.report import numerals
 from layerfold.report.columns import Column
@@ -26,7 +27,6 @@ from layerfold.report.drawing import (
     scales,
 )
 from layerfold.report.placement import Box
-from layerfold.statistics import Interval
 
 MARKERS = "osD^vPX"
 # Further out the margins of a logarithmic axis overflow.

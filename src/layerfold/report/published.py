@@ -11,11 +11,11 @@ from pathlib import Path
 
 from layerfold.errors import InputError
 from layerfold.files import Json, write_text
+from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report.columns import Column, shows_zeros
 from layerfold.report.published_tables import STUDIES, Metric, PublishedStudy
 from layerfold.report.tables import MISSING, Cell, Direction, Table, shown
-from layerfold.statistics import Interval
 
 PUBLISHED = "published"
 """What `--against` takes, and what says in a header whose the column is."""

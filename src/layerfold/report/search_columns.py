@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Generic, TypeVar
 
+from layerfold.maths.intervals import Interval
 from layerfold.report import numerals
 from layerfold.report.tables import DASH, MISSING, TIMES_BASE, Cell, Direction, Table, same_model, shown
 from layerfold.search.found import Candidate, Figures, Found, Searched, Timing
-from layerfold.statistics import Interval
 
 NONE = "none"
 NOUNS = {"attention": "attention layer", "ffn": "FFN"}

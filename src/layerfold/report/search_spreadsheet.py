@@ -11,11 +11,11 @@ from typing import Any
 
 from layerfold.errors import MissingExtraError
 from layerfold.files import replacing, write_text
+from layerfold.maths.intervals import Interval
 from layerfold.report.search_columns import removed
 from layerfold.report.window_columns import name
 from layerfold.search import Candidate, Found, FoundWindows, Window
 from layerfold.search.found import Figures, Searched
-from layerfold.statistics import Interval
 
 Row = dict[str, str | float | None]
 

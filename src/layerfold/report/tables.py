@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from layerfold.statistics import Interval
+from layerfold.maths.intervals import Interval
 
 DASH = "\N{EN DASH}"
 TIMES_BASE = "\N{MULTIPLICATION SIGN} base"

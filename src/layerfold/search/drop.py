@@ -17,6 +17,7 @@ from layerfold.environment import environment
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
 from layerfold.files import check_run_folder, hash_json, write_text
+from layerfold.maths.intervals import Floats, exponential
 from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import SILENT, Progress
 from layerfold.search.found import Candidate, Found
@@ -27,7 +28,6 @@ from layerfold.search.selection import Selection
 from layerfold.search.stages import Blocks, Lacking, Stages, removable
 from layerfold.search.strategies import STRATEGIES, Strategy, beam, check_number, exhaustive
 from layerfold.search.timing import latency, time_depths
-from layerfold.statistics import Floats, exponential
 from layerfold.windows import Windows
 
 RESULT = "search.json"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from layerfold.statistics import Interval
+from layerfold.maths.intervals import Interval
 
 FORMAT_VERSION = 1
 

@@ -9,13 +9,13 @@ from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.inference.spool import Apart
 from layerfold.inference.stepping import Stepper
+from layerfold.maths.intervals import exponential
 from layerfold.methods import Collapse, Merge
 from layerfold.methods.base import Notes, spelled
 from layerfold.progress import Progress
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Averaged, Blocks, Fetched, Room
-from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
 Choose = Callable[[Sequence[Blocks]], Blocks]

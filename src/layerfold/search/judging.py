@@ -7,9 +7,9 @@ from typing import Any
 
 from layerfold.checkpoint.model import Model
 from layerfold.evaluators import Perplexity
+from layerfold.maths.intervals import Floats, exponential, ratio_interval
 from layerfold.search.found import HeldOut
 from layerfold.search.stages import Blocks
-from layerfold.statistics import Floats, exponential, ratio_interval
 
 
 def describe(text: Perplexity, model: Model) -> dict[str, Any]:

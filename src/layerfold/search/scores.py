@@ -17,10 +17,10 @@ from torch import Tensor
 from layerfold.files import replacing
 from layerfold.inference.scoring import expected_embedding, log_partition, scored_positions, target_logits
 from layerfold.inference.stepping import fused_activations
+from layerfold.maths.intervals import Floats
 from layerfold.progress import SILENT, Progress, Step
 from layerfold.search.stages import Blocks, Stages
 from layerfold.search.walk import walk
-from layerfold.statistics import Floats
 from layerfold.windows import Windows
 
 Objective = Literal["perplexity", "kl"]

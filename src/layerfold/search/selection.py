@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from layerfold.maths.intervals import Floats
 from layerfold.progress import Progress
 from layerfold.search.scores import Objective, Scores
 from layerfold.search.stages import Blocks
-from layerfold.statistics import Floats
 
 Groups = Mapping[int, Sequence[Blocks]]
 """Candidates that compete with each other, by how many blocks they lack."""

@@ -10,12 +10,12 @@ from layerfold.checkpoint.model import Model
 from layerfold.environment import environment
 from layerfold.evaluators import Latency
 from layerfold.files import hash_json
+from layerfold.maths.intervals import Interval
 from layerfold.methods.drop import Part
 from layerfold.progress import Progress
 from layerfold.records import Record, RecordStore
 from layerfold.search.found import Timing
 from layerfold.search.stages import removable
-from layerfold.statistics import Interval
 
 
 def latency(model: Model, rounds: int) -> Latency:

@@ -18,6 +18,7 @@ from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
 from layerfold.files import check_run_folder, hash_json, write_text
 from layerfold.inference.spool import Apart
+from layerfold.maths.intervals import exponential
 from layerfold.methods import Share
 from layerfold.methods.base import AUTO, Notes
 from layerfold.progress import SILENT, Progress
@@ -26,7 +27,6 @@ from layerfold.search.judging import describe, judged
 from layerfold.search.scores import OBJECTIVES, Objective, Scores
 from layerfold.search.selection import CHANCE, Selection
 from layerfold.search.stages import Blocks, Replaced
-from layerfold.statistics import exponential
 from layerfold.windows import Windows
 
 RESULT = "search.json"

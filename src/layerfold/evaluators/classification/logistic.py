@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import log_softmax
 
-from layerfold.statistics import Floats
+from layerfold.maths.intervals import Floats
 from layerfold.words import words
 
 RIDGES = (0.1, 1.0, 10.0, 100.0)

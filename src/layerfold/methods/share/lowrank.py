@@ -19,8 +19,8 @@ from layerfold.calibration import FFNInputs
 from layerfold.decoder import Decoder
 from layerfold.factored import Factored
 from layerfold.ffn import Matrix
-from layerfold.linalg import Directions, Match, damped, output_directions
-from layerfold.statistics import SecondMoments
+from layerfold.maths.linalg import Directions, Match, damped, output_directions
+from layerfold.maths.moments import SecondMoments
 
 Base = Literal["anchor", "mean", "fitted"]
 Init = Literal["data-svd", "svd", "zero"]

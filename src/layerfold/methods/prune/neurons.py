@@ -11,9 +11,9 @@ from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.ffn import FFN, MASK
-from layerfold.ranking import lowest, lowest_in_rows, shares
-from layerfold.statistics import SecondMoments
-from layerfold.surgeon import refitted, removal_errors
+from layerfold.maths.moments import SecondMoments
+from layerfold.maths.ranking import lowest, lowest_in_rows, shares
+from layerfold.methods.prune.sparsegpt import refitted, removal_errors
 
 
 def owners(decoder: Decoder) -> dict[int, list[int]]:

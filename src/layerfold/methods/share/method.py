@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from layerfold import sharing
 from layerfold.calibration import Calibration, FFNInputs, Pair, check_widths
 from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
 from layerfold.methods.base import AUTO, Notes, described
-from layerfold.sharing import BASES, INITS, RANKS, Base, Fit, Init, Kind, Ranks
+from layerfold.methods.share import lowrank
+from layerfold.methods.share.lowrank import BASES, INITS, RANKS, Base, Fit, Init, Kind, Ranks
 
 _K = 4
 
@@ -181,10 +181,10 @@ class Share:
         if calibration is not None and self._reads_inputs:
             inputs = calibration.ffn_inputs(window)
         before = decoder.size().parameters
-        kinds = sharing.kinds(decoder, window, {other: match for (_, other), match in matches.items()}, inputs)
+        kinds = lowrank.kinds(decoder, window, {other: match for (_, other), match in matches.items()}, inputs)
         anchor = window.index(self.anchor_of(window))
-        fit = sharing.fitted(kinds, self.base, self.ranks, self.rank, anchor, alone=self.init == "zero")
-        sharing.share_(decoder, kinds, fit, self.init)
+        fit = lowrank.fitted(kinds, self.base, self.ranks, self.rank, anchor, alone=self.init == "zero")
+        lowrank.share_(decoder, kinds, fit, self.init)
         notes: Notes = {
             "pairs": described(matches),
             "ranks": {

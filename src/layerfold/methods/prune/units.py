@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder
-from layerfold.narrowing import owners
+from layerfold.methods.prune.neurons import owners
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.ffn import Matrix
 from layerfold.masks import hold_
-from layerfold.ranking import lowest, lowest_in_rows, shares
-from layerfold.statistics import SecondMoments
-from layerfold.surgeon import sparsify
+from layerfold.maths.moments import SecondMoments
+from layerfold.maths.ranking import lowest, lowest_in_rows, shares
+from layerfold.methods.prune.sparsegpt import sparsify
 
 TABLES = ("embeddings", "head")
 """What besides blocks holds a matrix: the token embedding, and the LM head."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layerfold.errors import ModelError
-from layerfold.statistics import SecondMoments
+from layerfold.maths.moments import SecondMoments
 
 RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 """Penalties, as multiples of each input's own mean square."""

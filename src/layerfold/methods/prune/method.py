@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from layerfold import narrowing, thinning, zeroing
 from layerfold.block import Projection
 from layerfold.calibration import Calibration
 from layerfold.decoder import Decoder, Size
 from layerfold.errors import InputError, one_of
 from layerfold.methods.base import Notes
+from layerfold.methods.prune import neurons, units, weights
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt", "taylor", "published"]
 Structure = Literal["unstructured", "2:4", "neurons", "neurons+heads"]
@@ -19,7 +19,7 @@ Scope = Literal["global", "matrix", "row"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-PARTS = ("attention", "ffn", *zeroing.TABLES)
+PARTS = ("attention", "ffn", *weights.TABLES)
 
 _DEFAULT_PARTS = "attention,ffn"
 _OWN_SCOPE: dict[str, Scope] = {"magnitude": "global", "wanda": "row", "sparsegpt": "matrix", "published": "global"}
@@ -130,7 +130,7 @@ class Prune:
             raise InputError(f"parts {self.parts!r} with structure neurons; accepted: ffn, which has them")
         if self.structure == "neurons+heads" and not default:
             raise InputError(f"parts {self.parts!r} with structure neurons+heads; accepted: {_DEFAULT_PARTS}")
-        if set(chosen) & set(zeroing.TABLES) and self.needs_calibration:
+        if set(chosen) & set(weights.TABLES) and self.needs_calibration:
             raise InputError(f"parts {self.parts!r} with criterion {self.criterion}; accepted: attention, ffn")
 
     @property
@@ -150,8 +150,8 @@ class Prune:
 
     def _matrices(self, decoder: Decoder) -> list[Projection]:
         if self.criterion == "published":
-            return zeroing.linear_modules(decoder)
-        return zeroing.matrices(decoder, self._parts)
+            return weights.linear_modules(decoder)
+        return weights.matrices(decoder, self._parts)
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the configuration with the budget as a count: weights that are zero in the end, or neurons that go."""
@@ -164,36 +164,36 @@ class Prune:
             removed, parameters = self._removed_parameters(decoder)
             return settings | {"parameters": parameters, "removed": removed}
         found = self._matrices(decoder)
-        zeros, weights = self._zeros(decoder, found)
-        return settings | {"parts": sorted({each.part for each in found}), "weights": weights, "zeros": zeros}
+        zeros, total = self._zeros(decoder, found)
+        return settings | {"parts": sorted({each.part for each in found}), "weights": total, "zeros": zeros}
 
     def _zeros(self, decoder: Decoder, found: list[Projection]) -> tuple[int, int]:
         """How many of the weights are to be zero, and how many weights there are."""
         if not found:
             raise InputError(f"the model has no matrices to prune in parts {self.parts!r}")
-        weights, left = zeroing.sizes(found)
+        total, left = weights.sizes(found)
         if self.structure == "2:4":
-            return zeroing.zeros_of_fours(found), weights
+            return weights.zeros_of_fours(found), total
         if self.sparsity is not None:
-            return max(round(self.sparsity * weights), weights - left), weights
+            return max(round(self.sparsity * total), total - left), total
         size = decoder.size()
         wanted = self._wanted(size, size.nonzero - left)
-        return weights + (size.nonzero - left) - wanted, weights
+        return total + (size.nonzero - left) - wanted, total
 
     def _removed_neurons(self, decoder: Decoder) -> tuple[int, int]:
         """How many neurons go, and how many there are."""
-        held, removable = narrowing.sizes(decoder)
-        neurons = len(held)
-        if not neurons:
+        held, removable = neurons.sizes(decoder)
+        total = len(held)
+        if not total:
             raise InputError("the model has no FFN to remove neurons from")
         if self.criterion == "sparsegpt":
-            narrowing.check_refit(decoder)
+            neurons.check_refit(decoder)
         if self.sparsity is not None:
-            removed = round(self.sparsity * neurons)
+            removed = round(self.sparsity * total)
             if removed > removable:
-                most = removable / neurons
+                most = removable / total
                 raise InputError(f"sparsity {self.sparsity} leaves an FFN without neurons; accepted: 0 ... {most:.6f}")
-            return removed, neurons
+            return removed, total
         size, each = decoder.size(), float(held.double().mean())
         if float((held - each).clamp_min(0).sum()) > each:
             raise InputError(
@@ -201,12 +201,12 @@ class Prune:
                 "sparsity"
             )
         wanted = self._wanted(size, round(size.nonzero - removable * each))
-        return round((size.nonzero - wanted) / each) if each else 0, neurons
+        return round((size.nonzero - wanted) / each) if each else 0, total
 
     def _removed_parameters(self, decoder: Decoder) -> tuple[int, int]:
         """How many parameters go with neurons and heads, and how many go with all of them."""
-        found = thinning.sublayers(decoder, nonzero=self.nonzero is not None)
-        parameters, removable = sum(int(each.sizes.sum()) for each in found), thinning.removable(found)
+        found = units.sublayers(decoder, nonzero=self.nonzero is not None)
+        parameters, removable = sum(int(each.sizes.sum()) for each in found), units.removable(found)
         if not parameters:
             raise InputError("the model has no FFN and no attention to remove neurons and heads from")
         if self.sparsity is not None:
@@ -241,19 +241,19 @@ class Prune:
         notes: Notes = {"speed": _SPEED[self.structure]}
         if self.structure == "neurons":
             removed, _ = self._removed_neurons(decoder)
-            narrowing.narrow_(decoder, removed, self.criterion, self._own_scope, text)
+            neurons.narrow_(decoder, removed, self.criterion, self._own_scope, text)
             return notes | {"neurons_left": list(decoder.d_ffn)}
         if self.structure == "neurons+heads":
             assert text is not None
             removed, _ = self._removed_parameters(decoder)
             counted = self.nonzero is not None
-            thinning.thin_(decoder, removed, text, nonzero=counted)
+            units.thin_(decoder, removed, text, nonzero=counted)
             return notes | {"neurons_left": list(decoder.d_ffn), "heads_left": list(decoder.heads)}
         found = self._matrices(decoder)
-        zeros, weights = self._zeros(decoder, found)
+        zeros, total = self._zeros(decoder, found)
         two_of_four = self.structure == "2:4"
-        zeroing.zero_(decoder, found, None if two_of_four else zeros, self.criterion, self._own_scope, text)
-        notes |= {"weights": weights, "zeros": weights - zeroing.sizes(found)[1], "sparsity": _by_part(found)}
+        weights.zero_(decoder, found, None if two_of_four else zeros, self.criterion, self._own_scope, text)
+        notes |= {"weights": total, "zeros": total - weights.sizes(found)[1], "sparsity": _by_part(found)}
         return notes | _warning(decoder, found)
 
 
@@ -261,8 +261,8 @@ def _by_part(found: list[Projection]) -> dict[str, float]:
     """What share of each part's weights is zero."""
     shares = {}
     for part in dict.fromkeys(each.part for each in found):
-        weights, left = zeroing.sizes([each for each in found if each.part == part])
-        shares[part] = round(1 - left / weights, 6)
+        total, left = weights.sizes([each for each in found if each.part == part])
+        shares[part] = round(1 - left / total, 6)
     return shares
 
 

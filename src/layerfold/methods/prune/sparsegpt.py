@@ -10,8 +10,8 @@ import torch
 from scipy.linalg.lapack import strtri
 from torch import Tensor
 
-from layerfold.linalg import damped_factor
-from layerfold.ranking import lowest_in_rows, shares
+from layerfold.maths.linalg import damped_factor
+from layerfold.maths.ranking import lowest_in_rows, shares
 
 _COLUMNS = 128
 """Columns whose weights are chosen at once, as published."""

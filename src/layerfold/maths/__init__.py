@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: matching, least squares, moments, intervals, ranking."""

@@ -1,0 +1,1 @@
+"""Pruning: single weights are zeroed, or neurons and heads removed, to a budget."""
