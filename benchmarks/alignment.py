@@ -28,9 +28,9 @@ from shape import (
 from layerfold.calibration import Calibration, Pair
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
-from layerfold.decoder import Decoder
 from layerfold.maths.linalg import match_neurons
 from layerfold.methods import Merge
+from layerfold.model.decoder import Decoder
 from layerfold.study import calibration_windows
 from layerfold.windows import Windows
 

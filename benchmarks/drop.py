@@ -14,10 +14,10 @@ from shape import VOCABULARY, Figures, arguments, gpt2_folder, load_touched, ran
 
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
-from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.size import flops_per_token
 from layerfold.inference.scoring import window_nats
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from layerfold.block import Block
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
-from layerfold.ffn import Matrix
 from layerfold.inference.scoring import window_nats
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import RegressionMoments
 from layerfold.methods import Collapse, Merge, Prune
 from layerfold.methods.prune.method import Criterion
+from layerfold.model.block import Block
+from layerfold.model.decoder import Decoder
+from layerfold.model.ffn import Matrix
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection

@@ -21,9 +21,9 @@ from shape import (
     seconds,
 )
 
-from layerfold.decoder import Decoder
 from layerfold.evaluators.size import flops_per_token
 from layerfold.inference.scoring import window_nats
+from layerfold.model.decoder import Decoder
 from layerfold.windows import Windows
 
 LOOP_BATCHES = (1, 4)

@@ -24,10 +24,10 @@ from shape import (
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET, Model, Provenance
-from layerfold.decoder import Decoder
 from layerfold.evaluators import Latency
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.methods import Prune
+from layerfold.model.decoder import Decoder
 from layerfold.records import BASE_LABEL
 from layerfold.windows import Windows
 

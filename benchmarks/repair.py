@@ -24,11 +24,11 @@ from layerfold import defaults
 from layerfold.calibration import calibration_windows
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
-from layerfold.decoder import Decoder
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
-from layerfold.repairing import refit_
-from layerfold.spans import spanning
+from layerfold.model.decoder import Decoder
+from layerfold.repair.refit import refit_
+from layerfold.repair.spans import spanning
 from layerfold.windows import Windows
 
 

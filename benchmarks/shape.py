@@ -19,9 +19,9 @@ import torch
 
 from layerfold.checkpoint.load import load
 from layerfold.cli.doctor import matrix_product_rate
-from layerfold.decoder import Decoder
 from layerfold.environment import environment
 from layerfold.files import write_text
+from layerfold.model.decoder import Decoder
 from layerfold.windows import Windows
 
 T = TypeVar("T")

@@ -24,12 +24,12 @@ from shape import (
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
-from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
 from layerfold.inference.scoring import window_nats
 from layerfold.maths.intervals import exponential
 from layerfold.methods import Share
 from layerfold.methods.share.lowrank import BASES, INITS, RANKS
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Replaced

@@ -15,9 +15,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 from peers import Peer, budget
 
-from layerfold.decoder import Decoder
 from layerfold.files import replacing
 from layerfold.maths.intervals import Interval, exponential, ratio_interval
+from layerfold.model.decoder import Decoder
 
 COLOURS = ("#2458a6", "#b4530a", "#187a3c", "#7a3fc0", "#b71c4a", "#0c6f6c", "#8a6d00", "#5d636d", "#1b1d21")
 MARKERS = "os^Dv<>PX"

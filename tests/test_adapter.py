@@ -16,12 +16,12 @@ from tiny import logits, shared, tiny, token_ids, unequal
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from layerfold import deltas
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.peft import ADAPTER, BASE, save_adapter
 from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import InputError, MissingExtraError, OutputError
+from layerfold.model import deltas
 
 
 def biases_of_their_own(model: Model) -> Model:

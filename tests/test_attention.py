@@ -8,9 +8,9 @@ from tiny import BLOCKS, assert_masks_equal, continued, halve_, logits, step_thr
 from torch import Tensor
 
 from layerfold.checkpoint.save import hash_weights
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.masks import held
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held
 
 SCALED = {"scale_attn_by_inverse_layer_idx": True}
 # Of GPT-2's four heads, and of the two groups of two query heads of the others.

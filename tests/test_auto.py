@@ -22,11 +22,11 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.checkpoint.structure import MANIFEST
-from layerfold.decoder import Decoder
-from layerfold.deltas import ranks
 from layerfold.errors import InputError, ModelError
-from layerfold.masks import held
 from layerfold.methods import Merge, Share
+from layerfold.model.decoder import Decoder
+from layerfold.model.deltas import ranks
+from layerfold.model.masks import held
 
 
 def shared(family: str) -> Model:

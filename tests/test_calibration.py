@@ -10,12 +10,12 @@ from tiny import BLOCKS, correlations, logits, sparsify, tiny, windows
 
 from layerfold import calibration as module
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.maths.linalg import match_neurons
 from layerfold.maths.moments import SecondMoments
 from layerfold.methods import Drop
+from layerfold.model.decoder import Decoder
 from layerfold.windows import Windows
 
 # Overlapping groups, a block that is an anchor and another's other, and an anchor later than its other.

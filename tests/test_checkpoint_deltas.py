@@ -22,12 +22,12 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model, Provenance
 from layerfold.checkpoint.save import FORMATS, bytes_on_disk, hash_weights
 from layerfold.checkpoint.structure import MANIFEST
-from layerfold.decoder import Decoder
-from layerfold.deltas import factored, multiplied_out, ranks
 from layerfold.errors import ModelError
 from layerfold.files import hash_file
-from layerfold.masks import held, hold_
 from layerfold.methods import Merge, Prune, Share
+from layerfold.model.decoder import Decoder
+from layerfold.model.deltas import factored, multiplied_out, ranks
+from layerfold.model.masks import held, hold_
 
 PLAIN = {"init": "svd", "align": "none"}
 

@@ -24,7 +24,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import FORMATS, MASKS, bytes_on_disk, hash_weights, read_training_, save, write_dense
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import ModelError, OutputError
-from layerfold.masks import held, hold_
+from layerfold.model.masks import held, hold_
 
 FORMAT = pytest.mark.parametrize("form", FORMATS)
 UP = "transformer.h.{}.mlp.c_fc.weight"

@@ -19,9 +19,9 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import FORMATS, bytes_on_disk, hash_weights, read_training_, write_dense
 from layerfold.checkpoint.structure import MANIFEST
-from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
-from layerfold.masks import held
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held
 
 FORMAT = pytest.mark.parametrize("form", FORMATS)
 FEW = pytest.mark.parametrize("family", ["gpt2", "qwen3"])

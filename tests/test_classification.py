@@ -13,9 +13,7 @@ from tiny import CONTEXT, VOCABULARY, halve_, shared, tiny, tiny_model, tokenize
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from layerfold import deltas, masks
 from layerfold.checkpoint.model import Model
-from layerfold.decoder import Decoder
 from layerfold.errors import TrainingError
 from layerfold.evaluators.classification.classifier import (
     Classifier,
@@ -27,6 +25,8 @@ from layerfold.evaluators.classification.classifier import (
     train,
 )
 from layerfold.methods import Merge
+from layerfold.model import deltas, masks
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT
 
 END = tokenizer().eos_token_id

@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny
 
 from layerfold.checkpoint.load import load
-from layerfold.planning.forms import count
+from layerfold.planning.candidates import count
 from layerfold.recipe import read_recipe
 
 FEW = ("--calibration-tokens", 300, "--repair-tokens", 1200, "--tokens", 200, "--test-tokens", 150)

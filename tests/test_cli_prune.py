@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
 from layerfold.cli import options
-from layerfold.masks import held
 from layerfold.methods.prune.method import CRITERIA, SCOPES, STRUCTURES
+from layerfold.model.masks import held
 
 pytestmark = pytest.mark.usefixtures("offline")
 

@@ -72,7 +72,7 @@ def test_a_repair_that_is_killed_leaves_nothing(model: Path, study_corpus: str, 
     scratch.mkdir()
     program = (
         "import os, sys, layerfold.cli, layerfold.maths.ridge as found\n"
-        "import layerfold.repairing as repairing\n"
+        "import layerfold.repair.refit as repairing\n"
         "def stop(*args, **settings):\n"
         f"    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
         "repairing.ridge_fit = stop\n"

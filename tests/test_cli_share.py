@@ -12,8 +12,8 @@ import torch
 from tiny import logits, shared, tiny, token_ids
 from transformers import AutoModelForCausalLM
 
-from layerfold import deltas
 from layerfold.checkpoint.load import load
+from layerfold.model import deltas
 
 pytestmark = pytest.mark.usefixtures("offline")
 

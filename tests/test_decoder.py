@@ -8,8 +8,8 @@ from tiny import BLOCKS, FAMILY_NAMES, continued, logits, step_through, tiny, ti
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2Model
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
+from layerfold.model.decoder import Decoder
 
 SCALED = {"scale_attn_by_inverse_layer_idx": True}
 MIXED = {

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import CONTEXT, VOCABULARY, shared, tiny
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.inference.decoding import continue_each, greedy
 from layerfold.methods import Drop, Merge
+from layerfold.model.decoder import Decoder
 
 END = VOCABULARY - 1
 PROMPTS = [[40, 41, 42, 43, 44, 45, 46], [90], [60, 61, 62], [100, 3, 200, 7, 80]]

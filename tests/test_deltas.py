@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from tiny import chosen, logits, sparsify, tiny
 from torch import nn
 
-from layerfold import deltas
 from layerfold.checkpoint.save import DELTAS, hash_weights, read_training_, write_training
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
-from layerfold.factored import Factored
-from layerfold.masks import hold_
 from layerfold.methods import Share
+from layerfold.model import deltas
+from layerfold.model.decoder import Decoder
+from layerfold.model.factored import Factored
+from layerfold.model.masks import hold_
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from layerfold.factored import Factored
+from layerfold.model.factored import Factored
 
 OUT, IN = 7, 5
 RANKS = pytest.mark.parametrize("rank", [0, 1, 3, 5])

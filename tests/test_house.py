@@ -143,7 +143,7 @@ def test_a_module_imports_lower_floors_and_none_beside_it(module: str) -> None:
     [
         ("decoder", "import layerfold.checkpoint.load", "decoder imports hub, a floor above it"),
         ("windows", "from layerfold import study", "windows imports study, a floor above it"),
-        ("linalg", "def f():\n    from layerfold.decoder import FFN", "linalg imports decoder, a floor above it"),
+        ("linalg", "def f():\n    from layerfold.model.decoder import FFN", "linalg imports decoder, a floor above it"),
         ("methods.merge", "from layerfold.methods.collapse import Collapse", "methods.collapse, beside it"),
         ("methods.merge", "from layerfold.methods import METHODS", "merge imports methods, beside it"),
         ("methods.drop", "from layerfold.evaluators.base import Score", "evaluators.base, beside it"),
@@ -163,7 +163,7 @@ def test_the_rule_can_be_broken(module: str, source: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("methods.drop", "from layerfold.methods.base import Method\nfrom layerfold.decoder import Decoder"),
+        ("methods.drop", "from layerfold.methods.base import Method\nfrom layerfold.model.decoder import Decoder"),
         ("methods", "from layerfold.methods.merge import Merge"),
         ("decoder", "if TYPE_CHECKING:\n    from transformers import PreTrainedModel"),
         ("hub", "def f():\n    import transformers\nfrom layerfold import checkpoint"),

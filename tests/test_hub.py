@@ -17,9 +17,9 @@ from transformers import BertConfig, BertModel
 import layerfold as package
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Provenance, default_corpus
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError
 from layerfold.methods import Collapse
+from layerfold.model.decoder import Decoder
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import FORMATS, hash_weights
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.masks import held, hold_, pack, unpack
 from layerfold.methods import Merge
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held, hold_, pack, unpack
 
 FORMAT = pytest.mark.parametrize("form", FORMATS)
 UP = "transformer.h.{}.mlp.c_fc.weight"

@@ -16,9 +16,9 @@ from tiny import BLOCKS, CONTEXT, corpus, logits, prose, tiny, tokenizer
 from torch import Tensor
 
 from layerfold.checkpoint.model import Model
-from layerfold.decoder import Decoder
 from layerfold.inference.scoring import window_nats
-from layerfold.readout import Readout, attention_readout, ffn_readout
+from layerfold.model.decoder import Decoder
+from layerfold.model.readout import Readout, attention_readout, ffn_readout
 from layerfold.windows import Windows, cut_windows
 
 DEPTH = 6

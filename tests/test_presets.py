@@ -11,10 +11,10 @@ from tiny import Write, tiny
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
 from layerfold.cli.options import Preset
-from layerfold.decoder import Decoder
 from layerfold.errors import RecipeError
 from layerfold.evaluators import Generation, Imdb, Latency, Perplexity, Rouge, Size
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
+from layerfold.model.decoder import Decoder
 from layerfold.origins import Load, Planned, Student
 from layerfold.presets import PRESETS
 from layerfold.recipe import CalibrationText, Recipe, default_recipe, read_recipe

@@ -7,8 +7,8 @@ import torch
 from tiny import halve_, logits, shared, tiny, token_ids
 
 from layerfold.errors import InputError
-from layerfold.ffn import MASK
-from layerfold.readout import attention_readout, ffn_readout, reading
+from layerfold.model.ffn import MASK
+from layerfold.model.readout import attention_readout, ffn_readout, reading
 
 
 def test_a_readout_and_what_it_reads_are_what_a_sublayer_adds(family: str) -> None:

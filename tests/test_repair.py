@@ -13,16 +13,16 @@ from peft import PeftModel
 from tiny import BLOCKS, Write, continued, logits, prose, tiny, token_ids, windows
 from transformers import AutoModelForCausalLM
 
-from layerfold import deltas
 from layerfold.api import compress
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.peft import ADAPTER, BASE, save_adapter
 from layerfold.errors import InputError, RecipeError
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
+from layerfold.model import deltas
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL
-from layerfold.repair import LEVELS, Level
+from layerfold.repair.repair import LEVELS, Level
 from layerfold.study import Study
 
 pytestmark = pytest.mark.usefixtures("offline")

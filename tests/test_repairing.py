@@ -12,13 +12,13 @@ import torch
 from tiny import BLOCKS, CONTEXT, corpus, halve_, logits, prose, tiny, tokenizer, windows
 from torch import Tensor
 
-from layerfold import repairing
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.maths.ridge import Fit, RegressionMoments
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
-from layerfold.passing import Error, halved
-from layerfold.repairing import Repaired, refit_
+from layerfold.model.decoder import Decoder
+from layerfold.repair import refit
+from layerfold.repair.refit import Repaired, refit_
+from layerfold.repair.regression import Error, halved
 from layerfold.windows import Windows, cut_windows
 
 SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}
@@ -275,7 +275,7 @@ def test_fits_that_do_harm_are_taken_back(attention: bool, family: str, monkeypa
         weight = 100 * torch.ones_like(moments.products(False, last).T)
         return Fit(weight, weight[:, 0] if constant else None, 1.0, 1.0, 0.0, 0, False)
 
-    monkeypatch.setattr(repairing, "ridge_fit", harm)
+    monkeypatch.setattr(refit, "ridge_fit", harm)
     decoder = before.copy()
     told = refit_(decoder, original, cuts, text(), attention=attention)
     assert all(not each.ridges and each.after == each.before for each in told)

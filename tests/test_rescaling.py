@@ -14,10 +14,10 @@ from tiny import logits, tiny, windows
 from torch import Tensor
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.methods import Collapse, Drop, Merge
-from layerfold.rescaling import Sources, rescale_
+from layerfold.model.decoder import Decoder
+from layerfold.repair.rescale import Sources, rescale_
 from layerfold.windows import Windows
 
 Array = NDArray[np.float64]

@@ -7,10 +7,10 @@ import torch
 from tiny import CONTEXT, logits, tiny, windows
 from torch.nn import functional
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.inference.scoring import expected_embedding, log_partition, token_nats, window_nats
 from layerfold.inference.stepping import fused_activations
+from layerfold.model.decoder import Decoder
 
 
 def test_window_nats_are_each_windows_own(family: str) -> None:

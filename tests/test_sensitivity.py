@@ -10,11 +10,11 @@ from tiny import BLOCKS, FAMILY_NAMES, halve_, tiny, windows
 from torch import Tensor
 from torch.nn import functional
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.inference import sensitivity
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.methods import Merge, Share
+from layerfold.model.decoder import Decoder
 from layerfold.windows import Windows
 
 CUT = windows(limit_tokens=100)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tiny import tiny, windows
 
 from layerfold.calibration import Calibration, FFNInputs
-from layerfold.decoder import Decoder
-from layerfold.deltas import factored
 from layerfold.maths.linalg import Match
 from layerfold.methods import Share
 from layerfold.methods.share import lowrank
 from layerfold.methods.share.lowrank import Fit, Kind
+from layerfold.model.decoder import Decoder
+from layerfold.model.deltas import factored
 
 Array = NDArray[np.float64]
 WINDOW = range(1, 4)

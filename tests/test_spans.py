@@ -13,14 +13,14 @@ import torch
 from tiny import BLOCKS, CONTEXT, FAMILY_NAMES, corpus, halve_, prose, tiny, tokenizer, windows
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.inference.scoring import window_nats
 from layerfold.methods import Drop, Merge, Method, Share
-from layerfold.repairing import refit_
+from layerfold.model.decoder import Decoder
+from layerfold.repair.refit import refit_
+from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Spanned
-from layerfold.spans import spanning
 from layerfold.windows import Windows, cut_windows
 
 SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}

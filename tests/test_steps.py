@@ -15,7 +15,7 @@ from layerfold.errors import InputError, RecipeError
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
 from layerfold.pipeline import _together
 from layerfold.recipe import read_recipe
-from layerfold.repair import LEVELS, Level, check_level
+from layerfold.repair.repair import LEVELS, Level, check_level
 from layerfold.study import Study
 
 NEURONS = Prune(sparsity=0.25, structure="neurons", criterion="wanda", scope="global")

@@ -12,7 +12,7 @@ from torch import Tensor
 from layerfold.inference.spool import Spool
 from layerfold.maths.ridge import RegressionMoments
 from layerfold.methods import Drop
-from layerfold.repairing import refit_
+from layerfold.repair.refit import refit_
 from layerfold.windows import Windows, cut_windows
 
 

@@ -11,8 +11,8 @@ from tiny import BLOCKS, assert_masks_equal, chosen, continued, halve_, logits, 
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import FORMATS, hash_weights
 from layerfold.errors import InputError
-from layerfold.masks import held
 from layerfold.methods import Merge
+from layerfold.model.masks import held
 
 
 def test_what_is_kept_computes_as_if_the_others_never_reached_the_output(family: str) -> None:

@@ -15,9 +15,9 @@ from tiny import BLOCKS, CONTEXT, Write, prose, tiny, tokenizer
 import layerfold
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model, Provenance
-from layerfold.decoder import Decoder
 from layerfold.errors import CorpusError, InputError, RecipeError
 from layerfold.methods import Drop
+from layerfold.model.decoder import Decoder
 from layerfold.origins import Load, Student
 from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, RECOVERY

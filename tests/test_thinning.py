@@ -12,12 +12,12 @@ from tiny import BLOCKS, FAMILY_NAMES, continued, halve_, logits, tiny, windows
 
 from layerfold import calibration
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.inference.sensitivity import Sensitivities, sensitivities
-from layerfold.masks import held
 from layerfold.methods import Merge, Share
 from layerfold.methods.prune.units import Sublayer, removable, sublayers, thin_
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held
 
 CUT = windows(limit_tokens=60)
 

@@ -15,15 +15,15 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from layerfold import deltas
 from layerfold.checkpoint.model import Model, Provenance
 from layerfold.corpora import Corpus
-from layerfold.decoder import Decoder
-from layerfold.factored import Factored
-from layerfold.families import FAMILIES
 from layerfold.inference.stepping import Stepper
-from layerfold.masks import hold_
 from layerfold.methods import Share
+from layerfold.model import deltas
+from layerfold.model.decoder import Decoder
+from layerfold.model.factored import Factored
+from layerfold.model.families import FAMILIES
+from layerfold.model.masks import hold_
 from layerfold.windows import Windows, cut_windows
 
 Write = Callable[..., Path]

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from layerfold.api import compress, evaluate, recover
     from layerfold.checkpoint.load import load
     from layerfold.checkpoint.model import Model
-    from layerfold.decoder import Decoder
     from layerfold.errors import LayerfoldError
     from layerfold.evaluators import Generation, Harness, Imdb, Latency, Perplexity, Rouge, Score, Size
     from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
+    from layerfold.model.decoder import Decoder
     from layerfold.planning import Plan
     from layerfold.recipe import Recipe, default_recipe, read_recipe
     from layerfold.recovery import Distill, Finetune, LowRank
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Collapse": "methods",
-    "Decoder": "decoder",
+    "Decoder": "model.decoder",
     "Distill": "recovery",
     "Drop": "methods",
     "DropSearch": "search",

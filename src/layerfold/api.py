@@ -20,7 +20,7 @@ from layerfold.methods import Method, Steps
 from layerfold.pipeline import apply
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
-from layerfold.repair import Level, Repair, check_level
+from layerfold.repair.repair import Level, Repair, check_level
 from layerfold.search.settling import selection_text
 from layerfold.sources import ALL, unsplit
 from layerfold.textsread import check_unread, texts_read

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerfold.block import Projection
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.checkpoint.save import hash_weights
 from layerfold.corpora import read_corpus
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
-from layerfold.ffn import Matrix
 from layerfold.inference import memory
 from layerfold.inference.sensitivity import Sensitivities, sensitivities
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.maths.linalg import Match, match_neurons
 from layerfold.maths.moments import CrossMoments, SecondMoments
+from layerfold.model.block import Projection
+from layerfold.model.decoder import Decoder
+from layerfold.model.ffn import Matrix
+from layerfold.model.readout import reading
 from layerfold.progress import SILENT, Progress
-from layerfold.readout import reading
 from layerfold.textsread import Note, cut_enough
 from layerfold.windows import Windows
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.methods import Drop
+from layerfold.model.decoder import Decoder
 from layerfold.planning import Plan
 from layerfold.planning.trials import PROTOCOL
 from layerfold.recovery import Distill

@@ -9,14 +9,14 @@ from torch.nn import Module
 
 from layerfold.calibration import Calibration, check_precision
 from layerfold.checkpoint.model import Model
-from layerfold.decoder import Decoder
 from layerfold.evaluators import Perplexity
 from layerfold.methods import Method, Steps
 from layerfold.methods.base import Notes
 from layerfold.methods.steps import in_order
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
-from layerfold.repair import Repair
-from layerfold.rescaling import Sources
+from layerfold.repair.repair import Repair
+from layerfold.repair.rescale import Sources
 from layerfold.search.settling import searches, settled
 from layerfold.windows import Windows
 

@@ -12,10 +12,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from layerfold import defaults
 from layerfold.checkpoint.model import POCKET, Model, default_corpus
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
 from layerfold.methods import Method, Steps
+from layerfold.model.decoder import Decoder
 from layerfold.origins import Load, Planned, Student
 from layerfold.presets import DEFAULT_EVALUATORS, PRESETS
 from layerfold.records import BASE_LABEL

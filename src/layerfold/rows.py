@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from layerfold.errors import InputError
 from layerfold.methods import METHODS, Steps
 from layerfold.origins import Load, Planned, Student
-from layerfold.repair import check_level
+from layerfold.repair.repair import check_level
 from layerfold.settings import build, settings_of
 
 _BESIDE = ("label", "repair")

@@ -30,7 +30,7 @@ from layerfold.recipe import Recipe
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
-from layerfold.repair import Repair
+from layerfold.repair.repair import Repair
 from layerfold.search.selection import RACE
 from layerfold.search.settling import searches, selection_text
 from layerfold.settings import settings_of

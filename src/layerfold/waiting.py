@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerfold import deltas
 from layerfold.checkpoint.model import Model
-from layerfold.decoder import Decoder
 from layerfold.inference import memory
 from layerfold.inference.spool import Apart
 from layerfold.methods.base import Notes
+from layerfold.model import deltas
+from layerfold.model.decoder import Decoder
 from layerfold.records import BASE_LABEL
 
 

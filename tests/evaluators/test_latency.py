@@ -11,13 +11,13 @@ import torch
 from tiny import CONTEXT, VOCABULARY, shared, tiny
 from torch import nn
 
-from layerfold import deltas
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import InputError
 from layerfold.evaluators import Comparison, Latency
 from layerfold.evaluators.base import Evaluator
 from layerfold.evaluators.size import Size
+from layerfold.model import deltas
 
 SHORT = Latency(rounds=4, prompt_tokens=5, new_tokens=6, prefill_tokens=20)
 

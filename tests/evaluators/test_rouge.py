@@ -18,10 +18,10 @@ from scipy.special import stdtrit
 from tiny import CONTEXT, Write, prose, tiny, tokenizer
 
 from layerfold.checkpoint.model import POCKET, Model, Provenance
-from layerfold.decoder import Decoder
 from layerfold.errors import CorpusError, InputError, MissingExtraError, ModelError, OfflineError
 from layerfold.evaluators import Rouge, rouge
 from layerfold.evaluators.base import Baselined, HeldOut
+from layerfold.model.decoder import Decoder
 
 DOCUMENTS = [
     "The river runs. A storm came! Was it winter? The film ended.",

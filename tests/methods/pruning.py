@@ -10,9 +10,9 @@ import torch
 from tiny import tiny, windows
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder, Projection
 from layerfold.methods import Prune
 from layerfold.methods.base import Notes
+from layerfold.model.decoder import Decoder, Projection
 
 CUT = windows(limit_tokens=100)
 SCOPES = ("global", "matrix", "row")

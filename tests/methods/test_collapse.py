@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model, Provenance
-from layerfold.decoder import Decoder
 from layerfold.methods import Collapse, Merge
+from layerfold.model.decoder import Decoder
 
 # Distinct parameters of the GPT-2 shape (12 x 768, vocabulary 50,257) after each n.
 GPT2_COUNTS = {2: 81_912_576, 4: 60_648_960, 6: 53_561_088, 8: 53_561_088, 10: 53_561_088}

@@ -16,10 +16,10 @@ from layerfold.api import compress
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import hash_weights
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError
 from layerfold.methods import Collapse, Drop, Merge
 from layerfold.methods.drop import spelled
+from layerfold.model.decoder import Decoder
 from layerfold.recipe import read_recipe
 from layerfold.study import Study
 

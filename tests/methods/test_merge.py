@@ -9,9 +9,9 @@ from scipy.optimize import linear_sum_assignment
 from tiny import BLOCKS, correlations, logits, tiny, windows
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.methods import Collapse, Merge, Share
-from layerfold.rescaling import rescale_
+from layerfold.model.decoder import Decoder
+from layerfold.repair.rescale import rescale_
 
 ANCHORS = pytest.mark.parametrize("anchor", ["first", "middle", "last"])
 # Names of an FFN's matrices, and which axis of the stored tensor runs over neurons.

@@ -11,9 +11,9 @@ from tiny import BLOCKS, tiny
 
 import layerfold
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
+from layerfold.model.decoder import Decoder
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 RIGHT: list[Any] = [

@@ -12,8 +12,8 @@ from pruning import SCOPES, WAYS, blocks, fresh, prunable, prune, weights
 from tiny import logits, sparsify
 
 from layerfold.errors import InputError
-from layerfold.masks import held
 from layerfold.methods import Drop, Merge, Prune
+from layerfold.model.masks import held
 
 WAY = pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way.values()))
 

@@ -12,8 +12,8 @@ from tiny import BLOCKS, assert_masks_equal, logits
 
 from layerfold.calibration import Calibration
 from layerfold.errors import ModelError
-from layerfold.masks import held
 from layerfold.methods import Prune
+from layerfold.model.masks import held
 
 CRITERION = pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparsegpt"])
 

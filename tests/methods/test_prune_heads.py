@@ -12,15 +12,15 @@ from tiny import BLOCKS, continued, halve_, logits, tiny, windows
 
 import layerfold
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError
 from layerfold.evaluators.size import flops_per_token
 from layerfold.inference.sensitivity import sensitivities
-from layerfold.masks import held
 from layerfold.methods import Drop, Merge, Prune, Share, Steps
 from layerfold.methods.prune.units import removable, sublayers
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held
 from layerfold.recipe import read_recipe
-from layerfold.repair import check_level
+from layerfold.repair.repair import check_level
 
 HEADS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons+heads"}
 NEURONS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons"}

@@ -14,10 +14,10 @@ from tiny import BLOCKS, continued, halve_, logits, neurons, sparsify, tiny
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model, Provenance
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.masks import held
 from layerfold.methods import Drop, Merge, Prune
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held
 
 WAYS: list[dict[str, Any]] = [{"criterion": criterion} for criterion in ("magnitude", "wanda", "sparsegpt")]
 WAYS += [{"criterion": criterion, "scope": "global"} for criterion in ("magnitude", "wanda")]

@@ -12,11 +12,11 @@ from pruning import CUT, fresh, prune
 from tiny import BLOCKS, sparsify, windows
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.masks import held
 from layerfold.methods import Merge, Prune
 from layerfold.methods.prune.method import CRITERIA, SCOPES, STRUCTURES
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held
 
 
 def accepted(*scopes: str | None) -> list[dict[str, Any]]:

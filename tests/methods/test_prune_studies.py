@@ -12,10 +12,10 @@ from tiny import assert_masks_equal, logits, tiny
 from layerfold.api import compress
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, RecipeError
-from layerfold.masks import held
 from layerfold.methods import Prune
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held
 from layerfold.recipe import read_recipe
 from layerfold.study import Study
 

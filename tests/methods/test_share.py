@@ -8,13 +8,13 @@ import torch
 from tiny import BLOCKS, continued, logits, tiny, windows
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
-from layerfold.deltas import factored, multiplied_out, ranks
 from layerfold.errors import InputError
-from layerfold.ffn import Matrix
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.methods.base import Notes
 from layerfold.methods.share.lowrank import BASES, INITS
+from layerfold.model.decoder import Decoder
+from layerfold.model.deltas import factored, multiplied_out, ranks
+from layerfold.model.ffn import Matrix
 
 CUT = windows()
 FULL = 32  # d_model, which is less than d_ffn in all families

@@ -11,10 +11,10 @@ import torch
 from tiny import BLOCKS, logits, tiny, windows
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
-from layerfold.deltas import factored, ranks
 from layerfold.errors import InputError
 from layerfold.methods import Merge, Share
+from layerfold.model.decoder import Decoder
+from layerfold.model.deltas import factored, ranks
 
 
 @functools.cache

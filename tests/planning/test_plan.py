@@ -24,7 +24,7 @@ from layerfold.planning import front as front_module
 from layerfold.planning import order as order_module
 from layerfold.planning import trials as trials_module
 from layerfold.planning.budget import Budget, read_budget
-from layerfold.planning.forms import Candidate, count, narrowed, outline, rivals, sizes
+from layerfold.planning.candidates import Candidate, count, narrowed, outline, rivals, sizes
 from layerfold.planning.front import Front
 from layerfold.planning.speed import Speeds
 from layerfold.planning.trials import Texts, Trials

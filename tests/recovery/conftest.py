@@ -11,7 +11,7 @@ import torch
 from tiny import prose, tokenizer
 
 from layerfold.checkpoint.model import Model, Provenance
-from layerfold.decoder import Decoder
+from layerfold.model.decoder import Decoder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,9 +12,9 @@ from tiny import tiny, tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from layerfold import deltas
 from layerfold.checkpoint.model import Model
 from layerfold.corpora import load_corpus
+from layerfold.model import deltas
 from layerfold.recovery import Distill, Finetune, LowRank, Recovery
 from layerfold.recovery.run import Outcome, Run
 

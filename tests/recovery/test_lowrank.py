@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from layerfold import deltas, recover
+from layerfold import recover
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
+from layerfold.model import deltas
+from layerfold.model.decoder import Decoder
 from layerfold.recovery import LowRank
 from layerfold.recovery.trainer import RecoveryTrainer
 

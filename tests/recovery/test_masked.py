@@ -17,8 +17,8 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import FORMATS
 from layerfold.errors import InputError, ModelError
-from layerfold.masks import held
 from layerfold.methods import Merge
+from layerfold.model.masks import held
 from layerfold.recovery import Recovery, callbacks
 from layerfold.recovery.run import Outcome
 from layerfold.recovery.trainer import RecoveryTrainer

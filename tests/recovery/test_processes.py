@@ -20,7 +20,7 @@ from tiny import assert_masks_equal, chosen, halve_, prose, shared, unequal
 from layerfold import cli
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
-from layerfold.masks import held
+from layerfold.model.masks import held
 from layerfold.recovery.run import Outcome
 
 STEPS = 90

@@ -19,8 +19,8 @@ from tiny import tiny
 import layerfold
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, OutputError
-from layerfold.masks import hold_
 from layerfold.methods import Collapse, Drop, Merge
+from layerfold.model.masks import hold_
 from layerfold.recovery import Recovery, callbacks
 from layerfold.recovery import trainer as training
 from layerfold.recovery.arguments import training_arguments

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from tiny import assert_masks_equal, logits, shared, token_ids, unequal
 from transformers import AutoModelForCausalLM
 
-from layerfold import deltas
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import DELTAS, FORMATS
 from layerfold.errors import InputError, ModelError
-from layerfold.masks import held
 from layerfold.methods import Merge, Prune
+from layerfold.model import deltas
+from layerfold.model.masks import held
 from layerfold.recovery import Recovery, callbacks
 from layerfold.recovery import trainer as training
 

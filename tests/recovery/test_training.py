@@ -23,10 +23,10 @@ from transformers import (
 
 import layerfold
 from layerfold.checkpoint.model import Model
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.masks import held, hold_
 from layerfold.methods import Collapse, Merge
+from layerfold.model.decoder import Decoder
+from layerfold.model.masks import held, hold_
 from layerfold.recovery import callbacks
 
 FAMILIES = ("gpt2", "llama")

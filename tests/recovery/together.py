@@ -22,7 +22,7 @@ import runs
 
 import layerfold
 from layerfold import cli
-from layerfold.masks import held
+from layerfold.model.masks import held
 from layerfold.recovery import Finetune, run
 
 RANK = int(os.environ["RANK"])

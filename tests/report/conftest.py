@@ -13,8 +13,8 @@ from plans import MADE, TRIALS, trial
 
 from layerfold.maths.intervals import Interval
 from layerfold.planning import Budget, Planned, Trial
-from layerfold.planning.forms import Candidate as Made
-from layerfold.planning.planned import Winner
+from layerfold.planning.candidates import Candidate as Made
+from layerfold.planning.results import Winner
 from layerfold.records import Record, Results
 from layerfold.search import FoundWindows, Window
 from layerfold.search.found import Candidate, Found, HeldOut, Timing

@@ -6,7 +6,7 @@ import math
 
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.planning import Trial
-from layerfold.planning.forms import WHOLE, Candidate
+from layerfold.planning.candidates import WHOLE, Candidate
 
 MADE: dict[str, tuple[Method, ...]] = {
     "drop + prune": (Drop(blocks=(5, 6)), Prune(sparsity=0.25, structure="neurons", criterion="wanda")),

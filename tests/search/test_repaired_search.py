@@ -21,7 +21,7 @@ from layerfold.errors import CorpusError, InputError, ModelError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.methods import Drop, Merge
-from layerfold.repairing import refit_
+from layerfold.repair.refit import refit_
 from layerfold.search import DropSearch, Found, best_drop
 from layerfold.search import drop as drop_search
 from layerfold.search.repaired import Repairs

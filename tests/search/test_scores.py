@@ -15,11 +15,11 @@ from tiny import BLOCKS, corpus, logits, tiny, tokenizer, windows
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import hash_weights
 from layerfold.corpora import load_corpus
-from layerfold.decoder import Decoder
 from layerfold.errors import OutputError
 from layerfold.inference.scoring import window_nats
 from layerfold.methods import Merge
 from layerfold.methods.drop import PARTS, Part
+from layerfold.model.decoder import Decoder
 from layerfold.progress import Silent
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Lacking, removable

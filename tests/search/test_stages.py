@@ -11,11 +11,11 @@ import torch
 from tiny import BLOCKS, tiny, windows
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.inference.scoring import window_nats
 from layerfold.inference.spool import Apart
 from layerfold.inference.stepping import Stepper
 from layerfold.methods import Share
+from layerfold.model.decoder import Decoder
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Edited, Lacking, Replaced, removable
 

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfold import masks
 from layerfold.checkpoint import readback, structure
 from layerfold.checkpoint.weights import dtype_name, in_dtype
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
 from layerfold.files import check_hash, hash_file
+from layerfold.model import masks
+from layerfold.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

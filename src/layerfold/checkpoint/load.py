@@ -15,7 +15,6 @@ import torch
 from layerfold.checkpoint import compact, structure, weights
 from layerfold.checkpoint.model import POCKET, Model, Provenance
 from layerfold.checkpoint.save import Stored, quiet, read_manifest, restore_
-from layerfold.decoder import Decoder
 from layerfold.environment import hub_reachable
 from layerfold.errors import (
     InputError,
@@ -26,7 +25,8 @@ from layerfold.errors import (
     first_line,
     nearest,
 )
-from layerfold.families import FAMILIES, family_of
+from layerfold.model.decoder import Decoder
+from layerfold.model.families import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerfold.checkpoint.save import Format, Stored, hash_weights, save
-from layerfold.decoder import Decoder
 from layerfold.environment import versions
 from layerfold.errors import (
     ModelError,
 )
+from layerfold.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

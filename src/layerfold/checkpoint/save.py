@@ -30,13 +30,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfold import deltas, masks
 from layerfold.checkpoint import compact, portable, readback, structure
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.checkpoint.weights import dtype_name, in_dtype
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError, OutputError, first_line, one_of
 from layerfold.files import check_hash, hash_file, writing_folder
+from layerfold.model import deltas, masks
+from layerfold.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

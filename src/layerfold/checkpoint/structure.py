@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from layerfold import deltas
-from layerfold.attention import FUSED
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, ModelError
+from layerfold.model import deltas
+from layerfold.model.block import FUSED
+from layerfold.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -53,7 +53,7 @@ def plan(
     from layerfold.checkpoint.load import load
     from layerfold.files import check_folder, write_text
     from layerfold.planning import Plan
-    from layerfold.planning.planned import RESULT, check_model
+    from layerfold.planning.results import RESULT, check_model
     from layerfold.report import print_plan, write_plan_csv, write_plan_html
     from layerfold.settings import yaml_text
 

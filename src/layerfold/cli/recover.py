@@ -62,8 +62,9 @@ def recover(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Train a model, as what compression has broken. Killed, it goes on where it was when started again."""
-    from layerfold import api, deltas, files
+    from layerfold import api, files
     from layerfold.checkpoint.load import load
+    from layerfold.model import deltas
     from layerfold.recipe import build_recovery
     from layerfold.recovery.processes import is_main
     from layerfold.recovery.workspace import clear

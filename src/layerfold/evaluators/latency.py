@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from layerfold.checkpoint.model import Model
-from layerfold.deltas import multiplied_out
 from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.inference.decoding import greedy
 from layerfold.maths.intervals import Floats, Interval, exponential, median_interval
+from layerfold.model.deltas import multiplied_out
 from layerfold.progress import SILENT, Progress
 
 _PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import bytes_on_disk
 from layerfold.checkpoint.weights import dtype_name
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Score
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 
 

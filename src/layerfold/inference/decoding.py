@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
+from layerfold.model.decoder import Decoder
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.inference.stepping import fused_activations
 from layerfold.maths.intervals import Floats
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.windows import Windows
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from layerfold.block import Block
-from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
-from layerfold.ffn import Matrix
 from layerfold.inference import memory
 from layerfold.inference.scoring import expected_embedding, log_partition, scored_positions
 from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.model.block import Block
+from layerfold.model.decoder import Decoder
+from layerfold.model.ffn import Matrix
+from layerfold.model.readout import reading
 from layerfold.progress import SILENT, Progress
-from layerfold.readout import reading
 from layerfold.windows import Windows
 
 _BATCH_TOKENS = 1024

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.errors import OutputError
 from layerfold.inference import memory
+from layerfold.model.decoder import Decoder
 
 
 class _File:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerfold.decoder import Decoder
+from layerfold.model.decoder import Decoder
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 

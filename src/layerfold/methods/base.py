@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 
 from layerfold.calibration import Calibration, Pair, check_widths
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, nearest
 from layerfold.maths.linalg import Match
+from layerfold.model.decoder import Decoder
 
 Notes = dict[str, Any]
 """What a method found while it worked, as JSON: never what it saved, which the study measures."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.methods.base import GroupAverage, Notes
+from layerfold.model.decoder import Decoder
 
 
 @dataclass(frozen=True)

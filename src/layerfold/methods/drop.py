@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
 from layerfold.methods.base import Notes, parse_ranges
+from layerfold.model.decoder import Decoder
 
 Part = Literal["block", "attention", "ffn"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.methods.base import Method
+from layerfold.model.decoder import Decoder
 
 _MOST = 8
 

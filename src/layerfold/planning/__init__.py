@@ -2,7 +2,7 @@
 
 from layerfold.planning.budget import Budget
 from layerfold.planning.plan import Plan
-from layerfold.planning.planned import Planned
+from layerfold.planning.results import Planned
 from layerfold.planning.trials import Trial
 
 __all__ = ["Budget", "Plan", "Planned", "Trial"]

@@ -11,7 +11,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
 from layerfold.methods import Drop, Method
 from layerfold.planning.budget import Budget
-from layerfold.planning.forms import WHOLE, Candidate, narrowed, rivals, sizes
+from layerfold.planning.candidates import WHOLE, Candidate, narrowed, rivals, sizes
 from layerfold.planning.speed import Speeds, timed_beside
 from layerfold.planning.trials import Trial, Trials
 from layerfold.progress import Progress

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from layerfold.decoder import Decoder
+from layerfold.model.decoder import Decoder
 from layerfold.progress import Progress
+from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Blocks, Spanned
-from layerfold.spans import spanning
 from layerfold.windows import Windows
 
 _LONGEST = 6

@@ -10,7 +10,6 @@ from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows, shortage
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.checkpoint.save import hash_weights
-from layerfold.decoder import Decoder
 from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
@@ -18,14 +17,15 @@ from layerfold.files import check_run_folder
 from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats
 from layerfold.methods import Drop
+from layerfold.model.decoder import Decoder
+from layerfold.model.readout import attention_readout, ffn_readout
 from layerfold.planning.budget import Budget, read_budget
-from layerfold.planning.forms import Candidate, count, sizes
+from layerfold.planning.candidates import Candidate, count, sizes
 from layerfold.planning.front import Front
-from layerfold.planning.planned import Planned, Winner
+from layerfold.planning.results import Planned, Winner
 from layerfold.planning.speed import Speeds, line, timed_beside
 from layerfold.planning.trials import FILE, PROTOCOL, Texts, Trials
 from layerfold.progress import SILENT, Progress
-from layerfold.readout import attention_readout, ffn_readout
 from layerfold.search.judging import describe, judged
 from layerfold.search.stages import Blocks
 

@@ -18,10 +18,10 @@ from layerfold.files import hash_json, write_text
 from layerfold.inference.scoring import window_nats
 from layerfold.maths.intervals import exponential
 from layerfold.pipeline import apply
-from layerfold.planning.forms import Candidate, count
+from layerfold.planning.candidates import Candidate, count
 from layerfold.planning.order import Order
 from layerfold.progress import SILENT, Progress
-from layerfold.repair import Repair
+from layerfold.repair.repair import Repair
 from layerfold.search.stages import Blocks
 from layerfold.windows import Windows
 

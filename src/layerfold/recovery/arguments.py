@@ -10,8 +10,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
+from layerfold.model.decoder import Decoder
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.processes import on_cpu, this_process
 from layerfold.recovery.text import TrainingText

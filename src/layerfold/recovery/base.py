@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
+from layerfold.model.decoder import Decoder
 
 SCHEDULES = ("linear", "cosine", "constant")
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from layerfold import deltas
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
+from layerfold.model import deltas
+from layerfold.model.decoder import Decoder
 from layerfold.recovery.base import Loss, Outputs, language_model_loss
 from layerfold.recovery.distill import Distill
 

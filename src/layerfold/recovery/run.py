@@ -13,8 +13,8 @@ from transformers import TrainerState
 
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet, read_training_
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, TrainingError
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.arguments import check
 from layerfold.recovery.base import FIRST_LEARNING_RATE, Recovery

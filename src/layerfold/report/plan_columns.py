@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from layerfold.maths.intervals import Interval
 from layerfold.planning import Budget, Planned, Trial
-from layerfold.planning.planned import LABEL
+from layerfold.planning.results import LABEL
 from layerfold.report import numerals
 from layerfold.report.search_columns import (
     MILLISECONDS,

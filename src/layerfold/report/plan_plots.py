@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from layerfold.planning import Planned, Trial
-from layerfold.planning.planned import LABEL
+from layerfold.planning.results import LABEL
 from layerfold.records import BASE_LABEL
 from layerfold.report import numerals
 from layerfold.report.drawing import (

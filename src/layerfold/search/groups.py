@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.inference.spool import Apart
 from layerfold.inference.stepping import Stepper
 from layerfold.maths.intervals import exponential
 from layerfold.methods import Collapse, Merge
 from layerfold.methods.base import Notes, spelled
+from layerfold.model.decoder import Decoder
 from layerfold.progress import Progress
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from layerfold.decoder import Decoder
 from layerfold.inference.stepping import Stepper
+from layerfold.model.decoder import Decoder
 from layerfold.progress import Progress
-from layerfold.repair import Repair
+from layerfold.repair.repair import Repair
+from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Edited, Spanned
-from layerfold.spans import spanning
 from layerfold.windows import Windows
 
 

@@ -8,10 +8,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.inference.spool import Apart
 from layerfold.inference.stepping import Stepper
 from layerfold.methods.drop import Part
+from layerfold.model.decoder import Decoder
 from layerfold.search.walk import Path
 
 Blocks = tuple[int, ...]

@@ -12,7 +12,6 @@ from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.checkpoint.save import hash_weights
-from layerfold.decoder import Decoder
 from layerfold.environment import environment
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators import Perplexity
@@ -21,6 +20,7 @@ from layerfold.inference.spool import Apart
 from layerfold.maths.intervals import exponential
 from layerfold.methods import Share
 from layerfold.methods.base import AUTO, Notes
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.search.found_windows import FoundWindows, Window
 from layerfold.search.judging import describe, judged

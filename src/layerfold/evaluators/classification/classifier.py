@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from layerfold import masks
-from layerfold.decoder import Decoder
 from layerfold.errors import TrainingError
 from layerfold.evaluators.classification import logistic
 from layerfold.inference.stepping import fused_activations
+from layerfold.model import masks
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.callbacks import Bar
 from layerfold.recovery.processes import on_cpu

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
-from layerfold.block import Projection
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder, Size
 from layerfold.errors import InputError, one_of
 from layerfold.methods.base import Notes
 from layerfold.methods.prune import neurons, units, weights
+from layerfold.model.block import Projection
+from layerfold.model.decoder import Decoder, Size
 
 Criterion = Literal["magnitude", "wanda", "sparsegpt", "taylor", "published"]
 Structure = Literal["unstructured", "2:4", "neurons", "neurons+heads"]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.ffn import FFN, MASK
 from layerfold.maths.moments import SecondMoments
 from layerfold.maths.ranking import lowest, lowest_in_rows, shares
 from layerfold.methods.prune.sparsegpt import refitted, removal_errors
+from layerfold.model.decoder import Decoder
+from layerfold.model.ffn import FFN, MASK
 
 
 def owners(decoder: Decoder) -> dict[int, list[int]]:

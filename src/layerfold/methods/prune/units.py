@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.methods.prune.neurons import owners
+from layerfold.model.decoder import Decoder
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from layerfold.block import Projection
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.ffn import Matrix
-from layerfold.masks import hold_
 from layerfold.maths.moments import SecondMoments
 from layerfold.maths.ranking import lowest, lowest_in_rows, shares
 from layerfold.methods.prune.sparsegpt import sparsify
+from layerfold.model.block import Projection
+from layerfold.model.decoder import Decoder
+from layerfold.model.ffn import Matrix
+from layerfold.model.masks import hold_
 
 TABLES = ("embeddings", "head")
 """What besides blocks holds a matrix: the token embedding, and the LM head."""

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from layerfold.calibration import FFNInputs
-from layerfold.decoder import Decoder
-from layerfold.factored import Factored
-from layerfold.ffn import Matrix
 from layerfold.maths.linalg import Directions, Match, damped, output_directions
 from layerfold.maths.moments import SecondMoments
+from layerfold.model.decoder import Decoder
+from layerfold.model.factored import Factored
+from layerfold.model.ffn import Matrix
 
 Base = Literal["anchor", "mean", "fitted"]
 Init = Literal["data-svd", "svd", "zero"]

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from layerfold.calibration import Calibration, FFNInputs, Pair, check_widths
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
 from layerfold.methods.base import AUTO, Notes, described
 from layerfold.methods.share import lowrank
 from layerfold.methods.share.lowrank import BASES, INITS, RANKS, Base, Fit, Init, Kind, Ranks
+from layerfold.model.decoder import Decoder
 
 _K = 4
 

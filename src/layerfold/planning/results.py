@@ -12,7 +12,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import OutputError
 from layerfold.planning.budget import Budget
-from layerfold.planning.forms import Candidate
+from layerfold.planning.candidates import Candidate
 from layerfold.planning.trials import Trial, as_json
 from layerfold.search.found import FORMAT_VERSION, HeldOut, Timing, bounds
 

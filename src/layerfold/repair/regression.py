@@ -12,7 +12,7 @@ from layerfold.errors import InputError, ModelError
 from layerfold.inference.spool import Spool
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import NOT_FINITE, RegressionMoments
-from layerfold.readout import Readout, reading
+from layerfold.model.readout import Readout, reading
 from layerfold.windows import Windows
 
 HELD_OUT = 8

@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from layerfold.block import Block
 from layerfold.errors import InputError
-from layerfold.factored import Factored
-from layerfold.ffn import MASK, Matrix
-from layerfold.sublayers import AbsentAttention, AbsentFFN
+from layerfold.model.block import AbsentAttention, AbsentFFN, Block
+from layerfold.model.factored import Factored
+from layerfold.model.ffn import MASK, Matrix
 
 
 class Readout:

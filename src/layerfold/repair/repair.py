@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from layerfold.calibration import Calibration
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError, one_of
 from layerfold.methods import METHODS, Drop, Method, Prune, Steps
 from layerfold.methods.base import GroupAverage, Notes
+from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
-from layerfold.repairing import Repaired, refit_
-from layerfold.rescaling import Sources, rescale_
+from layerfold.repair.refit import Repaired, refit_
+from layerfold.repair.rescale import Sources, rescale_
 from layerfold.windows import Windows
 
 Level = Literal["none", "rescale", "refit", "refit+attention"]

@@ -9,16 +9,16 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.inference import memory
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import RegressionMoments, ridge_fits
-from layerfold.passing import halved, held_out_windows, parts, weights
+from layerfold.model.decoder import Decoder
+from layerfold.model.readout import Readout, attention_readout, ffn_readout, reading
 from layerfold.progress import SILENT, Progress
-from layerfold.readout import Readout, attention_readout, ffn_readout, reading
-from layerfold.repairing import add_, restore_, values
+from layerfold.repair.refit import add_, restore_, values
+from layerfold.repair.regression import halved, held_out_windows, parts, weights
 from layerfold.windows import Windows
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.factored import Factored
+from layerfold.model.decoder import Decoder
+from layerfold.model.factored import Factored
 
 NONE = (
     "the model has none; accepted: a model that shares FFNs, in the compact form "

@@ -10,13 +10,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from layerfold.decoder import Decoder
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import Fit, ridge_fit
-from layerfold.passing import Error, Pass, Problem, halved, held_out_windows, walk
+from layerfold.model.decoder import Decoder
+from layerfold.model.readout import Readout, attention_readout, ffn_readout
 from layerfold.progress import SILENT, Progress
-from layerfold.readout import Readout, attention_readout, ffn_readout
+from layerfold.repair.regression import Error, Pass, Problem, halved, held_out_windows, walk
 from layerfold.windows import Windows
 
 _EXACT = 1e-10

@@ -10,14 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from layerfold.decoder import Decoder
 from layerfold.errors import ModelError
-from layerfold.ffn import FFN
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
 from layerfold.maths.linalg import Match
 from layerfold.maths.moments import SecondMoments
 from layerfold.maths.ridge import NOT_FINITE
+from layerfold.model.decoder import Decoder
+from layerfold.model.ffn import FFN
 from layerfold.progress import SILENT, Progress
 from layerfold.windows import Windows
 

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from layerfold import defaults
-from layerfold.attention import FUSED
-from layerfold.block import Block, Projection
 from layerfold.errors import InputError, ModelError, one_of
-from layerfold.families import family_of
-from layerfold.ffn import Matrix, is_matrix
-from layerfold.sublayers import PARTS, AbsentAttention, AbsentFFN
+from layerfold.model.block import FUSED, PARTS, AbsentAttention, AbsentFFN, Block, Projection
+from layerfold.model.families import family_of
+from layerfold.model.ffn import Matrix, is_matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerfold.families import Family
+from layerfold.model.families import Family
 
 MASK = "weight_mask"
 """The buffer beside a weight that says where its zeros are to stay zeros."""

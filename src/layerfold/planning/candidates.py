@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share, Steps
 from layerfold.methods.base import GroupAverage
 from layerfold.methods.drop import spelled
 from layerfold.methods.prune import units
-from layerfold.repair import Level
+from layerfold.model.decoder import Decoder
+from layerfold.repair.repair import Level
 from layerfold.settings import settings_of
 
 _RANK = 8

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerfold.decoder import Decoder
 from layerfold.errors import InputError
-from layerfold.ffn import MASK
+from layerfold.model.decoder import Decoder
+from layerfold.model.ffn import MASK
 
 
 def hold_(decoder: Decoder, kept: Mapping[str, Tensor]) -> None:
