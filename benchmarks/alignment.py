@@ -31,8 +31,8 @@ from layerfold.checkpoint.model import POCKET
 from layerfold.maths.linalg import match_neurons
 from layerfold.methods import Merge
 from layerfold.model.decoder import Decoder
-from layerfold.study import calibration_windows
-from layerfold.windows import Windows
+from layerfold.study.study import calibration_windows
+from layerfold.text.windows import Windows
 
 Orders = dict[Pair, NDArray[np.int64]]
 

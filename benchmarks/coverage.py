@@ -20,7 +20,7 @@ from layerfold.maths.intervals import (
     wilson,
 )
 from layerfold.records import Record, Results
-from layerfold.replicates import combined
+from layerfold.study.replicates import combined
 
 Floats = NDArray[np.float64]
 Documents = tuple[Floats, Floats]

@@ -20,10 +20,9 @@ from layerfold.inference.scoring import window_nats
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
-from layerfold.search.selection import Selection
+from layerfold.search.selection import Selection, beam, exhaustive
 from layerfold.search.stages import Blocks, Lacking
-from layerfold.search.strategies import beam, exhaustive
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 RUN = Path("runs/benchmark-drop")
 SLICES = 16

@@ -32,10 +32,9 @@ from layerfold.model.decoder import Decoder
 from layerfold.model.ffn import Matrix
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
-from layerfold.search.selection import Selection
+from layerfold.search.selection import Selection, beam
 from layerfold.search.stages import Blocks, Lacking
-from layerfold.search.strategies import beam
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 _RIDGE = 1e-4
 """Penalty of the linear map, as a fraction of the mean square of what it reads; on pocket 1e-6 and 1e-2 do as well."""

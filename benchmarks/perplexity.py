@@ -24,7 +24,7 @@ from shape import (
 from layerfold.evaluators.size import flops_per_token
 from layerfold.inference.scoring import window_nats
 from layerfold.model.decoder import Decoder
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 LOOP_BATCHES = (1, 4)
 

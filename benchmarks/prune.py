@@ -29,7 +29,7 @@ from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.methods import Prune
 from layerfold.model.decoder import Decoder
 from layerfold.records import BASE_LABEL
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": {},

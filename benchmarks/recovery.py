@@ -14,9 +14,9 @@ from layerfold.environment import environment
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.files import write_text
-from layerfold.recipe import read_recipe
 from layerfold.records import RECOVERY
-from layerfold.study import Study
+from layerfold.study.recipe import read_recipe
+from layerfold.study.study import Study
 
 VARIANTS: list[dict[str, Any]] = [
     {"label": "compressed_2", "collapse": {"n": 2}},

@@ -29,7 +29,7 @@ from layerfold.inference.streaming import Stream
 from layerfold.model.decoder import Decoder
 from layerfold.repair.refit import refit_
 from layerfold.repair.spans import spanning
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from layerfold.cli.doctor import matrix_product_rate
 from layerfold.environment import environment
 from layerfold.files import write_text
 from layerfold.model.decoder import Decoder
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 T = TypeVar("T")
 Figures = dict[str, Any]

@@ -32,9 +32,9 @@ from layerfold.methods.share.lowrank import BASES, INITS, RANKS
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
+from layerfold.search.share import shared
 from layerfold.search.stages import Blocks, Replaced
-from layerfold.search.windows import shared
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 SIZES = (2, 3, 4, 5, 6)
 LOW_RANKS = (2, 4, 8, 16, 32, 64)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from layerfold.corpora import load_corpus
+from layerfold.text.corpora import load_corpus
 
 END_OF_TEXT = "<|endoftext|>"
 CONTEXT = 256

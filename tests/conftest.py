@@ -15,7 +15,7 @@ import torch
 from tiny import FAMILY_NAMES, Write, prose, tiny
 
 from layerfold import cli
-from layerfold.sources import disjoint
+from layerfold.text.sources import disjoint
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -58,7 +58,7 @@ def study_corpus(write: Write) -> str:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Say that there is no Hub."""
-    for module in ("checkpoint.load", "sources", "cli.doctor"):
+    for module in ("checkpoint.load", "text.sources", "cli.doctor"):
         monkeypatch.setattr(f"layerfold.{module}.hub_reachable", lambda: False)
 
 

@@ -13,16 +13,16 @@ import pytest
 from rich.console import Console
 from tiny import Write, prose, tiny
 
-from layerfold import sources
 from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, RecipeError
 from layerfold.evaluators import Imdb, Rouge, Score
-from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, Record, read_results, write_results
 from layerfold.report import print_table, write_csv, write_html
-from layerfold.report.columns import columns, table
+from layerfold.report.study import columns, table
 from layerfold.report.tables import MISSING
-from layerfold.study import Study
+from layerfold.study.recipe import Recipe, read_recipe
+from layerfold.study.study import Study
+from layerfold.text import sources
 
 REVIEWS = [
     (f"{'the good film' if number % 2 else 'a bad storm'} {prose(6, number)}", number % 2) for number in range(24)

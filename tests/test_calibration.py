@@ -16,7 +16,7 @@ from layerfold.maths.linalg import match_neurons
 from layerfold.maths.moments import SecondMoments
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 # Overlapping groups, a block that is an anchor and another's other, and an anchor later than its other.
 PAIRS = [(0, 1), (0, 3), (1, 2), (3, 2), (2, 0)]

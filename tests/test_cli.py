@@ -17,8 +17,8 @@ from tiny import tiny, tiny_model, tokenizer
 from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
-from layerfold.corpora import load_corpus
 from layerfold.errors import OutputError
+from layerfold.text.corpora import load_corpus
 
 pytestmark = pytest.mark.usefixtures("offline")
 

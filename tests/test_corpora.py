@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from tiny import Write
 
-from layerfold.corpora import SPLITS, Corpus, check_disjoint, load_corpus
 from layerfold.errors import CorpusError, InputError, LayerfoldError, MissingExtraError
-from layerfold.sources import disjoint
+from layerfold.text.corpora import SPLITS, Corpus, check_disjoint, load_corpus
+from layerfold.text.sources import disjoint
 
 
 def jsonl(*documents: str, field: str = "text") -> str:

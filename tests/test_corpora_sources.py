@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import pytest
 
-from layerfold import sources
-from layerfold.corpora import SPLITS, Corpus, articles, load_corpus
 from layerfold.errors import CorpusError, LayerfoldError, MissingExtraError, OfflineError
+from layerfold.text import sources
+from layerfold.text.corpora import SPLITS, Corpus, articles, load_corpus
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from layerfold.checkpoint.weights import DTYPES
 from layerfold.errors import InputError, ModelError
 from layerfold.evaluators import Size
 from layerfold.methods import Drop
-from layerfold.recipe import Recipe
-from layerfold.study import Study
+from layerfold.study.recipe import Recipe
+from layerfold.study.study import Study
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 FORM = pytest.mark.parametrize("form", FORMATS)

@@ -16,10 +16,10 @@ import pytest
 from pyarrow import parquet
 from tiny import Write
 
-from layerfold import sources
-from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, LayerfoldError, MissingExtraError, OfflineError
-from layerfold.examples import Labelled, Summarized, load_labelled, load_summaries
+from layerfold.text import sources
+from layerfold.text.corpora import load_corpus
+from layerfold.text.examples import Labelled, Summarized, load_labelled, load_summaries
 
 
 def lines(*rows: Any) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from layerfold.records import Record, Results, read_results, write_results
-from layerfold.replicates import combined
 from layerfold.report.published import compare
+from layerfold.study.replicates import combined
 
 MARKUP = "<script>alert(1)</script> [red]x[/]"
 

@@ -13,12 +13,12 @@ from tiny import Write, prose, tiny
 import layerfold
 from layerfold import Drop, Score, api
 from layerfold.api import each_score
-from layerfold.corpora import load_corpus, read_corpus
 from layerfold.errors import CorpusError, ModelError, OfflineError
 from layerfold.evaluators import Imdb, Size
 from layerfold.progress import Silent
-from layerfold.sources import unsplit
-from layerfold.textsread import check_unread, texts_read
+from layerfold.text.corpora import load_corpus, read_corpus
+from layerfold.text.sources import unsplit
+from layerfold.text.used import check_unread, texts_read
 
 
 class Notes(Silent):

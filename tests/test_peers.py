@@ -19,7 +19,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.inference.scoring import window_nats
 from layerfold.model.decoder import Decoder
 from layerfold.model.readout import Readout, attention_readout, ffn_readout
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.windows import Windows, cut_windows
 
 DEPTH = 6
 RUN = (2, 3)

@@ -15,11 +15,11 @@ from layerfold.errors import RecipeError
 from layerfold.evaluators import Generation, Imdb, Latency, Perplexity, Rouge, Size
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
 from layerfold.model.decoder import Decoder
-from layerfold.origins import Load, Planned, Student
-from layerfold.presets import PRESETS
-from layerfold.recipe import CalibrationText, Recipe, default_recipe, read_recipe
 from layerfold.recovery import Finetune
-from layerfold.study import Study
+from layerfold.study.presets import PRESETS
+from layerfold.study.recipe import CalibrationText, Recipe, default_recipe, read_recipe
+from layerfold.study.rows import Load, Planned, Student
+from layerfold.study.study import Study
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 PUBLISHED = [

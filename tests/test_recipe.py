@@ -13,9 +13,9 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
 from layerfold.errors import RecipeError
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
-from layerfold.origins import Load, Planned, Student
-from layerfold.recipe import build_recovery, default_recipe, read_recipe
 from layerfold.recovery import Distill, Finetune, LowRank
+from layerfold.study.recipe import build_recovery, default_recipe, read_recipe
+from layerfold.study.rows import Load, Planned, Student
 
 
 def test_the_default_is_the_published_comparison() -> None:

@@ -11,7 +11,7 @@ from layerfold.environment import environment
 from layerfold.errors import InputError, OutputError
 from layerfold.files import hash_json, replacing, write_text
 from layerfold.records import RESULTS_FILE, Record, RecordStore, Results, read_results, write_results
-from layerfold.study import _MARKER
+from layerfold.study.study import _MARKER
 
 
 def record(**changes: Any) -> Record:

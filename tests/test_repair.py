@@ -20,10 +20,10 @@ from layerfold.checkpoint.peft import ADAPTER, BASE, save_adapter
 from layerfold.errors import InputError, RecipeError
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.model import deltas
-from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL
 from layerfold.repair.repair import LEVELS, Level
-from layerfold.study import Study
+from layerfold.study.recipe import Recipe, read_recipe
+from layerfold.study.study import Study
 
 pytestmark = pytest.mark.usefixtures("offline")
 

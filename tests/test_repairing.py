@@ -19,7 +19,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.repair import refit
 from layerfold.repair.refit import Repaired, refit_
 from layerfold.repair.regression import Error, halved
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.windows import Windows, cut_windows
 
 SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}
 EDITS: dict[str, Sequence[Method]] = {

@@ -14,12 +14,12 @@ import pytest
 
 from layerfold.checkpoint.load import load
 from layerfold.maths.intervals import mean_interval
-from layerfold.recipe import read_recipe
 from layerfold.records import Record, Results, write_results
-from layerfold.replicates import combined
 from layerfold.report import write_csv
-from layerfold.report.columns import table
-from layerfold.study import Study
+from layerfold.report.study import table
+from layerfold.study.recipe import read_recipe
+from layerfold.study.replicates import combined
+from layerfold.study.study import Study
 
 
 def record(label: str, key: str, score: dict[str, Any], evaluator: str = "imdb") -> Record:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from layerfold import study
 from layerfold.checkpoint import load
 from layerfold.records import RESULTS_FILE, read_results
+from layerfold.study import study
 
 FILES = ("results.csv", "report.html")
 

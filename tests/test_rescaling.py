@@ -18,7 +18,7 @@ from layerfold.errors import InputError, ModelError
 from layerfold.methods import Collapse, Drop, Merge
 from layerfold.model.decoder import Decoder
 from layerfold.repair.rescale import Sources, rescale_
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 Array = NDArray[np.float64]
 CUT = windows()

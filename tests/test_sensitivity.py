@@ -15,7 +15,7 @@ from layerfold.inference import sensitivity
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.methods import Merge, Share
 from layerfold.model.decoder import Decoder
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 CUT = windows(limit_tokens=100)
 STRIDED = windows(limit_tokens=70, stride=20)

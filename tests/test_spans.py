@@ -21,7 +21,7 @@ from layerfold.repair.refit import refit_
 from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Spanned
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.windows import Windows, cut_windows
 
 SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}
 EDITS: dict[str, Sequence[Method]] = {

@@ -14,9 +14,9 @@ from layerfold.checkpoint.load import load
 from layerfold.errors import InputError, RecipeError
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
 from layerfold.pipeline import _together
-from layerfold.recipe import read_recipe
 from layerfold.repair.repair import LEVELS, Level, check_level
-from layerfold.study import Study
+from layerfold.study.recipe import read_recipe
+from layerfold.study.study import Study
 
 NEURONS = Prune(sparsity=0.25, structure="neurons", criterion="wanda", scope="global")
 LACKING = Drop(blocks="1")

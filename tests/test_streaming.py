@@ -13,7 +13,7 @@ from layerfold.inference.spool import Spool
 from layerfold.maths.ridge import RegressionMoments
 from layerfold.methods import Drop
 from layerfold.repair.refit import refit_
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.windows import Windows, cut_windows
 
 
 def text(count: int) -> Windows:

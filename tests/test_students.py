@@ -18,14 +18,14 @@ from layerfold.checkpoint.model import Model, Provenance
 from layerfold.errors import CorpusError, InputError, RecipeError
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
-from layerfold.origins import Load, Student
-from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, RECOVERY
 from layerfold.recovery import Distill, callbacks
 from layerfold.recovery import trainer as training
 from layerfold.report.drawing import family
-from layerfold.study import Study
-from layerfold.variants import Variants
+from layerfold.study.recipe import Recipe, read_recipe
+from layerfold.study.rows import Load, Student
+from layerfold.study.study import Study
+from layerfold.study.variants import Variants
 
 STUDENT: dict[str, Any] = {"tokens": 256, "learning_rate": 1e-3}
 STEPS = 2

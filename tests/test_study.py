@@ -15,14 +15,14 @@ import pytest
 from tiny import prose, tiny
 
 from layerfold.checkpoint.model import Model
-from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Latency, Perplexity, Size
 from layerfold.methods import Merge
-from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, Record
-from layerfold.report.columns import columns, table
-from layerfold.study import Study
+from layerfold.report.study import columns, table
+from layerfold.study.recipe import Recipe, read_recipe
+from layerfold.study.study import Study
+from layerfold.text.corpora import load_corpus
 
 
 def recipe(corpus: str, **changes: Any) -> Recipe:

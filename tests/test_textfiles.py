@@ -9,9 +9,9 @@ import json
 import pytest
 from tiny import Write
 
-from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, LayerfoldError
-from layerfold.textfiles import SUFFIXES, Row, read_rows, text_of
+from layerfold.text.corpora import load_corpus
+from layerfold.text.files import SUFFIXES, Row, read_rows, text_of
 
 FIELDS = ("text", "label")
 BOM = "\ufeff".encode()

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import corpus, prose, tiny, tokenizer
 
-from layerfold import units
 from layerfold.inference.scoring import scored_positions, unit_nats, window_nats
-from layerfold.windows import Windows, cut_windows
+from layerfold.text import units
+from layerfold.text.windows import Windows, cut_windows
 
 
 def cut(*documents: str, context: int = 8, **changes: int | None) -> Windows:

@@ -18,11 +18,11 @@ from layerfold.evaluators.base import Score
 from layerfold.inference import memory
 from layerfold.methods import Collapse, Share
 from layerfold.progress import SILENT
-from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL
-from layerfold.study import Study
-from layerfold.variants import Variants
-from layerfold.waiting import Waiting
+from layerfold.study.recipe import Recipe, read_recipe
+from layerfold.study.study import Study
+from layerfold.study.variants import Variants
+from layerfold.study.waiting import Waiting
 
 VARIANTS = [
     {"label": "dropped", "drop": {"blocks": [1]}},

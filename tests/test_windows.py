@@ -11,7 +11,7 @@ from tiny import END_OF_TEXT, VOCABULARY, corpus, prose, tokenizer
 from tokenizers import processors
 
 from layerfold.errors import CorpusError, InputError
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.windows import Windows, cut_windows
 
 ACCENTED = "Zoë's naïve café — 映画 is 🎬🇫🇷, e\u0301 and ß"
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import tokenize
 
-from layerfold.examples import load_summaries
-from layerfold.words import in_english_letters, sentences, terms, words
+from layerfold.text.examples import load_summaries
+from layerfold.text.words import in_english_letters, sentences, terms, words
 
 ENGLISH_WORD = re.compile(r"\w+(?:'\w+)?")
 ENGLISH_END = re.compile(r"(?<=[.!?])\s+")

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from layerfold.checkpoint.model import Model, Provenance
-from layerfold.corpora import Corpus
 from layerfold.inference.stepping import Stepper
 from layerfold.methods import Share
 from layerfold.model import deltas
@@ -24,7 +23,8 @@ from layerfold.model.decoder import Decoder
 from layerfold.model.factored import Factored
 from layerfold.model.families import FAMILIES
 from layerfold.model.masks import hold_
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.corpora import Corpus
+from layerfold.text.windows import Windows, cut_windows
 
 Write = Callable[..., Path]
 """The `write` fixture: a name and content in, the path of the file out."""

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
     from layerfold.model.decoder import Decoder
     from layerfold.planning import Plan
-    from layerfold.recipe import Recipe, default_recipe, read_recipe
     from layerfold.recovery import Distill, Finetune, LowRank
     from layerfold.search import DropSearch, WindowSearch
-    from layerfold.study import Study
+    from layerfold.study.recipe import Recipe, default_recipe, read_recipe
+    from layerfold.study.study import Study
 
 __version__ = "0.1.0"
 
@@ -41,19 +41,19 @@ _WHERE = {
     "Perplexity": "evaluators",
     "Plan": "planning",
     "Prune": "methods",
-    "Recipe": "recipe",
+    "Recipe": "study.recipe",
     "Rouge": "evaluators",
     "Score": "evaluators",
     "Share": "methods",
     "Size": "evaluators",
     "Steps": "methods",
-    "Study": "study",
+    "Study": "study.study",
     "WindowSearch": "search",
     "compress": "api",
-    "default_recipe": "recipe",
+    "default_recipe": "study.recipe",
     "evaluate": "api",
     "load": "checkpoint.load",
-    "read_recipe": "recipe",
+    "read_recipe": "study.recipe",
     "recover": "api",
 }
 

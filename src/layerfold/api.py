@@ -12,7 +12,6 @@ from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET, Model, default_corpus
-from layerfold.corpora import check_disjoint, load_corpus, read_corpus
 from layerfold.errors import InputError, OfflineError, one_of
 from layerfold.evaluators import EVALUATORS, HeldOut, Imdb, Latency, Perplexity, Rouge, Score
 from layerfold.evaluators.base import Protocols, check_protocol
@@ -21,9 +20,10 @@ from layerfold.pipeline import apply
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
 from layerfold.repair.repair import Level, Repair, check_level
-from layerfold.search.settling import selection_text
-from layerfold.sources import ALL, unsplit
-from layerfold.textsread import check_unread, texts_read
+from layerfold.search.auto import selection_text
+from layerfold.text.corpora import check_disjoint, load_corpus, read_corpus
+from layerfold.text.sources import ALL, unsplit
+from layerfold.text.used import check_unread, texts_read
 
 METRICS = ("size", "perplexity", "latency", "generation")
 

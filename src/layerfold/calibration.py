@@ -10,7 +10,6 @@ from torch import Tensor
 
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.checkpoint.save import hash_weights
-from layerfold.corpora import read_corpus
 from layerfold.errors import InputError, ModelError
 from layerfold.inference import memory
 from layerfold.inference.sensitivity import Sensitivities, sensitivities
@@ -23,8 +22,9 @@ from layerfold.model.decoder import Decoder
 from layerfold.model.ffn import Matrix
 from layerfold.model.readout import reading
 from layerfold.progress import SILENT, Progress
-from layerfold.textsread import Note, cut_enough
-from layerfold.windows import Windows
+from layerfold.text.corpora import read_corpus
+from layerfold.text.used import Note, cut_enough
+from layerfold.text.windows import Windows
 
 _BATCH_TOKENS = 1024
 _CONTEXT = 1024

@@ -17,8 +17,8 @@ from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
 from layerfold.repair.rescale import Sources
-from layerfold.search.settling import searches, settled
-from layerfold.windows import Windows
+from layerfold.search.auto import searches, settled
+from layerfold.text.windows import Windows
 
 
 def apply(

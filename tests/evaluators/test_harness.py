@@ -25,11 +25,11 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, MissingExtraError, ModelError, OfflineError, RecipeError
 from layerfold.evaluators import Harness, harness
 from layerfold.methods import Merge
-from layerfold.recipe import read_recipe
 from layerfold.records import BASE_LABEL
 from layerfold.report import print_table, write_csv
-from layerfold.report.columns import table
-from layerfold.study import Study
+from layerfold.report.study import table
+from layerfold.study.recipe import read_recipe
+from layerfold.study.study import Study
 
 QUESTIONS: list[dict[str, Any]] = [
     {"question": f"{prose(3, seed)} is", "choices": [prose(1, seed + 20), prose(2, seed + 40)], "label": seed % 2}

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny import CONTEXT, Write, prose, tiny, tokenizer
 
-from layerfold import sources
 from layerfold.checkpoint.model import Model, Provenance
 from layerfold.errors import CorpusError, InputError, ModelError, OfflineError
 from layerfold.evaluators import Imdb
@@ -21,8 +20,9 @@ from layerfold.evaluators.base import Baselined, HeldOut
 from layerfold.evaluators.classification import classifier
 from layerfold.evaluators.classification.classifier import Padding, Training
 from layerfold.evaluators.classification.imdb import versus
-from layerfold.examples import load_labelled
 from layerfold.maths.intervals import wilson
+from layerfold.text import sources
+from layerfold.text.examples import load_labelled
 
 END = tokenizer().eos_token_id
 QUICK = {"learning_rate": 3e-3, "batch_size": 8}

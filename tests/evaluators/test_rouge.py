@@ -461,7 +461,7 @@ def test_the_missing_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_hub_and_a_cache_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerfold.sources.hub_reachable", lambda: False)
+    monkeypatch.setattr("layerfold.text.sources.hub_reachable", lambda: False)
     with pytest.raises(
         OfflineError, match=r"^the Hub cannot be reached and .*cnn_dailymail/3.0.0.* not in the local cache$"
     ):

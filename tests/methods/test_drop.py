@@ -20,8 +20,8 @@ from layerfold.errors import InputError, RecipeError
 from layerfold.methods import Collapse, Drop, Merge
 from layerfold.methods.drop import spelled
 from layerfold.model.decoder import Decoder
-from layerfold.recipe import read_recipe
-from layerfold.study import Study
+from layerfold.study.recipe import read_recipe
+from layerfold.study.study import Study
 
 PART = pytest.mark.parametrize("part", ["attention", "ffn"])
 WHERE = pytest.mark.parametrize("blocks", ["0", str(BLOCKS - 1), "1-2", f"0-{BLOCKS - 1}"])

@@ -19,8 +19,8 @@ from layerfold.methods import Drop, Merge, Prune, Share, Steps
 from layerfold.methods.prune.units import removable, sublayers
 from layerfold.model.decoder import Decoder
 from layerfold.model.masks import held
-from layerfold.recipe import read_recipe
 from layerfold.repair.repair import check_level
+from layerfold.study.recipe import read_recipe
 
 HEADS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons+heads"}
 NEURONS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons"}

@@ -16,8 +16,8 @@ from layerfold.errors import InputError, RecipeError
 from layerfold.methods import Prune
 from layerfold.model.decoder import Decoder
 from layerfold.model.masks import held
-from layerfold.recipe import read_recipe
-from layerfold.study import Study
+from layerfold.study.recipe import read_recipe
+from layerfold.study.study import Study
 
 
 @pytest.mark.parametrize(

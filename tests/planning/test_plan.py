@@ -29,8 +29,8 @@ from layerfold.planning.front import Front
 from layerfold.planning.speed import Speeds
 from layerfold.planning.trials import Texts, Trials
 from layerfold.progress import SILENT
-from layerfold.recipe import read_recipe
-from layerfold.study import Study
+from layerfold.study.recipe import read_recipe
+from layerfold.study.study import Study
 
 FEW = {"calibration_tokens": 300, "repair_tokens": 1200, "tokens": 200, "test_tokens": 150, "rounds": 0, "points": 1}
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from layerfold.checkpoint.model import Model
-from layerfold.corpora import load_corpus
 from layerfold.model import deltas
 from layerfold.recovery import Distill, Finetune, LowRank, Recovery
 from layerfold.recovery.run import Outcome, Run
+from layerfold.text.corpora import load_corpus
 
 CONTEXT = 16
 BATCH = 4

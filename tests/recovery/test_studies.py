@@ -17,11 +17,11 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, InputError, LayerfoldError, TrainingError
 from layerfold.files import hash_json
-from layerfold.recipe import Recipe, read_recipe
 from layerfold.records import BASE_LABEL, RECOVERY, Record
 from layerfold.recovery import callbacks
 from layerfold.recovery import trainer as training
-from layerfold.study import Study
+from layerfold.study.recipe import Recipe, read_recipe
+from layerfold.study.study import Study
 
 FINETUNE = {"finetune": {"tokens": 256, "context": 16, "batch_size": 4, "learning_rate": 3e-3, "validation_tokens": 64}}
 DISTILL = {"distill": FINETUNE["finetune"] | {"lm_weight": 0.5}}
@@ -349,7 +349,7 @@ def test_all_rows_are_trained_on_the_same_text(
     def fitting(model: Model) -> str:
         return study_corpus if model.provenance.base == "taught" else other
 
-    for module in ("recipe", "recovery.text", "evaluators.perplexity"):
+    for module in ("study.recipe", "recovery.text", "evaluators.perplexity"):
         monkeypatch.setattr(f"layerfold.{module}.default_corpus", fitting)
     document = {"variants": loading(tmp_path / "theirs"), "evaluate": ["size"], "recovery": FINETUNE}
     run(Study(read_recipe(document), tmp_path / "run", base=taught))

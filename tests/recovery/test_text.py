@@ -13,9 +13,9 @@ from tiny import Write, prose, tokenizer
 
 import layerfold
 from layerfold.checkpoint.model import Provenance
-from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, LayerfoldError
 from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows, settings, training_text
+from layerfold.text.corpora import load_corpus
 
 
 @pytest.fixture

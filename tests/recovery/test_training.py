@@ -235,7 +235,7 @@ def test_validation_text_is_scored_token_by_token_without_its_padding(
     model = runs.small()
     recovery = runs.finetune(study_corpus, steps=1, validation_tokens=tokens, accumulation=2)
     _, outcome = runs.train(model, recovery, tmp_path / "run")
-    documents = list(layerfold.corpora.load_corpus(study_corpus, "validation").documents)
+    documents = list(layerfold.text.corpora.load_corpus(study_corpus, "validation").documents)
     random.Random(0).shuffle(documents)
     ids: list[int] = []
     for document in documents:

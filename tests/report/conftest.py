@@ -17,7 +17,7 @@ from layerfold.planning.candidates import Candidate as Made
 from layerfold.planning.results import Winner
 from layerfold.records import Record, Results
 from layerfold.search import FoundWindows, Window
-from layerfold.search.found import Candidate, Found, HeldOut, Timing
+from layerfold.search.results import Candidate, Found, HeldOut, Timing
 
 PERPLEXITY = {
     "base": 81.2379,

@@ -10,7 +10,7 @@ import pytest
 
 from layerfold.maths.intervals import Interval
 from layerfold.report import numerals
-from layerfold.report.columns import COLUMNS, columns, table
+from layerfold.report.study import COLUMNS, columns, table
 from layerfold.report.tables import DASH, TIMES_BASE, Cell
 
 

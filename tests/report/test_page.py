@@ -10,7 +10,7 @@ import pytest
 from pages import HOSTILE, Page
 
 from layerfold.report import write_html
-from layerfold.report.columns import columns
+from layerfold.report.study import columns
 
 
 def page_of(results, tmp_path):

@@ -15,7 +15,7 @@ from plans import trial
 
 from layerfold.errors import OutputError
 from layerfold.report import write_plan_csv, write_plan_html
-from layerfold.report.plan_columns import front_table, trials_table, winner_table
+from layerfold.report.plan import front_table, trials_table, winner_table
 
 
 def page_of(planned, tmp_path):

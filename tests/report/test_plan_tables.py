@@ -13,7 +13,7 @@ from rich.console import Console
 
 from layerfold.maths.intervals import Interval
 from layerfold.report import print_plan
-from layerfold.report.plan_columns import front_table, outcome, standing, trials_table, winner_table
+from layerfold.report.plan import front_table, outcome, standing, trials_table, winner_table
 from layerfold.report.tables import DASH, MISSING, Cell
 
 BOTH = "drop 5,6 + prune 25% of neurons, repaired"

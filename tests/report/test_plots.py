@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 
-from layerfold.report.columns import columns
 from layerfold.report.placement import Box, place
 from layerfold.report.plots import family, plot
+from layerfold.report.study import columns
 
 
 def draw(results, x="parameters", y="perplexity"):

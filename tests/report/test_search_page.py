@@ -13,7 +13,7 @@ from pages import HOSTILE, Page
 
 from layerfold.errors import OutputError
 from layerfold.report import write_search_html
-from layerfold.report.search_columns import best_table, candidate_table
+from layerfold.report.search import best_table, candidate_table
 
 
 def page_of(found, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from layerfold.report import numerals, print_search
-from layerfold.report.search_columns import best_table, candidate_table, condensed, described, removed
+from layerfold.report.search import best_table, candidate_table, condensed, described, removed
 from layerfold.report.tables import DASH, MISSING, Cell
 
 HOSTILE = "[red]<script>[/red]\x1b[2J"

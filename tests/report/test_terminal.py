@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from layerfold.report import print_table, write_html
-from layerfold.report.columns import columns
+from layerfold.report.study import columns
 from layerfold.report.tables import MISSING
 
 

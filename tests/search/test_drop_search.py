@@ -9,13 +9,13 @@ import torch
 from tiny import BLOCKS, deep, tiny
 
 from layerfold.checkpoint.model import Model
-from layerfold.corpora import load_corpus
 from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.methods import Drop
 from layerfold.search import DropSearch, Found, best_drop
 from layerfold.search.scores import Scores
+from layerfold.text.corpora import load_corpus
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_depths_are_timed_once_each_and_not_again(search: Any, tmp_path: Path, m
     for candidate in found.candidates:
         if len(candidate.removed) == 2:
             assert found.speed_change_percent(candidate) == pytest.approx(100 * (1 / timing.speedup.value - 1))
-    monkeypatch.setattr("layerfold.search.timing.Latency.compare", None)
+    monkeypatch.setattr("layerfold.search.judging.Latency.compare", None)
     assert search(remove=(1, 2), rounds=3)(tiny("gpt2"), tmp_path / "run").timings == found.timings
 
 

@@ -19,12 +19,12 @@ from layerfold.errors import CorpusError, InputError
 from layerfold.evaluators import Perplexity
 from layerfold.methods import Collapse, Merge
 from layerfold.methods.base import spelled
-from layerfold.recipe import read_recipe
+from layerfold.search.auto import selection_text
 from layerfold.search.groups import search
 from layerfold.search.scores import Scores
-from layerfold.search.settling import selection_text
 from layerfold.search.stages import Averaged, Blocks, Fetched
-from layerfold.study import Study
+from layerfold.study.recipe import read_recipe
+from layerfold.study.study import Study
 
 METHOD = pytest.mark.parametrize("method", [Merge, Collapse])
 PLAIN: dict[str, Any] = {"groups": "auto", "align": "none"}

@@ -14,7 +14,6 @@ from tiny import BLOCKS, corpus, logits, tiny, tokenizer, windows
 
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import hash_weights
-from layerfold.corpora import load_corpus
 from layerfold.errors import OutputError
 from layerfold.inference.scoring import window_nats
 from layerfold.methods import Merge
@@ -23,7 +22,8 @@ from layerfold.model.decoder import Decoder
 from layerfold.progress import Silent
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Lacking, removable
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.corpora import load_corpus
+from layerfold.text.windows import Windows, cut_windows
 
 
 def subsets(n: int) -> list[Blocks]:

@@ -4,8 +4,8 @@ import pytest
 from tables import flat, selection
 
 from layerfold.errors import InputError
+from layerfold.search.selection import Strategy, beam, check_number, exhaustive
 from layerfold.search.stages import Blocks
-from layerfold.search.strategies import Strategy, beam, check_number, exhaustive
 
 
 def trap(removed: Blocks) -> float:
@@ -111,6 +111,6 @@ def test_what_is_not_too_many(strategy: Strategy, width: int, there: int, counts
 def test_a_beam_looks_at_no_more_than_what_is_counted(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = flat(lambda removed: float(sum(removed)))
     beam(selection(scores, race=False), range(7), range(1, 6), 1, width)
-    monkeypatch.setattr("layerfold.search.strategies.MOST_CANDIDATES", len(scores.asked) - 1)
+    monkeypatch.setattr("layerfold.search.selection.MOST_CANDIDATES", len(scores.asked) - 1)
     with pytest.raises(InputError):
         check_number("beam", width, 7, range(1, 6))

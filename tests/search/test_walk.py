@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerfold.search.walk import Path, walk
+from layerfold.search.stages import Path, walk
 
 
 def subsets(n: int) -> list[Path]:

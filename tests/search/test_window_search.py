@@ -18,10 +18,10 @@ from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.methods import Share
-from layerfold.recipe import read_recipe
 from layerfold.search import DropSearch, FoundWindows, WindowSearch
 from layerfold.search.scores import Scores
-from layerfold.study import Study
+from layerfold.study.recipe import read_recipe
+from layerfold.study.study import Study
 
 CALIBRATED = Share(rank=2)
 PLAIN = Share(rank=3, init="svd", align="none", base="anchor")

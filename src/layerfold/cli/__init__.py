@@ -1,4 +1,4 @@
-"""The commands: a thin layer over `layerfold.api`, `layerfold.study` and `layerfold.report`."""
+"""The commands: a thin layer over `layerfold.api`, `layerfold.study.study` and `layerfold.report`."""
 
 from __future__ import annotations
 

@@ -65,9 +65,9 @@ def recover(
     from layerfold import api, files
     from layerfold.checkpoint.load import load
     from layerfold.model import deltas
-    from layerfold.recipe import build_recovery
     from layerfold.recovery.processes import is_main
     from layerfold.recovery.workspace import clear
+    from layerfold.study.recipe import build_recovery
 
     given = {
         "tokens": tokens,

@@ -13,8 +13,8 @@ from layerfold.cli.console import drawn, print_json
 from layerfold.errors import InputError
 
 if TYPE_CHECKING:
-    from layerfold.recipe import Recipe
     from layerfold.records import Results
+    from layerfold.study.recipe import Recipe
 
 _FOLDERS = {"default": "published"}
 """What a run's folder is called after, where not after the preset."""
@@ -93,10 +93,10 @@ def _run(
     """Run a recipe, changed, and write its report into the run's folder or below; return its results and where."""
     from layerfold.checkpoint.load import load
     from layerfold.checkpoint.model import POCKET
-    from layerfold.recipe import default_recipe, read_recipe
     from layerfold.records import write_results
     from layerfold.report import write_csv, write_html
-    from layerfold.study import Study
+    from layerfold.study.recipe import default_recipe, read_recipe
+    from layerfold.study.study import Study
 
     if recipe is not None and preset is not None:
         raise InputError(f"recipe {str(recipe)!r} and preset {preset.value!r}; accepted: one of the two")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from layerfold.checkpoint.model import Model
-from layerfold.corpora import Corpus
 from layerfold.errors import InputError, one_of
 from layerfold.progress import Progress
+from layerfold.text.corpora import Corpus
 
 Protocols = Literal["sound", "published"]
 PROTOCOLS: tuple[Protocols, ...] = ("sound", "published")

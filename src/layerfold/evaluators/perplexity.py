@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from layerfold.checkpoint.model import Model, default_corpus
-from layerfold.corpora import Corpus, load_corpus
 from layerfold.errors import CorpusError, InputError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats, exponential, ratio_interval
 from layerfold.progress import SILENT, Progress
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.corpora import Corpus, load_corpus
+from layerfold.text.windows import Windows, cut_windows
 
 _PUBLISHED_LINES, _PUBLISHED_BATCH, _PUBLISHED_TOKENS = 200, 2, 128
 

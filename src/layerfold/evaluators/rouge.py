@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from layerfold.checkpoint.model import Model, is_pocket
-from layerfold.corpora import Corpus
 from layerfold.errors import InputError, MissingExtraError
 from layerfold.evaluators.base import Protocols, Score, check_protocol
-from layerfold.examples import Summarized, load_summaries
 from layerfold.inference.decoding import continue_each
 from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
-from layerfold.words import in_english_letters, sentences, terms
+from layerfold.text.corpora import Corpus
+from layerfold.text.examples import Summarized, load_summaries
+from layerfold.text.words import in_english_letters, sentences, terms
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 CUE = "\nTL;DR:"

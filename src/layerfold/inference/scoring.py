@@ -12,7 +12,7 @@ from layerfold.inference.stepping import fused_activations
 from layerfold.maths.intervals import Floats
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 _BATCH_TOKENS = 1024
 _LOGIT_BYTES = 2 << 20

@@ -18,7 +18,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.model.ffn import Matrix
 from layerfold.model.readout import reading
 from layerfold.progress import SILENT, Progress
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 _BATCH_TOKENS = 1024
 

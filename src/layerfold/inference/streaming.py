@@ -10,7 +10,7 @@ from torch import Tensor
 from layerfold.inference import memory
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 _BATCH_TOKENS = 1024
 

@@ -8,7 +8,7 @@ from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Blocks, Spanned
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 _LONGEST = 6
 """For how many blocks one may have to stand, itself among them."""

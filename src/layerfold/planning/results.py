@@ -14,7 +14,7 @@ from layerfold.errors import OutputError
 from layerfold.planning.budget import Budget
 from layerfold.planning.candidates import Candidate
 from layerfold.planning.trials import Trial, as_json
-from layerfold.search.found import FORMAT_VERSION, HeldOut, Timing, bounds
+from layerfold.search.results import FORMAT_VERSION, HeldOut, Timing, bounds
 
 RESULT = "plan.json"
 LABEL = "planned"

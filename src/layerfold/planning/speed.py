@@ -13,8 +13,8 @@ from layerfold.checkpoint.model import Model
 from layerfold.maths.intervals import Interval
 from layerfold.methods.prune.units import sublayers
 from layerfold.progress import Progress
-from layerfold.search.found import Timing
-from layerfold.search.timing import latency
+from layerfold.search.judging import latency
+from layerfold.search.results import Timing
 
 _LEAST = 0.05
 

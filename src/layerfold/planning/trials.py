@@ -23,7 +23,7 @@ from layerfold.planning.order import Order
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
 from layerfold.search.stages import Blocks
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 PROTOCOL = "plan-4"
 FILE = "trials.json"

@@ -7,7 +7,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, LayerfoldError
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 _NAME_ONE = "name one with --teacher (from Python, teacher=)"
 

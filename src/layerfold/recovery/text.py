@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layerfold.checkpoint.model import Model, default_corpus
-from layerfold.corpora import read_corpus
 from layerfold.errors import InputError
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.base import LEARNING_RATES, Recovery
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.corpora import read_corpus
+from layerfold.text.windows import Windows, cut_windows
 
 _CONTEXT = 256
 

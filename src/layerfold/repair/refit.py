@@ -17,7 +17,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.model.readout import Readout, attention_readout, ffn_readout
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.regression import Error, Pass, Problem, halved, held_out_windows, walk
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 _EXACT = 1e-10
 """A block that misses a smaller share of what it is to put out is as it should be, but for rounding."""

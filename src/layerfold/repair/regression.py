@@ -13,7 +13,7 @@ from layerfold.inference.spool import Spool
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import NOT_FINITE, RegressionMoments
 from layerfold.model.readout import Readout, reading
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 HELD_OUT = 8
 """Every 8th window is held out: those windows choose the ridges, and whether a fit is kept."""

@@ -14,7 +14,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.refit import Repaired, refit_
 from layerfold.repair.rescale import Sources, rescale_
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 Level = Literal["none", "rescale", "refit", "refit+attention"]
 LEVELS: tuple[Level, ...] = get_args(Level)

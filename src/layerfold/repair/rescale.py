@@ -19,7 +19,7 @@ from layerfold.maths.ridge import NOT_FINITE
 from layerfold.model.decoder import Decoder
 from layerfold.model.ffn import FFN
 from layerfold.progress import SILENT, Progress
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 Sources = Mapping[int, Sequence[tuple[int, Match | None]]]
 """For a block those of the original that its FFN stands for, each with how its neurons were matched."""

@@ -19,7 +19,7 @@ from layerfold.model.readout import Readout, attention_readout, ffn_readout, rea
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.refit import add_, restore_, values
 from layerfold.repair.regression import halved, held_out_windows, parts, weights
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ from pathlib import Path
 from markupsafe import Markup
 
 from layerfold.records import BASE_LABEL, RECOVERY, Results
-from layerfold.report.columns import COLUMNS, ZEROS, columns, over_seeds, shows_zeros, table, timing_check
 from layerfold.report.plots import plot
 from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
 from layerfold.report.published import Comparison
 from layerfold.report.recovery import section
 from layerfold.report.samples import samples_of
+from layerfold.report.study import COLUMNS, ZEROS, columns, over_seeds, shows_zeros, table, timing_check
 from layerfold.report.template import write_page
 
 PLOTTED = ("parameters", "latency_ms")

@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from layerfold.planning import Planned
 from layerfold.report import numerals
-from layerfold.report.plan_columns import asked, done, front_table, outcome, trials_table, winner_table
+from layerfold.report.plan import asked, done, front_table, outcome, trials_table, winner_table
 from layerfold.report.plan_plots import trials_plot
 from layerfold.report.provenance import listing
-from layerfold.report.search_columns import counted, timing_check
+from layerfold.report.search import counted, timing_check
 from layerfold.report.template import write_page
 from layerfold.settings import yaml_text
 

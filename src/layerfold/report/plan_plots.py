@@ -29,7 +29,7 @@ from layerfold.report.drawing import (
     width,
 )
 from layerfold.report.placement import Box
-from layerfold.report.plan_columns import done
+from layerfold.report.plan import done
 from layerfold.report.plots import LIMIT, MARKERS
 from layerfold.report.search_plots import BASE, BEST, FRONT, REACH, in_range
 from layerfold.report.tables import TIMES_BASE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from layerfold.planning import Planned, Trial
-from layerfold.report.plan_columns import held_out, latency, standing
+from layerfold.report.plan import held_out, latency, standing
 from layerfold.report.search_spreadsheet import Row, bounds_of, write_rows
 
 

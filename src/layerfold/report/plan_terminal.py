@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from layerfold.planning import Planned
-from layerfold.report.plan_columns import asked, front_table, outcome, winner_table
-from layerfold.report.search_columns import timing_check
+from layerfold.report.plan import asked, front_table, outcome, winner_table
+from layerfold.report.search import timing_check
 from layerfold.report.search_terminal import note, note_texts
 from layerfold.report.terminal import print_parts
 

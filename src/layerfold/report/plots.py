@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, Results
 from layerfold.report import numerals
-from layerfold.report.columns import Column
 from layerfold.report.drawing import (
     CARD,
     INK,
@@ -27,6 +26,7 @@ from layerfold.report.drawing import (
     scales,
 )
 from layerfold.report.placement import Box
+from layerfold.report.study import Column
 
 MARKERS = "osD^vPX"
 # Further out the margins of a logarithmic axis overflow.

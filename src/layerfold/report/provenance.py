@@ -9,7 +9,7 @@ from typing import Any
 
 from layerfold.files import Json
 from layerfold.records import RECOVERY, Record, Results
-from layerfold.report.columns import COLUMNS
+from layerfold.report.study import COLUMNS
 from layerfold.report.tables import MISSING
 
 NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better", "parameters", "base_value", "mean", "deviation"} | {

@@ -13,8 +13,8 @@ from layerfold.errors import InputError
 from layerfold.files import Json, write_text
 from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, RECOVERY, Results
-from layerfold.report.columns import Column, shows_zeros
 from layerfold.report.published_tables import STUDIES, Metric, PublishedStudy
+from layerfold.report.study import Column, shows_zeros
 from layerfold.report.tables import MISSING, Cell, Direction, Table, shown
 
 PUBLISHED = "published"

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from layerfold.records import BASE_LABEL, RECOVERY
 from layerfold.report import numerals
-from layerfold.report.columns import COLUMNS, Column
+from layerfold.report.study import COLUMNS, Column
 from layerfold.report.tables import TIMES_BASE
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from layerfold.report import numerals
 from layerfold.report.drawing import Plot
 from layerfold.report.provenance import listing
-from layerfold.report.search_columns import (
+from layerfold.report.search import (
     best,
     best_table,
     candidate_table,
@@ -28,7 +28,7 @@ from layerfold.report.template import write_page
 from layerfold.report.window_columns import best_windows, best_windows_table, sharing, spanned, windows_table
 from layerfold.report.window_plots import sizes, starts
 from layerfold.search import Candidate, Found, FoundWindows, Window
-from layerfold.search.found import Figures, Searched
+from layerfold.search.results import Figures, Searched
 
 MOST_CANDIDATES = 500
 

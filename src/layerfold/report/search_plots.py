@@ -29,9 +29,9 @@ from layerfold.report.drawing import (
 )
 from layerfold.report.placement import Box
 from layerfold.report.plots import LIMIT
-from layerfold.report.search_columns import best, condensed, counted, left, noun
+from layerfold.report.search import best, condensed, counted, left, noun
 from layerfold.report.tables import TIMES_BASE
-from layerfold.search.found import Candidate, Found
+from layerfold.search.results import Candidate, Found
 
 # Each is an element of the page, and more would only darken the cloud.
 MOST_POINTS = 2400

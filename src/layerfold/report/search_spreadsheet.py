@@ -12,10 +12,10 @@ from typing import Any
 from layerfold.errors import MissingExtraError
 from layerfold.files import replacing, write_text
 from layerfold.maths.intervals import Interval
-from layerfold.report.search_columns import removed
+from layerfold.report.search import removed
 from layerfold.report.window_columns import name
 from layerfold.search import Candidate, Found, FoundWindows, Window
-from layerfold.search.found import Figures, Searched
+from layerfold.search.results import Figures, Searched
 
 Row = dict[str, str | float | None]
 

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from layerfold.report import numerals
-from layerfold.report.search_columns import best_table, candidate_table, described, footnotes, timing_check
+from layerfold.report.search import best_table, candidate_table, described, footnotes, timing_check
 from layerfold.report.tables import Table
 from layerfold.report.terminal import print_parts
 from layerfold.report.window_columns import best_windows_table, sharing, windows_table
 from layerfold.search import Found, FoundWindows
-from layerfold.search.found import Searched
+from layerfold.search.results import Searched
 
 MOST_TOGETHER = 15
 MOST_WINDOWS = 100

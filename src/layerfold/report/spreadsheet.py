@@ -8,7 +8,7 @@ from pathlib import Path
 
 from layerfold.files import write_text
 from layerfold.records import Results
-from layerfold.report.columns import columns, over_seeds
+from layerfold.report.study import columns, over_seeds
 
 
 def write_csv(results: Results, path: Path) -> None:

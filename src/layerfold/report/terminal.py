@@ -13,9 +13,9 @@ from rich.text import Text
 
 from layerfold.records import Results
 from layerfold.report import numerals
-from layerfold.report.columns import ZEROS, columns, over_seeds, shows_zeros, table, timing_check
 from layerfold.report.published import Comparison
 from layerfold.report.samples import samples_of
+from layerfold.report.study import ZEROS, columns, over_seeds, shows_zeros, table, timing_check
 from layerfold.report.tables import PLUS_MINUS, Cell, Heading, Table
 
 GAP = 2

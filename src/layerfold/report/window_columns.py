@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from layerfold.report.provenance import listing
-from layerfold.report.search_columns import (
+from layerfold.report.search import (
     KL,
     NONE,
     PARAMETERS,

@@ -28,7 +28,7 @@ from layerfold.report.drawing import (
 )
 from layerfold.report.placement import Box
 from layerfold.report.plots import Point, label_points, scatter
-from layerfold.report.search_columns import certain, counted, ratio
+from layerfold.report.search import certain, counted, ratio
 from layerfold.report.search_plots import BEST, REACH, in_range
 from layerfold.report.tables import DASH, TIMES_BASE
 from layerfold.report.window_columns import best_windows, name, spanned

@@ -20,15 +20,13 @@ from layerfold.files import check_run_folder, hash_json, write_text
 from layerfold.maths.intervals import Floats, exponential
 from layerfold.methods.drop import PARTS, Part
 from layerfold.progress import SILENT, Progress
-from layerfold.search.found import Candidate, Found
-from layerfold.search.judging import describe, judged
+from layerfold.search.judging import describe, judged, latency, time_depths
 from layerfold.search.repaired import Repairs
+from layerfold.search.results import Candidate, Found
 from layerfold.search.scores import Objective, Scores
-from layerfold.search.selection import Selection
+from layerfold.search.selection import STRATEGIES, Selection, Strategy, beam, check_number, exhaustive
 from layerfold.search.stages import Blocks, Lacking, Stages, removable
-from layerfold.search.strategies import STRATEGIES, Strategy, beam, check_number, exhaustive
-from layerfold.search.timing import latency, time_depths
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 RESULT = "search.json"
 PROTOCOL = "drop-2"

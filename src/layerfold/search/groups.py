@@ -16,7 +16,7 @@ from layerfold.progress import Progress
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Averaged, Blocks, Fetched, Room
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 Choose = Callable[[Sequence[Blocks]], Blocks]
 """Says which of some candidates is the best."""

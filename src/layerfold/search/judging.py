@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from layerfold.checkpoint.model import Model
-from layerfold.evaluators import Perplexity
-from layerfold.maths.intervals import Floats, exponential, ratio_interval
-from layerfold.search.found import HeldOut
-from layerfold.search.stages import Blocks
+from layerfold.environment import environment
+from layerfold.evaluators import Latency, Perplexity
+from layerfold.files import hash_json
+from layerfold.maths.intervals import Floats, Interval, exponential, ratio_interval
+from layerfold.methods.drop import Part
+from layerfold.progress import Progress
+from layerfold.records import Record, RecordStore
+from layerfold.search.results import HeldOut, Timing
+from layerfold.search.stages import Blocks, removable
 
 
 def describe(text: Perplexity, model: Model) -> dict[str, Any]:
@@ -31,3 +37,66 @@ def judged(nats: Mapping[Blocks, Floats], tokens: Floats) -> dict[Blocks, HeldOu
         )
         for blocks, each in nats.items()
     }
+
+
+def latency(model: Model, rounds: int) -> Latency:
+    """Return the usual measurement, in a model's context."""
+    usual, half = Latency(), model.decoder.context // 2
+    return Latency(rounds=rounds, prompt_tokens=min(usual.prompt_tokens, half), new_tokens=min(usual.new_tokens, half))
+
+
+def time_depths(
+    model: Model, sha256: str, part: Part, counts: Sequence[int], rounds: int, folder: Path | None, progress: Progress
+) -> dict[int, Timing]:
+    """Time the model as it is and without so many blocks (or attentions, or FFNs), interleaved.
+
+    Which ones are gone is taken not to matter, as it does not where all blocks are of one shape: the last blocks, or
+    the first attentions or FFNs that are there.
+
+    Args:
+        sha256: hash of the model's weights.
+        counts: how many are removed, of each architecture.
+        rounds: see `Latency`.
+        folder: where records are kept; what stands there is not timed again.
+    """
+    measure = latency(model, rounds)
+    labels = ["0", *map(str, counts)]
+    subject = {
+        "model_sha256": sha256,
+        "part": part,
+        "removed": labels,
+        "protocol": measure.protocol_id,
+        **measure.settings(model),
+    }
+    store = None if folder is None else RecordStore(folder / "records")
+    keys = {label: hash_json(subject | {"label": label}) for label in labels}
+    kept = {} if store is None else {label: store.get(measure.name, keys[label], label) for label in labels}
+    if kept and all(record is not None and record.score.get("value") for record in kept.values()):
+        return {int(label): _timing(record.score) for label, record in kept.items() if record is not None}
+    scores = measure.compare({label: _without(model, part, int(label)) for label in labels}, progress)
+    if store is not None:
+        for label, score in scores.items():
+            found = environment()
+            record = Record(
+                keys[label], label, measure.name, measure.protocol_id, score.to_json(), subject, {}, found, 0.0
+            )
+            store.put(record)
+    return {int(label): _timing(score.to_json()) for label, score in scores.items()}
+
+
+def _without(model: Model, part: Part, count: int) -> Model:
+    """A model of the architecture that is left when so many are removed."""
+    decoder = model.decoder.copy(share=True)
+    if part == "block":
+        decoder.keep_(range(decoder.n_blocks - count))
+    else:
+        decoder.remove_(part, removable(decoder, part)[:count])
+    return model.of(decoder)
+
+
+def _timing(score: dict[str, Any]) -> Timing:
+    speedup = score.get("speedup", {"value": 1.0, "low": 1.0, "high": 1.0})
+    return Timing(
+        Interval(score["value"], score["low"], score["high"]),
+        Interval(speedup["value"], speedup["low"], speedup["high"]),
+    )

@@ -13,7 +13,7 @@ from layerfold.repair.repair import Repair
 from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Edited, Spanned
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 
 class Repairs:

@@ -19,9 +19,8 @@ from layerfold.inference.scoring import expected_embedding, log_partition, score
 from layerfold.inference.stepping import fused_activations
 from layerfold.maths.intervals import Floats
 from layerfold.progress import SILENT, Progress, Step
-from layerfold.search.stages import Blocks, Stages
-from layerfold.search.walk import walk
-from layerfold.windows import Windows
+from layerfold.search.stages import Blocks, Stages, walk
+from layerfold.text.windows import Windows
 
 Objective = Literal["perplexity", "kl"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)

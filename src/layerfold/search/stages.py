@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -12,7 +12,6 @@ from layerfold.inference.spool import Apart
 from layerfold.inference.stepping import Stepper
 from layerfold.methods.drop import Part
 from layerfold.model.decoder import Decoder
-from layerfold.search.walk import Path
 
 Blocks = tuple[int, ...]
 """Indices of the blocks that a candidate has otherwise, in order; none for the model as it is."""
@@ -196,3 +195,40 @@ def removable(decoder: Decoder, part: Part) -> tuple[int, ...]:
     """Return the blocks that a candidate can lack, or whose attention or FFN it can: those that are there."""
     gone = () if part == "block" else decoder.removed_parts[part]
     return tuple(index for index in range(decoder.n_blocks) if index not in gone)
+
+
+Path = tuple[int, ...]
+"""Stages in the order in which they are passed, as the indices of the blocks that are kept."""
+
+
+def walk(paths: Iterable[Path], first: Tensor, step: Callable[[int, Tensor], Tensor]) -> Iterator[tuple[Path, Tensor]]:
+    """Yield each path with the hidden states at its end, in lexical order.
+
+    In that order the paths with a common prefix stand together, so that the states along the current path are all
+    that is held: memory grows with the longest path, not with their number. Each distinct prefix is stepped through
+    once: for all subsets of n blocks 2^n - 1 steps, where one by one they are n 2^(n - 1).
+
+    Args:
+        paths: distinct.
+        first: what the first stage gets.
+        step: passes hidden states through one stage and leaves what it is given as it is.
+    """
+    states = [first]
+    current: Path = ()
+    for path in sorted(paths):
+        shared = _shared_length(current, path)
+        del states[shared + 1 :]
+        for stage in path[shared:]:
+            states.append(step(stage, states[-1]))
+        current = path
+        yield path, states[-1]
+
+
+def _shared_length(one: Path, two: Path) -> int:
+    """Return how many stages two paths begin with in common."""
+    length = 0
+    for a, b in zip(one, two, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

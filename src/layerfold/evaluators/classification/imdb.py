@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from layerfold.checkpoint.model import Model, is_pocket
-from layerfold.corpora import Corpus
 from layerfold.errors import InputError, one_of
 from layerfold.evaluators.base import Protocols, Score, check_protocol
 from layerfold.evaluators.classification.logistic import BagOfWords, fit
-from layerfold.examples import Label, Labelled, load_labelled
 from layerfold.maths.intervals import difference_of_shares, wilson
 from layerfold.progress import SILENT, Progress
+from layerfold.text.corpora import Corpus
+from layerfold.text.examples import Label, Labelled, load_labelled
 
 _RATE_AT_WIDTH = 0.0576
 """The default learning rate times d_model: 3e-4 at pocket's 192, 7.5e-5 at GPT-2's 768."""

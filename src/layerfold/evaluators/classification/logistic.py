@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from scipy.special import log_softmax
 
 from layerfold.maths.intervals import Floats
-from layerfold.words import words
+from layerfold.text.words import words
 
 RIDGES = (0.1, 1.0, 10.0, 100.0)
 _HELD_OUT_EVERY = 5

@@ -9,7 +9,7 @@ from layerfold.maths.intervals import Interval
 from layerfold.planning import Budget, Planned, Trial
 from layerfold.planning.results import LABEL
 from layerfold.report import numerals
-from layerfold.report.search_columns import (
+from layerfold.report.search import (
     MILLISECONDS,
     PARAMETERS,
     PERPLEXITY,
@@ -24,7 +24,7 @@ from layerfold.report.search_columns import (
     certain,
 )
 from layerfold.report.tables import Table, shown
-from layerfold.search.found import HeldOut, Timing
+from layerfold.search.results import HeldOut, Timing
 
 PlanColumn = SearchColumn[Planned, Trial]
 

@@ -28,8 +28,8 @@ from functools import cached_property
 from pathlib import Path
 
 from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, one_of
-from layerfold.sources import ALL, IMDB, SPLITS, disjoint, read_source, same, split_by_row
-from layerfold.textfiles import Row, text_of
+from layerfold.text.files import Row, text_of
+from layerfold.text.sources import ALL, IMDB, SPLITS, disjoint, read_source, same, split_by_row
 
 _OWN = "a file or a folder of text, as --corpus FILE"
 

@@ -22,12 +22,12 @@ from layerfold.methods import Share
 from layerfold.methods.base import AUTO, Notes
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
-from layerfold.search.found_windows import FoundWindows, Window
 from layerfold.search.judging import describe, judged
+from layerfold.search.results import FoundWindows, Window
 from layerfold.search.scores import OBJECTIVES, Objective, Scores
 from layerfold.search.selection import CHANCE, Selection
 from layerfold.search.stages import Blocks, Replaced
-from layerfold.windows import Windows
+from layerfold.text.windows import Windows
 
 RESULT = "search.json"
 PROTOCOL = "window-2"

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from layerfold.maths.intervals import Interval
 from layerfold.report import numerals
 from layerfold.report.tables import DASH, MISSING, TIMES_BASE, Cell, Direction, Table, same_model, shown
-from layerfold.search.found import Candidate, Figures, Found, Searched, Timing
+from layerfold.search.results import Candidate, Figures, Found, Searched, Timing
 
 NONE = "none"
 NOUNS = {"attention": "attention layer", "ffn": "FFN"}

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layerfold.checkpoint.model import Provenance
-from layerfold.corpora import Corpus, Splits
 from layerfold.errors import CorpusError
-from layerfold.sources import ALL
-from layerfold.windows import Windows, cut_windows
+from layerfold.text.corpora import Corpus, Splits
+from layerfold.text.sources import ALL
+from layerfold.text.windows import Windows, cut_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

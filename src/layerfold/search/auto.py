@@ -11,7 +11,7 @@ from layerfold.methods.base import AUTO, Notes
 from layerfold.progress import SILENT, Progress
 from layerfold.search.groups import best_groups
 from layerfold.search.judging import describe
-from layerfold.search.windows import best_window
+from layerfold.search.share import best_window
 
 
 def settled(

@@ -16,12 +16,11 @@ from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
 from layerfold.methods import Method, Steps
 from layerfold.model.decoder import Decoder
-from layerfold.origins import Load, Planned, Student
-from layerfold.presets import DEFAULT_EVALUATORS, PRESETS
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
-from layerfold.rows import Strict, Variant, read_row
 from layerfold.settings import build, describe, read_yaml, settings_of
+from layerfold.study.presets import DEFAULT_EVALUATORS, PRESETS
+from layerfold.study.rows import Load, Planned, Strict, Student, Variant, read_row
 
 _EXTENDS = "extends"
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from layerfold.corpora import Corpus
 from layerfold.errors import CorpusError, InputError
-from layerfold.units import Units, units_of
+from layerfold.text.corpora import Corpus
+from layerfold.text.units import Units, units_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

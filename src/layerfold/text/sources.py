@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from layerfold.environment import hub_reachable
 from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, first_line, one_of
-from layerfold.textfiles import SUFFIXES, Row, has_blank_lines, read_rows
+from layerfold.text.files import SUFFIXES, Row, has_blank_lines, read_rows
 
 Split = Literal["train", "calibration", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -15,26 +15,26 @@ from layerfold.calibration import Calibration, calibration_windows, shortage
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.weights import dtype_name
-from layerfold.corpora import Corpus, load_corpus, read_corpus
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json
 from layerfold.methods import Method, Share, Steps
 from layerfold.methods.base import Notes
 from layerfold.methods.steps import in_order
-from layerfold.origins import Load, Planned, Student
 from layerfold.pipeline import apply
 from layerfold.planning.trials import Texts, Trials
 from layerfold.progress import SILENT, Progress
-from layerfold.recipe import Recipe
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair.repair import Repair
+from layerfold.search.auto import searches, selection_text
 from layerfold.search.selection import RACE
-from layerfold.search.settling import searches, selection_text
 from layerfold.settings import settings_of
-from layerfold.windows import Windows
+from layerfold.study.recipe import Recipe
+from layerfold.study.rows import Load, Planned, Student
+from layerfold.text.corpora import Corpus, load_corpus, read_corpus
+from layerfold.text.windows import Windows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
 """What a student's notes say of how it was distilled."""

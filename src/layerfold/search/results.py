@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from layerfold.checkpoint.model import Model
+from layerfold.errors import InputError
 from layerfold.maths.intervals import Interval
+from layerfold.methods.drop import Drop, spelled
 
 FORMAT_VERSION = 1
 
@@ -210,3 +215,81 @@ def bounds(interval: Interval) -> dict[str, float | None]:
 def number(figure: float) -> float | None:
     """Return a figure as JSON, which has no word for what is not a number or beyond all numbers."""
     return figure if math.isfinite(figure) else None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive blocks that share their FFNs, measured on all of the selection text.
+
+    Attributes:
+        blocks: indices, in order; empty for the model as it is.
+        perplexity: on the selection text.
+        kl: mean over its tokens of KL(model as it is || with this window shared), in nats; nan where not measured.
+        parameters: distinct ones.
+    """
+
+    blocks: tuple[int, ...]
+    perplexity: float
+    kl: float
+    parameters: int
+
+    @property
+    def changed(self) -> tuple[int, ...]:
+        """The blocks that it has otherwise than the model: all of the window."""
+        return self.blocks
+
+    @property
+    def name(self) -> str:
+        """The window as `Share` takes it, ``START:K``; empty for the model as it is."""
+        return f"{self.blocks[0]}:{len(self.blocks)}" if self.blocks else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundWindows(Searched[Window]):
+    """What a search for a window to share found; ``best`` is by how many blocks share."""
+
+    kind: ClassVar[str] = "window"
+
+    def _row(self, window: Window) -> dict[str, Any]:
+        return {"window": window.name, "blocks": list(window.blocks), **super()._row(window)}
+
+
+def best_drop(file: Path, model: Model, remove: int | None = None, *, repaired: bool = True) -> Drop:
+    """Return the drop that a search found best for a model.
+
+    Args:
+        file: what `DropSearch` or ``layerfold search drop --json`` wrote.
+        model: the one that was searched.
+        remove: how many blocks; None where the search tells of one number only.
+        repaired: whether a repair will follow, which a search for what is best with one takes for granted.
+
+    Raises:
+        InputError: the file is none of those, or of another model, or does not tell of that number.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        version, sha256, part = document["format_version"], document["model_sha256"], document["settings"]["part"]
+        best = {int(count): spelled(row["removed"]) for count, row in document["best"].items()}
+        if document["search"] != "drop":
+            raise ValueError("not a search for what to drop")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise InputError(f"search file {str(file)!r} cannot be read ({reason}); accepted: a search.json") from error
+    if version != FORMAT_VERSION:
+        raise InputError(f"search file {str(file)!r} is of version {version!r}; accepted: {FORMAT_VERSION}")
+    if sha256 != model.sha256:
+        raise InputError(
+            f"search file {str(file)!r} is of another model: weights {str(sha256)[:12]}... ({document.get('model')}), "
+            f"these are {model.sha256[:12]}... ({model.name})"
+        )
+    if not repaired and document["settings"].get("objective") == "repaired":
+        raise InputError(
+            f"search file {str(file)!r} tells what is best to drop before a repair, and none is to follow; accepted: "
+            "repair refit+attention, or another search"
+        )
+    if remove is None and len(best) == 1:
+        (remove,) = best
+    if remove not in best:
+        accepted = ", ".join(map(str, sorted(best))) or "none"
+        raise InputError(f"remove {remove}; accepted: what the search {str(file)!r} tells of: {accepted}")
+    return Drop(blocks=best[remove], part=part)

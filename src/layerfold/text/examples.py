@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from layerfold.corpora import Corpus, read_imdb
 from layerfold.errors import CorpusError, MissingExtraError
-from layerfold.sources import ALL, IMDB, SPLITS, Source, disjoint, read_source
-from layerfold.textfiles import Row, read_rows, text_of
+from layerfold.text.corpora import Corpus, read_imdb
+from layerfold.text.files import Row, read_rows, text_of
+from layerfold.text.sources import ALL, IMDB, SPLITS, Source, disjoint, read_source
 
 _FIELDS = {"cnn_dailymail": ("article", "highlights")}
 """Of data sets on the Hub whose columns have names of their own."""

@@ -1,0 +1,1 @@
+"""Text: corpora, labelled texts, splits, token windows, words."""
