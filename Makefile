@@ -15,6 +15,7 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 # Another generation of transformers reads what this one wrote; the other packages are those of the environment.
 compat: .venv/ready-dev

@@ -18,7 +18,7 @@ from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.maths.linalg import Match, match_neurons
 from layerfold.maths.moments import CrossMoments, SecondMoments
 from layerfold.model.block import Projection
-from layerfold.model.decoder import Decoder
+from layerfold.model.decoder import Decoder, check_precision
 from layerfold.model.ffn import Matrix
 from layerfold.model.readout import reading
 from layerfold.progress import SILENT, Progress
@@ -281,17 +281,6 @@ def shortage(windows: Windows, asked: int, doing: str) -> str | None:
         f"{doing}: {windows.corpus!r}, split {windows.split}: {read:,} of the {asked:,} tokens asked for; "
         "a longer text gives more"
     )
-
-
-def check_precision(decoder: Decoder, doing: str = "what reads activations") -> None:
-    """Raise InputError for weights of another precision than float32, in which what is done with them is right."""
-    for name, weight in decoder.model.named_parameters():
-        if weight.dtype != torch.float32:
-            raise InputError(
-                f"{name!r} is {str(weight.dtype).removeprefix('torch.')}, and {doing} takes float32; accepted: "
-                "model.decoder.model.float(), or a model that `load` reads; in any precision drop, prune by magnitude, "
-                "and align none (share: with init svd), without search or repair"
-            )
 
 
 def check_widths(decoder: Decoder, pairs: Iterable[Pair]) -> None:

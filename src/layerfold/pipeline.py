@@ -7,13 +7,13 @@ from typing import Any, cast
 
 from torch.nn import Module
 
-from layerfold.calibration import Calibration, check_precision
+from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model
 from layerfold.evaluators import Perplexity
 from layerfold.methods import Method, Steps
 from layerfold.methods.base import Notes
 from layerfold.methods.steps import in_order
-from layerfold.model.decoder import Decoder
+from layerfold.model.decoder import Decoder, check_precision
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
 from layerfold.repair.rescale import Sources

@@ -269,3 +269,14 @@ class Decoder:
             if not torch.isfinite(tensor.detach().sum()) and not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise ModelError(f"tensor {name!r} holds {bad:,} values that are not finite, of {tensor.numel():,}")
+
+
+def check_precision(decoder: Decoder, doing: str = "what reads activations") -> None:
+    """Raise InputError for weights of another precision than float32, in which what is done with them is right."""
+    for name, weight in decoder.model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise InputError(
+                f"{name!r} is {str(weight.dtype).removeprefix('torch.')}, and {doing} takes float32; accepted: "
+                "model.decoder.model.float(), or a model that `load` reads; in any precision drop, prune by magnitude, "
+                "and align none (share: with init svd), without search or repair"
+            )

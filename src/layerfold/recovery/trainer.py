@@ -13,11 +13,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 
-from layerfold.calibration import check_precision
 from layerfold.checkpoint.save import read_training_, write_training
 from layerfold.errors import InputError, TrainingError
 from layerfold.model import deltas, masks
-from layerfold.model.decoder import Decoder
+from layerfold.model.decoder import Decoder, check_precision
 from layerfold.recovery.arguments import frozen, training_arguments
 from layerfold.recovery.base import IGNORED, Outputs, Recovery, next_tokens
 from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows

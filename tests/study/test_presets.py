@@ -21,7 +21,7 @@ from layerfold.study.recipe import CalibrationText, Recipe, default_recipe, read
 from layerfold.study.rows import Load, Planned, Student
 from layerfold.study.study import Study
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 PUBLISHED = [
     *((f"merged_{n}", Merge(n=n)) for n in (2, 4, 6, 8, 10)),
     *((f"compressed_{n}", Collapse(n=n)) for n in (2, 4, 6, 8, 10)),

@@ -69,7 +69,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         assert read_recipe(recipe.to_json()).to_json() == recipe.to_json()
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipes_in_the_repository_are_valid(path: Path) -> None:
     decoder = load(POCKET).decoder
     for variant in read_recipe(path).variants:
