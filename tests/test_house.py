@@ -122,20 +122,21 @@ def linted(folder: Path) -> int:
     ("module", "line"),
     [
         ("model/decoder.py", "import layerfold.checkpoint.load"),
-        ("text/windows.py", "from layerfold.study import study"),
         ("maths/ridge.py", "def f():\n    from layerfold.model.ffn import FFN"),
         ("methods/merge.py", "from layerfold.methods.collapse import Collapse"),
-        ("evaluators/size.py", "from layerfold.evaluators import latency"),
         ("report/terminal.py", "from layerfold.study.recipe import Recipe"),
     ],
 )
 def test_the_contracts_can_be_broken(module: str, line: str, tmp_path: Path) -> None:
     shutil.copytree(SOURCE, tmp_path / "src" / "layerfold", ignore=shutil.ignore_patterns("pocket", "__pycache__"))
     shutil.copy(SOURCE.parents[1] / "pyproject.toml", tmp_path)
-    assert linted(tmp_path) == 0
     with (tmp_path / "src" / "layerfold" / module).open("a") as file:
         file.write(f"\n{line}\n")
     assert linted(tmp_path) == 1
+
+
+def test_the_contracts_are_kept() -> None:
+    assert linted(SOURCE.parents[1]) == 0
 
 
 def test_the_root_has_at_most_12_files() -> None:

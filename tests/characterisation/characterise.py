@@ -411,7 +411,7 @@ def refusal(words: str) -> list[Any]:
 
 def fingerprint() -> dict[str, Any]:
     """The machine and the versions on which figures are the same to the digit."""
-    from layerfold.records import environment
+    from layerfold.environment import environment
 
     found = environment()
     return {name: found[name] for name in ("processor", "versions", "threads")}
