@@ -29,10 +29,13 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def test_the_page_has_these_examples() -> None:
-    assert [*BLOCKS] == ["family", "recovery"]
+    assert [*BLOCKS] == ["method", "evaluator", "study", "family", "recovery"]
 
 
-@pytest.mark.parametrize("name", ["family", "recovery"])
-def test_an_example_runs(name: str, tmp_path: Path) -> None:
-    (tmp_path / f"example_{name}.py").write_text(BLOCKS[name], encoding="utf-8")
-    importlib.import_module(f"example_{name}")
+@pytest.mark.parametrize(
+    "names", [["method", "evaluator", "study"], ["family"], ["recovery"]], ids=lambda names: names[-1]
+)
+def test_an_example_runs(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / f"example_{name}.py").write_text(BLOCKS[name], encoding="utf-8")
+        importlib.import_module(f"example_{name}")
