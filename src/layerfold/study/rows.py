@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from layerfold.errors import InputError
-from layerfold.methods import METHODS, Drop, Steps
+from layerfold.methods import METHODS, Drop, Method, Steps
 from layerfold.model.decoder import Decoder
 from layerfold.planning import Plan
 from layerfold.planning.trials import PROTOCOL
@@ -109,7 +109,7 @@ class Planned:
 
 
 _BESIDE = ("label", "repair")
-_SOURCES: dict[str, type[Any]] = {**METHODS, Load.name: Load, Student.name: Student, Planned.name: Planned}
+_SOURCES: dict[str, type[Any]] = {each.name: each for each in (Load, Student, Planned)}
 
 
 class Strict(BaseModel):
@@ -132,11 +132,9 @@ class Variant(Strict):
     def to_json(self) -> dict[str, Any]:
         """Return the variant as recipes write it."""
         repair = {} if self.repair == "none" else {"repair": self.repair}
-        if isinstance(self.method, Steps):
-            made: Any = [{each.name: settings_of(each)} for each in self.method.methods]
-        else:
-            made = settings_of(self.method)
-        return {"label": self.label, self.method.name: made, **repair}
+        source = self.method
+        made = source.to_json() if isinstance(source, Method) else {source.name: settings_of(source)}
+        return {"label": self.label, **made, **repair}
 
 
 def read_row(value: Any) -> Any:
@@ -147,7 +145,7 @@ def read_row(value: Any) -> Any:
     if len(names) != 1:
         raise InputError(
             f"keys {', '.join(map(str, value)) or 'none'}; accepted: label, repair and one of "
-            f"{', '.join(sorted([*_SOURCES, Steps.name]))}"
+            f"{', '.join(sorted([*METHODS, *_SOURCES, Steps.name]))}"
         )
     name, config = names[0], value[names[0]]
     if name == Steps.name:
@@ -155,7 +153,7 @@ def read_row(value: Any) -> Any:
     if name == Load.name and isinstance(config, str):
         config = {"model": config}
     return {key: value[key] for key in _BESIDE if key in value} | {
-        "method": build("key or method", _SOURCES, name, config)
+        "method": build("key or method", {**METHODS, **_SOURCES}, name, config)
     }
 
 

@@ -14,8 +14,7 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.environment import environment
 from layerfold.errors import TrainingError
-from layerfold.evaluators import Baselined, Comparison, Evaluator, HeldOut, Imdb, Perplexity, Rouge, Score, perplexity
-from layerfold.evaluators.classification import imdb
+from layerfold.evaluators import Baselined, Comparison, Evaluator, HeldOut, Paired, Score
 from layerfold.files import check_run_folder, hash_json, write_text
 from layerfold.methods.base import Notes
 from layerfold.progress import SILENT, Progress, Step
@@ -96,11 +95,6 @@ class Study:
 _MEASURING, _COMPARING, _RECOVERING = 3.0, 1.0, 15.0
 """How long building and measuring a variant takes against its part in a comparison, and against training on as many
 tokens as are scored, for the estimate."""
-_TASKS = {Imdb.name: 12.0, Rouge.name: 1.5}
-"""What the tasks add to that."""
-
-_VERSUS = {Perplexity.name: perplexity.versus, Imdb.name: imdb.versus}
-"""By evaluator, what compares two of its scores on what both were measured on."""
 
 Measurement = tuple[Evaluator | None, bool]
 """An evaluator, or None for the recovery itself, and whether it comes after recovery."""
@@ -168,12 +162,12 @@ class Pass:
         """What is measured of each variant, in order."""
         if self.recipe.recovery is None:
             return [(evaluator, False) for evaluator in self.recipe.evaluate]
-        before = [(each, False) for each in self.recipe.evaluate if isinstance(each, Perplexity)]
+        before = [(each, False) for each in self.recipe.evaluate if each.before_recovery]
         return [*before, (None, True), *((each, True) for each in self.recipe.evaluate)]
 
     def _weight(self, measurements: list[Measurement]) -> float:
         recovery = self.recipe.recovery if (None, True) in measurements else None
-        tasks = sum(_TASKS.get(evaluator.name, 0.0) for evaluator, _ in measurements if evaluator is not None)
+        tasks = sum(evaluator.cost for evaluator, _ in measurements if evaluator is not None)
         return _MEASURING + tasks + (0 if recovery is None else _RECOVERING * recovery.tokens / defaults.LIMIT_TOKENS)
 
     def _measure(
@@ -274,13 +268,12 @@ class Pass:
 
     def _compare_with_base(self, label: str, records: dict[tuple[str, str], Record]) -> None:
         """Put beside a variant's figures how they compare with the base's, and beside its recovery what was before."""
-        for name, versus in _VERSUS.items():
-            own, base = (records.get((each, name)) for each in (label, BASE_LABEL))
-            if label != BASE_LABEL and own is not None and base is not None:
-                own.score["versus_base"] = versus(own.score, base.score)
         recovered = records.get((label, RECOVERY))
         for evaluator in self.recipe.evaluate:
-            before = self._stored(label, evaluator, False) if isinstance(evaluator, Perplexity) else None
+            own, base = (records.get((each, evaluator.name)) for each in (label, BASE_LABEL))
+            if label != BASE_LABEL and own is not None and base is not None and isinstance(evaluator, Paired):
+                own.score["versus_base"] = evaluator.versus(own.score, base.score)
+            before = self._stored(label, evaluator, False) if evaluator.before_recovery else None
             if recovered is not None and before is not None:
                 recovered.score["before"] = {bound: before.score[bound] for bound in ("value", "low", "high")}
 

@@ -18,9 +18,8 @@ from layerfold.checkpoint.weights import dtype_name
 from layerfold.errors import CorpusError, InputError, ModelError, TrainingError
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json
-from layerfold.methods import Method, Share, Steps
+from layerfold.methods import Method
 from layerfold.methods.base import Notes
-from layerfold.methods.steps import in_order
 from layerfold.pipeline import apply
 from layerfold.planning.trials import Texts, Trials
 from layerfold.progress import SILENT, Progress
@@ -28,7 +27,7 @@ from layerfold.records import BASE_LABEL
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.repair.repair import Repair
-from layerfold.search.auto import searches, selection_text
+from layerfold.search.auto import selected_by, selection_text
 from layerfold.search.selection import RACE
 from layerfold.settings import settings_of
 from layerfold.study.recipe import Recipe
@@ -53,7 +52,7 @@ class Variants:
         # What fits the base is what every row reads, a loaded model's too.
         self.recipe = recipe.for_base(base)
         self.base, self._folder = base, folder
-        self._sources: dict[str, Method | Steps | Planned | Load | Student | None] = {BASE_LABEL: None}
+        self._sources: dict[str, Method | Planned | Load | Student | None] = {BASE_LABEL: None}
         self._repairs = {variant.label: variant.repair for variant in self.recipe.variants if variant.repair != "none"}
         self._resolved: dict[str, dict[str, Any]] = {}
         self._loaded: dict[str, tuple[str, str]] = {}
@@ -90,19 +89,17 @@ class Variants:
             "calibration": self._calibration_windows.sha256 if calibrated else None,
             "seed": self.recipe.seed if calibrated else None,
         }
-        if source is not None and not isinstance(source, Load | Student | Planned):
-            subject["versions"] = {method.name: method.version for method in in_order(source)}
+        if isinstance(source, Method):
+            subject["versions"] = {method.name: method.version for method in source.steps}
+            subject |= selected_by(source, self.base, self._selection)
         if isinstance(source, Student):
             distillation = self._distillation(source)
             try:
                 subject["distilled"] = settings(distillation, self._text(self.base, distillation), self.base)
             except (InputError, CorpusError) as error:
                 raise type(error)(f"variant {label!r}: {error}") from error
-        elif searches(source) or isinstance(source, Planned):
-            subject["selection"] = self._selection.windows(self.base).sha256
-            if not isinstance(source, Share):  # whose windows are all scored on all of the text
-                subject["race"] = RACE
         if isinstance(source, Planned):
+            subject |= {"selection": self._selection.windows(self.base).sha256, "race": RACE}
             subject["repairs"] = [windows.sha256 for windows in (self._repair_windows, self._quick_windows)]
         if (repair := self._repair(label)) is not None:
             subject["repair"] = {**repair.resolved(), "calibration": repair.windows.sha256, "seed": self.recipe.seed}
@@ -186,7 +183,7 @@ class Variants:
             found.append(corpus.split("calibration"))
             if any(windows.split != "calibration" for windows in self._windows_read()):
                 found.append(corpus.split("train"))
-        if any(searches(source) or isinstance(source, Planned) for source in self._sources.values()):
+        if any(getattr(source, "searched", isinstance(source, Planned)) for source in self._sources.values()):
             found.append(self._selection.read(self.base))
         for name in dict.fromkeys(each.corpus for each in self._recoveries()):
             found += [load_corpus(cast(str, name), split) for split in ("train", "validation")]
