@@ -25,13 +25,12 @@ from shape import (
     seconds,
 )
 
-from layerfold.calibration import Calibration, Pair
+from layerfold.calibration import Calibration, Pair, calibration_windows
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
 from layerfold.maths.linalg import match_neurons
 from layerfold.methods import Merge
 from layerfold.model.decoder import Decoder
-from layerfold.study.study import calibration_windows
 from layerfold.text.windows import Windows
 
 Orders = dict[Pair, NDArray[np.int64]]

@@ -103,7 +103,7 @@ def test_training_keeps_the_zeros(study_corpus: str, tmp_path: Path) -> None:
     training = {"tokens": 64, "context": 16, "batch_size": 4, "validation_tokens": 64, "corpus": study_corpus}
     run = study(study_corpus, tmp_path / "run", base, recovery={"finetune": training}, variants=VARIANTS[:1])
     list(run.run())
-    untrained, _ = run.passes[0].variants.build("p")
+    untrained, _ = run.replicates[0].build("p")
     left, masks = untrained.decoder.size().nonzero, held(untrained.decoder)
     models = [load(folder).decoder for folder in (tmp_path / "run" / "models").iterdir()]
     (trained,) = [decoder for decoder in models if held(decoder)]

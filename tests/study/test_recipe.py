@@ -15,7 +15,7 @@ from layerfold.errors import RecipeError
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
 from layerfold.recovery import Distill, Finetune, LowRank
 from layerfold.study.recipe import build_recovery, default_recipe, read_recipe
-from layerfold.study.rows import Load, Planned, Student
+from layerfold.study.rows import Budgeted, Load, Student
 
 
 def test_the_default_is_the_published_comparison() -> None:
@@ -32,7 +32,7 @@ def test_the_default_is_the_published_comparison() -> None:
     assert recipe.variants[-5].method == Collapse(n=10)
     assert recipe.variants[-4].method == Prune(nonzero="84.1289%")
     assert recipe.variants[-3].method == Share(window="auto", k=4, rank=8)
-    assert recipe.variants[-1].method == Planned(parameters="65.8952%")
+    assert recipe.variants[-1].method == Budgeted(parameters="65.8952%")
     assert (recipe.variants[-2].method, recipe.variants[-2].repair) == (Drop(every=2), "refit+attention")
     assert [evaluator.name for evaluator in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
 

@@ -18,14 +18,13 @@ from layerfold.checkpoint.model import Model, Provenance
 from layerfold.errors import CorpusError, InputError, RecipeError
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
-from layerfold.records import BASE_LABEL, RECOVERY
+from layerfold.records import BASE_LABEL, RECOVERY, RecordStore
 from layerfold.recovery import Distill, callbacks
 from layerfold.recovery import trainer as training
 from layerfold.report.drawing import family
 from layerfold.study.recipe import Recipe, read_recipe
 from layerfold.study.rows import Load, Student
-from layerfold.study.study import Study
-from layerfold.study.variants import Variants
+from layerfold.study.study import Replicate, Study
 
 STUDENT: dict[str, Any] = {"tokens": 256, "learning_rate": 1e-3}
 STEPS = 2
@@ -265,8 +264,8 @@ def test_recovery_comes_on_top(base: Model, study_corpus: str, tmp_path: Path, t
 
 
 def subjects(given: Recipe, base: Model, folder: Path) -> list[dict[str, Any]]:
-    variants = Variants(given, base, folder)
-    return [variants.subject("pupil", after) for after in ([False, True] if given.recovery else [False])]
+    replicate = Replicate(given.for_base(base), base, folder, RecordStore(folder))
+    return [replicate.subject("pupil", after) for after in ([False, True] if given.recovery else [False])]
 
 
 @pytest.mark.parametrize("recovers", [False, True], ids=["alone", "recovered"])
