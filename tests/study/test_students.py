@@ -15,7 +15,7 @@ from tiny import BLOCKS, CONTEXT, Write, prose, tiny, tokenizer
 import layerfold
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model, Provenance
-from layerfold.errors import CorpusError, InputError, RecipeError
+from layerfold.errors import CorpusError, InputError
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
 from layerfold.records import BASE_LABEL, RECOVERY, RecordStore
@@ -152,13 +152,6 @@ def test_a_student_is_the_base_s_blocks_distilled_from_the_base(base: Model, stu
 )
 def test_which_blocks_are_left(every: int, depth: int, gone: tuple[int, ...]) -> None:
     assert Student(every=every).drop(tiny("gpt2", n_layer=depth).decoder).indices(depth) == list(gone)
-
-
-@pytest.mark.parametrize("student", [None, {}, {"every": 3, "tokens": 512, "published": {"gpt2": "distilgpt2"}}])
-def test_a_student_reads_back_as_itself(student: dict[str, Any] | None) -> None:
-    read = read_recipe({"variants": [{"label": "pupil", "student": student}]})
-    assert read.variants[0].method == Student(**(student or {}))
-    assert read_recipe(json.loads(json.dumps(read.to_json()))) == read
 
 
 # What is done once
@@ -347,29 +340,6 @@ def test_a_published_student_is_loaded_for_its_base_alone(
 
 
 # What is refused
-
-
-@pytest.mark.parametrize(
-    ("student", "said"),
-    [
-        ({"every": 1}, "student every 1; accepted: 2 or more"),
-        ({"every": 0}, "student every 0; accepted: 2 or more"),
-        ({"every": 2.5}, "student.every"),
-        ({"tokens": 0}, "tokens 0; accepted: 1 or more"),
-        ({"learning_rate": -1.0}, "learning_rate -1.0"),
-        ({"token": 5}, "student: unknown key 'token'; did you mean 'tokens'?"),
-        ({"published": "distilgpt2"}, "student.published"),
-        ({"published": {"gpt2": 3}}, "student.published.gpt2"),
-        ({"name": "x"}, "student: unknown key 'name'"),
-        (4, "student: 4; accepted: settings"),
-    ],
-    ids=str,
-)
-def test_a_student_that_is_wrong_is_said_in_one_line(student: Any, said: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        read_recipe({"variants": [{"label": "pupil", "student": student}]})
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_base_of_one_block_has_no_student(study_corpus: str, tmp_path: Path) -> None:
