@@ -18,6 +18,7 @@ import layerfold
 SOURCE = Path(layerfold.__file__).parent
 MAY_IMPORT_TRANSFORMERS = {"checkpoint", "recovery", "evaluators.classification"}
 PUBLIC = {
+    *("Calibration", "Evaluator", "Method", "Notes", "register"),
     *("Collapse", "Decoder", "Distill", "Drop", "DropSearch", "Finetune", "LowRank", "recover"),
     *(
         "Generation",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
-    from layerfold.api import compress, evaluate, recover
+    from layerfold.api import compress, evaluate, recover, register
+    from layerfold.calibration import Calibration
     from layerfold.checkpoint.load import load
     from layerfold.checkpoint.model import Model
     from layerfold.errors import LayerfoldError
-    from layerfold.evaluators import Generation, Harness, Imdb, Latency, Perplexity, Rouge, Score, Size
-    from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
+    from layerfold.evaluators import Evaluator, Generation, Harness, Imdb, Latency, Perplexity, Rouge, Score, Size
+    from layerfold.methods import Collapse, Drop, Merge, Method, Notes, Prune, Share, Steps
     from layerfold.model.decoder import Decoder
     from layerfold.planning import Plan
     from layerfold.recovery import Distill, Finetune, LowRank
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Calibration": "calibration",
     "Collapse": "methods",
     "Decoder": "model.decoder",
     "Distill": "recovery",
     "Drop": "methods",
     "DropSearch": "search",
+    "Evaluator": "evaluators",
     "Finetune": "recovery",
     "Generation": "evaluators",
     "Harness": "evaluators",
@@ -37,7 +40,9 @@ _WHERE = {
     "LayerfoldError": "errors",
     "LowRank": "recovery",
     "Merge": "methods",
+    "Method": "methods",
     "Model": "checkpoint.model",
+    "Notes": "methods",
     "Perplexity": "evaluators",
     "Plan": "planning",
     "Prune": "methods",
@@ -55,14 +60,17 @@ _WHERE = {
     "load": "checkpoint.load",
     "read_recipe": "study.recipe",
     "recover": "api",
+    "register": "api",
 }
 
 __all__ = [
+    "Calibration",
     "Collapse",
     "Decoder",
     "Distill",
     "Drop",
     "DropSearch",
+    "Evaluator",
     "Finetune",
     "Generation",
     "Harness",
@@ -71,7 +79,9 @@ __all__ = [
     "LayerfoldError",
     "LowRank",
     "Merge",
+    "Method",
     "Model",
+    "Notes",
     "Perplexity",
     "Plan",
     "Prune",
@@ -89,6 +99,7 @@ __all__ = [
     "load",
     "read_recipe",
     "recover",
+    "register",
 ]
 
 

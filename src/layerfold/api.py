@@ -6,16 +6,16 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.errors import InputError, OfflineError, one_of
-from layerfold.evaluators import EVALUATORS, HeldOut, Imdb, Latency, Perplexity, Rouge, Score
+from layerfold.evaluators import EVALUATORS, Evaluator, HeldOut, Imdb, Latency, Perplexity, Rouge, Score
 from layerfold.evaluators.base import Protocols, check_protocol
-from layerfold.methods import Method, Steps
+from layerfold.methods import METHODS, Method, Steps
 from layerfold.pipeline import apply
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery import Recovery
@@ -26,11 +26,32 @@ from layerfold.text.sources import ALL, unsplit
 from layerfold.text.used import check_unread, texts_read
 
 METRICS = ("size", "perplexity", "latency", "generation")
+T = TypeVar("T")
+
+
+def register(kind: type[T]) -> type[T]:
+    """Let recipes and commands name a method or an evaluator that is not of this package; a class decorator.
+
+    Args:
+        kind: a frozen dataclass that extends `Method` or `Evaluator`. Its fields are the settings in a recipe.
+
+    Raises:
+        InputError: it extends neither, has no `name`, or one that another has.
+    """
+    registries: dict[type, dict[str, type[Any]]] = {Method: METHODS, Evaluator: EVALUATORS}
+    registry = next((registries[base] for base in kind.__mro__ if base in registries), None)
+    name = getattr(kind, "name", None)
+    if registry is None or not name:
+        raise InputError(f"{kind.__name__}; accepted: a class that extends Method or Evaluator, with a name")
+    if registry.get(name, kind) is not kind or name == Steps.name:
+        raise InputError(f"name {name!r} of {kind.__name__}; accepted: one that is not taken by another class")
+    registry[name] = kind
+    return kind
 
 
 def compress(
     model: Model | str | Path,
-    method: Method | Steps,
+    method: Method,
     *,
     corpus: str | None = None,
     tokens: int = defaults.CALIBRATION_TOKENS,

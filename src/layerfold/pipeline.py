@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,20 +11,20 @@ from torch.nn import Module
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model
 from layerfold.evaluators import Perplexity
-from layerfold.methods import Method, Steps
+from layerfold.methods import METHODS, Method
 from layerfold.methods.base import Notes
-from layerfold.methods.steps import in_order
 from layerfold.model.decoder import Decoder, check_precision
 from layerfold.progress import SILENT, Progress
+from layerfold.repair import repair as repairs
 from layerfold.repair.repair import Repair
 from layerfold.repair.rescale import Sources
-from layerfold.search.auto import searches, settled
+from layerfold.search.auto import settled
 from layerfold.text.windows import Windows
 
 
 def apply(
     model: Model,
-    method: Method | Steps,
+    method: Method,
     calibration: Calibration | None,
     seed: int,
     selection: Perplexity,
@@ -40,11 +41,9 @@ def apply(
     Raises:
         InputError: a method, a search or a repair that reads activations, of a model of another precision than float32.
     """
-    if method.needs_calibration or repair is not None or searches(method):
+    if method.needs_calibration or repair is not None or method.searched:
         check_precision(model.decoder)
-    notes: Notes = {}
-    if not isinstance(method, Steps):
-        method, notes = settled(method, model, calibration, selection, progress)
+    method, notes = settled(method, model, calibration, selection, progress)
     if model.provenance.base_sha256 is None and not model.provenance.steps:
         # A model that `load` did not make: it is known by its weights from now on.
         model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))
@@ -53,7 +52,7 @@ def apply(
     if repair is not None:
         sources = repair.sources(method, decoder, calibration)
         original = decoder.copy()
-    for number, each in enumerate(in_order(method)):
+    for number, each in enumerate(method.steps):
         text = calibration if each.needs_calibration else None
         if text is not None and number:
             text = text.of(decoder)  # as the steps before left it
@@ -69,6 +68,13 @@ def apply(
         "notes": done,
     }
     return model.with_step(step), _together(notes, done)
+
+
+def told(method: dict[str, Any], notes: Notes) -> Iterator[str]:
+    """Say, a line each, what a step in a model's provenance did besides what the sizes say."""
+    if method["name"] == Repair.name:
+        return repairs.told(notes)
+    return METHODS[method["name"]].told(method, notes) if method["name"] in METHODS else iter(())
 
 
 def _done(

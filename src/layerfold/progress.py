@@ -22,7 +22,7 @@ class Step:
 
     description: str
     weight: float
-    payload: Any
+    payload: Any = None
 
 
 class Progress(Protocol):

@@ -18,6 +18,14 @@ CUT = windows(limit_tokens=100)
 SCOPES = ("global", "matrix", "row")
 WAYS = [{"criterion": criterion, "scope": scope} for criterion in ("magnitude", "wanda") for scope in SCOPES]
 WAYS += [{"criterion": "sparsegpt"}]
+HEADS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons+heads"}
+NEURONS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons"}
+NARROW: list[dict[str, Any]] = [{"criterion": criterion} for criterion in ("magnitude", "wanda", "sparsegpt")]
+NARROW += [{"criterion": criterion, "scope": "global"} for criterion in ("magnitude", "wanda")]
+"""Ways to rate neurons, besides the loss."""
+EVERY = [*WAYS, *({"structure": "neurons"} | way for way in NARROW), {"structure": "2:4", "criterion": "sparsegpt"}]
+EVERY += [HEADS, NEURONS, NEURONS | {"scope": "global"}]
+"""Every way to prune."""
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from layerfold.api import compress
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import hash_weights
-from layerfold.errors import InputError, RecipeError
+from layerfold.errors import InputError
 from layerfold.methods import Collapse, Drop, Merge
 from layerfold.methods.drop import spelled
 from layerfold.model.decoder import Decoder
@@ -311,40 +310,6 @@ def test_an_ffn_that_is_gone_cannot_be_averaged(method: Any) -> None:
 
 
 # In recipes
-
-
-@pytest.mark.parametrize(
-    ("settings", "blocks"),
-    [
-        ({"blocks": "1,3"}, "1,3"),
-        ({"blocks": 3}, "3"),
-        ({"blocks": [1, 3]}, "1,3"),
-        ({"random": 1, "seed": 2}, "0"),
-        ({"fraction": 0.5, "part": "ffn"}, "1,3"),
-    ],
-)
-def test_a_recipe_reads_back_as_itself(settings: dict[str, Any], blocks: str) -> None:
-    recipe = read_recipe({"variants": [{"label": "a", "drop": settings}]})
-    assert recipe.variants[0].method.resolved(deep(BLOCKS))["blocks"] == blocks
-    assert read_recipe(json.loads(json.dumps(recipe.to_json()))) == recipe
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"blocks": "4-2"}, "drop: block '4-2'; accepted: an index"),
-        ({"blocks": 2.5}, "drop.blocks"),
-        ({"random": 2.0}, "drop.random"),
-        ({"fraction": "0.5"}, "drop.fraction"),
-        ({"part": "mlp", "blocks": 1}, "drop.part: Input should be 'block', 'attention' or 'ffn' (received 'mlp')"),
-        ({"block": 1}, "drop: unknown key 'block'; did you mean 'blocks'?"),
-    ],
-)
-def test_a_wrong_recipe_is_one_line(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError) as raised:
-        read_recipe({"variants": [{"label": "a", "drop": settings}]})
-    assert said in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 def test_a_study_compares_what_is_dropped(study_corpus: str, tmp_path: Path) -> None:

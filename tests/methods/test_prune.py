@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning import SCOPES, WAYS, blocks, fresh, prunable, prune, weights
-from tiny import logits, sparsify
+from pruning import CUT, EVERY, HEADS, WAYS, blocks, fresh, prunable, prune, weights
+from tiny import assert_masks_equal, logits, sparsify, windows
 
+from layerfold.calibration import Calibration
 from layerfold.errors import InputError
 from layerfold.methods import Drop, Merge, Prune
 from layerfold.model.masks import held
@@ -138,21 +139,36 @@ def test_both_ends_of_the_reachable_range(way: dict[str, Any]) -> None:
         Prune(nonzero=outside + 1, **way).resolved(decoder)
 
 
-@WAY
+@pytest.mark.parametrize("way", EVERY, ids=str)
 def test_pruning_nothing_is_the_identity(family: str, way: dict[str, Any]) -> None:
+    if way.get("structure") == "2:4":
+        return
     decoder = fresh(family)
     before, size = logits(decoder), decoder.size()
-    prune(decoder, sparsity=0, **way)
-    assert torch.equal(logits(decoder), before)
-    assert decoder.size() == size
+    for budget in ({"sparsity": 0}, {"nonzero": size.nonzero}):
+        prune(decoder, **budget, **way)
+        assert torch.equal(logits(decoder), before)
+        assert decoder.size() == size
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scope", SCOPES)
-def test_half_precision(dtype: torch.dtype, scope: Any) -> None:
-    decoder = fresh("gpt2")
-    decoder.model.to(dtype)
-    total = decoder.size().nonzero
-    prune(decoder, nonzero="80%", scope=scope)
-    assert decoder.size().nonzero == round(0.8 * total)
-    assert decoder.model.dtype == dtype
+@pytest.mark.parametrize("way", EVERY, ids=str)
+def test_the_same_settings_give_the_same_weights(way: dict[str, Any]) -> None:
+    one, two = (fresh("gpt2") for _ in range(2))
+    for decoder in (one, two):
+        method = Prune(**({} if way.get("structure") == "2:4" else {"sparsity": 0.4}), **way)
+        method.apply(decoder, Calibration(decoder, CUT) if method.needs_calibration else None)
+    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(two).values(), strict=True))
+    assert_masks_equal(held(one), held(two))
+
+
+@pytest.mark.parametrize("way", [{"criterion": "sparsegpt"}, HEADS], ids=str)
+def test_the_text_of_another_decoder_is_read_for_the_one_that_is_pruned(way: dict[str, Any]) -> None:
+    base, narrow, again = (fresh("gpt2") for _ in range(3))
+    for decoder in (narrow, again):
+        decoder.keep_([0, 2, 3])
+        Prune(sparsity=0.5, structure="neurons").apply(decoder, None)
+    before = logits(base)
+    for decoder, text in ((narrow, Calibration(base, windows())), (again, Calibration(again, windows()))):
+        Prune(sparsity=0.5, **way).apply(decoder, text)
+    assert torch.equal(logits(base), before)
+    assert torch.equal(logits(again), logits(narrow))

@@ -7,23 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from pruning import CUT, fresh, prune
-from tiny import BLOCKS, continued, halve_, logits, tiny, windows
+from pruning import CUT, HEADS, NEURONS, fresh, prune
+from tiny import BLOCKS, continued, halve_, logits, tiny
 
 import layerfold
-from layerfold.calibration import Calibration
-from layerfold.errors import InputError, RecipeError
+from layerfold.errors import InputError
 from layerfold.evaluators.size import flops_per_token
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.methods import Drop, Merge, Prune, Share, Steps
 from layerfold.methods.prune.units import removable, sublayers
 from layerfold.model.decoder import Decoder
 from layerfold.model.masks import held
-from layerfold.repair.repair import check_level
-from layerfold.study.recipe import read_recipe
 
-HEADS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons+heads"}
-NEURONS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons"}
 SCOPES = ("global", "matrix")
 
 
@@ -33,40 +28,6 @@ def units(decoder: Decoder) -> int:
 
 
 # Settings
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        *(
-            (HEADS | {"criterion": other}, f"criterion {other} with structure neurons+heads; accepted: taylor with")
-            for other in ("magnitude", "wanda", "sparsegpt", "published")
-        ),
-        *(
-            (HEADS | {"structure": other}, f"criterion taylor with structure {other}; accepted: taylor with neurons or")
-            for other in ("unstructured", "2:4")
-        ),
-        *(
-            (HEADS | {"scope": scope}, f"scope '{scope}' for taylor of neurons+heads; accepted: global")
-            for scope in ("row", "matrix")
-        ),
-        (NEURONS | {"scope": "row"}, "scope 'row' for taylor of neurons; accepted: global, matrix"),
-        *(
-            (HEADS | {"parts": parts}, f"parts '{parts}' with structure neurons+heads; accepted: attention,ffn")
-            for parts in ("ffn", "attention", "ffn,head")
-        ),
-        (NEURONS | {"parts": "attention"}, "parts 'attention' with structure neurons; accepted: ffn"),
-        (HEADS | {"structure": "heads"}, "structure 'heads'; "),
-        (HEADS | {"criterion": "tailor"}, "criterion 'tailor'; did you mean 'taylor'? accepted: "),
-    ],
-    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
-)
-def test_a_wrong_setting_is_one_line(changes: dict[str, Any], said: str) -> None:
-    settings = changes if changes["structure"] == "2:4" else changes | {"sparsity": 0.5}
-    with pytest.raises(InputError) as caught:
-        Prune(**settings)
-    assert str(caught.value).startswith(said)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("way", "other"), [(HEADS, ""), (NEURONS, ", or take magnitude")], ids=["heads", "neurons"])
@@ -101,15 +62,6 @@ def test_settings_resolve_to_a_number_of_parameters() -> None:
     assert Prune(sparsity=0.3, **NEURONS).resolved(decoder)["scope"] == "matrix"
 
 
-@pytest.mark.parametrize("way", [HEADS, NEURONS, NEURONS | {"scope": "global"}], ids=str)
-def test_a_recipe_reads_back_as_itself(way: dict[str, Any]) -> None:
-    recipe = read_recipe({"variants": [{"label": "p", "prune": way | {"sparsity": 0.25}}]})
-    assert recipe.variants[0].method == Prune(sparsity=0.25, **way)
-    assert read_recipe(recipe.to_json()) == recipe
-    with pytest.raises(RecipeError, match="accepted: taylor with neurons"):
-        read_recipe({"variants": [{"label": "p", "prune": {"sparsity": 0.25, "structure": "neurons+heads"}}]})
-
-
 # Budgets
 
 
@@ -134,16 +86,6 @@ def test_a_budget_of_what_is_not_zero_is_met_and_not_exceeded(family: str, maske
     prune(decoder, nonzero=budget, **HEADS)
     assert 0 <= budget - decoder.size().nonzero < 200
     assert bool(held(decoder)) == masked
-
-
-def test_pruning_nothing_is_the_identity(family: str) -> None:
-    for budget in ({"sparsity": 0}, {"nonzero": "100%"}):
-        for way in (HEADS, NEURONS, NEURONS | {"scope": "global"}):
-            decoder = fresh(family)
-            before, size = logits(decoder), decoder.size()
-            prune(decoder, **budget, **way)
-            assert torch.equal(logits(decoder), before)
-            assert decoder.size() == size
 
 
 def test_both_ends_of_the_reachable_range() -> None:
@@ -260,23 +202,3 @@ def test_what_is_left_is_repaired(way: dict[str, Any], study_corpus: str) -> Non
     if way == HEADS:
         assert list(made.decoder.heads) == pruned["notes"]["heads_left"]
         assert sum(made.decoder.heads) < 12
-
-
-@pytest.mark.parametrize("level", ["refit", "refit+attention"])
-def test_repairs_that_fill_no_zeros_are_accepted(level: Any) -> None:
-    check_level(level, Prune(sparsity=0.5, **HEADS))
-    with pytest.raises(InputError, match="repair 'rescale' with prune"):
-        check_level("rescale", Prune(sparsity=0.5, **HEADS))
-    with pytest.raises(InputError, match=r"whose zeros it would fill; accepted: neurons, neurons\+heads"):
-        check_level(level, Prune(sparsity=0.5))
-
-
-def test_the_text_of_another_decoder_is_read_for_the_one_that_is_pruned() -> None:
-    base, narrow, again = (fresh("gpt2") for _ in range(3))
-    for decoder in (narrow, again):
-        decoder.keep_([0, 2, 3])
-    before = logits(base)
-    for decoder, text in ((narrow, Calibration(base, windows())), (again, Calibration(again, windows()))):
-        Prune(sparsity=0.5, **HEADS).apply(decoder, text)
-    assert torch.equal(logits(base), before)
-    assert torch.equal(logits(again), logits(narrow))

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from pruning import fresh, prune
-from tiny import logits, windows
+from pruning import HEADS, NEURONS, fresh, prune
+from tiny import logits
 
-from layerfold.calibration import Calibration
 from layerfold.errors import InputError
 from layerfold.methods import Prune
 
@@ -81,6 +80,30 @@ HALF = {"sparsity": 0.5}
             HALF | {"criterion": "sparsegpt", "parts": "ffn,head"},
             "parts 'ffn,head' with criterion sparsegpt; accepted: ",
         ),
+        *(
+            (
+                HALF | HEADS | {"criterion": other},
+                f"criterion {other} with structure neurons+heads; accepted: taylor wi",
+            )
+            for other in ("magnitude", "wanda", "sparsegpt", "published")
+        ),
+        (
+            HALF | HEADS | {"structure": "unstructured"},
+            "criterion taylor with structure unstructured; accepted: taylor",
+        ),
+        (HEADS | {"structure": "2:4"}, "criterion taylor with structure 2:4; accepted: taylor with neurons or"),
+        *(
+            (HALF | HEADS | {"scope": scope}, f"scope '{scope}' for taylor of neurons+heads; accepted: global")
+            for scope in ("row", "matrix")
+        ),
+        (HALF | NEURONS | {"scope": "row"}, "scope 'row' for taylor of neurons; accepted: global, matrix"),
+        *(
+            (HALF | HEADS | {"parts": parts}, f"parts '{parts}' with structure neurons+heads; accepted: attention,ffn")
+            for parts in ("ffn", "attention", "ffn,head")
+        ),
+        (HALF | NEURONS | {"parts": "attention"}, "parts 'attention' with structure neurons; accepted: ffn"),
+        (HALF | HEADS | {"structure": "heads"}, "structure 'heads'; "),
+        (HALF | HEADS | {"criterion": "tailor"}, "criterion 'tailor'; did you mean 'taylor'? accepted: "),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -185,16 +208,3 @@ def test_settings_that_prune_otherwise_resolve_to_something_else() -> None:
     ]
     found = [json.dumps(Prune(sparsity=0.5, **way).resolved(decoder)) for way in ways]
     assert len(set(found)) == len(ways)
-
-
-def test_the_text_of_another_decoder_is_read_for_the_one_that_is_pruned() -> None:
-    base, narrow = fresh("gpt2"), fresh("gpt2")
-    Prune(sparsity=0.5, structure="neurons").apply(narrow, None)
-    text = Calibration(base, windows())
-    before = logits(base)
-    Prune(sparsity=0.5, criterion="sparsegpt").apply(narrow, text)
-    assert torch.equal(logits(base), before)
-    again = fresh("gpt2")
-    Prune(sparsity=0.5, structure="neurons").apply(again, None)
-    Prune(sparsity=0.5, criterion="sparsegpt").apply(again, Calibration(again, windows()))
-    assert torch.equal(logits(again), logits(narrow))

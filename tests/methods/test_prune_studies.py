@@ -12,51 +12,12 @@ from tiny import assert_masks_equal, logits, tiny
 from layerfold.api import compress
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
-from layerfold.errors import InputError, RecipeError
+from layerfold.errors import InputError
 from layerfold.methods import Prune
 from layerfold.model.decoder import Decoder
 from layerfold.model.masks import held
 from layerfold.study.recipe import read_recipe
 from layerfold.study.study import Study
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"nonzero": "84.13%"},
-        {"nonzero": 50_000, "scope": "row"},
-        {"sparsity": 0.5, "criterion": "wanda", "parts": "ffn"},
-        {"structure": "2:4", "criterion": "sparsegpt"},
-    ],
-    ids=str,
-)
-def test_a_recipe_reads_back_as_itself(settings: dict[str, Any]) -> None:
-    recipe = read_recipe({"variants": [{"label": "p", "prune": settings}]})
-    assert recipe.variants[0].method == Prune(**settings)
-    assert read_recipe(recipe.to_json()) == recipe
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"sparsty": 0.5}, "prune: unknown key 'sparsty'; did you mean 'sparsity'?"),
-        ({"nonzero": True}, "prune.*nonzero"),
-        ({"nonzero": 0.8413}, "prune.*nonzero"),
-        ({"nonzero": "12X"}, "nonzero '12X'; accepted: a count"),
-        ({"sparsity": "half"}, "prune.*sparsity.*'half'"),
-        ({"sparsity": float("nan")}, "accepted: one of the two"),
-        ({"sparsity": 1.5}, "sparsity 1.5; accepted: from 0 to below 1"),
-        ({"sparsity": 0.5, "criterion": "wnda"}, "wanda.*'wnda'"),
-        ({"sparsity": 0.5, "structure": 24}, "structure.*24"),
-        (None, "accepted: one of the two"),
-    ],
-    ids=str,
-)
-def test_a_wrong_recipe_is_one_line(settings: Any, said: str) -> None:
-    with pytest.raises(RecipeError, match=said) as caught:
-        read_recipe({"variants": [{"label": "p", "prune": settings}]})
-    assert "\n" not in str(caught.value)
-
 
 VARIANTS = [
     {"label": "p", "prune": {"nonzero": "84.13%"}},
@@ -103,7 +64,7 @@ def test_training_keeps_the_zeros(study_corpus: str, tmp_path: Path) -> None:
     training = {"tokens": 64, "context": 16, "batch_size": 4, "validation_tokens": 64, "corpus": study_corpus}
     run = study(study_corpus, tmp_path / "run", base, recovery={"finetune": training}, variants=VARIANTS[:1])
     list(run.run())
-    untrained, _ = run.passes[0].variants.build("p")
+    untrained, _ = run.replicates[0].build("p")
     left, masks = untrained.decoder.size().nonzero, held(untrained.decoder)
     models = [load(folder).decoder for folder in (tmp_path / "run" / "models").iterdir()]
     (trained,) = [decoder for decoder in models if held(decoder)]

@@ -11,10 +11,9 @@ from tiny import BLOCKS, tiny
 
 import layerfold
 from layerfold.checkpoint.load import load
-from layerfold.errors import InputError, RecipeError
+from layerfold.errors import InputError
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
 from layerfold.pipeline import _together
-from layerfold.repair.repair import LEVELS, Level, check_level
 from layerfold.study.recipe import read_recipe
 from layerfold.study.study import Study
 
@@ -66,18 +65,6 @@ def test_a_checkpoint_of_steps_is_what_was_made(study_corpus: str, tmp_path: Pat
     assert same(load(tmp_path / "made"), made)
 
 
-def test_a_recipe_has_steps_and_gives_them_back(study_corpus: str, model: Path) -> None:
-    row = {
-        "label": "both",
-        "steps": [{"drop": {"blocks": "1"}}, {"prune": {"sparsity": 0.25, "structure": "neurons"}}],
-        "repair": "refit",
-    }
-    recipe = read_recipe({"variants": [row]})
-    (variant,) = recipe.variants
-    assert variant.method == Steps((LACKING, Prune(sparsity=0.25, structure="neurons")))
-    assert read_recipe(recipe.to_json()) == recipe
-
-
 def test_a_study_measures_a_row_of_steps(study_corpus: str, model: Path, tmp_path: Path) -> None:
     row = {"label": "both", "steps": [{"drop": {"blocks": "1"}}, {"prune": {"sparsity": 0.5, "structure": "neurons"}}]}
     recipe = read_recipe(
@@ -94,25 +81,6 @@ def test_a_study_measures_a_row_of_steps(study_corpus: str, model: Path, tmp_pat
     assert study.results().records["both", "size"].score["value"] == expected.decoder.size().parameters
 
 
-@pytest.mark.parametrize(
-    ("steps", "said"),
-    [
-        ([], "0 steps; accepted: 2 ... 8"),
-        ([{"drop": {"blocks": "1"}}], "1 steps; accepted: 2 ... 8"),
-        ({"drop": {"blocks": "1"}}, "steps; accepted: a list of methods"),
-        ([{"drop": {"blocks": "1"}, "merge": {"n": 2}}], "steps; accepted: a list of methods"),
-        ([{"dorp": {"blocks": "1"}}, {"merge": {"n": 2}}], "'drop'"),
-        ([{"share": {}}, {"merge": {"n": 2}}], "window auto in a step"),
-        ([{"load": {"model": "pocket"}}, {"merge": {"n": 2}}], "unknown method 'load'"),
-    ],
-)
-def test_steps_that_are_none_are_refused(steps: Any, said: str) -> None:
-    with pytest.raises(RecipeError, match=r"^the recipe") as caught:
-        read_recipe({"variants": [{"label": "a", "steps": steps}]})
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_first_step_that_the_base_does_not_admit_is_refused_before_any_work() -> None:
     with pytest.raises(InputError, match=f"blocks 0 ... {BLOCKS - 1}"):
         Steps((Drop(blocks="9"), NEURONS)).resolved(tiny("gpt2").decoder)
@@ -121,17 +89,6 @@ def test_a_first_step_that_the_base_does_not_admit_is_refused_before_any_work() 
 def test_a_later_step_that_the_earlier_ones_rule_out_is_refused() -> None:
     with pytest.raises(InputError, match=r"blocks 0 \.\.\. 2"):
         layerfold.compress(tiny("gpt2"), Steps((LACKING, Drop(blocks="3"))))
-
-
-@pytest.mark.parametrize("level", [each for each in LEVELS if each != "none"])
-def test_repairs_that_a_step_does_not_admit_are_refused(level: Level) -> None:
-    with pytest.raises(InputError, match="repair"):
-        check_level(level, Steps((LACKING, Prune(sparsity=0.5))))
-
-
-def test_rescaling_after_steps_is_refused() -> None:
-    with pytest.raises(InputError, match="several steps"):
-        check_level("rescale", Steps((LACKING, Merge(n=2))))
 
 
 def test_steps_need_calibration_where_one_of_them_does() -> None:

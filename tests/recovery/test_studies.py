@@ -76,7 +76,7 @@ def test_every_row_is_measured_before_and_after_and_the_base_is_trained_too(
         recovery, after = results.score(label, RECOVERY), results.score(label, "perplexity")
         assert recovery is not None
         assert after is not None
-        untrained, _ = study.passes[study.recipe.seed].variants.build(label)
+        untrained, _ = study.replicates[study.recipe.seed].build(label)
         score = layerfold.evaluate(untrained, ["perplexity"], corpus=study_corpus, split="test")["perplexity"]
         assert recovery["before"] == {bound: pytest.approx(getattr(score, bound)) for bound in ("value", "low", "high")}
         assert recovery["method"] == "distill"

@@ -16,9 +16,8 @@ from layerfold.evaluators import Generation, Imdb, Latency, Perplexity, Rouge, S
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
 from layerfold.model.decoder import Decoder
 from layerfold.recovery import Finetune
-from layerfold.study.presets import PRESETS
-from layerfold.study.recipe import CalibrationText, Recipe, default_recipe, read_recipe
-from layerfold.study.rows import Load, Planned, Student
+from layerfold.study.recipe import PRESETS, CalibrationText, Recipe, default_recipe, read_recipe
+from layerfold.study.rows import Budgeted, Load, Student
 from layerfold.study.study import Study
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -29,7 +28,7 @@ PUBLISHED = [
     ("shared_4x8", Share(window="auto", k=4, rank=8)),
 ]
 REPAIRED = ("repaired_drop_6", Drop(every=2))
-PLANNED = ("planned_82M", Planned(parameters="65.8952%"))
+PLANNED = ("planned_82M", Budgeted(parameters="65.8952%"))
 EVALUATORS = [Size(), Perplexity(limit_tokens=65_536), Latency(), Generation()]
 
 
@@ -302,10 +301,7 @@ def test_what_is_wrong_in_a_file_that_is_extended_is_said(write: Write) -> None:
 def test_recipes_in_the_repository_fit_pocket(path: Path, pocket: Decoder) -> None:
     recipe = read_recipe(path)
     for _, source in rows(recipe):
-        if isinstance(source, Student):
-            source.drop(pocket).resolved(pocket)
-        elif not isinstance(source, Load):
-            source.resolved(pocket)
+        source.resolved(pocket)
     assert read_recipe(recipe.to_json()) == recipe
 
 

@@ -7,42 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import deep, tiny
+from tiny import tiny
 
-from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import POCKET
 from layerfold.errors import RecipeError
-from layerfold.methods import Collapse, Drop, Merge, Prune, Share
+from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
 from layerfold.recovery import Distill, Finetune, LowRank
+from layerfold.repair.repair import LEVELS
 from layerfold.study.recipe import build_recovery, default_recipe, read_recipe
-from layerfold.study.rows import Load, Planned, Student
-
-
-def test_the_default_is_the_published_comparison() -> None:
-    recipe = default_recipe()
-    assert [variant.label for variant in recipe.variants] == [
-        *(f"merged_{n}" for n in (2, 4, 6, 8, 10)),
-        *(f"compressed_{n}" for n in (2, 4, 6, 8, 10)),
-        "pruned_104M",
-        "shared_4x8",
-        "repaired_drop_6",
-        "planned_82M",
-    ]
-    assert recipe.variants[1].method == Merge(n=4)
-    assert recipe.variants[-5].method == Collapse(n=10)
-    assert recipe.variants[-4].method == Prune(nonzero="84.1289%")
-    assert recipe.variants[-3].method == Share(window="auto", k=4, rank=8)
-    assert recipe.variants[-1].method == Planned(parameters="65.8952%")
-    assert (recipe.variants[-2].method, recipe.variants[-2].repair) == (Drop(every=2), "refit+attention")
-    assert [evaluator.name for evaluator in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
-
-
-def test_the_default_goes_no_deeper_than_the_model() -> None:
-    labels = [variant.label for variant in default_recipe("shallow", deep(5)).variants]
-    admitted = ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
-    assert labels == [*admitted, "repaired_drop_6", "planned_82M"]
-    one = tiny("gpt2", n_layer=1, n_positions=4096).decoder  # mostly tables: the budget is out of reach
-    assert default_recipe("flat", one).variants == []
+from layerfold.study.rows import Budgeted, Load, Student
 
 
 @pytest.mark.parametrize(
@@ -61,23 +33,65 @@ def test_the_default_shares_where_there_are_blocks_and_ranks_enough(settings: di
     assert ("shared_4x8" in labels) == admitted
 
 
-def test_a_resolved_recipe_reads_back_as_itself() -> None:
-    for recipe in (
-        default_recipe(),
-        read_recipe({"variants": [{"label": "a", "merge": {"groups": "1-4", "tie": True}}]}),
-    ):
-        assert read_recipe(recipe.to_json()).to_json() == recipe.to_json()
-
-
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
-def test_recipes_in_the_repository_are_valid(path: Path) -> None:
-    decoder = load(POCKET).decoder
-    for variant in read_recipe(path).variants:
-        method = variant.method
-        (method.drop(decoder) if isinstance(method, Student) else method).resolved(decoder)
-
-
 VARIANT: dict[str, Any] = {"label": "a", "merge": {"n": 2}}
+HEADS: dict[str, Any] = {"criterion": "taylor", "structure": "neurons+heads"}
+SHARED: dict[str, Any] = {"window": "1:2", "rank": 2, "base": "mean", "init": "svd", "ranks": "allotted"}
+HALF: dict[str, Any] = {"sparsity": 0.5}
+STEPS = [{"drop": {"blocks": "1"}}, {"prune": {"sparsity": 0.25, "structure": "neurons"}}]
+
+
+def of(**row: Any) -> dict[str, Any]:
+    """A recipe of one row."""
+    return {"variants": [{"label": "a", **row}]}
+
+
+# What rows are
+
+
+@pytest.mark.parametrize(
+    ("row", "made"),
+    [
+        ({"merge": {"groups": "1-4", "tie": True}}, Merge(groups="1-4", tie=True)),
+        ({"collapse": {"n": 2}, "repair": "rescale"}, Collapse(n=2)),
+        ({"drop": {"blocks": "1,3"}}, Drop(blocks="1,3")),
+        ({"drop": {"blocks": 3}}, Drop(blocks=3)),
+        ({"drop": {"blocks": [1, 3]}}, Drop(blocks=(1, 3))),
+        ({"drop": {"random": 1, "seed": 2}}, Drop(random=1, seed=2)),
+        ({"drop": {"fraction": 0.5, "part": "ffn"}}, Drop(fraction=0.5, part="ffn")),
+        ({"prune": {"nonzero": "84.13%"}}, Prune(nonzero="84.13%")),
+        ({"prune": {"nonzero": 50_000, "scope": "row"}}, Prune(nonzero=50_000, scope="row")),
+        ({"prune": HALF | {"criterion": "wanda", "parts": "ffn"}}, Prune(**HALF, criterion="wanda", parts="ffn")),
+        ({"prune": {"structure": "2:4", "criterion": "sparsegpt"}}, Prune(structure="2:4", criterion="sparsegpt")),
+        ({"prune": HALF | HEADS}, Prune(**HALF, **HEADS)),
+        ({"share": {"window": "1:2", "rank": 2}}, Share(window="1:2", rank=2)),
+        ({"share": {"window": "auto", "k": 2}}, Share(window="auto", k=2)),
+        ({"share": None}, Share()),
+        ({"share": SHARED | {"align": "none", "anchor": "last"}}, Share(**SHARED, align="none", anchor="last")),
+        ({"steps": STEPS, "repair": "refit"}, Steps((Drop(blocks="1"), Prune(sparsity=0.25, structure="neurons")))),
+        ({"load": "distilgpt2"}, Load("distilgpt2")),
+        ({"load": {"model": "./folder", "revision": "main"}}, Load("./folder", "main")),
+        ({"student": None}, Student()),
+        ({"student": {"every": 3, "tokens": 512, "published": {"gpt2": "a"}}}, Student(3, 512, None, {"gpt2": "a"})),
+        ({"plan": {"perplexity": "+10%"}}, Budgeted(perplexity="+10%")),
+    ],
+    ids=str,
+)
+def test_a_row_is_what_the_recipe_says_and_reads_back_as_itself(row: dict[str, Any], made: Any) -> None:
+    recipe = read_recipe(of(**row))
+    (variant,) = recipe.variants
+    assert (variant.method, variant.repair) == (made, row.get("repair", "none"))
+    assert read_recipe(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+def test_a_resolved_recipe_spells_every_default_out() -> None:
+    (row,) = read_recipe(of(share={"window": "1:2", "rank": 2})).to_json()["variants"]
+    assert row["label"] == "a"
+    assert row["share"].items() >= {"window": "1:2", "k": None, "rank": 2, "base": "fitted"}.items()
+    (row,) = read_recipe(of(student={"tokens": 9})).to_json()["variants"]
+    assert row == {"label": "a", "student": {"every": 2, "tokens": 9, "learning_rate": None, "published": {}}}
+
+
+# What is refused
 
 
 @pytest.mark.parametrize(
@@ -91,39 +105,110 @@ VARIANT: dict[str, Any] = {"label": "a", "merge": {"n": 2}}
         ({"variants": [VARIANT | {"label": ""}]}, ["variants[0].label", "at least 1"]),
         ({"variants": [VARIANT | {"label": 3}]}, ["variants[0].label", "valid string", "3"]),
         ({"variants": [{"merge": {"n": 2}}]}, ["variants[0].label", "Field required"]),
-        ({"variants": [{"label": "a"}]}, ["variants[0]", "one of collapse, drop, load, merge"]),
-        ({"variants": [{"label": "a", "merg": {"n": 2}}]}, ["unknown key or method 'merg'", "did you mean 'merge'?"]),
-        ({"variants": [VARIANT | {"collapse": {"n": 2}}]}, ["accepted: label, repair and one of"]),
-        (
-            {"variants": [{"label": "a", "merge": {"size": 2}}]},
-            ["merge: unknown key 'size'", "accepted: align, anchor"],
-        ),
-        ({"variants": [{"label": "a", "collapse": {"n": 2, "tie": True}}]}, ["collapse: unknown key 'tie'"]),
-        ({"variants": [{"label": "a", "merge": {"n": "two"}}]}, ["merge.n", "valid integer", "'two'"]),
-        ({"variants": [{"label": "a", "merge": {"n": 2.5}}]}, ["merge.n", "2.5"]),
-        ({"variants": [{"label": "a", "merge": {"n": True}}]}, ["merge.n", "True"]),
-        ({"variants": [{"label": "a", "merge": {"n": 1}}]}, ["n 1; accepted: a whole number from 2"]),
-        ({"variants": [{"label": "a", "merge": {"n": 2, "align": "best"}}]}, ["merge.align", "'best'", "'hungarian'"]),
-        ({"variants": [{"label": "a", "merge": 4}]}, ["merge: 4", "settings"]),
-        ({"variants": [{"label": "a", "share": {"windw": "1:2"}}]}, ["unknown key 'windw'; did you mean 'window'?"]),
-        ({"variants": [{"label": "a", "share": {"name": "x"}}]}, ["share: unknown key 'name'"]),
-        ({"variants": [{"label": "a", "shares": {}}]}, ["did you mean 'share'?"]),
-        ({"variants": [{"label": "a", "share": {"window": 62}}]}, ["share.window", "62"]),
-        ({"variants": [{"label": "a", "share": {"window": "3:1"}}]}, ["window '3:1'; accepted: auto, or START:K"]),
-        ({"variants": [{"label": "a", "share": {"window": "1:2", "k": 2}}]}, ["k 2 beside window '1:2'"]),
-        ({"variants": [{"label": "a", "share": {"k": 1}}]}, ["k 1; accepted: 2 or more"]),
-        ({"variants": [{"label": "a", "share": {"rank": -1}}]}, ["rank -1; accepted: 0 or more"]),
-        ({"variants": [{"label": "a", "share": {"rank": 2.0}}]}, ["share.rank", "2.0"]),
-        ({"variants": [{"label": "a", "share": {"base": "best"}}]}, ["share.base", "'best'", "'fitted'"]),
-        ({"variants": [{"label": "a", "share": {"init": "data_svd"}}]}, ["share.init", "'data-svd'"]),
+        (of(), ["variants[0]", "one of collapse, drop, load, merge"]),
+        (of(merg={"n": 2}), ["unknown key or method 'merg'", "did you mean 'merge'?"]),
+        (of(merge={"n": 2}, collapse={"n": 2}), ["accepted: label, repair and one of"]),
+        (of(merge={"size": 2}), ["merge: unknown key 'size'", "accepted: align, anchor"]),
+        (of(collapse={"n": 2, "tie": True}), ["collapse: unknown key 'tie'"]),
+        (of(merge={"n": "two"}), ["merge.n", "valid integer", "'two'"]),
+        (of(merge={"n": 2.5}), ["merge.n", "2.5"]),
+        (of(merge={"n": True}), ["merge.n", "True"]),
+        (of(merge={"n": 1}), ["n 1; accepted: a whole number from 2"]),
+        (of(merge={"n": 2, "align": "best"}), ["merge.align", "'best'", "'hungarian'"]),
+        (of(merge=4), ["merge: 4", "settings"]),
+        (of(share={"windw": "1:2"}), ["unknown key 'windw'; did you mean 'window'?"]),
+        (of(share={"name": "x"}), ["share: unknown key 'name'"]),
+        (of(shares={}), ["did you mean 'share'?"]),
+        (of(share={"window": 62}), ["share.window", "62"]),
+        (of(share={"window": "3:1"}), ["window '3:1'; accepted: auto, or START:K"]),
+        (of(share={"rank": 2.0}), ["share.rank", "2.0"]),
+        (of(share={"base": "best"}), ["share.base", "'best'", "'fitted'"]),
+        (of(share={"init": "data_svd"}), ["share.init", "'data-svd'"]),
+        (of(drop={"blocks": "4-2"}), ["drop: block '4-2'; accepted: an index"]),
+        (of(drop={"blocks": 2.5}), ["drop.blocks"]),
+        (of(drop={"random": 2.0}), ["drop.random"]),
+        (of(drop={"fraction": "0.5"}), ["drop.fraction"]),
+        (of(drop={"part": "mlp", "blocks": 1}), ["drop.part: Input should be 'block', 'attention' or 'ffn' (received"]),
+        (of(drop={"block": 1}), ["drop: unknown key 'block'; did you mean 'blocks'?"]),
+        (of(prune={"sparsty": 0.5}), ["prune: unknown key 'sparsty'; did you mean 'sparsity'?"]),
+        (of(prune={"nonzero": True}), ["prune", "nonzero"]),
+        (of(prune={"nonzero": 0.8413}), ["prune", "nonzero"]),
+        (of(prune={"nonzero": "12X"}), ["nonzero '12X'; accepted: a count"]),
+        (of(prune={"sparsity": "half"}), ["prune", "sparsity", "'half'"]),
+        (of(prune={"sparsity": float("nan")}), ["accepted: one of the two"]),
+        (of(prune={"sparsity": 1.5}), ["sparsity 1.5; accepted: from 0 to below 1"]),
+        (of(prune=HALF | {"criterion": "wnda"}), ["wanda", "'wnda'"]),
+        (of(prune=HALF | {"structure": 24}), ["structure", "24"]),
+        (of(prune=None), ["accepted: one of the two"]),
+        (of(prune=HALF | {"structure": "neurons+heads"}), ["accepted: taylor with neurons"]),
+        (of(steps=[]), ["the recipe", "0 steps; accepted: 2 ... 8"]),
+        (of(steps=STEPS[:1]), ["1 steps; accepted: 2 ... 8"]),
+        (of(steps={"drop": {"blocks": "1"}}), ["steps; accepted: a list of methods"]),
+        (of(steps=[{"drop": {"blocks": "1"}, "merge": {"n": 2}}]), ["steps; accepted: a list of methods"]),
+        (of(steps=[{"dorp": {"blocks": "1"}}, {"merge": {"n": 2}}]), ["'drop'"]),
+        (of(steps=[{"share": {}}, {"merge": {"n": 2}}]), ["window auto in a step"]),
+        (of(steps=[{"drop": {"blocks": 1}}, {"merge": {"groups": "auto"}}]), ["groups auto in a step"]),
+        (of(steps=[{"load": {"model": "pocket"}}, {"merge": {"n": 2}}]), ["unknown method 'load'"]),
+        (of(load={"revision": "main"}), ["load.model"]),
+        (of(load={"name": "x"}), ["load: unknown key 'name'"]),
+        (of(load=3), ["load: 3"]),
+        (of(load=None), ["model"]),
+        (of(student={"every": 1}), ["student every 1; accepted: 2 or more"]),
+        (of(student={"every": 2.5}), ["student.every"]),
+        (of(student={"tokens": 0}), ["tokens 0; accepted: 1 or more"]),
+        (of(student={"learning_rate": -1.0}), ["learning_rate -1.0"]),
+        (of(student={"token": 5}), ["student: unknown key 'token'; did you mean 'tokens'?"]),
+        (of(student={"published": "distilgpt2"}), ["student.published"]),
+        (of(student={"published": {"gpt2": 3}}), ["student.published.gpt2"]),
+        (of(student={"name": "x"}), ["student: unknown key 'name'"]),
+        (of(student=4), ["student: 4; accepted: settings"]),
+        (of(load="a", repair="refit"), ["repair 'refit' of a row that no method makes"]),
+        (of(merge={"n": 2}, repair="refot"), ["unknown repair 'refot'; did you mean 'refit'?"]),
+        (of(prune=HALF, repair="refit"), ["whose zeros it would fill; accepted: neurons, neurons+heads"]),
+        (of(prune=HALF | HEADS, repair="rescale"), ["repair 'rescale' with prune, which averages no neurons"]),
+        *((of(steps=[STEPS[0], {"prune": HALF}], repair=each), ["repair"]) for each in LEVELS if each != "none"),
+        (of(steps=[STEPS[0], {"merge": {"n": 2}}], repair="rescale"), ["several steps"]),
         ({"variants": [], "evaluate": ["perplexty"]}, ["evaluate[0]", "did you mean 'perplexity'?"]),
         ({"variants": [], "evaluate": ["size", "size"]}, ["duplicate evaluator 'size'"]),
         ({"variants": [], "evaluate": []}, ["evaluate", "at least 1"]),
         ({"variants": [], "evaluate": [{"latency": {"rounds": 1}}]}, ["latency rounds 1; accepted: 3 or more"]),
         ({"variants": [], "evaluate": [{"perplexity": {"protocol": "secret"}}]}, ["perplexity.protocol", "'secret'"]),
         ({"variants": [], "seed": -1}, ["seed", "-1"]),
+        ({"variants": [], "seed": 2**32}, ["seed"]),
         ({"variants": [], "calibration": {"token": 3}}, ["calibration.token", "unknown key"]),
+        *(
+            ({"variants": [], "recovery": recovery}, said)
+            for recovery, said in [
+                ("distill", ["recovery", "'distill'; accepted: one of distill, finetune, lowrank, with its settings"]),
+                ({}, ["recovery", "accepted: one of distill, finetune"]),
+                ([], ["recovery", "accepted: one of distill, finetune"]),
+                ({"distill": {"tokens": 9}, "finetune": {"tokens": 9}}, ["accepted: one of"]),
+                ({"distil": {"tokens": 9}}, ["unknown recovery 'distil'", "did you mean 'distill'?"]),
+                ({"distill": None}, ["distill.tokens", "required"]),
+                ({"distill": 1000}, ["distill: 1000", "settings"]),
+                ({"distill": {"token": 9}}, ["distill: unknown key 'token'", "did you mean 'tokens'?"]),
+                ({"finetune": {"tokens": 9, "lm_weight": 0.5}}, ["finetune: unknown key 'lm_weight'"]),
+                ({"finetune": {"tokens": 9, "name": "x"}}, ["finetune: unknown key 'name'"]),
+                (
+                    {"lowrank": {"tokens": 9, "penalty_wieght": 0}},
+                    ["did you mean 'penalty_weight'?"],
+                ),
+                ({"lowrank": {"tokens": 9, "penalty_weight": -1}}, ["penalty_weight -1.0; accepted: 0 or more"]),
+                ({"finetune": {"tokens": 1e5}}, ["finetune.tokens", "valid integer"]),
+                ({"finetune": {"tokens": "9"}}, ["finetune.tokens", "valid integer", "'9'"]),
+                ({"finetune": {"tokens": True}}, ["finetune.tokens", "True"]),
+                ({"finetune": {"tokens": 0}}, ["tokens 0; accepted: 1 or more"]),
+                ({"finetune": {"tokens": 9, "learning_rate": "1e-3"}}, ["finetune.learning_rate", "valid number"]),
+                ({"finetune": {"tokens": 9, "freeze": "*.wte.*"}}, ["finetune.freeze", "'*.wte.*'"]),
+                ({"finetune": {"tokens": 9, "freeze": [1]}}, ["finetune.freeze[0]", "1"]),
+                ({"finetune": {"tokens": 9, "schedule": "linaer"}}, ["finetune.schedule", "'linaer'"]),
+                ({"distill": {"tokens": 9, "temperature": 0}}, ["temperature 0.0; accepted: a number above 0"]),
+                ({"distill": {"tokens": 9, "temperature": float("inf")}}, ["temperature"]),
+                ({"distill": {"tokens": 9, "counterparts": [0.5]}}, ["distill.counterparts[0]"]),
+            ]
+        ),
     ],
+    ids=str,
 )
 def test_what_is_wrong_is_said_in_one_line(document: dict[str, Any], said: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -175,93 +260,3 @@ def test_a_resolved_recovery_reads_back_as_itself(name: str) -> None:
     assert json.loads(json.dumps(document)) == document
     assert document["recovery"][name].items() >= settings.items()
     assert read_recipe(document) == read_recipe({"variants": [], "recovery": {name: settings}})
-
-
-def test_blocks_share_as_the_recipe_says() -> None:
-    every = {"window": "1:2", "rank": 2, "base": "mean", "init": "svd", "ranks": "allotted", "align": "none"}
-    variants = [
-        {"label": "named", "share": {"window": "1:2", "rank": 2}},
-        {"label": "searched", "share": {"window": "auto", "k": 2}},
-        {"label": "plain", "share": None},
-        {"label": "all", "share": every | {"anchor": "last"}},
-    ]
-    recipe = read_recipe({"variants": variants})
-    assert [variant.method for variant in recipe.variants] == [
-        Share(window="1:2", rank=2),
-        Share(window="auto", k=2),
-        Share(),
-        Share(**every, anchor="last"),  # type: ignore[arg-type]
-    ]
-    document = recipe.to_json()
-    assert document["variants"][0]["share"].items() >= {"window": "1:2", "k": None, "rank": 2, "base": "fitted"}.items()
-    assert read_recipe(json.loads(json.dumps(document))) == recipe
-
-
-def test_a_model_to_load_is_named_in_short_or_in_full() -> None:
-    variants = [
-        {"label": "short", "load": "distilgpt2"},
-        {"label": "full", "load": {"model": "./folder", "revision": "main"}},
-    ]
-    recipe = read_recipe({"variants": variants})
-    assert [variant.method for variant in recipe.variants] == [Load("distilgpt2"), Load("./folder", "main")]
-    assert read_recipe(recipe.to_json()) == recipe
-
-
-@pytest.mark.parametrize(
-    ("recovery", "said"),
-    [
-        ("distill", ["recovery", "'distill'; accepted: one of distill, finetune, lowrank, with its settings"]),
-        ({}, ["recovery", "accepted: one of distill, finetune"]),
-        ([], ["recovery", "accepted: one of distill, finetune"]),
-        ({"distill": {"tokens": 9}, "finetune": {"tokens": 9}}, ["accepted: one of"]),
-        ({"distil": {"tokens": 9}}, ["unknown recovery 'distil'", "did you mean 'distill'?"]),
-        ({"distill": None}, ["distill.tokens", "required"]),
-        ({"distill": 1000}, ["distill: 1000", "settings"]),
-        ({"distill": {"token": 9}}, ["distill: unknown key 'token'", "did you mean 'tokens'?"]),
-        ({"finetune": {"tokens": 9, "lm_weight": 0.5}}, ["finetune: unknown key 'lm_weight'"]),
-        ({"finetune": {"tokens": 9, "name": "x"}}, ["finetune: unknown key 'name'"]),
-        ({"lowrank": {"tokens": 9, "penalty_wieght": 0}}, ["lowrank: unknown key", "did you mean 'penalty_weight'?"]),
-        ({"lowrank": {"tokens": 9, "penalty_weight": -1}}, ["penalty_weight -1.0; accepted: 0 or more"]),
-        ({"finetune": {"tokens": 1e5}}, ["finetune.tokens", "valid integer"]),
-        ({"finetune": {"tokens": "9"}}, ["finetune.tokens", "valid integer", "'9'"]),
-        ({"finetune": {"tokens": True}}, ["finetune.tokens", "True"]),
-        ({"finetune": {"tokens": 0}}, ["tokens 0; accepted: 1 or more"]),
-        ({"finetune": {"tokens": 9, "learning_rate": "1e-3"}}, ["finetune.learning_rate", "valid number"]),
-        ({"finetune": {"tokens": 9, "freeze": "*.wte.*"}}, ["finetune.freeze", "'*.wte.*'"]),
-        ({"finetune": {"tokens": 9, "freeze": [1]}}, ["finetune.freeze[0]", "1"]),
-        ({"finetune": {"tokens": 9, "schedule": "linaer"}}, ["finetune.schedule", "'linaer'"]),
-        ({"distill": {"tokens": 9, "temperature": 0}}, ["temperature 0.0; accepted: a number above 0"]),
-        ({"distill": {"tokens": 9, "temperature": float("inf")}}, ["temperature"]),
-        ({"distill": {"tokens": 9, "counterparts": [0.5]}}, ["distill.counterparts[0]"]),
-    ],
-    ids=str,
-)
-def test_a_recovery_that_is_wrong_is_said_in_one_line(recovery: Any, said: list[str]) -> None:
-    with pytest.raises(RecipeError) as caught:
-        read_recipe({"variants": [], "recovery": recovery})
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in said:
-        assert part in message
-
-
-@pytest.mark.parametrize(
-    ("load", "said"),
-    [
-        ({"revision": "main"}, "load.model"),
-        ({"name": "x"}, "load: unknown key 'name'"),
-        (3, "load: 3"),
-        (None, "model"),
-    ],
-)
-def test_a_model_to_load_that_is_not_named_is_refused(load: Any, said: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        read_recipe({"variants": [{"label": "a", "load": load}]})
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
-    with pytest.raises(RecipeError, match="seed"):
-        read_recipe({"variants": [], "seed": seed})

@@ -15,17 +15,16 @@ from tiny import BLOCKS, CONTEXT, Write, prose, tiny, tokenizer
 import layerfold
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model, Provenance
-from layerfold.errors import CorpusError, InputError, RecipeError
+from layerfold.errors import CorpusError, InputError
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
-from layerfold.records import BASE_LABEL, RECOVERY
+from layerfold.records import BASE_LABEL, RECOVERY, RecordStore
 from layerfold.recovery import Distill, callbacks
 from layerfold.recovery import trainer as training
 from layerfold.report.drawing import family
 from layerfold.study.recipe import Recipe, read_recipe
 from layerfold.study.rows import Load, Student
-from layerfold.study.study import Study
-from layerfold.study.variants import Variants
+from layerfold.study.study import Replicate, Study
 
 STUDENT: dict[str, Any] = {"tokens": 256, "learning_rate": 1e-3}
 STEPS = 2
@@ -155,13 +154,6 @@ def test_which_blocks_are_left(every: int, depth: int, gone: tuple[int, ...]) ->
     assert Student(every=every).drop(tiny("gpt2", n_layer=depth).decoder).indices(depth) == list(gone)
 
 
-@pytest.mark.parametrize("student", [None, {}, {"every": 3, "tokens": 512, "published": {"gpt2": "distilgpt2"}}])
-def test_a_student_reads_back_as_itself(student: dict[str, Any] | None) -> None:
-    read = read_recipe({"variants": [{"label": "pupil", "student": student}]})
-    assert read.variants[0].method == Student(**(student or {}))
-    assert read_recipe(json.loads(json.dumps(read.to_json()))) == read
-
-
 # What is done once
 
 
@@ -265,8 +257,8 @@ def test_recovery_comes_on_top(base: Model, study_corpus: str, tmp_path: Path, t
 
 
 def subjects(given: Recipe, base: Model, folder: Path) -> list[dict[str, Any]]:
-    variants = Variants(given, base, folder)
-    return [variants.subject("pupil", after) for after in ([False, True] if given.recovery else [False])]
+    replicate = Replicate(given.for_base(base), base, folder, RecordStore(folder))
+    return [replicate.subject("pupil", after) for after in ([False, True] if given.recovery else [False])]
 
 
 @pytest.mark.parametrize("recovers", [False, True], ids=["alone", "recovered"])
@@ -348,29 +340,6 @@ def test_a_published_student_is_loaded_for_its_base_alone(
 
 
 # What is refused
-
-
-@pytest.mark.parametrize(
-    ("student", "said"),
-    [
-        ({"every": 1}, "student every 1; accepted: 2 or more"),
-        ({"every": 0}, "student every 0; accepted: 2 or more"),
-        ({"every": 2.5}, "student.every"),
-        ({"tokens": 0}, "tokens 0; accepted: 1 or more"),
-        ({"learning_rate": -1.0}, "learning_rate -1.0"),
-        ({"token": 5}, "student: unknown key 'token'; did you mean 'tokens'?"),
-        ({"published": "distilgpt2"}, "student.published"),
-        ({"published": {"gpt2": 3}}, "student.published.gpt2"),
-        ({"name": "x"}, "student: unknown key 'name'"),
-        (4, "student: 4; accepted: settings"),
-    ],
-    ids=str,
-)
-def test_a_student_that_is_wrong_is_said_in_one_line(student: Any, said: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        read_recipe({"variants": [{"label": "pupil", "student": student}]})
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_base_of_one_block_has_no_student(study_corpus: str, tmp_path: Path) -> None:

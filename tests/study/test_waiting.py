@@ -20,8 +20,7 @@ from layerfold.methods import Collapse, Share
 from layerfold.progress import SILENT
 from layerfold.records import BASE_LABEL
 from layerfold.study.recipe import Recipe, read_recipe
-from layerfold.study.study import Study
-from layerfold.study.variants import Variants
+from layerfold.study.study import Replicate, Study
 from layerfold.study.waiting import Waiting
 
 VARIANTS = [
@@ -78,16 +77,16 @@ class Watched:
         self.stop_after: int | None = None
         self.logits: dict[str, torch.Tensor] = {}
         self._built: list[weakref.ref[Model]] = []
-        build, recover, compare = Variants.build, Variants.recover, Latency.compare
+        build, recover, compare = Replicate.build, Replicate.recover, Latency.compare
 
-        def building(variants: Variants, label: str, *args: Any) -> Any:
-            model, notes = build(variants, label, *args)
+        def building(replicate: Replicate, label: str, *args: Any) -> Any:
+            model, notes = build(replicate, label, *args)
             if label != BASE_LABEL:
                 self._watch(model)
             return model, notes
 
-        def recovering(variants: Variants, label: str, *args: Any) -> Any:
-            model = recover(variants, label, *args)
+        def recovering(replicate: Replicate, label: str, *args: Any) -> Any:
+            model = recover(replicate, label, *args)
             self._watch(model)
             return model
 
@@ -100,8 +99,8 @@ class Watched:
                 self.logits[label] = model.decoder.model(torch.arange(6)[None]).logits.detach()
             return compare(latency, models, *args)
 
-        monkeypatch.setattr(Variants, "build", building)
-        monkeypatch.setattr(Variants, "recover", recovering)
+        monkeypatch.setattr(Replicate, "build", building)
+        monkeypatch.setattr(Replicate, "recover", recovering)
         monkeypatch.setattr(Latency, "compare", comparing)
 
     def _watch(self, model: Model) -> None:
@@ -141,7 +140,7 @@ def test_what_does_not_fit_is_timed_in_groups_that_each_hold_the_base(
     assert [label for group in watched.groups for label in group[1:]] == LABELS
     assert (max(map(len, watched.groups)) > 2) == (models > 2)
     # What waits, and one more: the one that is built, or a group of one that is too large.
-    largest = max(weights_of(study.passes[0].variants.build(label)[0]) for label in LABELS)
+    largest = max(weights_of(study.replicates[0].build(label)[0]) for label in LABELS)
     assert watched.peak <= limit + largest + 2000  # of what is in a file an element a tensor stays
     results = study.results()
     for label in LABELS:
@@ -182,7 +181,7 @@ def test_students_and_recovered_rows_wait_in_files_too(
     run(study)
     assert watched.groups == [[BASE_LABEL, label] for label in ("collapsed", "student", "shared")]
     for label in study.labels:
-        model = study.passes[0].variants.recover(label, base, SILENT)
+        model = study.replicates[0].recover(label, base, SILENT)
         assert torch.equal(watched.logits[label], model.decoder.model(torch.arange(6)[None]).logits)
 
 

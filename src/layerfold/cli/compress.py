@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -262,44 +262,6 @@ def _compress(
 
 def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
     """Say what a method did besides what the sizes say."""
-    for pair in notes.get("pairs", []):
-        yield (
-            f"block {pair['block']:>2} to {pair['anchor']:>2}: mean matched correlation {pair['correlation']:.3f} "
-            f"(unaligned {pair['unaligned']:.3f})"
-        )
-    if method["name"] == "drop":
-        kind = "blocks" if method["part"] == "block" else f"the {method['part']} of blocks"
-        yield f"dropped {kind} {method['blocks']}"
-    search = notes.get("search", {})
-    kind = "window" if "window" in method else "groups"
-    for spelled, perplexity in search.get("perplexity", {}).items():
-        yield f"{kind} {spelled:>5}: selection perplexity {perplexity:,.4g}"
-    if "scored" in search:
-        yield f"groups {method['groups']} are the best of {search['scored']} groupings scored"
-    if "ranks" in notes:
-        ranks = _range(notes["ranks"].values())
-        yield f"blocks {method['window']} (START:K) share one FFN, with deltas of rank {ranks}"
-    if "zeros" in notes:
-        parts = ", ".join(f"{100 * share:.1f}% of {part}" for part, share in notes["sparsity"].items())
-        yield f"{notes['zeros']:,} of {notes['weights']:,} weights are zero: {parts}"
-    if "removed" in method:
-        kind, of = ("neurons",) * 2 if "neurons" in method else ("parameters", "parameters of neurons and heads")
-        yield f"removed {method['removed']:,} of {method[kind]:,} {of}"
-    if "heads_left" in notes:
-        neurons, heads = sum(notes["neurons_left"]), sum(notes["heads_left"])
-        yield f"{neurons:,} neurons and {heads:,} groups of heads are left"
-    if "speed" in notes:
-        yield notes["speed"]
-    for each in notes.get("rescaled", []):
-        yield f"block {each['block']:>2}: neurons' deviations were {100 * each['shrunk']:.0f}% of what they are now"
-    for each in notes.get("repaired", []):
-        yield f"block {each['block']:>2}: misses {_share(each['error'])} of its target -> {_share(each['repaired'])}"
+    from layerfold.pipeline import told
 
-
-def _share(part: float) -> str:
-    return f"{100 * part:.2f}%"
-
-
-def _range(ranks: Iterable[int]) -> str:
-    low, high = min(ranks := list(ranks)), max(ranks)
-    return f"{low}" if low == high else f"{low} to {high}"
+    return told(method, notes)

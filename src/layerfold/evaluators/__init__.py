@@ -1,32 +1,24 @@
-"""Evaluators, one file each, by the name they have in recipes and commands."""
+"""Evaluators, one file or package each, by the name they have in recipes and commands.
+
+A new one is a file beside the others, and a line here. From outside the package, see `layerfold.register`.
+"""
 
 from typing import Any
 
-from layerfold.evaluators.base import Baselined, Comparison, Evaluator, HeldOut, Score
-from layerfold.evaluators.classification.imdb import Imdb
-from layerfold.evaluators.generation import Generation
-from layerfold.evaluators.harness import Harness
-from layerfold.evaluators.latency import Latency
-from layerfold.evaluators.perplexity import Perplexity
-from layerfold.evaluators.rouge import Rouge
-from layerfold.evaluators.size import Size
+from layerfold.evaluators.base import Baselined as Baselined
+from layerfold.evaluators.base import Comparison as Comparison
+from layerfold.evaluators.base import Evaluator as Evaluator
+from layerfold.evaluators.base import HeldOut as HeldOut
+from layerfold.evaluators.base import Paired as Paired
+from layerfold.evaluators.base import Score as Score
+from layerfold.evaluators.classification.imdb import Imdb as Imdb
+from layerfold.evaluators.generation import Generation as Generation
+from layerfold.evaluators.harness import Harness as Harness
+from layerfold.evaluators.latency import Latency as Latency
+from layerfold.evaluators.perplexity import Perplexity as Perplexity
+from layerfold.evaluators.rouge import Rouge as Rouge
+from layerfold.evaluators.size import Size as Size
 
 EVALUATORS: dict[str, type[Any]] = {
-    evaluator.name: evaluator for evaluator in (Size, Perplexity, Latency, Generation, Imdb, Rouge, Harness)
+    each.name: each for each in (Size, Perplexity, Latency, Generation, Imdb, Rouge, Harness)
 }
-
-__all__ = [
-    "EVALUATORS",
-    "Baselined",
-    "Comparison",
-    "Evaluator",
-    "Generation",
-    "Harness",
-    "HeldOut",
-    "Imdb",
-    "Latency",
-    "Perplexity",
-    "Rouge",
-    "Score",
-    "Size",
-]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, one_of
 from layerfold.progress import Progress
+from layerfold.settings import settings_of
 from layerfold.text.corpora import Corpus
 
 Protocols = Literal["sound", "published"]
@@ -45,19 +47,29 @@ class Score:
 
 
 class Evaluator(Protocol):
-    """A way to measure a model; a frozen dataclass whose fields are its settings."""
+    """A way to measure a model; a frozen dataclass whose fields are its settings.
+
+    An evaluator needs a `name` and a call. What else a study asks has a default here, or is a protocol below.
+    """
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when the same model comes to another figure, so that kept records are measured again."""
+    cost: ClassVar[float] = 0.0
+    """How long it takes for an estimate, where building a variant and measuring the usual evaluators takes 3."""
+    before_recovery: ClassVar[bool] = False
+    """Whether a study that recovers its variants measures this before as well as after."""
 
     @property
     def protocol_id(self) -> str:
         """Name and version of the protocol; a changed protocol has a new version."""
-        ...
+        return f"{self.name}-{self.version}"
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return all that determines the figure besides the model, defaults resolved, as JSON."""
-        ...
+        return settings_of(self)
 
+    @abstractmethod
     def __call__(self, model: Model, progress: Progress = ...) -> Score:
         """Measure one model."""
         ...
@@ -69,6 +81,15 @@ class Comparison(Evaluator, Protocol):
 
     def compare(self, models: Mapping[str, Model], progress: Progress = ...) -> dict[str, Score]:
         """Measure models side by side; the first is what the others are compared with."""
+        ...
+
+
+@runtime_checkable
+class Paired(Evaluator, Protocol):
+    """An evaluator whose scores can be compared on what two models were both measured on."""
+
+    def versus(self, score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
+        """Return how a score compares with the base's, with its interval; None where that cannot be said."""
         ...
 
 

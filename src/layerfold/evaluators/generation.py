@@ -12,7 +12,7 @@ import torch
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
-from layerfold.evaluators.base import Score
+from layerfold.evaluators.base import Evaluator, Score
 from layerfold.inference.decoding import greedy
 from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
@@ -36,7 +36,7 @@ def published_prompts() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Generation:
+class Generation(Evaluator):
     """Greedy text of a fixed length for the same prompts, with the mean fraction of 4-grams that are repeats.
 
     Attributes:

@@ -29,7 +29,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet
 from layerfold.environment import hub_reachable
 from layerfold.errors import InputError, MissingExtraError, OfflineError, first_line, nearest
-from layerfold.evaluators.base import Score
+from layerfold.evaluators.base import Evaluator, Score
 from layerfold.files import hash_file, hash_json
 from layerfold.progress import SILENT, Progress
 
@@ -48,7 +48,7 @@ _RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Harness:
+class Harness(Evaluator):
     """Figures of lm-evaluation-harness, computed by it: one for each task, with 1.96 of its standard errors.
 
     A task's figure is the metric that `PREFERRED` says; where it has several filters, the first. All others are kept

@@ -16,7 +16,7 @@ from torch import Tensor
 from layerfold.checkpoint.model import Model
 from layerfold.environment import environment
 from layerfold.errors import InputError
-from layerfold.evaluators.base import Protocols, Score, check_protocol
+from layerfold.evaluators.base import Evaluator, Protocols, Score, check_protocol
 from layerfold.inference.decoding import greedy
 from layerfold.maths.intervals import Floats, Interval, exponential, median_interval
 from layerfold.model.deltas import multiplied_out
@@ -30,7 +30,7 @@ _AGAIN = "\0again"
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(Evaluator):
     """Milliseconds a generated token: greedy, batch 1, a fixed number of tokens, end-of-text suppressed.
 
     Models are timed in turn, in a new random order each round, after a warm-up of each. The figure is the median over

@@ -12,7 +12,7 @@ import torch
 
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.errors import CorpusError, InputError
-from layerfold.evaluators.base import Protocols, Score, check_protocol
+from layerfold.evaluators.base import Evaluator, Protocols, Score, check_protocol
 from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats, exponential, ratio_interval
 from layerfold.progress import SILENT, Progress
@@ -23,7 +23,7 @@ _PUBLISHED_LINES, _PUBLISHED_BATCH, _PUBLISHED_TOKENS = 200, 2, 128
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Evaluator):
     """exp(nats / scored tokens), with a 95 % interval over documents.
 
     The interval says how far the figure may be from that of many more documents of the same kind. For a text of one
@@ -46,6 +46,7 @@ class Perplexity:
     limit_tokens: int | None = None
     protocol: Protocols = "sound"
     name: ClassVar[str] = "perplexity"
+    before_recovery: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol)
@@ -121,6 +122,10 @@ class Perplexity:
     def held_out(self, base: Model) -> Corpus:
         """Return the corpus."""
         return self.read(base)
+
+    def versus(self, score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
+        """Return perplexity divided by the base's; see `versus`."""
+        return versus(score, base)
 
     def windows(self, model: Model) -> Windows:
         """Return the windows for this model's tokenizer and context, cut once."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from layerfold.checkpoint.model import Model, is_pocket
 from layerfold.errors import InputError, MissingExtraError
-from layerfold.evaluators.base import Protocols, Score, check_protocol
+from layerfold.evaluators.base import Evaluator, Protocols, Score, check_protocol
 from layerfold.inference.decoding import continue_each
 from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
@@ -31,7 +31,7 @@ Rater = Callable[[str, str], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Rouge:
+class Rouge(Evaluator):
     """ROUGE-1, ROUGE-2 and ROUGE-L F1 by the ``rouge-score`` package, with 95 % intervals over documents.
 
     English summaries are cut into words by the package, with stemming; those of other languages by `words`, without.
@@ -61,6 +61,7 @@ class Rouge:
     seed: int | None = None
     protocol: Protocols = "sound"
     name: ClassVar[str] = "rouge"
+    cost: ClassVar[float] = 1.5
     baseline_labels: ClassVar[tuple[str, ...]] = ("lead-3", "random sentences")
 
     def __post_init__(self) -> None:

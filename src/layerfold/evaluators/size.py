@@ -9,13 +9,13 @@ from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import bytes_on_disk
 from layerfold.checkpoint.weights import dtype_name
 from layerfold.errors import InputError
-from layerfold.evaluators.base import Score
+from layerfold.evaluators.base import Evaluator, Score
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(Evaluator):
     """Distinct parameters: a tied tensor counts once. Exact, so its interval is the value.
 
     Attributes:

@@ -1,13 +1,15 @@
-"""Methods, one file each, by the name they have in recipes and commands."""
+"""Methods, one file or package each, by the name they have in recipes and commands.
 
-from layerfold.methods.base import Method
-from layerfold.methods.collapse import Collapse
-from layerfold.methods.drop import Drop
-from layerfold.methods.merge import Merge
-from layerfold.methods.prune.method import Prune
-from layerfold.methods.share.method import Share
-from layerfold.methods.steps import Steps
+A new one is a file beside the others, and a line here. From outside the package, see `layerfold.register`.
+"""
 
-METHODS: dict[str, type[Method]] = {each.name: each for each in (Merge, Collapse, Drop, Prune, Share)}
+from layerfold.methods.base import Method as Method
+from layerfold.methods.base import Notes as Notes
+from layerfold.methods.collapse import Collapse as Collapse
+from layerfold.methods.drop import Drop as Drop
+from layerfold.methods.merge import Merge as Merge
+from layerfold.methods.prune.method import Prune as Prune
+from layerfold.methods.share.method import Share as Share
+from layerfold.methods.steps import Steps as Steps
 
-__all__ = ["METHODS", "Collapse", "Drop", "Merge", "Method", "Prune", "Share", "Steps"]
+METHODS: dict[str, type[Method]] = {each.name: each for each in (Collapse, Drop, Merge, Prune, Share)}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from layerfold.calibration import Calibration
-from layerfold.methods.base import GroupAverage, Notes
+from layerfold.methods.average import GroupAverage
+from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
 
 
@@ -16,10 +17,12 @@ class Collapse(GroupAverage):
 
     name: ClassVar[str] = "collapse"
     version: ClassVar[int] = 2
+    removes_blocks: ClassVar[bool] = True
 
-    def resolved(self, decoder: Decoder) -> dict[str, Any]:
-        """Return the full configuration; see `GroupAverage.resolved`."""
-        return {"name": self.name, **super().resolved(decoder)}
+    @classmethod
+    def ladder(cls, depth: int) -> list[Collapse]:
+        """Return every group size."""
+        return [cls(n=n) for n in range(2, depth + 1)]
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""

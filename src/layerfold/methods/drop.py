@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, one_of
-from layerfold.methods.base import Notes, parse_ranges
+from layerfold.methods.base import Method, Notes, parse_ranges
 from layerfold.model.decoder import Decoder
 
 Part = Literal["block", "attention", "ffn"]
@@ -17,7 +17,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drop:
+class Drop(Method):
     """Remove blocks, or the attention or the FFN of blocks; what is left stays as it is.
 
     Attributes:
@@ -39,7 +39,8 @@ class Drop:
     part: Part = "block"
     seed: int = 0
     name: ClassVar[str] = "drop"
-    version: ClassVar[int] = 1
+    rescales: ClassVar[bool] = True
+    writes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if [self.blocks, self.random, self.fraction, self.every].count(None) != 3:
@@ -61,9 +62,20 @@ class Drop:
             _parse(self.blocks)
 
     @property
-    def needs_calibration(self) -> bool:
-        """Never."""
-        return False
+    def removes_blocks(self) -> bool:
+        """Whether whole blocks go."""
+        return self.part == "block"
+
+    @property
+    def said(self) -> str:
+        """The method in a phrase, with the blocks alone where they are listed."""
+        return f"drop {spelled(self.blocks)}" if isinstance(self.blocks, tuple) else super().said
+
+    @classmethod
+    def told(cls, resolved: Mapping[str, Any], notes: Mapping[str, Any]) -> Iterator[str]:
+        """Say what was dropped."""
+        kind = "blocks" if resolved["part"] == "block" else f"the {resolved['part']} of blocks"
+        yield f"dropped {kind} {resolved['blocks']}"
 
     def indices(self, n_blocks: int) -> list[int]:
         """Return the blocks that are dropped, or whose attention or FFN is, in order.

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from layerfold.calibration import Calibration
-from layerfold.methods.base import GroupAverage, Notes
+from layerfold.methods.average import GroupAverage
+from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
 
 
@@ -26,7 +27,17 @@ class Merge(GroupAverage):
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the full configuration; see `GroupAverage.resolved`."""
-        return {"name": self.name, **super().resolved(decoder), "tie": self.tie}
+        return {**super().resolved(decoder), "tie": self.tie}
+
+    @property
+    def said(self) -> str:
+        """The method in a phrase."""
+        return super().said.replace("tie=True", "tied")
+
+    @classmethod
+    def ladder(cls, depth: int) -> list[Merge]:
+        """Return every group size, tied: otherwise nothing is smaller."""
+        return [cls(n=n, tie=True) for n in range(2, depth + 1)]
 
     def apply(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
         """Edit the decoder in place."""

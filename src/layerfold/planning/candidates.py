@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from layerfold.errors import InputError
-from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share, Steps
-from layerfold.methods.base import GroupAverage
-from layerfold.methods.drop import spelled
+from layerfold.methods import METHODS, Drop, Method, Prune, Steps
 from layerfold.methods.prune import units
 from layerfold.model.decoder import Decoder
 from layerfold.repair.repair import Level
-from layerfold.settings import settings_of
 
-_RANK = 8
-_SAID: dict[str, Callable[[Any], str]] = {
-    "drop": lambda drop: f"drop {spelled(drop.blocks)}",
-    "collapse": lambda collapse: f"collapse n={collapse.n}",
-    "merge": lambda merge: f"merge n={merge.n}, tied",
-    "share": lambda share: f"share {share.window}",
-    "prune": lambda prune: f"prune {100 * prune.sparsity:.0f}% of {prune.structure.replace('+', ' and ')}",
-}
 WHOLE: Level = "refit+attention"
 
 
@@ -41,19 +30,19 @@ class Candidate:
     repair: Level
 
     @property
-    def method(self) -> Method | Steps:
+    def method(self) -> Method:
         """What is done, as one."""
         return self.methods[0] if len(self.methods) == 1 else Steps(self.methods)
 
     @property
     def said(self) -> str:
         """What is done, for people."""
-        done = [_SAID[method.name](method) for method in self.methods] or ["as it is"]
+        done = [method.said for method in self.methods] or ["as it is"]
         return " + ".join(done) + (", repaired" if self.repair != "none" else "")
 
     def row(self, label: str) -> dict[str, Any]:
         """Return it as a recipe's row."""
-        steps = [{each.name: settings_of(each)} for each in self.methods]
+        steps = [each.to_json() for each in self.methods]
         made = steps[0] if len(steps) == 1 else {Steps.name: steps}
         return {"label": label, **made, **({} if self.repair == "none" else {"repair": self.repair})}
 
@@ -104,13 +93,8 @@ def rivals(decoder: Decoder, size: int, order: Iterable[tuple[int, ...]]) -> Ite
     Args:
         order: sets of blocks to drop, none and then one more each; no more of them are asked for than it takes.
     """
-    depth = decoder.n_blocks
     dropped: Iterable[Method] = (Drop(blocks=blocks) for blocks in order if blocks)
-    collapsed: list[Method] = [Collapse(n=n) for n in range(2, depth + 1)]
-    merged: list[Method] = [Merge(n=n, tie=True) for n in range(2, depth + 1)]
-    # The first block stays by itself where it can: sharing it costs most, as a rule.
-    shared: list[Method] = [Share(window=f"{min(1, depth - k)}:{k}", rank=_RANK) for k in range(2, depth + 1)]
-    for methods in (dropped, collapsed, merged, shared):
+    for methods in (dropped, *(each.ladder(decoder.n_blocks) for each in METHODS.values())):
         for method in methods:  # the least first
             try:
                 small = count(outline(decoder, [method])) <= size
@@ -128,14 +112,9 @@ def rivals(decoder: Decoder, size: int, order: Iterable[tuple[int, ...]]) -> Ite
 
 def outline(decoder: Decoder, methods: Sequence[Method]) -> Decoder:
     """Return a decoder with the structure, but not the weights, that methods leave."""
-    left = decoder.copy(share=all(isinstance(method, Drop) for method in methods))
+    left = decoder.copy(share=not any(method.writes for method in methods))
     for method in methods:
-        plain = method
-        if isinstance(method, GroupAverage):
-            plain = replace(method, align="none")
-        elif isinstance(method, Share):
-            plain = replace(method, align="none", base="anchor", init="zero")
-        plain.apply(left, None)
+        method.outline().apply(left, None)
     return left
 
 

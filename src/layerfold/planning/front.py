@@ -174,7 +174,7 @@ class Front:
             fast.append(self._combined(blocks, left.parameters - ceil((1 - share) * left.units)))
             if share == 1:
                 others = rivals(self._decoder, left.parameters, self._sets()) if self._rivals else ()
-                fast += [each for each in others if each.family in ("drop", "collapse")]
+                fast += [each for each in others if any(method.removes_blocks for method in each.methods)]
                 break
         wanted = [each for each in fast if each is not None]
         # Where the line says that none is, the one of fewest blocks is timed all the same: a line is no measurement.

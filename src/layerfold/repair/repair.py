@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, one_of
-from layerfold.methods import METHODS, Drop, Method, Prune, Steps
-from layerfold.methods.base import GroupAverage, Notes
+from layerfold.methods import Method
+from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.refit import Repaired, refit_
@@ -22,29 +22,15 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 PROTOCOL = "repair@3"
 
 
-def check_level(level: str, method: Any) -> None:
+def check_level(level: str, method: object) -> None:
     """Raise InputError for a level that there is not, or that a method's result does not admit."""
     if level not in LEVELS:
         raise InputError(f"unknown repair {one_of(str(level), LEVELS)}")
     if level == "none":
         return
-    if isinstance(method, Steps):
-        if level == "rescale":
-            raise InputError("repair 'rescale' with several steps; accepted: none, refit, refit+attention")
-        for each in method.methods:
-            check_level(level, each)
-        return
-    if getattr(method, "name", None) not in METHODS:
+    if not isinstance(method, Method):
         raise InputError(f"repair {level!r} of a row that no method makes; accepted: none")
-    if isinstance(method, Prune) and method.structure not in ("neurons", "neurons+heads"):
-        raise InputError(
-            f"repair {level!r} with structure {method.structure!r}, whose zeros it would fill; accepted: neurons, "
-            "neurons+heads"
-        )
-    if level == "rescale" and not isinstance(method, GroupAverage | Drop):
-        raise InputError(
-            f"repair 'rescale' with {method.name}, which averages no neurons; accepted: none, refit, refit+attention"
-        )
+    method.check_repair(level)
 
 
 @dataclass(frozen=True)
@@ -60,18 +46,15 @@ class Repair:
 
     level: Level
     windows: Windows
+    name: ClassVar[str] = "repair"
 
     def resolved(self) -> dict[str, Any]:
         """Return what determines a repair, as JSON."""
-        return {"name": "repair", "level": self.level, "protocol": PROTOCOL}
+        return {"name": self.name, "level": self.level, "protocol": PROTOCOL}
 
-    def sources(self, method: Method | Steps, decoder: Decoder, calibration: Calibration | None) -> Sources:
+    def sources(self, method: Method, decoder: Decoder, calibration: Calibration | None) -> Sources:
         """Return, before a method edits a decoder, what the neurons of each of its blocks will stand for."""
-        if self.level != "rescale":
-            return {}
-        if isinstance(method, GroupAverage):
-            return method.members(decoder, calibration)
-        return {index: [(index, None)] for index, width in enumerate(decoder.d_ffn) if width}
+        return method.members(decoder, calibration) if self.level == "rescale" else {}
 
     def apply(
         self,
@@ -95,10 +78,19 @@ class Repair:
         with_attention = self.level == "refit+attention"
         found = refit_(decoder, original, cuts, self.windows, attention=with_attention, progress=progress)
         warnings = [*_warnings(found)]
-        return {"repaired": [_told(each) for each in found]} | ({"warning": "; ".join(warnings)} if warnings else {})
+        return {"repaired": [_noted(each) for each in found]} | ({"warning": "; ".join(warnings)} if warnings else {})
 
 
-def _told(repaired: Repaired) -> dict[str, Any]:
+def told(notes: Mapping[str, Any]) -> Iterator[str]:
+    """Say, a line a block, what a repair did."""
+    for each in notes.get("rescaled", []):
+        yield f"block {each['block']:>2}: neurons' deviations were {100 * each['shrunk']:.0f}% of what they are now"
+    for each in notes.get("repaired", []):
+        before, after = (f"{100 * each[name]:.2f}%" for name in ("error", "repaired"))
+        yield f"block {each['block']:>2}: misses {before} of its target -> {after}"
+
+
+def _noted(repaired: Repaired) -> dict[str, Any]:
     """Say what became of a block, in shares of its target's mean square on text held out."""
     return {
         "block": repaired.block,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from layerfold import defaults
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.evaluators import Perplexity
-from layerfold.methods import Collapse, Merge, Method, Share
-from layerfold.methods.base import AUTO, Notes
+from layerfold.methods import Method
+from layerfold.methods.base import Notes
 from layerfold.progress import SILENT, Progress
 from layerfold.search.groups import best_groups
 from layerfold.search.judging import describe
+from layerfold.search.selection import RACE
 from layerfold.search.share import best_window
+
+_SEARCHES: dict[str, Callable[..., tuple[Method, Notes]]] = {"groups": best_groups, "window": best_window}
+_RACED = ("groups",)
 
 
 def settled(
@@ -30,21 +37,19 @@ def settled(
     Raises:
         InputError: the model admits no candidate.
     """
-    found: Method
-    if isinstance(method, Share) and method.window == AUTO:
-        found, notes = best_window(method, model.decoder, calibration, text.windows(model), progress)
-    elif isinstance(method, Merge | Collapse) and method.groups == AUTO:
-        found, notes = best_groups(method, model.decoder, calibration, text.windows(model), progress)
-    else:
+    if not method.searched:
         return method, {}
+    search = _SEARCHES[method.searched]
+    found, notes = search(method, model.decoder, calibration, text.windows(model), progress)
     return found, {"search": {**notes, "text": describe(text, model)}}
 
 
-def searches(method: object) -> bool:
-    """Whether a method leaves something to a search."""
-    return (isinstance(method, Share) and method.window == AUTO) or (
-        isinstance(method, Merge | Collapse) and method.groups == AUTO
-    )
+def selected_by(method: Method, model: Model, text: Perplexity) -> dict[str, Any]:
+    """Return what determines the outcome of a method's search, as JSON; nothing where it leaves nothing to one."""
+    if not method.searched:
+        return {}
+    race = {"race": RACE} if method.searched in _RACED else {}  # otherwise all candidates read all of the text
+    return {"selection": text.windows(model).sha256, **race}
 
 
 def selection_text(model: Model, corpus: str | None) -> Perplexity:

@@ -9,8 +9,9 @@ from layerfold.calibration import Calibration
 from layerfold.inference.spool import Apart
 from layerfold.inference.stepping import Stepper
 from layerfold.maths.intervals import exponential
-from layerfold.methods import Collapse, Merge
-from layerfold.methods.base import Notes, spelled
+from layerfold.methods import Merge
+from layerfold.methods.average import GroupAverage, spelled
+from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
 from layerfold.progress import Progress
 from layerfold.search.scores import Scores
@@ -26,8 +27,8 @@ MOST_ROUNDS = 20
 
 
 def best_groups(
-    method: Merge | Collapse, decoder: Decoder, calibration: Calibration | None, text: Windows, progress: Progress
-) -> tuple[Merge | Collapse, Notes]:
+    method: GroupAverage, decoder: Decoder, calibration: Calibration | None, text: Windows, progress: Progress
+) -> tuple[GroupAverage, Notes]:
     """Return the same with the best groups found, and the perplexity of them and of the published ones.
 
     Consecutive groups are what is left when some blocks are joined to the one before them, and how many are joined is
@@ -48,7 +49,7 @@ def best_groups(
     published = tuple(index for index in range(decoder.n_blocks) if index % method.size)
     # The average is the same whether the others of its group get it or go.
     merge = Merge(groups="0-1", align=method.align, anchor=method.anchor, tie=True)
-    stages = Averaged(decoder, method.anchor_of if isinstance(method, Collapse) else None)
+    stages = Averaged(decoder, method.anchor_of if method.removes_blocks else None)
     scores = Scores(stages, text, divergence=False)
     race, whole = (Selection(scores, "perplexity", race=race, seed=0, progress=progress) for race in (True, False))
     seen: set[Blocks] = set()

@@ -8,21 +8,109 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from layerfold import defaults
 from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
-from layerfold.methods import Method, Steps
+from layerfold.methods import METHODS, Method, Steps
 from layerfold.model.decoder import Decoder
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
+from layerfold.repair.repair import check_level
 from layerfold.settings import build, describe, read_yaml, settings_of
-from layerfold.study.presets import DEFAULT_EVALUATORS, PRESETS
-from layerfold.study.rows import Load, Planned, Strict, Student, Variant, read_row
+from layerfold.study.rows import Budgeted, Built, Load, Row, Student
 
 _EXTENDS = "extends"
+_BESIDE = ("label", "repair")
+_ROWS: dict[str, type[Row]] = {each.name: each for each in (Load, Student, Budgeted)}
+
+DEFAULT_EVALUATORS = ("size", {"perplexity": {"limit_tokens": defaults.LIMIT_TOKENS}}, "latency", "generation")
+
+_PUBLISHED = [
+    *({"label": f"merged_{n}", "merge": {"n": n}} for n in defaults.GROUP_SIZES),
+    *({"label": f"compressed_{n}", "collapse": {"n": n}} for n in defaults.GROUP_SIZES),
+    # The fraction of the parameters that the published model leaves of GPT-2's.
+    {"label": "pruned_104M", "prune": {"nonzero": defaults.PRUNED}},
+    {"label": "shared_4x8", "share": {"window": "auto", "k": 4, "rank": 8}},
+]
+_REPAIRED = {"label": "repaired_drop_6", "drop": {"every": 2}, "repair": "refit+attention"}
+_PLANNED = {"label": "planned_82M", "plan": {"parameters": defaults.PLANNED}}
+_DISTILGPT2 = {"gpt2": "distilgpt2", "openai-community/gpt2": "distilbert/distilgpt2"}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # The published comparison, half of the blocks with a repair, and a plan; nothing trained.
+    "default": {"variants": [*_PUBLISHED, _REPAIRED, _PLANNED], "evaluate": list(DEFAULT_EVALUATORS)},
+    # All of the published study: a distilled model beside the others, every row trained alike, and all the tasks.
+    "full": {
+        "variants": [{"label": "distilled", "student": {"published": _DISTILGPT2}}, *_PUBLISHED],
+        "evaluate": [*DEFAULT_EVALUATORS, "imdb", "rouge"],
+        "recovery": {"finetune": {"tokens": 24_576}},
+    },
+}
+
+
+class Strict(BaseModel):
+    """Part of a recipe: what it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class Variant(Strict):
+    """One row of a study: a label, what makes it, and the repair that follows.
+
+    Attributes:
+        method: a `Method`, or a row of another kind with its settings, as `Load`.
+    """
+
+    label: str = Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
+    method: Any
+    repair: Any = "none"
+
+    def model_post_init(self, context: Any) -> None:
+        """Check that the method admits the repair."""
+        check_level(self.repair, self.method)
+
+    @property
+    def row(self) -> Row:
+        """What the study makes of it."""
+        row: Row = Built(self.method, self.repair) if isinstance(self.method, Method) else self.method
+        return row
+
+    def for_base(self, base: str) -> Variant:
+        """Return this variant, or what takes its place for a base."""
+        row = self.row.for_base(base)
+        return self if row == self.row else self.model_copy(update={"method": row})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the variant as recipes write it."""
+        repair = {} if self.repair == "none" else {"repair": self.repair}
+        return {"label": self.label, **self.row.to_json(), **repair}
+
+
+def _variant(value: Any) -> Any:
+    """Turn {label: L, merge: {...}} into {label: L, method: Merge(...)}; ``load`` takes a name as well."""
+    if not isinstance(value, dict):
+        return value
+    names = [key for key in value if key not in _BESIDE]
+    if len(names) != 1:
+        raise InputError(
+            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label, repair and one of "
+            f"{', '.join(sorted([*METHODS, *_ROWS, Steps.name]))}"
+        )
+    name, config = names[0], value[names[0]]
+    if name == Load.name and isinstance(config, str):
+        config = {"model": config}
+    made = _steps(config) if name == Steps.name else build("key or method", {**METHODS, **_ROWS}, name, config)
+    return {key: value[key] for key in _BESIDE if key in value} | {"method": made}
+
+
+def _steps(config: Any) -> Steps:
+    """Turn [{drop: {...}}, {prune: {...}}] into steps."""
+    if not isinstance(config, list) or not all(isinstance(each, dict) and len(each) == 1 for each in config):
+        raise InputError("steps; accepted: a list of methods, each with its settings, as - drop: {blocks: 3}")
+    return Steps(tuple(build("method", METHODS, *next(iter(each.items()))) for each in config))
 
 
 def _evaluator(value: Any) -> Any:
@@ -71,7 +159,7 @@ class Recipe(Strict):
     """What a study compares.
 
     Attributes:
-        base: see `hub.load`.
+        base: see `load`.
         revision: of a base on the Hub.
         variants: the rows besides the base.
         evaluate: the columns, in order.
@@ -83,7 +171,7 @@ class Recipe(Strict):
 
     base: str = POCKET
     revision: str | None = None
-    variants: list[Annotated[Variant, BeforeValidator(read_row)]]
+    variants: list[Annotated[Variant, BeforeValidator(_variant)]]
     evaluate: list[Annotated[Any, BeforeValidator(_evaluator)]] = Field(
         default_factory=lambda: [_evaluator(each) for each in DEFAULT_EVALUATORS], min_length=1
     )
@@ -133,15 +221,9 @@ class Recipe(Strict):
             return replace(settings, data=settings.default_data(base)) if _lacks_data(settings) else settings
 
         calibration = self.calibration.model_copy(update={"corpus": self.calibration.corpus or name})
-        variants = [
-            variant.model_copy(update={"method": variant.method.source(self.base)})
-            if isinstance(variant.method, Student)
-            else variant
-            for variant in self.variants
-        ]
         return self.model_copy(
             update={
-                "variants": variants,
+                "variants": [variant.for_base(self.base) for variant in self.variants],
                 "evaluate": [named(evaluator) for evaluator in self.evaluate],
                 "calibration": calibration,
                 "recovery": named(self.recovery),
@@ -173,7 +255,7 @@ def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: s
     repaired_drop_6 as well: every second block, repaired.
 
     Args:
-        base: see `hub.load`.
+        base: see `load`.
         decoder: the base's, to leave out what it does not admit, as groups larger than its depth.
 
     Raises:
@@ -184,15 +266,12 @@ def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: s
     recipe = read_recipe({**PRESETS[preset], "base": base})
     if decoder is None:
         return recipe
-    return recipe.model_copy(
-        update={"variants": [variant for variant in recipe.variants if _admits(decoder, variant.method)]}
-    )
+    return recipe.model_copy(update={"variants": [each for each in recipe.variants if _admits(decoder, each)]})
 
 
-def _admits(decoder: Decoder, source: Method | Steps | Planned | Load | Student) -> bool:
+def _admits(decoder: Decoder, variant: Variant) -> bool:
     try:
-        if not isinstance(source, Load):
-            (source.drop(decoder) if isinstance(source, Student) else source).resolved(decoder)
+        variant.row.resolved(decoder)
     except InputError:
         return False
     return True

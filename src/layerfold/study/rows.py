@@ -1,29 +1,163 @@
-"""Rows of a study: a label, what makes the row, and the repair that follows."""
+"""Rows of a study, one class for each kind: what determines a row, which texts it reads, and how it is made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.weights import dtype_name
 from layerfold.errors import InputError
-from layerfold.methods import METHODS, Drop, Steps
+from layerfold.files import hash_json
+from layerfold.methods import Drop, Method
+from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
+from layerfold.pipeline import apply
 from layerfold.planning import Plan
-from layerfold.planning.trials import PROTOCOL
+from layerfold.planning.trials import PROTOCOL, Texts, Trials
+from layerfold.progress import Progress
 from layerfold.recovery import Distill
-from layerfold.repair.repair import check_level
-from layerfold.settings import build, settings_of
+from layerfold.repair.repair import Repair
+from layerfold.search.auto import selected_by
+from layerfold.search.selection import RACE
+from layerfold.settings import settings_of
+from layerfold.study.materials import Materials
+from layerfold.text.corpora import Corpus
+from layerfold.text.windows import Windows
+
+_LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
+"""What a student's notes say of how it was distilled."""
+
+
+class Row(ABC):
+    """A kind of row; a frozen dataclass whose fields are its settings in a recipe, under its name."""
+
+    name: ClassVar[str] = ""
+    repair: str = "none"
+
+    @abstractmethod
+    def build(self, label: str, materials: Materials, progress: Progress) -> tuple[Model, Notes]:
+        """Make the model, as it is before recovery.
+
+        Args:
+            label: the row's, for the notes.
+        """
+
+    def resolved(self, decoder: Decoder) -> dict[str, Any] | None:
+        """Return the settings as JSON, spelled out for a base.
+
+        Raises:
+            InputError: the base does not admit them.
+        """
+        return None
+
+    def made_by(self, materials: Materials) -> dict[str, Any] | None:
+        """Return what makes the model, as JSON."""
+        return self.resolved(materials.base.decoder)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether activations on calibration text are read."""
+        return False
+
+    @property
+    def selects(self) -> bool:
+        """Whether candidates are scored on the selection text."""
+        return False
+
+    def subject(self, materials: Materials) -> dict[str, Any]:
+        """Return all that determines the model, as JSON; records are named by its hash."""
+        return {
+            "base_sha256": materials.base.sha256,
+            "method": self.made_by(materials),
+            "calibration": materials.calibration_windows.sha256 if self.calibrated else None,
+            "seed": materials.seed if self.calibrated else None,
+        }
+
+    def texts(self, materials: Materials) -> Iterator[Corpus]:
+        """Yield all text that is read to make the model."""
+        for windows in self._windows(materials):
+            yield from materials.read(materials.corpus, dict.fromkeys(["calibration", *windows.split.split("+")]))
+        if self.selects:
+            yield materials.selection.read(materials.base)
+
+    def _windows(self, materials: Materials) -> Iterator[Windows]:
+        """Yield the calibration windows that are read."""
+        if self.calibrated:
+            yield materials.calibration_windows
+        if self.repair != "none":
+            yield materials.repair_windows
+
+    def for_base(self, base: str) -> Row:
+        """Return the row that takes this one's place for a base."""
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as recipes write it, without label and repair."""
+        return {self.name: settings_of(self)}
 
 
 @dataclass(frozen=True)
-class Load:
+class Base(Row):
+    """The model that all others are compared with."""
+
+    def build(self, label: str, materials: Materials, progress: Progress) -> tuple[Model, Notes]:
+        """Return the base."""
+        return materials.base, {}
+
+
+@dataclass(frozen=True)
+class Built(Row):
+    """What a method makes of the base, or several, with the repair that follows."""
+
+    by: Method
+    repair: Any = "none"
+
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
+        """Return the resolved method."""
+        return self.by.resolved(decoder)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method reads activations."""
+        return self.by.needs_calibration
+
+    @property
+    def selects(self) -> bool:
+        """Whether the method leaves something to a search."""
+        return bool(self.by.searched)
+
+    def subject(self, materials: Materials) -> dict[str, Any]:
+        """Return all that determines the model: versions, the selection text and the repair too."""
+        subject = super().subject(materials) | selected_by(self.by, materials.base, materials.selection)
+        subject["versions"] = {method.name: method.version for method in self.by.steps}
+        if (repair := self._repair(materials)) is not None:
+            subject["repair"] = {**repair.resolved(), "calibration": repair.windows.sha256, "seed": materials.seed}
+        return subject
+
+    def build(self, label: str, materials: Materials, progress: Progress) -> tuple[Model, Notes]:
+        """Apply the method to a copy of the base, and repair it."""
+        base, repair = materials.base.copy(), self._repair(materials)
+        calibration = materials.calibration(progress) if self.calibrated else None
+        return apply(base, self.by, calibration, materials.seed, materials.selection, progress, repair)
+
+    def _repair(self, materials: Materials) -> Repair | None:
+        return None if self.repair == "none" else Repair(self.repair, materials.repair_windows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the method as recipes write it."""
+        return self.by.to_json()
+
+
+@dataclass(frozen=True)
+class Load(Row):
     """A variant that somebody else made: any checkpoint.
 
     Attributes:
-        model: see `hub.load`.
+        model: see `load`.
         revision: of a model on the Hub.
     """
 
@@ -31,9 +165,25 @@ class Load:
     revision: str | None = None
     name: ClassVar[str] = "load"
 
+    def made_by(self, materials: Materials) -> dict[str, Any]:
+        """Return the settings with the hash of the weights, which are loaded if they have not been."""
+        if (self.model, self.revision) not in materials.loaded:
+            self._load(materials)
+        sha256, dtype = materials.loaded[self.model, self.revision]
+        return settings_of(self) | {"name": self.name, "sha256": sha256, "dtype": dtype}
+
+    def build(self, label: str, materials: Materials, progress: Progress) -> tuple[Model, Notes]:
+        """Load the model."""
+        return self._load(materials), {}
+
+    def _load(self, materials: Materials) -> Model:
+        model = load(self.model, revision=self.revision)
+        materials.loaded[self.model, self.revision] = model.sha256, dtype_name(model.saved_dtype)
+        return model
+
 
 @dataclass(frozen=True)
-class Student:
+class Student(Row):
     """A shallower model that begins with every second block of the base, say, and learns from the base.
 
     As DistilGPT-2 was made (Sanh et al., arXiv 1910.01108, section 3), from far less text. A study's recovery comes
@@ -57,6 +207,14 @@ class Student:
             raise InputError(f"student every {self.every}; accepted: 2 or more")
         self.distillation(None)
 
+    def resolved(self, decoder: Decoder) -> dict[str, Any]:
+        """Return what is dropped."""
+        return self.drop(decoder).resolved(decoder)
+
+    def for_base(self, base: str) -> Row:
+        """Return the published checkpoint, where there is one of this base, or this."""
+        return Load(self.published[base]) if base in self.published else self
+
     def drop(self, decoder: Decoder) -> Drop:
         """Return what makes the student out of the base, before it learns.
 
@@ -71,13 +229,26 @@ class Student:
         """Return how it learns."""
         return Distill(tokens=self.tokens, learning_rate=self.learning_rate, corpus=corpus)
 
-    def source(self, base: str) -> Load | Student:
-        """Return the published checkpoint, where there is one of this base, or this."""
-        return Load(self.published[base]) if base in self.published else self
+    def subject(self, materials: Materials) -> dict[str, Any]:
+        """Return all that determines the model: how it learns too."""
+        distillation = self.distillation(materials.corpus)
+        return super().subject(materials) | {"distilled": materials.training(distillation)}
+
+    def build(self, label: str, materials: Materials, progress: Progress) -> tuple[Model, Notes]:
+        """Drop blocks from a copy of the base and train it, or read what came of that before."""
+        drop, distillation = self.drop(materials.base.decoder), self.distillation(materials.corpus)
+        begun, _ = apply(materials.base.copy(), drop, None, materials.seed, materials.selection)
+        model = materials.trained(self.subject(materials), begun, distillation, progress)
+        learnt = model.provenance.steps[-1]["notes"]
+        return model, {"distilled": {name: learnt[name] for name in _LEARNT}}
+
+    def texts(self, materials: Materials) -> Iterator[Corpus]:
+        """Yield what it learns from, and is judged by."""
+        yield from materials.read(materials.corpus, ("train", "validation"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class Budgeted(Row):
     """What `Plan` finds within a budget, on the study's own texts: blocks dropped, neurons and heads removed, a repair.
 
     Attributes:
@@ -88,7 +259,8 @@ class Planned:
     parameters: str | int | None = None
     perplexity: str | None = None
     name: ClassVar[str] = Plan.name
-    needs_calibration: ClassVar[bool] = True
+    calibrated: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if (self.parameters is None) == (self.perplexity is None):
@@ -100,67 +272,25 @@ class Planned:
         return Plan(parameters=self.parameters, perplexity=self.perplexity, points=0, rivals=False)
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
-        """Return the budget as JSON.
-
-        Raises:
-            InputError: the base does not admit it.
-        """
+        """Return the budget."""
         return {"name": self.name, "protocol": PROTOCOL, **asdict(self.plan().budget(decoder))}
 
+    def subject(self, materials: Materials) -> dict[str, Any]:
+        """Return all that determines the model: the texts of selection and repair too."""
+        return super().subject(materials) | {
+            "selection": materials.selection.windows(materials.base).sha256,
+            "race": RACE,
+            "repairs": [windows.sha256 for windows in (materials.repair_windows, materials.quick_windows)],
+        }
 
-_BESIDE = ("label", "repair")
-_SOURCES: dict[str, type[Any]] = {**METHODS, Load.name: Load, Student.name: Student, Planned.name: Planned}
+    def build(self, label: str, materials: Materials, progress: Progress) -> tuple[Model, Notes]:
+        """Try candidates, and make the best."""
+        repairs = materials.quick_windows, materials.repair_windows
+        texts = Texts(materials.calibration(progress), *repairs, materials.selection, materials.seed)
+        folder = materials.folder / "plans" / hash_json(self.subject(materials))[:24]
+        trials = Trials(materials.base, texts, folder, progress)
+        found, model = self.plan().find(trials, progress)
+        return model, {"planned": found.row(label), "tried": len(trials.done)}
 
-
-class Strict(BaseModel):
-    """Part of a recipe: what it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
-
-
-class Variant(Strict):
-    """One row of a study: a label, the method that makes it, and the repair that follows."""
-
-    label: str = Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
-    method: Any
-    repair: Any = "none"
-
-    def model_post_init(self, context: Any) -> None:
-        """Check that the method admits the repair."""
-        check_level(self.repair, self.method)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the variant as recipes write it."""
-        repair = {} if self.repair == "none" else {"repair": self.repair}
-        if isinstance(self.method, Steps):
-            made: Any = [{each.name: settings_of(each)} for each in self.method.methods]
-        else:
-            made = settings_of(self.method)
-        return {"label": self.label, self.method.name: made, **repair}
-
-
-def read_row(value: Any) -> Any:
-    """Turn {label: L, merge: {...}} into {label: L, method: Merge(...)}; ``load`` takes a name as well."""
-    if not isinstance(value, dict):
-        return value
-    names = [key for key in value if key not in _BESIDE]
-    if len(names) != 1:
-        raise InputError(
-            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label, repair and one of "
-            f"{', '.join(sorted([*_SOURCES, Steps.name]))}"
-        )
-    name, config = names[0], value[names[0]]
-    if name == Steps.name:
-        return {key: value[key] for key in _BESIDE if key in value} | {"method": _steps(config)}
-    if name == Load.name and isinstance(config, str):
-        config = {"model": config}
-    return {key: value[key] for key in _BESIDE if key in value} | {
-        "method": build("key or method", _SOURCES, name, config)
-    }
-
-
-def _steps(config: Any) -> Steps:
-    """Turn [{drop: {...}}, {prune: {...}}] into steps."""
-    if not isinstance(config, list) or not all(isinstance(each, dict) and len(each) == 1 for each in config):
-        raise InputError("steps; accepted: a list of methods, each with its settings, as - drop: {blocks: 3}")
-    return Steps(tuple(build("method", METHODS, *next(iter(each.items()))) for each in config))
+    def _windows(self, materials: Materials) -> Iterator[Windows]:
+        yield from (materials.calibration_windows, materials.repair_windows, materials.quick_windows)

@@ -12,7 +12,7 @@ import torch
 
 from layerfold.checkpoint.model import Model, is_pocket
 from layerfold.errors import InputError, one_of
-from layerfold.evaluators.base import Protocols, Score, check_protocol
+from layerfold.evaluators.base import Evaluator, Protocols, Score, check_protocol
 from layerfold.evaluators.classification.logistic import BagOfWords, fit
 from layerfold.maths.intervals import difference_of_shares, wilson
 from layerfold.progress import SILENT, Progress
@@ -28,7 +28,7 @@ Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
-class Imdb:
+class Imdb(Evaluator):
     """Share of test texts that a linear head on the last real token labels rightly, with its 95 % Wilson interval.
 
     The head is trained the same way for every model, with the body or, by logistic regression on what the body makes
@@ -66,6 +66,7 @@ class Imdb:
     protocol: Protocols = "sound"
     pool: Literal["last_token", "last_position"] = "last_token"
     name: ClassVar[str] = "imdb"
+    cost: ClassVar[float] = 12.0
     baseline_labels: ClassVar[tuple[str, ...]] = ("bag of words",)
 
     def __post_init__(self) -> None:
@@ -96,6 +97,10 @@ class Imdb:
     def default_data(self, base: Model) -> str:
         """Return the texts that fit a base."""
         return "imdb" if is_pocket(base) else "stanfordnlp/imdb"
+
+    def versus(self, score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
+        """Return accuracy less the base's; see `versus`."""
+        return versus(score, base)
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""

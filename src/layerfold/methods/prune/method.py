@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, one_of
-from layerfold.methods.base import Notes
+from layerfold.methods.base import Method, Notes
 from layerfold.methods.prune import neurons, units, weights
 from layerfold.model.block import Projection
 from layerfold.model.decoder import Decoder, Size
@@ -42,7 +43,7 @@ _SPEED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune:
+class Prune(Method):
     """Zero the weights that a criterion misses least, or remove neurons by it.
 
     Attributes:
@@ -147,6 +148,36 @@ class Prune:
     def needs_calibration(self) -> bool:
         """Whether the criterion reads activations, or gradients."""
         return self.criterion in ("wanda", "sparsegpt", "taylor")
+
+    def check_repair(self, level: str) -> None:
+        """Raise InputError for a repair that would fill zeros, or that the result does not admit."""
+        if self.structure not in ("neurons", "neurons+heads"):
+            raise InputError(
+                f"repair {level!r} with structure {self.structure!r}, whose zeros it would fill; accepted: neurons, "
+                "neurons+heads"
+            )
+        super().check_repair(level)
+
+    @property
+    def said(self) -> str:
+        """The method in a phrase."""
+        if self.sparsity is None:
+            return super().said
+        return f"prune {100 * self.sparsity:.0f}% of {self.structure.replace('+', ' and ')}"
+
+    @classmethod
+    def told(cls, resolved: Mapping[str, Any], notes: Mapping[str, Any]) -> Iterator[str]:
+        """Say how much is zero, or has gone, and what that makes faster."""
+        if "zeros" in notes:
+            parts = ", ".join(f"{100 * share:.1f}% of {part}" for part, share in notes["sparsity"].items())
+            yield f"{notes['zeros']:,} of {notes['weights']:,} weights are zero: {parts}"
+        if "removed" in resolved:
+            kind, of = ("neurons",) * 2 if "neurons" in resolved else ("parameters", "parameters of neurons and heads")
+            yield f"removed {resolved['removed']:,} of {resolved[kind]:,} {of}"
+        if "heads_left" in notes:
+            neurons, heads = sum(notes["neurons_left"]), sum(notes["heads_left"])
+            yield f"{neurons:,} neurons and {heads:,} groups of heads are left"
+        yield notes["speed"]
 
     def _matrices(self, decoder: Decoder) -> list[Projection]:
         if self.criterion == "published":

@@ -11,7 +11,17 @@ import torch
 
 from layerfold.calibration import Calibration, FFNInputs, Pair, check_widths
 from layerfold.errors import InputError, one_of
-from layerfold.methods.base import AUTO, Notes, described
+from layerfold.methods.base import (
+    AUTO,
+    Method,
+    Notes,
+    Searched,
+    anchor_of,
+    described,
+    said_depth,
+    told_of_pairs,
+    told_of_search,
+)
 from layerfold.methods.share import lowrank
 from layerfold.methods.share.lowrank import BASES, INITS, RANKS, Base, Fit, Init, Kind, Ranks
 from layerfold.model.decoder import Decoder
@@ -20,7 +30,7 @@ _K = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Share(Method):
     """Write the FFN matrices of consecutive blocks as W_l = W_c + A_l B_l; biases and norms stay each block's own.
 
     Neurons are first reordered to match the anchor's by the correlation of their activations, and flipped where gated:
@@ -52,6 +62,7 @@ class Share:
     anchor: Literal["first", "middle", "last"] = "first"
     name: ClassVar[str] = "share"
     version: ClassVar[int] = 2
+    writes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, accepted in (
@@ -93,6 +104,35 @@ class Share:
         return self.align == "hungarian" or self._reads_inputs
 
     @property
+    def searched(self) -> Searched:
+        """The window, where it is ``auto``."""
+        return "window" if self.window == AUTO else ""
+
+    @property
+    def said(self) -> str:
+        """The method in a phrase."""
+        return f"share {self.window}"
+
+    @classmethod
+    def told(cls, resolved: Mapping[str, Any], notes: Mapping[str, Any]) -> Iterator[str]:
+        """Say how well neurons were matched, what a search scored, and the ranks."""
+        yield from told_of_pairs(notes)
+        yield from told_of_search("window", notes)
+        low, high = (extreme(notes["ranks"].values()) for extreme in (min, max))
+        ranks = f"{low}" if low == high else f"{low} to {high}"
+        yield f"blocks {resolved['window']} (START:K) share one FFN, with deltas of rank {ranks}"
+
+    @classmethod
+    def ladder(cls, depth: int) -> list[Share]:
+        """Return a window of every size."""
+        # The first block stays by itself where it can: sharing it costs most, as a rule.
+        return [cls(window=f"{min(1, depth - k)}:{k}") for k in range(2, depth + 1)]
+
+    def outline(self) -> Share:
+        """Return the same with matrices of the same shapes, whatever is in them."""
+        return replace(self, align="none", base="anchor", init="zero")
+
+    @property
     def _reads_inputs(self) -> bool:
         return self.init == "data-svd" or (self.base == "fitted" and self.init == "zero")
 
@@ -107,7 +147,7 @@ class Share:
         window, depth = self._parsed(), decoder.n_blocks
         if window.stop > depth:
             if len(window) > depth:
-                raise InputError(f"window {self.window!r} for a model of {_blocks(depth)}")
+                raise InputError(f"window {self.window!r} for a model of {said_depth(depth, 'share with')}")
             raise InputError(
                 f"window {self.window!r} ends at block {window[-1]} of a model of blocks 0 ... {depth - 1}; accepted "
                 f"with {len(window)} blocks: a START of 0 ... {depth - len(window)}"
@@ -122,7 +162,7 @@ class Share:
             InputError: there is none.
         """
         if self.size > decoder.n_blocks:
-            raise InputError(f"k {self.size} for a model of {_blocks(decoder.n_blocks)}")
+            raise InputError(f"k {self.size} for a model of {said_depth(decoder.n_blocks, 'share with')}")
         found, refusals = [], []
         for start in range(decoder.n_blocks - self.size + 1):
             try:
@@ -155,7 +195,7 @@ class Share:
 
     def anchor_of(self, window: range) -> int:
         """Return the index of a window's anchor."""
-        return window[{"first": 0, "middle": (len(window) - 1) // 2, "last": -1}[self.anchor]]
+        return anchor_of(window, self.anchor)
 
     def calibrate(self, calibration: Calibration, windows: Iterable[range]) -> None:
         """Collect what sharing any of these windows takes, in one pass over the text of each kind."""
@@ -203,10 +243,6 @@ class Share:
             most = (removed + held - 1) // (sum(one) * self.size)
             least = f"ranks up to {most} make" if most >= 0 else "FFNs that are one already are smaller: no rank makes"
             yield f"rank {self.rank} makes the model no smaller; {least} it smaller"
-
-
-def _blocks(depth: int) -> str:
-    return f"{depth} blocks; accepted: 2 ... {depth}" if depth > 1 else "1 block, which has none to share with"
 
 
 def _regularised(inputs: Mapping[int, FFNInputs]) -> Iterator[str]:
