@@ -69,7 +69,7 @@ Entry = Command | typer.Typer
 
 
 class _Made(Mapping[str, Any]):
-    """Commands by name, each made when it is asked for: options take longer to make than a list of commands to print."""
+    """Commands by name, each made when it is asked for: a list of commands needs none of their options."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self.entries = entries
@@ -96,12 +96,13 @@ def group(entries: Callable[[], Mapping[str, Entry]], callback: Callable[..., No
     class Group(TyperGroup):
         def __init__(self, **attributes: Any) -> None:
             super().__init__(**attributes)
-            self.commands = cast(Any, _Made(entries()))
+            self.entries = entries()
+            self.commands = cast(Any, _Made(self.entries))
 
         def format_commands(self, ctx: Any, formatter: Any) -> None:
             texts = {
                 name: entry.text if isinstance(entry, Command) else inspect.getdoc(entry.info.callback)
-                for name, entry in self.commands.entries.items()
+                for name, entry in self.entries.items()
             }
             room = formatter.width - 6 - max(map(len, texts))
             with formatter.section("Commands"):
@@ -109,7 +110,9 @@ def group(entries: Callable[[], Mapping[str, Entry]], callback: Callable[..., No
                     [(name, TyperCommand(name, help=text).get_short_help_str(room)) for name, text in texts.items()]
                 )
 
-    return typer.Typer(cls=Group, callback=callback, no_args_is_help=True, **SETTINGS)
+    # Without a default typer imports pydantic to learn that `--help` was not given.
+    defaults = {"default_map": {"help": False}}
+    return typer.Typer(cls=Group, callback=callback, no_args_is_help=True, context_settings=defaults, **SETTINGS)
 
 
 def field_options(
@@ -129,7 +132,8 @@ def field_options(
 
 def _option(name: str, field: Declaration, fields: Iterable[str], unset: bool) -> Parameter:
     flag = _flag(name)
-    kind, read, default, said = field.annotation, None, field.default, _help(field.help, fields)
+    read: Callable[[Any], Any] | None = None
+    kind, default, said = field.annotation, field.default, _help(field.help, fields)
     if get_origin(kind) in (Union, type(int | str)):
         kind = next(each for each in get_args(kind) if each is not type(None))  # the first is what is typed
     if kind == tuple[int, int]:

@@ -103,7 +103,7 @@ def _searched(file: Path, remove: int | None, settings: dict[str, Any], *, repai
 
 
 def _command(name: str, method: Declared) -> Command:
-    """Return the command of a method; `drop` can take its blocks from a search, and reads no calibration text itself."""
+    """Return the command of a method. `drop` can take its blocks from a search, and reads no text itself."""
     command = Command(partial(compress, name), partial(field_options, method), help=method.summary)
     if name == "drop":
         return replace(command, options=lambda: [*field_options(method), *_SEARCHED], without=("tokens",))
@@ -152,11 +152,8 @@ def _told(method: dict[str, Any], notes: dict[str, Any]) -> Iterator[str]:
     for each in notes.get("rescaled", []):
         yield f"block {each['block']:>2}: neurons' deviations were {100 * each['shrunk']:.0f}% of what they are now"
     for each in notes.get("repaired", []):
-        yield f"block {each['block']:>2}: misses {_percent(each['error'])} of its target -> {_percent(each['repaired'])}"
-
-
-def _percent(part: float) -> str:
-    return f"{100 * part:.2f}%"
+        before, after = (f"{100 * each[error]:.2f}%" for error in ("error", "repaired"))
+        yield f"block {each['block']:>2}: misses {before} of its target -> {after}"
 
 
 def _range(ranks: Iterable[int]) -> str:

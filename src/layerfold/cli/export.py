@@ -34,7 +34,7 @@ def export(
     model = load(directory)
     if to == "peft":
         save_adapter(model, output_dir, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
-        written = to
+        written = "peft"
     else:
         written = model.save(output_dir, format=to, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
     typer.echo(f"wrote {output_dir} ({written})")

@@ -13,7 +13,6 @@ from layerfold.cli.console import drawn
 from layerfold.cli.declared import declared
 from layerfold.errors import InputError
 
-
 _FIELDS = ("tokens", "corpus", "learning_rate", "freeze", "report_to")
 """Fields of all recoveries that are options; the others are given by ``--set``."""
 

@@ -61,16 +61,13 @@ def search(
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         found: Any = made(loaded, folder, overwrite=overwrite, progress=progress)
-    write_csv, write_html, show = {
-        "drop": (report.write_search_csv, report.write_search_html, report.print_search),
-        "window": (report.write_windows_csv, report.write_windows_html, report.print_windows),
-    }[kind]
-    write_csv(found, folder / "candidates.csv")
-    write_html(found, folder / "report.html")
+    drop = kind == "drop"
+    (report.write_search_csv if drop else report.write_windows_csv)(found, folder / "candidates.csv")
+    (report.write_search_html if drop else report.write_windows_html)(found, folder / "report.html")
     if as_json:
         print_json(found.to_json())
         return
-    show(found, Console())
+    (report.print_search if drop else report.print_windows)(found, Console())
     typer.echo(f"search: {folder / 'search.json'}\nreport: {folder / 'report.html'}")
 
 

@@ -14,7 +14,8 @@ from layerfold.model.decoder import Decoder
 class Merge(GroupAverage):
     """Give each block of a group the average of the group's FFNs.
 
-    Depth, norms and attention stay. The published code gave the average to the first block of each group only; its description, and this, to all.
+    Depth, norms and attention stay. The published code gave the average to the first block of each group only; its
+    description, and this, to all.
 
     Attributes:
         tie: store one FFN for each group, which a compact checkpoint keeps once.

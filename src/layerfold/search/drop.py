@@ -41,8 +41,8 @@ class DropSearch:
 
     `remove` is the first and last of a range; None tries every number that leaves a block. A race is faster by far, but
     lists only the candidates that ran to the end (see `selection.Selection`). The objective ``kl`` is the divergence
-    from the whole model. For ``repaired`` (see `Repairs`) candidates are ranked with each block refitted by itself, from
-    moments that serve all of them; the best of each number are ranked once more after the whole repair.
+    from the whole model. For ``repaired`` (see `Repairs`) candidates are ranked with each block refitted by itself,
+    from moments that serve all of them; the best of each number are ranked once more after the whole repair.
 
     Attributes:
         remove: number of blocks to remove, as 2, or a range, as 1..3.
