@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from inspect import Parameter
+from types import NoneType, UnionType
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 import typer
@@ -134,10 +135,10 @@ def _option(name: str, field: Declaration, fields: Iterable[str], unset: bool) -
     flag = _flag(name)
     read: Callable[[Any], Any] | None = None
     kind, default, said = field.annotation, field.default, _help(field.help, fields)
-    if get_origin(kind) in (Union, type(int | str)):
-        kind = next(each for each in get_args(kind) if each is not type(None))  # the first is what is typed
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(each for each in get_args(kind) if each is not NoneType)  # the first is what is typed
     if kind == tuple[int, int]:
-        kind, read, default = str, _range_of(flag), _range_text(default)
+        kind, read, default = str, _range_of(flag), range_text(default)
     elif get_origin(kind) is tuple:
         kind, read, default, said = list[str], _several, None, f"{said.rstrip('.')}; may be repeated."
     if default is MISSING:
@@ -167,8 +168,9 @@ def _several(values: list[str] | None) -> tuple[str, ...] | None:
     return tuple(values) if values else None
 
 
-def _range_text(default: Any) -> Any:
-    first, last = default
+def range_text(numbers: tuple[int, int]) -> str:
+    """Return a range as it is typed: one number where it holds one."""
+    first, last = numbers
     return f"{first}" if first == last else f"{first}..{last}"
 
 

@@ -48,15 +48,11 @@ def compress(
     from layerfold.checkpoint.load import load
     from layerfold.methods import METHODS
 
-    method: Method | Callable[[Model], Method]
-    search, remove = settings.pop("from_search", None), settings.pop("remove", None)
-    if search is not None:
-        method = _searched(search, remove, settings, repaired=repair != "none")
-    elif remove is not None:
-        raise InputError(f"--remove {remove} without --from-search; accepted: --random for so many at random")
-    else:
-        draws = {"seed": seed} if "seed" in methods()[name].fields else {}
-        method = METHODS[name](**settings, **draws)
+    text: dict[str, Any] = {"corpus": corpus, "tokens": tokens, "seed": seed}
+    method = _searched(settings, repaired=repair != "none") if "from_search" in settings else None
+    if method is None:
+        own = {key: value for key, value in text.items() if key in methods()[name].fields}
+        method = METHODS[name](**settings, **own)
     files.check_folder(output_dir, overwrite=overwrite)
     with drawn() as progress:
         with progress.doing(f"loading {model}"):
@@ -65,11 +61,9 @@ def compress(
         smaller = api.compress(
             loaded,
             method(loaded) if callable(method) else method,
-            corpus=corpus,
-            tokens=tokens,
+            **text,
             repair=repair,
             repair_tokens=repair_tokens,
-            seed=seed,
             in_place=True,
             progress=progress,
         )
@@ -90,16 +84,19 @@ def compress(
     typer.echo(f"wrote {output_dir} ({written})")
 
 
-def _searched(file: Path, remove: int | None, settings: dict[str, Any], *, repaired: bool) -> Callable[[Model], Method]:
-    """Return what finds a drop in a search's file, where nothing else says what to drop."""
+def _searched(settings: dict[str, Any], *, repaired: bool) -> Method | Callable[[Model], Method] | None:
+    """Return what reads a drop from a search's file, where one is given; it leaves the settings of `Drop`."""
     from layerfold.search import best_drop
 
+    file, remove = settings.pop("from_search"), settings.pop("remove")
+    if file is None and remove is not None:
+        raise InputError(f"--remove {remove} without --from-search; accepted: --random for so many at random")
     fields = methods()["drop"].fields
-    if any(value != fields[name].default for name, value in settings.items()):
+    if file is not None and any(value != fields[name].default for name, value in settings.items()):
         raise InputError(
             "--from-search, which says what to drop, beside --blocks, --random, --fraction, --every or --part"
         )
-    return partial(best_drop, file, remove=remove, repaired=repaired)
+    return None if file is None else partial(best_drop, file, remove=remove, repaired=repaired)
 
 
 def _command(name: str, method: Declared) -> Command:

@@ -13,6 +13,7 @@ from layerfold.cli.console import drawn
 from layerfold.cli.declared import declared
 from layerfold.errors import InputError
 
+RecoveryName = Literal["finetune", "distill", "lowrank"]
 _FIELDS = ("tokens", "corpus", "learning_rate", "freeze", "report_to")
 """Fields of all recoveries that are options; the others are given by ``--set``."""
 
@@ -21,7 +22,7 @@ def recover(
     model: options.ModelArgument,
     output_dir: options.OutputDir,
     method: Annotated[
-        Literal["finetune", "distill", "lowrank"],
+        RecoveryName,
         typer.Option(
             "--method",
             help="finetune learns the text, distill the teacher; lowrank the text, by deltas of shared FFNs alone.",

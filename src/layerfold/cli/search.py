@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from layerfold.cli import options
-from layerfold.cli.command import Command, field_options, group, option
+from layerfold.cli.command import Command, field_options, group, option, range_text
 from layerfold.cli.console import drawn, print_json
 from layerfold.cli.declared import declared
 from layerfold.errors import InputError
@@ -46,9 +46,7 @@ def search(
         if settings.pop("all"):
             source = ctx.get_parameter_source("remove")
             if source is not None and source.name == "COMMANDLINE":
-                first, last = settings["remove"]
-                given = first if first == last else f"{first}..{last}"
-                raise InputError(f"--remove {given} and --all; accepted: one of the two")
+                raise InputError(f"--remove {range_text(settings['remove'])} and --all; accepted: one of the two")
             settings["remove"] = None
         made = DropSearch(**settings)
         part = "" if made.part == "block" else f"-{made.part}"
