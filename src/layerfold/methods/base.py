@@ -58,12 +58,12 @@ class GroupAverage:
     weights and biases, is averaged. A gated FFN computes the same with a neuron's rows of `up` and `down` negated:
     there neurons are matched by the absolute correlation, and flipped where it is negative.
 
-    Blocks outside the groups are left alone.
+    Blocks outside the groups are left alone. A search compares all groupings that leave as many FFNs or blocks.
 
     Attributes:
         n: number of blocks in a group, counted from block 0; the last group may be shorter.
-        groups: instead of `n`, the first and last block of each group, as ``1-4,5-8``; or ``auto``, the best that a
-            search finds, with as many left as groups of `n` (2 by default) leave.
+        groups: instead of `n`, first and last block of each group, as ``1-4,5-8``; or ``auto``, a search for as many
+            groups as `n` (2 by default) makes.
         align: reorder neurons to match the anchor's, or average them in the order they have.
         anchor: block of each group that the others are aligned to.
 
