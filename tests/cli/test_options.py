@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
@@ -17,8 +18,9 @@ from layerfold.checkpoint.save import Format
 from layerfold.checkpoint.weights import DTYPES
 from layerfold.cli import options, recover
 from layerfold.cli.declared import declared, methods
+from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols
-from layerfold.methods import METHODS
+from layerfold.methods import METHODS, Collapse, Drop, Merge, Prune, Share
 from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
 from layerfold.planning import Plan
@@ -75,6 +77,70 @@ def test_a_method_of_the_registry_has_its_command(
     assert layerfold(*words, "--pace", "fats").err == (
         "layerfold: compress toy: Invalid value for '--pace': 'fats' is not one of 'slow', 'fast'\n"
     )
+
+
+GIVEN: list[tuple[str, Any]] = [
+    ("compress merge", Merge(n=3, align="none", anchor="last", tie=True)),
+    ("compress merge", Merge(groups="0-1,2-3")),
+    ("compress collapse", Collapse(n=2)),
+    ("compress collapse", Collapse(groups="1-2", align="none", anchor="middle")),
+    ("compress drop", Drop(random=2, part="ffn", seed=3)),
+    ("compress drop", Drop(fraction=0.25)),
+    ("compress drop", Drop(every=3, part="attention")),
+    ("compress drop", Drop(blocks="1,2")),
+    ("compress prune", Prune(nonzero="50%", criterion="wanda", scope="row", parts="ffn")),
+    ("compress prune", Prune(sparsity=0.25, structure="neurons+heads", criterion="taylor")),
+    ("compress share", Share(k=2, rank=5, base="mean", init="svd", ranks="allotted", align="none", anchor="last")),
+    ("compress share", Share(window="1:2")),
+    ("search drop", DropSearch(remove=(2, 3), strategy="beam", width=2, race=True, objective="kl", corpus="text")),
+    ("search drop", DropSearch(remove=(2, 2), part="ffn", tokens=3, test_tokens=4, context=5, rounds=6, seed=7)),
+    ("search drop", DropSearch(objective="repaired", finalists=2, calibration_tokens=3)),
+    ("search window", WindowSearch(k=(2, 3), share=Share(rank=5, base="anchor"), race=True, objective="kl", seed=1)),
+    ("search window", WindowSearch(corpus="text", calibration_tokens=3, tokens=4, test_tokens=5, context=6)),
+    ("plan", Plan(parameters="80%", points=1, finalists=3, corpus="text", calibration_tokens=4, repair_tokens=5)),
+    ("plan", Plan(speedup=1.5, tokens=6, test_tokens=7, rounds=8, seed=9)),
+    ("plan", Plan(perplexity="+10%")),
+]
+"""Commands, and what their options are to make; between them every field is given that is an option."""
+
+
+@pytest.mark.parametrize(("command", "wanted"), GIVEN, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_option_reaches_its_field(
+    layerfold: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, wanted: Any
+) -> None:
+    reached = []
+
+    def reach(*made: Any, **_: Any) -> None:
+        reached.extend(each for each in made if type(each) is type(wanted))
+        raise InputError("reached")
+
+    monkeypatch.setattr("layerfold.api.compress", reach)
+    for each in (DropSearch, WindowSearch, Plan):
+        monkeypatch.setattr(each, "__call__", reach)
+    done = layerfold(*command.split(), "--model", model, *words(wanted), "--output-dir", tmp_path / "out")
+    assert done.err == "layerfold: reached\n"
+    assert reached == [wanted]
+
+
+def words(configured: Any) -> Iterator[str]:
+    """The options that set what is not a default."""
+    for field in fields(configured):
+        value = getattr(configured, field.name)
+        if field.name == "share":
+            yield from words(value)
+        elif value != field.default:
+            yield f"--{field.name.replace('_', '-')}"
+            if value is not True:
+                yield "..".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def test_every_field_that_is_an_option_is_tried() -> None:
+    tried = {(type(wanted), word) for _, wanted in GIVEN for word in words(wanted) if word.startswith("--")}
+    not_options = {(Plan, "--rivals"), (WindowSearch, "--share")}
+    for each in (*METHODS.values(), DropSearch, WindowSearch, Plan):
+        for field in fields(each):  # type: ignore[arg-type]
+            option = (each, f"--{field.name.replace('_', '-')}")
+            assert (option in tried) == (option not in not_options), option
 
 
 @pytest.mark.parametrize("dataclass", DATACLASSES, ids=lambda each: each.__name__)
