@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is imported: no test may reach for the network
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,15 @@ def layerfold(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     return run
 
 
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of four blocks, written once."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    tiny("gpt2").save(folder)
+    return folder
+
+
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A checkpoint of four blocks."""
-    tiny("gpt2").save(tmp_path / "model")
-    return tmp_path / "model"
+def model(saved: Path, tmp_path: Path) -> Path:
+    """A copy of a checkpoint of four blocks."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
 from layerfold.errors import OutputError
+from layerfold.evaluators import EVALUATORS, Latency
+from layerfold.recovery import Finetune
 from layerfold.text.corpora import load_corpus
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -31,15 +31,8 @@ def test_compress_writes_what_plain_transformers_loads(
     done = layerfold("compress", method, "--model", model, "--n", 2, "--corpus", study_corpus, "--output-dir", out)
     assert done.code == 0, done.err
     assert "block  1 to  0: mean matched correlation" in done.out
-    script = (
-        "import sys, torch, transformers; assert 'layerfold' not in sys.modules;"
-        f"m = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r});"
-        "print(m(torch.arange(8)[None]).logits.double().sum().item())"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    plain = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    ours = load(out).decoder.model(torch.arange(8)[None]).logits.double().sum().item()
-    assert float(plain.stdout) == pytest.approx(ours, rel=1e-6)
+    ids = torch.arange(8)[None]
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(ids).logits, load(out).decoder.model(ids).logits)
     step = json.loads((out / "layerfold.json").read_text())["provenance"]["steps"][0]
     assert step["method"]["groups"] == "0-1,2-3"
     assert step["calibration"]["split"] == "calibration+train"
@@ -98,8 +91,12 @@ def test_eval_json_is_one_document_and_nothing_else(layerfold: Any, model: Path,
     assert {"parameters", "nonzero", "bytes", "flops_per_token"} <= set(scores["size"])
 
 
-def test_eval_measures_all_four(layerfold: Any, tmp_path: Path, study_corpus: str) -> None:
-    tiny("gpt2", n_positions=160).save(tmp_path / "long")  # the default prompts and lengths need some room
+def test_eval_measures_all_four(
+    layerfold: Any, tmp_path: Path, study_corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EVALUATORS, "latency", partial(Latency, rounds=3))
+    # The default prompts and lengths need some room; latency takes a time that grows with the depth.
+    tiny("gpt2", n_positions=160, n_layer=1).save(tmp_path / "long")
     done = layerfold("eval", tmp_path / "long", "--corpus", study_corpus, "--json")
     assert done.code == 0, done.err
     assert list(json.loads(done.out)) == ["perplexity", "size", "latency", "generation"]
@@ -127,11 +124,12 @@ def test_study_prints_a_table_and_leaves_a_page(layerfold: Any, model: Path, stu
     assert [variant["label"] for variant in json.loads(told.out)["variants"]] == ["base", "compressed_2"]
 
 
-def test_doctor_says_what_is_reachable(layerfold: Any) -> None:
+def test_doctor_says_what_is_reachable(layerfold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(layerfold("doctor", "--json").out)
     assert found["models"]["pocket"] == "embedded"
     assert found["models"]["Hub"].startswith("not reachable")
     assert found["speed"]["float32 GFLOP/s"] > 0
+    monkeypatch.setattr("layerfold.cli.doctor.matrix_product_rate", lambda *_: 1e9)
     assert "advice: float32" in layerfold("doctor").out
 
 
@@ -345,13 +343,19 @@ def test_recover_sets_what_it_is_told(layerfold: Any, model: Path, study_corpus:
 
 
 def test_a_setting_that_has_an_option_of_its_own_is_not_dropped(
-    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    reached = []
+
+    def recover(_: Any, recovery: Any, **__: Any) -> None:
+        reached.append(recovery)
+        raise OutputError("reached")
+
+    monkeypatch.setattr("layerfold.api.recover", recover)
     words = recover_words(model, study_corpus, tmp_path / "out", "--method", "finetune")
-    done = layerfold(*words, "--set", "learning_rate=2e-3", "--set", "freeze=['*.wte.*']")
-    assert done.code == 0, done.err
-    method = load(tmp_path / "out").provenance.steps[-1]["method"]
-    assert (method["learning_rate"], method["freeze"]) == (2e-3, ["*.wte.*"])
+    layerfold(*words, "--set", "learning_rate=2e-3", "--set", "freeze=['*.wte.*']", "--set", "report_to=wandb")
+    few = {"context": 16, "batch_size": 4, "validation_tokens": 64, "learning_rate": 2e-3, "freeze": ("*.wte.*",)}
+    assert reached == [Finetune(tokens=256, corpus=study_corpus, report_to="wandb", **few)]
 
 
 @pytest.mark.parametrize(
@@ -397,29 +401,25 @@ def test_a_refused_recovery_is_one_line_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_pattern_mended_after_it_was_refused_is_taken(
-    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+def test_recover_refused_before_any_work_can_be_mended(
+    layerfold: Any, model: Path, study_corpus: str, write: Any, tmp_path: Path
 ) -> None:
-    words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
-    refused = layerfold(*words, "--freeze", "*.wtf.*")
-    assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "freeze '*.wtf.*'" in refused.err
-    mended = layerfold(*words, "--freeze", "*.wte.*")
-    assert mended.code == 0, mended.err
-
-
-def test_recover_leaves_an_output_alone_unless_told(
-    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
-) -> None:
-    kept = tmp_path / "mine" / "notes.txt"
-    kept.parent.mkdir()
-    kept.write_text("mine")
+    kept = write("mine/notes.txt", "mine")
+    text = load_corpus(study_corpus, "train").documents[0].strip()
+    held_out = write("other.txt", "\n\n".join([text, *(f"document {i}" for i in range(12))]))
     words = recover_words(model, study_corpus, kept.parent, *FINETUNE)
-    refused = layerfold(*words)
-    assert (refused.code, refused.out, kept.read_text()) == (2, "", "mine")
-    assert "is not empty; --overwrite replaces it" in refused.err
-    assert not (tmp_path / "mine.training").exists(), "before any work"
-    assert layerfold(*words, "--overwrite").code == 0
+    for more, *said in (
+        ((), "is not empty; --overwrite replaces it"),
+        (("--overwrite", "--freeze", "*.wtf.*"), "freeze '*.wtf.*'"),
+        (("--overwrite", "--held-out", held_out), "1 documents stand in both", text[:30]),
+    ):
+        refused = layerfold(*words, *more)
+        assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+        assert all(each in refused.err for each in said)
+        assert kept.read_text() == "mine"
+        assert not (tmp_path / "mine.training").exists(), "before any work"
+    mended = layerfold(*words, "--overwrite", "--freeze", "*.wte.*", "--held-out", study_corpus)
+    assert mended.code == 0, mended.err
     assert not kept.exists()
     assert load(kept.parent).decoder.n_blocks == 4
     assert not (tmp_path / "mine.training").exists()
@@ -482,16 +482,3 @@ def test_a_recovery_that_diverges_is_one_line_and_says_what_is_left(
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert "training diverged at learning rate 100000" in done.err
     assert not (tmp_path / "out").exists()
-
-
-def test_recover_keeps_apart_from_what_is_held_out(
-    layerfold: Any, model: Path, study_corpus: str, write: Any, tmp_path: Path
-) -> None:
-    text = load_corpus(study_corpus, "train").documents[0].strip()
-    held_out = write("other.txt", "\n\n".join([text, *(f"document {i}" for i in range(12))]))
-    words = recover_words(model, study_corpus, tmp_path / "out", *FINETUNE)
-    refused = layerfold(*words, "--held-out", held_out)
-    assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "1 documents stand in both" in refused.err
-    assert text[:30] in refused.err
-    assert layerfold(*words, "--held-out", study_corpus).code == 0

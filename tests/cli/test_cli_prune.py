@@ -13,8 +13,6 @@ from tiny import assert_masks_equal, logits, tiny, token_ids
 from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
-from layerfold.cli import options
-from layerfold.methods.prune.method import CRITERIA, SCOPES, STRUCTURES
 from layerfold.model.masks import held
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -149,11 +147,6 @@ def test_neurons_go_by_taylor(layerfold: Any, model: Path, study_corpus: str, tm
         "smaller matrices, which every kernel profits from",
     ]
     assert load(tmp_path / "out").decoder.d_ffn == (96,) * 4
-
-
-def test_every_criterion_and_structure_that_there_is_can_be_typed() -> None:
-    for typed, known in ((options.Criterion, CRITERIA), (options.Structure, STRUCTURES), (options.Scope, SCOPES)):
-        assert sorted(each.value for each in typed) == sorted(known)
 
 
 def test_the_published_criterion_warns(layerfold: Any, model: Path, tmp_path: Path) -> None:

@@ -82,28 +82,6 @@ def test_auto_is_what_is_done_with_nothing_named_and_of_four_blocks(share: Any, 
     assert step(tmp_path / "out")["method"]["window"] == "0:4"
 
 
-@pytest.mark.parametrize(
-    ("words", "key", "value"),
-    [
-        (["--rank", 5], "rank", 5),
-        (["--base", "anchor"], "base", "anchor"),
-        (["--base", "mean"], "base", "mean"),
-        (["--init", "svd"], "init", "svd"),
-        (["--init", "zero"], "init", "zero"),
-        (["--ranks", "allotted"], "ranks", "allotted"),
-        (["--align", "none"], "align", "none"),
-        (["--anchor", "last"], "anchor", "last"),
-    ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
-)
-def test_every_option_reaches_the_method(share: Any, tmp_path: Path, words: list[object], key: str, value: Any) -> None:
-    defaults = {"name": "share", "window": "0:3", "rank": 8, "base": "fitted", "init": "data-svd"}
-    defaults |= {"ranks": "uniform", "align": "hungarian", "anchor": "first"}
-    done = share("--window", "0:3", *words)
-    assert done.code == 0, done.err
-    assert step(tmp_path / "out")["method"] == defaults | {key: value}
-
-
 def test_what_calibrates_is_what_is_asked_for(share: Any, tmp_path: Path) -> None:
     assert share("--window", "0:2", "--tokens", 300, "--seed", 3, "--format", "dense").code == 0
     kept = step(tmp_path / "out")

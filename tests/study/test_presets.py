@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tiny import Write, tiny
@@ -160,7 +160,7 @@ def test_the_command_takes_a_preset(
 
 
 def test_the_command_s_presets_are_those_that_there_are() -> None:
-    assert [each.value for each in Preset] == list(PRESETS)
+    assert get_args(Preset) == tuple(PRESETS)
 
 
 def test_a_file_and_a_preset_are_one_line(layerfold: Any, write: Write, asked: Any) -> None:

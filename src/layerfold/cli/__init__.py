@@ -5,30 +5,45 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from layerfold import __version__
 from layerfold.cli import compress, export, measure, plan, recover, report, search, study
+from layerfold.cli.command import Command, group
 from layerfold.errors import LayerfoldError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Make GPT-2-style language models smaller by their layers, and measure what that cost.",
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"layerfold {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Make decoder language models smaller by their layers, and measure what that cost."""
+
+
+app = group(
+    lambda: {
+        "compress": compress.app,
+        "search": search.app,
+        "plan": plan.command,
+        "recover": recover.command,
+        "export": Command(export.export),
+        "eval": Command(measure.evaluate),
+        "study": Command(study.study),
+        "generate": Command(study.generate),
+        "report": Command(report.report),
+        "doctor": Command(measure.doctor),
+    },
+    _root,
 )
-app.add_typer(compress.app, name="compress")
-app.add_typer(search.app, name="search")
-app.command("plan")(plan.plan)
-app.command("recover")(recover.recover)
-app.command("export")(export.export)
-app.command("eval")(measure.evaluate)
-app.command("study")(study.study)
-app.command("generate")(study.generate)
-app.command("report")(report.report)
-app.command("doctor")(measure.doctor)
 
 
 _USAGE: Any = typer.BadParameter.__mro__[1]

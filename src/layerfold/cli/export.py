@@ -25,18 +25,16 @@ def export(
     from layerfold.checkpoint.load import load
     from layerfold.checkpoint.peft import check_adapter_folder, save_adapter
 
-    if to is options.Form.peft:
+    if to == "peft":
         check_adapter_folder(output_dir, overwrite=overwrite)
     else:
         files.check_folder(output_dir, overwrite=overwrite)
     if not directory.is_dir():
         raise InputError(f"no checkpoint folder at {str(directory)!r}")
     model = load(directory)
-    if to is options.Form.peft:
+    if to == "peft":
         save_adapter(model, output_dir, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
-        written = to.value
+        written = "peft"
     else:
-        written = model.save(
-            output_dir, format=options.Format(to).value, overwrite=overwrite, dtype=options.dtype_of(save_dtype)
-        )
+        written = model.save(output_dir, format=to, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
     typer.echo(f"wrote {output_dir} ({written})")

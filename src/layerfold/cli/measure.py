@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="pocket, a checkpoint folder, a .gguf file or a Hub id.")],
+    model: options.ModelArgument,
     metrics: Annotated[str, typer.Option(help="Comma-separated.")] = "perplexity,size,latency,generation",
     corpus: Annotated[str | None, typer.Option(help="imdb, a file or folder, or a Hub data set id.")] = None,
     split: Annotated[
@@ -25,9 +25,7 @@ def evaluate(
         ),
     ] = None,
     limit_tokens: Annotated[int | None, typer.Option(help="Score this many tokens at most.")] = None,
-    protocol: Annotated[
-        options.ProtocolName, typer.Option(help="published repeats the published measurement.")
-    ] = options.ProtocolName.sound,
+    protocol: Annotated[options.Protocols, typer.Option(help="published repeats the published measurement.")] = "sound",
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
     as_json: options.AsJson = False,
@@ -48,7 +46,7 @@ def evaluate(
                 corpus=corpus,
                 split=split,
                 limit_tokens=limit_tokens,
-                protocol=protocol.value,
+                protocol=protocol,
                 progress=progress,
             )
             for name, score in measured:

@@ -4,48 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from layerfold import defaults
 from layerfold.cli import options
+from layerfold.cli.command import Command, field_options
 from layerfold.cli.console import drawn, print_json
+from layerfold.cli.declared import declared
 from layerfold.errors import InputError, OutputError
 
 
 def plan(
     model: options.ModelName = "pocket",
-    parameters: Annotated[
-        str | None, typer.Option(help="Budget: at most so many distinct parameters, as 82M or 66%.")
-    ] = None,
-    speedup: Annotated[float | None, typer.Option(help="Or: so many times as fast at least, as 1.5.")] = None,
-    perplexity: Annotated[str | None, typer.Option(help="Or: so much higher a perplexity at most, as +10%.")] = None,
-    points: Annotated[int, typer.Option(help="With --parameters: sizes on the way to it that are tried too.")] = 3,
-    finalists: Annotated[int, typer.Option(help="How many of the best are repaired on all of the text.")] = 2,
-    corpus: Annotated[
-        str | None,
-        typer.Option(help="Its calibration split calibrates, its validation split selects, its test split verifies."),
-    ] = None,
-    calibration_tokens: Annotated[
-        int, typer.Option(help="Calibration tokens that methods read activations from.")
-    ] = defaults.CALIBRATION_TOKENS,
-    repair_tokens: Annotated[
-        int, typer.Option(help="Calibration tokens that repairs are fitted to; a quarter of them while trying.")
-    ] = defaults.REPAIR_TOKENS,
-    tokens: Annotated[int, typer.Option(help="Selection tokens.")] = defaults.SELECTION_TOKENS,
-    test_tokens: Annotated[int, typer.Option(help="Test tokens.")] = defaults.LIMIT_TOKENS,
-    rounds: Annotated[int, typer.Option(help="Rounds of the latency comparison; 0 times nothing.")] = 12,
-    seed: options.Seed = 0,
-    format: options.FormatName = options.Format.compact,
+    format: options.FormatName = "compact",
     save_dtype: options.SaveDtypeName = None,
-    output_dir: Annotated[Path | None, typer.Option(help="The plan's folder; a plan in it goes on.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="Folder of the plan, which continues where it stopped.")
+    ] = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")] = (
-        False
-    ),
+    overwrite: options.KeepOthers = False,
     as_json: options.AsJson = False,
+    **settings: Any,
 ) -> None:
     """Find, build and verify the best model within a budget."""
     from rich.console import Console
@@ -57,20 +38,7 @@ def plan(
     from layerfold.report import print_plan, write_plan_csv, write_plan_html
     from layerfold.settings import yaml_text
 
-    planned = Plan(
-        parameters=parameters,
-        speedup=speedup,
-        perplexity=perplexity,
-        points=points,
-        finalists=finalists,
-        corpus=corpus,
-        calibration_tokens=calibration_tokens,
-        repair_tokens=repair_tokens,
-        tokens=tokens,
-        test_tokens=test_tokens,
-        rounds=rounds,
-        seed=seed,
-    )
+    planned = Plan(**settings)
     folder = output_dir or Path("runs") / f"{Path(model).name or model}-plan"
     written = folder / "model"
     if Path(model).resolve().is_relative_to(written.resolve()):
@@ -87,7 +55,7 @@ def plan(
         recipe = found.recipe(model, revision)
         write_text(folder / RESULT, json.dumps(found.to_json(), indent=1))
         with progress.doing(f"writing {written}"):
-            said = made.save(written, format=format.value, overwrite=True, dtype=options.dtype_of(save_dtype))
+            said = made.save(written, format=format, overwrite=True, dtype=options.dtype_of(save_dtype))
     write_text(folder / "recipe.yaml", yaml_text(recipe))
     write_plan_csv(found, folder / "trials.csv")
     write_plan_html(found, folder / "report.html", recipe)
@@ -96,3 +64,6 @@ def plan(
         return
     print_plan(found, Console())
     typer.echo(f"model: {written} ({said})\nrecipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")
+
+
+command = Command(plan, lambda: field_options(declared("layerfold.planning.plan", "Plan"), without=["rivals"]))

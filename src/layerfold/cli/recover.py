@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from layerfold.cli import options
+from layerfold.cli.command import Command, field_options
 from layerfold.cli.console import drawn
+from layerfold.cli.declared import declared
 from layerfold.errors import InputError
 
-
-class RecoveryName(StrEnum):
-    """How a model is trained."""
-
-    finetune = "finetune"
-    distill = "distill"
-    lowrank = "lowrank"
+RecoveryName = Literal["finetune", "distill", "lowrank"]
+_FIELDS = ("tokens", "corpus", "learning_rate", "freeze", "report_to")
+"""Fields of all recoveries that are options; the others are given by ``--set``."""
 
 
 def recover(
-    model: Annotated[str, typer.Argument(help="pocket, a checkpoint folder, a .gguf file or a Hub id.")],
+    model: options.ModelArgument,
     output_dir: options.OutputDir,
-    tokens: Annotated[int, typer.Option(help="Training tokens.")],
     method: Annotated[
         RecoveryName,
         typer.Option(
-            help="finetune learns the text, distill the teacher; lowrank the text, by deltas of shared FFNs alone."
+            "--method",
+            help="finetune learns the text, distill the teacher; lowrank the text, by deltas of shared FFNs alone.",
         ),
-    ] = RecoveryName.distill,
+    ] = "distill",
     teacher: Annotated[
-        str | None, typer.Option(help="What distill learns from; by default the base that the model was made from.")
+        str | None,
+        typer.Option("--teacher", help="Model to learn from; by default the base that the model was made from."),
     ] = None,
-    corpus: Annotated[str | None, typer.Option(help="Training text; by default the model's own.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="The highest; by default chosen on validation text.")
-    ] = None,
-    freeze: Annotated[
-        list[str] | None, typer.Option(help="Tensors not to train, as '*.wte.*'; may be repeated.")
-    ] = None,
-    settings: Annotated[
+    setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, as batch_size=16; may be repeated.")
     ] = None,
     held_out: Annotated[
         str | None,
         typer.Option(
-            help="Corpus whose test split, or another file all of which, must share no document with the training text."
+            "--held-out",
+            help="Corpus that must share no document with the training text: its test split, or all of a file.",
         ),
     ] = None,
-    report_to: Annotated[str | None, typer.Option(help="A tracker, as tensorboard or wandb.")] = None,
-    seed: Annotated[int, typer.Option(help="Orders the training text.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Orders the training text.")] = 0,
     format: Annotated[
         options.Format | None,
         typer.Option("--format", help="By default dense; compact where there are low-rank deltas to keep."),
@@ -60,8 +51,12 @@ def recover(
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
     overwrite: options.Overwrite = False,
+    **settings: Any,
 ) -> None:
-    """Train a model, as what compression has broken. Killed, it goes on where it was when started again."""
+    """Train a compressed model to recover quality.
+
+    A run that was stopped continues where it was when it is started again.
+    """
     from layerfold import api, files
     from layerfold.checkpoint.load import load
     from layerfold.model import deltas
@@ -69,14 +64,7 @@ def recover(
     from layerfold.recovery.workspace import clear
     from layerfold.study.recipe import build_recovery
 
-    given = {
-        "tokens": tokens,
-        "corpus": corpus,
-        "learning_rate": learning_rate,
-        "freeze": freeze or None,
-        "report_to": report_to,
-    }
-    recovery = build_recovery(method.value, _merged(given, settings or []))
+    recovery = build_recovery(method, _merged(settings, setting or []))
     files.check_folder(output_dir, overwrite=overwrite)
     training_dir = output_dir.with_name(f"{output_dir.name}.training")
     with drawn(is_main()) as progress:
@@ -92,9 +80,9 @@ def recover(
             overwrite=overwrite,
             progress=progress,
         )
-        kept = format or (options.Format.compact if deltas.ranks(after.decoder) else options.Format.dense)
+        kept: options.Format = format or ("compact" if deltas.ranks(after.decoder) else "dense")
         if is_main():
-            written = after.save(output_dir, format=kept.value, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
+            written = after.save(output_dir, format=kept, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
         clear(training_dir)
     if not is_main():
         return
@@ -125,3 +113,6 @@ def _merged(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {setting!r}; accepted: key=value, each key once, and not one given as an option")
         merged[key] = read_value(value)
     return merged
+
+
+command = Command(recover, lambda: field_options(declared("layerfold.recovery.base", "Recovery"), _FIELDS, unset=True))

@@ -99,10 +99,10 @@ def _run(
     from layerfold.study.study import Study
 
     if recipe is not None and preset is not None:
-        raise InputError(f"recipe {str(recipe)!r} and preset {preset.value!r}; accepted: one of the two")
+        raise InputError(f"recipe {str(recipe)!r} and preset {preset!r}; accepted: one of the two")
     read = read_recipe(recipe) if recipe is not None else None
     name = model or (read.base if read is not None else POCKET)
-    chosen_preset = (preset or options.Preset.default).value
+    chosen_preset = preset or "default"
     kind = recipe.stem if recipe is not None else _FOLDERS.get(chosen_preset, chosen_preset)
     folder = output_dir or Path("runs") / f"{Path(name).name or name}-{kind}"
     revision = read.revision if read is not None and model is None else None

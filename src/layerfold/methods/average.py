@@ -27,13 +27,14 @@ class GroupAverage(Method):
     weights and biases, is averaged. A gated FFN computes the same with a neuron's rows of `up` and `down` negated:
     there neurons are matched by the absolute correlation, and flipped where it is negative.
 
+    Blocks outside the groups are left alone. A search compares all groupings that leave as many FFNs or blocks.
+
     Attributes:
-        n: group size; the groups are consecutive from block 0, the last one shorter where the depth is no multiple.
-        groups: instead of `n`, inclusive ranges of block indices as ``"1-4,5-8"``; other blocks are left alone. Or
-            ``auto``: of all groupings that leave as many FFNs or blocks as groups of `n` would (2 where it is None),
-            the best that a search finds.
-        align: ``hungarian``, or ``none`` to average neurons in the order they have.
-        anchor: the block of each group that the others are aligned to.
+        n: number of blocks in a group, counted from block 0; the last group may be shorter.
+        groups: instead of `n`, first and last block of each group, as ``1-4,5-8``; or ``auto``, a search for as many
+            groups as `n` (2 by default) makes.
+        align: reorder neurons to match the anchor's, or average them in the order they have.
+        anchor: block of each group that the others are aligned to.
 
     Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3, which
     flips none.

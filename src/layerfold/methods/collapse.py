@@ -13,7 +13,10 @@ from layerfold.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Collapse(GroupAverage):
-    """Replace each group of blocks by its anchor, whose FFN becomes the group's average."""
+    """Replace each group of blocks by one with the average of their FFNs.
+
+    The block that stays is the group's anchor.
+    """
 
     name: ClassVar[str] = "collapse"
     version: ClassVar[int] = 2

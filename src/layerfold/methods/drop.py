@@ -18,16 +18,19 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True, kw_only=True)
 class Drop(Method):
-    """Remove blocks, or the attention or the FFN of blocks; what is left stays as it is.
+    """Remove blocks, or the attention or the FFN of blocks.
+
+    What is left stays as it is. Attention and FFN go with the norm before them. A fraction is rounded to a whole number
+    of blocks (a half to the even one), and is one block at least. `blocks` may also be one index, or several, as
+    numbers.
 
     Attributes:
-        blocks: indices and inclusive ranges, as ``"1,3"`` or ``"0,2-4"``; also one index, or several, as numbers.
-        random: instead, how many to draw at random.
-        fraction: instead, what share of the depth to draw at random, above 0 and below 1: rounded to a whole number
-            of blocks (a half to the even one), and one at least.
-        every: instead, all but blocks 0, every, 2 * every ...
-        part: ``block``; or ``attention`` or ``ffn``, which go with the norm before them while the block stays.
-        seed: of the draw.
+        blocks: indices of the blocks to remove, from 0, as ``1,3`` or ``0,2-4``.
+        random: instead of `blocks`, the number of blocks to draw at random.
+        fraction: instead of `blocks`, the share of the depth to draw at random, above 0 and below 1.
+        every: instead of `blocks`, remove all but blocks 0, EVERY, 2 * EVERY ...
+        part: remove the blocks themselves, or only their attention or FFN.
+        seed: seed of the random draw.
 
     Source: He et al., "What Matters in Transformers? Not All Attention is Needed", 2024, removes each of the three.
     """

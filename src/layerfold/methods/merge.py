@@ -13,12 +13,13 @@ from layerfold.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Merge(GroupAverage):
-    """Give each block of a group the average of the group's FFNs; LayerNorms and attention stay each block's own.
+    """Give each block of a group the average of the group's FFNs.
 
-    The published code gave the average to the first block of each group only; its description, and this, to all.
+    Depth, norms and attention stay. The published code gave the average to the first block of each group only; its
+    description, and this, to all.
 
     Attributes:
-        tie: let the blocks of a group share one stored FFN, which a compact checkpoint keeps once.
+        tie: store one FFN for each group, which a compact checkpoint keeps once.
     """
 
     tie: bool = False

@@ -42,18 +42,18 @@ class Plan:
     best of those is what the plan is. See `Front`.
 
     Attributes:
-        parameters: how many distinct ones at most, as ``82M`` or ``66%``;
-        speedup: or how many times as fast at least, as 1.5;
-        perplexity: or how much higher at most, as ``+10%``.
-        points: sizes between the budget's and the model's that are tried besides, to show the front.
-        finalists: how many are repaired on all of the text.
-        rivals: whether to try what each method by itself comes to.
-        corpus: whose ``calibration``, ``validation`` and ``test`` splits calibrate, select and verify; None takes the
-            model's own.
-        calibration_tokens: what methods read activations from.
-        repair_tokens: what repairs are fitted to, a quarter of it in trials.
-        tokens, test_tokens: of the selection text, and of the test text.
-        rounds: of the latency comparison; 0 times nothing, which a budget of speed does not admit.
+        parameters: largest number of distinct parameters, as ``82M``, or their percentage, as ``66%``.
+        speedup: instead of `parameters`, the least speed-up, as 1.5.
+        perplexity: instead of `parameters`, the largest rise of perplexity, as ``+10%``.
+        points: with `parameters`, sizes between the budget and the whole model that are tried too.
+        finalists: number of the best candidates that are repaired on all of the text.
+        rivals: try what each method by itself comes to.
+        corpus: text that calibrates, selects (validation split) and verifies (test split); by default the model's own.
+        calibration_tokens: calibration tokens that methods read activations from.
+        repair_tokens: calibration tokens that repairs are fitted to; trials read a quarter.
+        tokens: selection tokens.
+        test_tokens: test tokens.
+        rounds: rounds of the latency comparison; 0 times nothing.
         seed: orders the calibration documents.
     """
 

@@ -44,25 +44,27 @@ class Recovery:
     """Train a model on the ``train`` split of a corpus, and keep the weights that did best on its ``validation`` split.
 
     AdamW over packed windows without padding; dropout is off. The weights that training begins with count among those
-    kept: a model that training does not improve stays as it is.
+    kept: a model that training does not improve stays as it is. In the patterns of `freeze`, ``*`` and ``?`` stand for
+    any characters and any one. The learning rates that are tried are `LEARNING_RATES`.
 
     Attributes:
-        tokens: of training text, rounded down to whole steps; text that is shorter is read again in another order.
-        corpus: see `corpora`; None takes the one that fits the model.
-        context: window length in tokens; None takes the model's maximum, 256 at most.
-        batch_size: windows a step, over all devices.
-        accumulation: in how many pieces a step's windows are run, to save memory.
-        learning_rate: the highest; None chooses among `LEARNING_RATES` by short runs judged on validation text.
+        tokens: training tokens, rounded down to whole steps; shorter text is read again in another order.
+        corpus: training text; by default the model's own.
+        context: length of the text's windows in tokens; by default the model's maximum, 256 at most.
+        batch_size: windows of a step, over all devices.
+        accumulation: number of pieces in which a step's windows are run, to save memory.
+        learning_rate: highest learning rate; by default chosen on validation text, by short runs.
         search_fraction: length of such a run, as a fraction of `tokens`.
         warmup: fraction of the steps in which the learning rate rises to its highest.
         schedule: how it falls afterwards: ``linear`` or ``cosine`` to zero, or ``constant``.
-        weight_decay: AdamW's, of weights but not of biases and norms.
+        weight_decay: weight decay of AdamW, of weights but not of biases and norms.
         clip: largest norm of the gradient.
-        freeze: patterns of parameter names (``*`` and ``?``) that are not trained.
-        validation_tokens: of validation text.
-        evaluations: how often validation text is scored and a checkpoint written, evenly spread; the last at the end.
-        patience: stop after so many evaluations without a better one; None trains to the end.
-        report_to: a tracker that transformers' Trainer knows, as ``tensorboard`` or ``wandb``. Changes no number.
+        freeze: names of tensors that are not trained, as ``*.wte.*``.
+        validation_tokens: validation tokens.
+        evaluations: number of times, evenly spread, that validation text is scored and a checkpoint written; the last
+            at the end.
+        patience: stop after this many evaluations without a better one; by default train to the end.
+        report_to: tracker of transformers' Trainer, as ``tensorboard`` or ``wandb``; it changes no figure.
     """
 
     tokens: int

@@ -39,24 +39,27 @@ _SCORES = "scores-*.safetensors"
 class DropSearch:
     """Find the blocks that a model does best without.
 
+    `remove` is the first and last of a range; None tries every number that leaves a block. A race is faster by far, but
+    lists only the candidates that ran to the end (see `selection.Selection`). The objective ``kl`` is the divergence
+    from the whole model. For ``repaired`` (see `Repairs`) candidates are ranked with each block refitted by itself,
+    from moments that serve all of them; the best of each number are ranked once more after the whole repair.
+
     Attributes:
-        remove: how many to remove, first and last of a range; None for every number that leaves a block.
-        part: ``block``, or ``attention`` or ``ffn`` to remove only that of a block.
-        strategy: ``exhaustive`` looks at all sets of a size, ``greedy`` and ``beam`` at those that add one to the
-            best set, or to the best `width` sets, of the size below.
-        width: of the beam.
-        race: give up on a candidate as soon as others are clearly better: faster by far, but only those that ran to
-            the end are listed. See `selection.Selection`.
-        objective: ``perplexity``; ``kl``, the divergence from the model as it is; or ``repaired``, the perplexity of
-            what is left after a repair (see `Repairs`): candidates are ranked with each block refitted by itself, from
-            moments that serve all of them, the best of each number once more after the whole repair.
-        finalists: with ``repaired``, how many are repaired wholly of each number.
-        corpus: whose ``validation`` split selects and whose ``test`` split judges, and to whose ``calibration`` split
-            repairs are fitted; None takes the model's own.
-        tokens, test_tokens, calibration_tokens: of the three; blocks by themselves are refitted to a quarter of the
-            last.
-        context: window length; None takes the model's maximum, 2,048 at most.
-        rounds: of the latency comparison; 0 times nothing.
+        remove: number of blocks to remove, as 2, or a range, as 1..3.
+        part: remove the blocks themselves, or only their attention or FFN.
+        strategy: try all sets of each size, or extend the best set (``greedy``) or the best `width` sets (``beam``) by
+            one block.
+        width: number of sets of each size that ``beam`` extends.
+        race: give up on candidates that are clearly behind.
+        objective: what candidates are compared by; ``repaired`` is the perplexity after a repair.
+        finalists: with ``repaired``, the number of candidates of each size that are repaired on all of the text.
+        corpus: text that selects (validation split), judges (test split) and repairs (calibration split); by default
+            the model's own.
+        tokens: selection tokens.
+        test_tokens: test tokens.
+        calibration_tokens: with ``repaired``, the calibration tokens of a whole repair; quick repairs read a quarter.
+        context: length of the text's windows in tokens; by default the model's maximum, 2,048 at most.
+        rounds: rounds of the latency comparison; 0 times nothing.
         seed: orders the windows of a race, and the calibration documents.
     """
 

@@ -43,15 +43,16 @@ class WindowSearch:
     Memory holds the base and the deltas of one window at a time; those of the others are in temporary files.
 
     Attributes:
-        k: how many blocks share, first and last of a range.
-        share: how they do; its ``window`` is ``auto`` and its ``k`` is not looked at.
-        race: give up on a window as soon as others are clearly better. See `Selection`.
-        objective: ``perplexity``, or ``kl``, the divergence from the model as it is.
-        corpus: whose ``calibration`` split calibrates, whose ``validation`` split selects and whose ``test`` split
-            judges; None takes the model's own.
-        calibration_tokens, tokens, test_tokens: of the three.
-        context: window length of the last two; None takes the model's maximum, 2,048 at most.
-        seed: orders the calibration text, and the windows of a race.
+        k: number of consecutive blocks that share, as 4, or a range, as 2..6.
+        share: how they share; its `window` is ``auto``, and its `k` is ignored.
+        race: give up on windows that are clearly behind.
+        objective: what windows are compared by; ``kl`` is the divergence from the whole model.
+        corpus: text that calibrates, selects (validation split) and judges (test split); by default the model's own.
+        calibration_tokens: calibration tokens.
+        tokens: selection tokens.
+        test_tokens: test tokens.
+        context: length of the text's windows in tokens; by default the model's maximum, 2,048 at most.
+        seed: orders the calibration documents, and the windows of a race.
     """
 
     k: tuple[int, int] = (4, 4)

@@ -44,23 +44,27 @@ _SPEED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Method):
-    """Zero the weights that a criterion misses least, or remove neurons by it.
+    """Set weights to zero, or remove neurons and heads, to a budget.
+
+    Weights that are zero stay zero. `nonzero` may be a number too. It is met exactly; by neurons to the nearest whole
+    number of them, at what they hold on average; by neurons and heads it is not exceeded. `sparsity`, from 0 to below
+    1, is the share of the neurons, or of the parameters of neurons and heads, where these go.
+
+    ``magnitude`` reads the weights alone; ``wanda`` and ``sparsegpt`` read activations; ``taylor``, for neurons and
+    heads, reads gradients; ``published`` is the magnitude over every ``nn.Linear``, which in a GPT-2 is the LM head
+    alone, and with it the token embedding. ``2:4`` is two of every four neighbours in a row, which leaves half;
+    ``neurons+heads`` ranks both together. The default scope is global for magnitude, rows for wanda, matrices for
+    sparsegpt and for neurons (one FFN each), and global for neurons and heads.
 
     Attributes:
-        nonzero: how many parameters of the whole model may be other than zero: a count as ``104690000`` or
-            ``"104.69M"``, or a percentage of the parameters, as ``"84.13%"``. Met exactly; by neurons to the
-            nearest whole number of them, at what they hold on average; by neurons and heads not exceeded.
-        sparsity: instead, the share of the weights (of the neurons; of the parameters of neurons and heads) of `parts`
-            that is to be zero (to go), from 0 to below 1.
-        criterion: ``magnitude``; ``wanda`` and ``sparsegpt``, which read activations; ``taylor``, for neurons and
-            heads, which reads gradients; or ``published``: magnitude over every ``nn.Linear``, which in a GPT-2 is the
-            LM head alone, and with it the token embedding.
-        structure: ``unstructured``; ``2:4``, two of every four neighbours in a row, which leaves half; ``neurons``:
-            whole neurons of the FFNs; ``neurons+heads``: those and whole heads of the attentions, by one ranking.
-        scope: where the lowest are chosen: ``global``, in each ``matrix`` (each FFN), or in each ``row`` of one. By
-            default as the criterion was published: global, by row, and by matrix for sparsegpt; neurons by FFN; neurons
-            and heads globally.
-        parts: which matrices, of ``attention``, ``ffn``, ``embeddings`` and ``head``, separated by commas.
+        nonzero: number of non-zero parameters that the whole model keeps, as ``104.69M``, or their percentage, as
+            ``84.13%``.
+        sparsity: instead of `nonzero`, the share of the weights in `parts` that becomes zero, as 0.3.
+        criterion: which weights go first; ``wanda``, ``sparsegpt`` and ``taylor`` read calibration text.
+        structure: remove single weights, two of every four, whole FFN neurons, or FFN neurons and attention heads.
+        scope: where weights are compared: in the whole model, in each matrix, or in each row; by default as the
+            criterion was published.
+        parts: matrices to prune: some of ``attention``, ``ffn``, ``embeddings`` and ``head``, separated by commas.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015 (magnitude); Sun et
     al., 2023 (Wanda); Frantar and Alistarh, 2023 (SparseGPT); Molchanov et al., 2019 (Taylor).

@@ -31,22 +31,25 @@ _K = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Share(Method):
-    """Write the FFN matrices of consecutive blocks as W_l = W_c + A_l B_l; biases and norms stay each block's own.
+    """Let consecutive blocks share one FFN, with a low-rank delta for each.
+
+    Each FFN matrix becomes W_l = W_c + A_l B_l; biases and norms stay each block's own. Where `base` or `init` read
+    text, biases make up for what is missed on the mean. With ranks ``allotted``, `rank` is the mean rank, weighted by
+    what one more takes.
 
     Neurons are first reordered to match the anchor's by the correlation of their activations, and flipped where gated:
     see `GroupAverage`.
 
     Attributes:
-        window: ``START:K``, the K blocks from START on; or ``auto``: what a search over all windows finds best.
-        k: with ``auto``, how many blocks; 4 where it is None.
-        rank: of the deltas; with ``ranks`` allotted, their mean rank, weighted by what one more takes.
-        base: W_c: the ``anchor``'s matrix, the ``mean`` of all, or one ``fitted`` in turn with the deltas.
-        init: deltas that miss least of the matrices' outputs on calibration text (``data-svd``), least of the
-            matrices (``svd``), or that begin as ``zero``. Where text is read for base or deltas, biases make up for
-            what is missed on the mean.
-        ranks: ``uniform``, or ``allotted`` to blocks and matrices by their singular values within the same budget.
-        align: ``hungarian``, or ``none`` to share neurons in the order they have.
-        anchor: the block of the window that the others are aligned to.
+        window: consecutive blocks that share: ``START:K``, the K blocks from START on; or ``auto``, the best that a
+            search finds.
+        k: number of blocks, with `window` auto (default: 4).
+        rank: rank of the deltas; 0 shares without any.
+        base: FFN that is shared: the anchor's, the mean, or one fitted with the deltas.
+        init: deltas that fit the outputs on calibration text, that fit the weights, or zero.
+        ranks: the same rank for all deltas, or ranks allotted by singular values within the same budget.
+        align: reorder neurons to match the anchor's, or share them in the order they have.
+        anchor: block of the window that the others are aligned to.
 
     Source: the decomposition is LoRA's (Hu et al., 2021, equation 3) over a shared base; the alignment that of Verma
     and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3.
