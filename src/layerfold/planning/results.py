@@ -14,7 +14,7 @@ from layerfold.errors import OutputError
 from layerfold.planning.budget import Budget
 from layerfold.planning.candidates import Candidate
 from layerfold.planning.trials import Trial, as_json
-from layerfold.search.results import FORMAT_VERSION, HeldOut, Timing, bounds
+from layerfold.search.results import FORMAT_VERSION, HeldOutScore, Timing, bounds
 
 RESULT = "plan.json"
 LABEL = "planned"
@@ -33,7 +33,7 @@ class Winner:
 
     candidate: Candidate
     trial: Trial
-    test: HeldOut
+    test: HeldOutScore
     latency: Timing | None
 
 
@@ -59,7 +59,7 @@ class Planned:
     text: dict[str, Any]
     test_text: dict[str, Any]
     base: Trial
-    base_test: HeldOut
+    base_test: HeldOutScore
     base_latency: Timing | None = None
     trials: Sequence[Trial]
     winner: Winner
@@ -148,7 +148,7 @@ def check_model(folder: Path, model: Model) -> None:
         )
 
 
-def _held_out(test: HeldOut) -> dict[str, Any]:
+def _held_out(test: HeldOutScore) -> dict[str, Any]:
     return {"perplexity": bounds(test.perplexity), "versus_base": bounds(test.versus_base)}
 
 

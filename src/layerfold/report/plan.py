@@ -24,7 +24,7 @@ from layerfold.report.search import (
     certain,
 )
 from layerfold.report.tables import Table, shown
-from layerfold.search.results import HeldOut, Timing
+from layerfold.search.results import HeldOutScore, Timing
 
 PlanColumn = SearchColumn[Planned, Trial]
 
@@ -49,7 +49,7 @@ def standing(planned: Planned, trial: Trial) -> str:
     return "finalist" if trial.whole else "front" if trial in planned.front else ""
 
 
-def held_out(planned: Planned, trial: Trial) -> HeldOut | None:
+def held_out(planned: Planned, trial: Trial) -> HeldOutScore | None:
     """Return what a trial comes to on the test text, or None where it was not measured on it."""
     tests = (planned.base, planned.base_test), (planned.winner.trial, planned.winner.test)
     return next((measured for each, measured in tests if each == trial), None)

@@ -75,6 +75,11 @@ class Selection:
         self.finished: list[Blocks] = []
         self.given_up = self.scored = self.all_windows = 0
 
+    @property
+    def work(self) -> dict[str, int]:
+        """How often a candidate was scored on a window, and how often it would have been without a race, as JSON."""
+        return {"scored_windows": self.scored, "windows_of_all_candidates": self.all_windows}
+
     def __call__(self, groups: Groups, keep: int) -> dict[int, list[Blocks]]:
         """Return the best of each group, so many, best first."""
         running = {count: list(candidates) for count, candidates in groups.items()}
