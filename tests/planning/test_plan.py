@@ -24,7 +24,7 @@ from layerfold.planning import front as front_module
 from layerfold.planning import order as order_module
 from layerfold.planning import trials as trials_module
 from layerfold.planning.budget import Budget, read_budget
-from layerfold.planning.candidates import Candidate, count, narrowed, outline, rivals, sizes
+from layerfold.planning.candidates import Configuration, count, narrowed, outline, rivals, sizes
 from layerfold.planning.front import Front
 from layerfold.planning.speed import Speeds
 from layerfold.planning.trials import Texts, Trials
@@ -145,8 +145,10 @@ class TestForms:
         assert dropped.methods == (Drop(blocks=(1, 2)),)
 
     def test_a_row_is_what_a_recipe_reads(self) -> None:
-        candidate = Candidate("drop + prune", (Drop(blocks=(1,)), Prune(sparsity=0.5, structure="neurons")), "refit")
-        (variant,) = read_recipe({"variants": [candidate.row("planned")]}).variants
+        candidate = Configuration(
+            "drop + prune", (Drop(blocks=(1,)), Prune(sparsity=0.5, structure="neurons")), "refit"
+        )
+        (variant,) = read_recipe({"variants": [{"label": "planned", **candidate.row}]}).variants
         assert (variant.method, variant.repair) == (candidate.method, "refit")
 
 
@@ -174,7 +176,7 @@ class TestTrials:
         trials = self.trials(model, text)
         blocks = trials.without(1)
         assert blocks is not None
-        trials.quick(Candidate("drop", (Drop(blocks=blocks),), "refit+attention"))
+        trials.quick(Configuration("drop", (Drop(blocks=blocks),), "refit+attention"))
         assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
 
     def test_sets_go_on_from_those_that_were_kept(self, text: str, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ class TestTrials:
     def test_what_was_tried_is_not_tried_again(
         self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        candidate = Candidate("drop", (Drop(blocks="1"),), "refit")
+        candidate = Configuration("drop", (Drop(blocks="1"),), "refit")
         first = self.trials(tiny("gpt2"), text, tmp_path)
         blocks, tried = first.without(2), first.quick(candidate)
         monkeypatch.setattr(trials_module, "apply", None)
@@ -238,7 +240,7 @@ class TestTrials:
         ["", "[]", "{", '{"a": 1}', '{"KEY": 5}', '{"KEY": [null]}', '{"KEY": ["a", 1, 2, 3]}', '{"KEY": {}}'],
     )
     def test_a_damaged_file_is_as_if_there_were_none(self, text: str, tmp_path: Path, content: str) -> None:
-        candidate = Candidate("drop", (Drop(blocks="1"),), "none")
+        candidate = Configuration("drop", (Drop(blocks="1"),), "none")
         first = self.trials(tiny("gpt2"), text, tmp_path)
         tried = first.quick(candidate)
         (key,) = json.loads((tmp_path / trials_module.FILE).read_text())
@@ -246,7 +248,7 @@ class TestTrials:
         assert self.trials(tiny("gpt2"), text, tmp_path).quick(candidate) == tried
 
     def test_a_trial_is_what_compress_and_perplexity_come_to(self, text: str) -> None:
-        candidate = Candidate("drop + prune", (Drop(blocks=(1,)), _NEURONS), "refit+attention")
+        candidate = Configuration("drop + prune", (Drop(blocks=(1,)), _NEURONS), "refit+attention")
         trial, made = self.trials(tiny("gpt2"), text).whole(candidate)
         expected = layerfold.compress(
             tiny("gpt2"),
@@ -290,7 +292,7 @@ class TestPlan:
         assert found.met
         assert count(made.decoder) == found.winner.trial.parameters <= budget
         within = [trial for trial in found.trials if not trial.whole and trial.parameters <= budget]
-        quick = next(t for t in within if t.row == found.winner.trial.row)
+        quick = next(t for t in within if t.configuration == found.winner.trial.configuration)
         ranked = sorted(trial.perplexity for trial in within)
         assert quick.perplexity <= ranked[1]  # one of the two finalists
         assert {trial.family for trial in found.trials} >= {"base", "drop", "prune"}

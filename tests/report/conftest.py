@@ -9,11 +9,10 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from plans import MADE, TRIALS, trial
+from plans import TRIALS, trial
 
 from layerfold.maths.intervals import Interval
-from layerfold.planning import Budget, Planned, Trial
-from layerfold.planning.candidates import Candidate as Made
+from layerfold.planning import Budget, Evaluation, Planned
 from layerfold.planning.results import Winner
 from layerfold.records import Record, Results
 from layerfold.search import FoundWindows, Window
@@ -425,7 +424,7 @@ def make_plan() -> Callable[..., Planned]:
     def make(
         kind: str = "parameters",
         value: float = 4594106,
-        trials: Sequence[Trial] = TRIALS,
+        trials: Sequence[Evaluation] = TRIALS,
         versus_base: Interval | None = None,
         speedup: Interval | None = None,
         timed: bool = True,
@@ -457,7 +456,6 @@ def make_plan() -> Callable[..., Planned]:
             "base_test": on_test(1.25 * BASE_PERPLEXITY, 1.25 * BASE_PERPLEXITY),
             "trials": (base, *trials),
             "winner": Winner(
-                Made(best.family, MADE[best.family], best.repair),
                 best,
                 HeldOutScore(ratio.map(lambda factor: 1.25 * BASE_PERPLEXITY * factor), ratio),
                 Timing(Interval(4.75, 4.5, 5.0), faster) if timed else None,

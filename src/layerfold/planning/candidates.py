@@ -1,4 +1,4 @@
-"""What a plan tries: what takes blocks or FFNs away, and how many neurons and heads go besides to reach a size."""
+"""Configurations that a plan tries: methods that remove blocks or FFNs, and then neurons and heads to reach a size."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ _SAID: dict[str, Callable[[Any], str]] = {
     "prune": lambda prune: f"prune {100 * prune.sparsity:.0f}% of {prune.structure.replace('+', ' and ')}",
 }
 WHOLE: Level = "refit+attention"
+_LEVELS: tuple[Level, Level] = ("none", WHOLE)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A way to make the model smaller.
+class Configuration:
+    """Methods in order, and the repair that follows.
 
     Attributes:
-        family: what kind of way that is, as a plot groups it.
-        methods: what is done, in order.
-        repair: and what follows.
+        family: its kind, by which plots group.
     """
 
     family: str
@@ -42,7 +41,7 @@ class Candidate:
 
     @property
     def method(self) -> Method | Steps:
-        """What is done, as one."""
+        """The methods as one."""
         return self.methods[0] if len(self.methods) == 1 else Steps(self.methods)
 
     @property
@@ -51,29 +50,12 @@ class Candidate:
         done = [_SAID[method.name](method) for method in self.methods] or ["as it is"]
         return " + ".join(done) + (", repaired" if self.repair != "none" else "")
 
-    def row(self, label: str) -> dict[str, Any]:
-        """Return it as a recipe's row."""
-        steps = [{each.name: settings_of(each)} for each in self.methods]
+    @property
+    def row(self) -> dict[str, Any]:
+        """A recipe's row, without its label."""
+        steps = [{method.name: settings_of(method)} for method in self.methods]
         made = steps[0] if len(steps) == 1 else {Steps.name: steps}
-        return {"label": label, **made, **({} if self.repair == "none" else {"repair": self.repair})}
-
-
-def narrowed(decoder: Decoder, methods: Sequence[Method], size: int) -> tuple[Method, ...] | None:
-    """Return methods with as much removed after them, of neurons and heads, as it takes to have so many parameters.
-
-    Nothing is removed where the methods by themselves come to no more. What goes is what the loss misses least for its
-    size (criterion taylor).
-
-    Returns:
-        None where an FFN would be left without neurons.
-    """
-    left = sizes(decoder, methods)
-    if left.parameters <= size:
-        return tuple(methods)
-    removed = left.parameters - size
-    if removed > left.removable:
-        return None
-    return (*methods, Prune(sparsity=removed / left.units, structure="neurons+heads", criterion="taylor"))
+        return {**made, **({} if self.repair == "none" else {"repair": self.repair})}
 
 
 @dataclass(frozen=True)
@@ -82,8 +64,8 @@ class Sizes:
 
     Attributes:
         parameters: of the whole model.
-        units: that go with neurons and heads.
-        removable: of those, how many can go.
+        units: of neurons and heads.
+        removable: of the neurons and heads that can go.
     """
 
     parameters: int
@@ -98,32 +80,52 @@ def sizes(decoder: Decoder, methods: Sequence[Method]) -> Sizes:
     return Sizes(count(left), sum(int(each.sizes.sum()) for each in found), units.removable(found))
 
 
-def rivals(decoder: Decoder, size: int, order: Iterable[tuple[int, ...]]) -> Iterator[Candidate]:
-    """Yield what each method by itself comes to at a size, as it is and repaired; nothing of one that cannot be.
+def narrowed(decoder: Decoder, methods: Sequence[Method], size: int) -> tuple[Method, ...] | None:
+    """Return methods, followed by the removal of enough neurons and heads to reach a number of parameters.
+
+    Nothing is removed where the methods by themselves reach it. Those go whose removal raises the loss least for their
+    size (criterion taylor).
+
+    Returns:
+        None where an FFN would be left without neurons.
+    """
+    left = sizes(decoder, methods)
+    removed = left.parameters - size
+    if removed <= 0:
+        return tuple(methods)
+    if removed > left.removable:
+        return None
+    return (*methods, Prune(sparsity=removed / left.units, structure="neurons+heads", criterion="taylor"))
+
+
+def rivals(decoder: Decoder, size: int, order: Iterable[tuple[int, ...]]) -> Iterator[Configuration]:
+    """Yield each method by itself at the mildest setting that reaches a size, with and without repair.
+
+    A method that the model does not admit, or that does not reach the size, is left out.
 
     Args:
-        order: sets of blocks to drop, none and then one more each; no more of them are asked for than it takes.
+        order: sets of blocks to drop, none and then one more each; read no further than needed.
     """
     depth = decoder.n_blocks
-    dropped: Iterable[Method] = (Drop(blocks=blocks) for blocks in order if blocks)
-    collapsed: list[Method] = [Collapse(n=n) for n in range(2, depth + 1)]
-    merged: list[Method] = [Merge(n=n, tie=True) for n in range(2, depth + 1)]
-    # The first block stays by itself where it can: sharing it costs most, as a rule.
-    shared: list[Method] = [Share(window=f"{min(1, depth - k)}:{k}", rank=_RANK) for k in range(2, depth + 1)]
-    for methods in (dropped, collapsed, merged, shared):
-        for method in methods:  # the least first
-            try:
-                small = count(outline(decoder, [method])) <= size
-            except InputError:  # what the model does not admit, as groups of FFNs that are not of one width
-                continue
-            if small:
-                for level in ("none", WHOLE):
-                    yield Candidate(method.name, (method,), level)
-                break
+    settings: tuple[Iterable[Method], ...] = (
+        (Drop(blocks=blocks) for blocks in order if blocks),
+        [Collapse(n=n) for n in range(2, depth + 1)],
+        [Merge(n=n, tie=True) for n in range(2, depth + 1)],
+        # The first block stays by itself where it can: sharing it costs most, as a rule.
+        [Share(window=f"{min(1, depth - k)}:{k}", rank=_RANK) for k in range(2, depth + 1)],
+    )
+
+    def small(method: Method) -> bool:
+        try:
+            return count(outline(decoder, [method])) <= size
+        except InputError:  # what the model does not admit, as groups of FFNs that are not of one width
+            return False
+
+    alone = [(method.name, (method,)) for methods in settings if (method := next(filter(small, methods), None))]
     pruned = narrowed(decoder, (), size)
-    if pruned:
-        for level in ("none", WHOLE):
-            yield Candidate("prune", pruned, level)
+    for family, methods in (*alone, *([("prune", pruned)] if pruned else [])):
+        for level in _LEVELS:
+            yield Configuration(family, methods, level)
 
 
 def outline(decoder: Decoder, methods: Sequence[Method]) -> Decoder:

@@ -33,12 +33,15 @@ class DropSearch(Search[Found]):
         strategy: ``exhaustive`` looks at all sets of a size, ``greedy`` and ``beam`` at those that add one to the
             best set, or to the best `width` sets, of the size below.
         width: of the beam.
+        race: give up on a candidate as soon as others are clearly better: faster by far, but only candidates that ran
+            to the end are listed. See `Selection`.
         objective: ``perplexity``; ``kl``, the divergence from the model; or ``repaired``, the perplexity after a
             repair (see `Repairs`): candidates are ranked with each block refitted by itself, from moments that serve
             all of them, the best of each number once more after the whole repair.
         finalists: with ``repaired``, for how many candidates of each number the whole repair is made.
         calibration_tokens: with ``repaired``, limit of the text that whole repairs are fitted to; blocks by
             themselves are refitted to a quarter of it.
+        context: window length; None takes the model's maximum, 2,048 at most.
         rounds: of the latency comparison; 0 times nothing.
     """
 
@@ -47,9 +50,11 @@ class DropSearch(Search[Found]):
     part: Part = "block"
     strategy: Strategy = "exhaustive"
     width: int = 8
+    race: bool = False
     objective: DropObjective = "perplexity"
     finalists: int = 4
     calibration_tokens: int = defaults.REPAIR_TOKENS
+    context: int | None = None
     rounds: int = 12
 
     def __post_init__(self) -> None:
@@ -72,13 +77,13 @@ class DropSearch(Search[Found]):
         indices = removable(decoder, self.part)
         counts = self._counts(decoder.n_blocks, len(indices))
         check_number(self.strategy, self.width, len(indices), counts)
-        selection, test = run.texts
+        selection, test = run.read(self.context)
         lacking = Lacking(decoder, self.part)
         known: dict[str, Any] = {"part": self.part, "protocol": PROTOCOL}
         on_test = run.scores(lacking, test, known, divergence=False)
         repairs = None
         if self.objective == "repaired":
-            repairs = Repairs(decoder, *run.repair_texts(self.calibration_tokens, self.seed), progress)
+            repairs = Repairs(decoder, *run.repair_texts(self.calibration_tokens), progress)
             known |= {"repair": repairs.known}
             quick = known | {"most": counts[-1]}
             scores = run.scores(repairs.stages(counts[-1]), selection, quick, divergence=True)
@@ -109,7 +114,7 @@ class DropSearch(Search[Found]):
                 blocks=decoder.n_blocks - (len(removed) if self.part == "block" else 0),
             )
 
-        return Found(
+        found = Found(
             **run.header,
             settings={
                 "protocol": PROTOCOL,
@@ -128,6 +133,7 @@ class DropSearch(Search[Found]):
             eliminated=select.given_up,
             work=select.work,
         )
+        return run.written(found)
 
     def _finalists(self, select: Selection, indices: Sequence[int], counts: range) -> dict[int, list[Blocks]]:
         """Choose the best candidates of each number removed: several where repairs choose among them, else one."""

@@ -1,4 +1,4 @@
-"""What all searches do: open a folder, read texts, keep scores, judge the best on test text, write what was found."""
+"""What all searches do: open a folder, read texts, keep scores, and judge the best on test text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -28,60 +27,81 @@ from layerfold.text.windows import Windows
 RESULT = "search.json"
 
 D = TypeVar("D", bound=Document)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Generic[R]):
+    """What all searches have in common.
+
+    Attributes:
+        corpus: its ``validation`` split selects, its ``test`` split judges, and its ``calibration`` split is what
+            methods and repairs read; None takes the model's own.
+        tokens, test_tokens: limits of the selection text and of the test text.
+        seed: orders the calibration documents, and the windows of a race.
+    """
+
+    marker: ClassVar[str]
+    """Glob pattern of the files that the folder of such a search has; files of scores are named by it."""
+    corpus: str | None = None
+    tokens: int = defaults.SELECTION_TOKENS
+    test_tokens: int = defaults.LIMIT_TOKENS
+    seed: int = 0
+
+    def __call__(
+        self, model: Model, folder: Path | str | None = None, *, overwrite: bool = False, progress: Progress = SILENT
+    ) -> R:
+        """Search.
+
+        Args:
+            model: never edited.
+            folder: keeps what is measured, so that an interrupted search goes on; None keeps nothing.
+            overwrite: write into a folder that holds something else; nothing in it is removed.
+
+        Raises:
+            InputError: settings that the model does not admit, too many candidates, or a budget that nothing meets.
+            OutputError: a folder that holds something other than such a search.
+        """
+        folder = None if folder is None else Path(folder)
+        if folder is not None:
+            check_run_folder(folder, self.marker, overwrite=overwrite)
+        return self._found(SearchRun(self, model, folder, progress))
+
+    @abstractmethod
+    def _found(self, run: SearchRun) -> R:
+        """Score candidates, choose among them, and judge the best."""
 
 
 class SearchRun:
-    """The folder and the texts of a search in progress.
-
-    Args:
-        model: never edited.
-        folder: keeps scores, so that an interrupted search goes on; None keeps nothing.
-        marker: glob pattern of the files that such a folder has. Files of scores are named by it.
-        overwrite: accept a folder that holds something else; nothing in it is removed.
-        corpus: its ``validation`` split selects, its ``test`` split judges; None takes the model's own.
-        tokens, test_tokens: limits of the two texts.
-        context: window length; None takes the model's maximum, 2,048 at most.
+    """A search in progress.
 
     Attributes:
+        corpus: its name.
         sha256: hash of the weights as they are now; the decoder may have been edited since it was loaded.
-
-    Raises:
-        OutputError: a folder that holds something other than such a search.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        folder: Path | str | None,
-        marker: str,
-        *,
-        overwrite: bool,
-        progress: Progress,
-        corpus: str | None,
-        tokens: int,
-        test_tokens: int,
-        context: int | None = None,
-    ) -> None:
-        self.folder = None if folder is None else Path(folder)
-        if self.folder is not None:
-            check_run_folder(self.folder, marker, overwrite=overwrite)
-        self.model, self.progress, self._marker = model, progress, marker
-        self.corpus = corpus or default_corpus(model)
-        self.selection_text, self._test_text = (
-            Perplexity(corpus=self.corpus, split=split, context=context, limit_tokens=limit)
-            for split, limit in (("validation", tokens), ("test", test_tokens))
-        )
+    def __init__(self, search: Search[Any], model: Model, folder: Path | None, progress: Progress) -> None:
+        self._search, self.model, self.folder, self.progress = search, model, folder, progress
+        self.corpus = search.corpus or default_corpus(model)
         self.sha256 = hash_weights(model.decoder.model)
 
-    @cached_property
-    def texts(self) -> tuple[Windows, Windows]:
-        """Windows of the selection text and of the test text, read when first asked for."""
+    def read(self, context: int | None = None) -> tuple[Windows, Windows]:
+        """Return the windows of the selection text and of the test text.
+
+        Args:
+            context: window length; None takes the model's maximum, 2,048 at most.
+        """
+        limits = {"validation": self._search.tokens, "test": self._search.test_tokens}
         with self.progress.doing("reading text"):
+            self.selection_text, self._test_text = (
+                Perplexity(corpus=self.corpus, split=split, context=context, limit_tokens=limit)
+                for split, limit in limits.items()
+            )
             return self.selection_text.windows(self.model), self._test_text.windows(self.model)
 
     @property
     def header(self) -> dict[str, Any]:
-        """The fields of `Document` besides the settings."""
+        """The fields of `Document` besides the settings, once the texts are read."""
         return {
             "model": self.model.name,
             "model_sha256": self.sha256,
@@ -90,16 +110,16 @@ class SearchRun:
             "environment": environment(),
         }
 
-    def calibration(self, tokens: int, seed: int, reader: str | None = None) -> Windows:
+    def calibration(self, tokens: int, reader: str | None = None) -> Windows:
         """Cut calibration text; a reader, as ``repair``, is named where there is less of it than asked for."""
-        windows = calibration_windows(self.model, self.corpus, tokens, seed)
+        windows = calibration_windows(self.model, self.corpus, tokens, self._search.seed)
         if reader is not None and (said := shortage(windows, tokens, reader)):
             self.progress.note(said)
         return windows
 
-    def repair_texts(self, tokens: int, seed: int) -> tuple[Windows, Windows]:
+    def repair_texts(self, tokens: int) -> tuple[Windows, Windows]:
         """Cut the text that whole repairs are fitted to, and the quarter of it that quick ones are fitted to."""
-        return self.calibration(tokens, seed, "repair"), self.calibration(max(2, tokens // 4), seed)
+        return self.calibration(tokens, "repair"), self.calibration(max(2, tokens // 4))
 
     def scores(self, stages: Stages, text: Windows, known: dict[str, Any], *, divergence: bool) -> Scores:
         """Return scores on a text, those of an earlier run included.
@@ -108,7 +128,7 @@ class SearchRun:
             known: what determines them besides the model and the text, as JSON.
         """
         key = hash_json({"model": self.sha256, **known, "text": text.sha256})
-        file = None if self.folder is None else self.folder / self._marker.replace("*", key[:24])
+        file = None if self.folder is None else self.folder / self._search.marker.replace("*", key[:24])
         return Scores(stages, text, divergence=divergence, file=file, key=key)
 
     def judge(self, scores: Scores, best: Iterable[Blocks]) -> dict[Blocks, Floats]:
@@ -117,59 +137,8 @@ class SearchRun:
         scores.measure(wanted, progress=self.progress, description="measuring the best on test text")
         return {blocks: scores.unit_nats(blocks) for blocks in wanted}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Search(Generic[D]):
-    """What all searches have in common.
-
-    Attributes:
-        race: give up on a candidate as soon as others are clearly better: faster by far, but only candidates that ran
-            to the end are listed. See `selection.Selection`.
-        corpus: its ``validation`` split selects, its ``test`` split judges, and its ``calibration`` split is what
-            methods and repairs read; None takes the model's own.
-        tokens, test_tokens: limits of the first two.
-        context: their window length; None takes the model's maximum, 2,048 at most.
-        seed: orders the windows of a race, and the calibration documents.
-    """
-
-    marker: ClassVar[str]
-    race: bool = False
-    corpus: str | None = None
-    tokens: int = defaults.SELECTION_TOKENS
-    test_tokens: int = defaults.LIMIT_TOKENS
-    context: int | None = None
-    seed: int = 0
-
-    def __call__(
-        self, model: Model, folder: Path | str | None = None, *, overwrite: bool = False, progress: Progress = SILENT
-    ) -> D:
-        """Search.
-
-        Args:
-            folder: keeps what is measured, so that an interrupted search goes on, and gets the result; None keeps
-                nothing.
-            overwrite: write into a folder that holds something else; nothing in it is removed.
-
-        Raises:
-            InputError: settings that the model does not admit, too many candidates, a context too long.
-            OutputError: a folder that holds something other than such a search.
-        """
-        run = SearchRun(
-            model,
-            folder,
-            self.marker,
-            overwrite=overwrite,
-            progress=progress,
-            corpus=self.corpus,
-            tokens=self.tokens,
-            test_tokens=self.test_tokens,
-            context=self.context,
-        )
-        found = self._found(run)
-        if run.folder is not None:
-            write_text(run.folder / RESULT, json.dumps(found.to_json(), indent=1))
+    def written(self, found: D) -> D:
+        """Write what was found into the folder, and return it."""
+        if self.folder is not None:
+            write_text(self.folder / RESULT, json.dumps(found.to_json(), indent=1))
         return found
-
-    @abstractmethod
-    def _found(self, run: SearchRun) -> D:
-        """Score candidates, choose among them, and judge the best."""

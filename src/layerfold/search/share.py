@@ -38,15 +38,19 @@ class WindowSearch(Search[FoundWindows]):
     Attributes:
         k: how many blocks share, first and last of a range.
         share: how they do; its ``window`` is ``auto`` and its ``k`` is not looked at.
+        race: give up on a window as soon as others are clearly better. See `Selection`.
         objective: ``perplexity``, or ``kl``, the divergence from the model.
         calibration_tokens: limit of the calibration text.
+        context: length of the windows of text; None takes the model's maximum, 2,048 at most.
     """
 
     marker: ClassVar[str] = "windows-*.safetensors"
     k: tuple[int, int] = (4, 4)
     share: Share = field(default_factory=Share)
+    race: bool = False
     objective: Objective = "perplexity"
     calibration_tokens: int = defaults.CALIBRATION_TOKENS
+    context: int | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -60,10 +64,10 @@ class WindowSearch(Search[FoundWindows]):
         decoder, progress = run.model.decoder, run.progress
         shares = [replace(self.share, k=k) for k in range(self.k[0], self.k[1] + 1)]
         admitted = {share.size: share.windows(decoder) for share in shares}
-        selection, test = run.texts
+        selection, test = run.read(self.context)
         calibration = None
         if self.share.needs_calibration:
-            calibration = Calibration(decoder, run.calibration(self.calibration_tokens, self.seed), progress)
+            calibration = Calibration(decoder, run.calibration(self.calibration_tokens), progress)
         calibrated_by = None if calibration is None else calibration.windows.sha256
 
         def scores(text: Windows, shares: list[Share], others: Mapping[Blocks, Apart]) -> Scores:
@@ -99,7 +103,7 @@ class WindowSearch(Search[FoundWindows]):
             work.update(select.work)
             eliminated += select.given_up
         nats = run.judge(scores(test, shares, winners), winners)
-        return FoundWindows(
+        found = FoundWindows(
             **run.header,
             settings={
                 "protocol": PROTOCOL,
@@ -116,6 +120,7 @@ class WindowSearch(Search[FoundWindows]):
             eliminated=eliminated,
             work=dict(work),
         )
+        return run.written(found)
 
 
 def shared(

@@ -138,7 +138,7 @@ class Variants:
             key = hash_json(self.subject(label, recovered=False))[:24]
             trials = Trials(self.base, texts, self._folder / "plans" / key, progress)
             found, model = source.plan().find(trials, progress)
-            return model, {"planned": found.row(label), "tried": len(trials.done)}
+            return model, {"planned": {"label": label, **found.configuration.row}, "tried": len(trials.done)}
         repair = self._repair(label)
         return apply(self.base.copy(), source, calibration, self.recipe.seed, self._selection, progress, repair)
 
