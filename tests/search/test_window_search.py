@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, Write, prose, tiny
+from tiny import BLOCKS, tiny
 
 import layerfold
 from layerfold.checkpoint.model import Model
-from layerfold.errors import CorpusError, InputError
+from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.methods import Share
 from layerfold.search import FoundWindows, WindowSearch
 from layerfold.search.scores import Scores
-from layerfold.study.recipe import read_recipe
-from layerfold.study.study import Study
 
 CALIBRATED = Share(rank=2)
 PLAIN = Share(rank=3, init="svd", align="none", base="anchor")
@@ -176,49 +174,6 @@ class TestAuto:
         assert base.sha256 == tiny("gpt2").sha256
         assert layerfold.compress(base, auto, corpus=study_corpus, tokens=512, in_place=True).sha256 == model.sha256
 
-    def test_a_window_that_is_given_is_not_searched_for(
-        self, study_corpus: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(Scores, "measure", None)
-        model = scratch(tiny("gpt2"), PLAIN, (1, 2), study_corpus)
-        assert "search" not in model.provenance.steps[-1]["notes"]
-
     def test_without_a_search_auto_is_refused(self) -> None:
         with pytest.raises(InputError, match="window auto, and nothing has searched for it"):
             Share(rank=2, init="svd", align="none").apply(tiny("gpt2").decoder, None)
-
-
-class TestStudy:
-    """A recipe that leaves the window to a search."""
-
-    def study(self, corpus: str, folder: Path, test: str | None = None) -> Study:
-        recipe = {
-            "variants": [{"label": "shared", "share": {"window": "auto", "k": 2, "rank": 2}}],
-            "evaluate": ["size", {"perplexity": {"corpus": test or corpus, "limit_tokens": 200}}],
-            "calibration": {"corpus": corpus, "tokens": 512},
-        }
-        return Study(read_recipe(recipe), folder, base=tiny("gpt2"))
-
-    def test_it_takes_the_window_that_the_search_finds_and_measures_once(
-        self, searched: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        study = self.study(study_corpus, tmp_path / "run")
-        records = {record.evaluator: record for record in study.run() if record.label == "shared"}
-        found = searched(auto_search(study_corpus))
-        record = records["perplexity"]
-        notes = record.notes["search"]
-        assert notes["perplexity"].keys() == {window.name for window in found.candidates}
-        assert min(notes["perplexity"], key=notes["perplexity"].get) == found.best[2].name
-        assert notes["text"]["tokens_sha256"] == found.text["tokens_sha256"]
-        assert record.subject["selection"] == found.text["tokens_sha256"]
-        assert records["size"].score["parameters"] == found.best[2].parameters
-        monkeypatch.setattr(Scores, "measure", None)
-        assert list(self.study(study_corpus, tmp_path / "run").run()) == []
-
-    def test_test_text_that_shares_a_document_with_the_selection_text_is_refused(
-        self, study_corpus: str, tmp_path: Path, write: Write
-    ) -> None:
-        selection = Perplexity(corpus=study_corpus, split="validation").read(tiny("gpt2"))
-        held_out = write("other/test.txt", "\n\n".join([prose(40, 999), selection.documents[0]])).parent
-        with pytest.raises(CorpusError, match=r"1 documents stand in both .*study\.txt' validation and .*other' test"):
-            list(self.study(study_corpus, tmp_path / "run", str(held_out)).run())
