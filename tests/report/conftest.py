@@ -9,15 +9,14 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from plans import MADE, TRIALS, trial
+from plans import TRIALS, trial
 
 from layerfold.maths.intervals import Interval
-from layerfold.planning import Budget, Planned, Trial
-from layerfold.planning.candidates import Candidate as Made
+from layerfold.planning import Budget, Evaluation, Planned
 from layerfold.planning.results import Winner
 from layerfold.records import Record, Results
 from layerfold.search import FoundWindows, Window
-from layerfold.search.results import Candidate, Found, HeldOut, Timing
+from layerfold.search.results import Candidate, Found, HeldOutScore, Timing
 
 PERPLEXITY = {
     "base": 81.2379,
@@ -304,7 +303,7 @@ TEXTS = [
 
 def candidate(removed: Sequence[int], perplexity: float, blocks: int = 12, **changes: Any) -> Candidate:
     values: dict[str, Any] = {
-        "removed": tuple(removed),
+        "changed": tuple(removed),
         "blocks": blocks - len(removed),
         "perplexity": perplexity,
         "kl": 0.5 * len(removed),
@@ -313,9 +312,9 @@ def candidate(removed: Sequence[int], perplexity: float, blocks: int = 12, **cha
     return Candidate(**values | changes)
 
 
-def on_test(perplexity: float, base: float) -> HeldOut:
+def on_test(perplexity: float, base: float) -> HeldOutScore:
     ratio = perplexity / base
-    return HeldOut(
+    return HeldOutScore(
         Interval(perplexity, 0.96 * perplexity, 1.04 * perplexity),
         Interval(ratio, 0.98 * ratio, 1.02 * ratio) if ratio != 1 else Interval(1.0, 1.0, 1.0),
     )
@@ -425,7 +424,7 @@ def make_plan() -> Callable[..., Planned]:
     def make(
         kind: str = "parameters",
         value: float = 4594106,
-        trials: Sequence[Trial] = TRIALS,
+        trials: Sequence[Evaluation] = TRIALS,
         versus_base: Interval | None = None,
         speedup: Interval | None = None,
         timed: bool = True,
@@ -457,9 +456,8 @@ def make_plan() -> Callable[..., Planned]:
             "base_test": on_test(1.25 * BASE_PERPLEXITY, 1.25 * BASE_PERPLEXITY),
             "trials": (base, *trials),
             "winner": Winner(
-                Made(best.family, MADE[best.family], best.repair),
                 best,
-                HeldOut(ratio.map(lambda factor: 1.25 * BASE_PERPLEXITY * factor), ratio),
+                HeldOutScore(ratio.map(lambda factor: 1.25 * BASE_PERPLEXITY * factor), ratio),
                 Timing(Interval(4.75, 4.5, 5.0), faster) if timed else None,
             ),
             "environment": {"versions": {"torch": "2.13.0"}, "threads": 2},

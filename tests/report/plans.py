@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
-from layerfold.planning import Trial
-from layerfold.planning.candidates import WHOLE, Candidate
+from layerfold.planning import Evaluation
+from layerfold.planning.candidates import WHOLE, Configuration
 
 MADE: dict[str, tuple[Method, ...]] = {
     "drop + prune": (Drop(blocks=(5, 6)), Prune(sparsity=0.25, structure="neurons", criterion="wanda")),
@@ -18,13 +18,11 @@ MADE: dict[str, tuple[Method, ...]] = {
 }
 
 
-def trial(family: str, parameters: int, perplexity: float, whole: bool = False, repaired: bool = True) -> Trial:
-    made = Candidate(family, MADE.get(family, ()), WHOLE if repaired else "none")
-    row = made.row("")
-    del row["label"]
+def trial(family: str, parameters: int, perplexity: float, whole: bool = False, repaired: bool = True) -> Evaluation:
+    made = Configuration(family, MADE.get(family, ()), WHOLE if repaired else "none")
     blocks = (parameters - 2090048) // 405504
     size = {"parameters": parameters, "blocks": blocks, "neurons": parameters // 2000, "heads": 6 * blocks}
-    return Trial(made.said, family, made.repair, row, whole, **size, perplexity=perplexity)
+    return Evaluation(made, whole, **size, perplexity=perplexity)
 
 
 TRIALS = (

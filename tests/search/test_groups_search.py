@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 from tables import flat, selection
-from tiny import Write, prose, tiny
+from tiny import FAMILY_NAMES, Write, prose, tiny
 
 import layerfold
 from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, InputError
 from layerfold.evaluators import Perplexity
-from layerfold.methods import Collapse, Merge
+from layerfold.methods import Collapse, Merge, Share
 from layerfold.methods.base import spelled
+from layerfold.search import WindowSearch
 from layerfold.search.auto import selection_text
 from layerfold.search.groups import search
 from layerfold.search.scores import Scores
@@ -87,8 +88,10 @@ def test_of_all_groupings_of_five_blocks_the_best_is_found(
     assert noted["scored"] <= 4 + len(every.perplexity)
 
 
-@pytest.mark.parametrize(("depth", "n"), [(6, 2), (6, 4), (5, 3), (5, 5), (2, 2)])
-@METHOD
+@pytest.mark.parametrize(
+    ("method", "depth", "n"),
+    [(Merge, 6, 2), (Merge, 6, 4), (Merge, 5, 5), (Collapse, 6, 2), (Collapse, 5, 3), (Collapse, 2, 2)],
+)
 def test_as_many_are_left_as_published_and_none_is_worse(
     study_corpus: str, method: type[Merge | Collapse], depth: int, n: int
 ) -> None:
@@ -106,8 +109,14 @@ def test_as_many_are_left_as_published_and_none_is_worse(
     assert set(last(found)["method"]) == set(last(published)["method"]), "nothing is left to search"
 
 
-@pytest.mark.parametrize("anchor", ["first", "middle", "last"])
-@METHOD
+@pytest.mark.parametrize(
+    ("method", "anchor", "family"),
+    [
+        (method, ("first", "middle", "last")[(place + (method is Merge)) % 3], family)
+        for place, family in enumerate(FAMILY_NAMES)
+        for method in (Merge, Collapse)
+    ],
+)
 def test_what_is_scored_is_what_compress_makes(
     study_corpus: str, method: type[Merge | Collapse], anchor: Any, family: str
 ) -> None:
@@ -198,12 +207,15 @@ def test_too_few_ffns_of_one_width() -> None:
     )
 
 
-@pytest.mark.parametrize("given", [replace(Merge(n=2), groups="0-1", n=None), Collapse(n=2)])
-def test_groups_that_are_given_are_not_searched_for(
-    study_corpus: str, monkeypatch: pytest.MonkeyPatch, given: Merge | Collapse
+@pytest.mark.parametrize(
+    "given", [replace(Merge(n=2), groups="0-1", n=None), Collapse(n=2), Share(window="1:2", rank=2)]
+)
+def test_groups_and_windows_that_are_given_are_not_searched_for(
+    study_corpus: str, monkeypatch: pytest.MonkeyPatch, given: Merge | Collapse | Share
 ) -> None:
     monkeypatch.setattr(Scores, "measure", None)
-    assert "search" not in last(compress(tiny("gpt2"), given, study_corpus))["notes"]
+    made = layerfold.compress(tiny("gpt2"), given, corpus=study_corpus, tokens=512)
+    assert "search" not in last(made)["notes"]
 
 
 def chosen(cost: Any, joins: Sequence[int], published: Blocks) -> tuple[Blocks, list[Blocks]]:
@@ -244,13 +256,14 @@ class TestMadeUp:
 
 
 class TestStudy:
-    """A recipe that leaves groups to a search."""
+    """A recipe that leaves groups and a window to a search."""
 
     def study(self, corpus: str, folder: Path, test: str | None = None) -> Study:
         recipe = {
             "variants": [
                 {"label": "merged", "merge": {"groups": "auto", "n": 2}},
                 {"label": "collapsed", "collapse": {"groups": "auto"}, "repair": "refit"},
+                {"label": "shared", "share": {"window": "auto", "k": 2, "rank": 2}},
             ],
             "evaluate": ["size", {"perplexity": {"corpus": test or corpus, "limit_tokens": 200}}],
             "calibration": {"corpus": corpus, "tokens": 512, "repair_tokens": 512},
@@ -259,18 +272,26 @@ class TestStudy:
         return Study(read_recipe(recipe), folder, base=tiny("gpt2"))
 
     def test_it_takes_what_the_search_finds_and_measures_once(
-        self, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, searched: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         study = self.study(study_corpus, tmp_path / "run")
         records = {(record.label, record.evaluator): record for record in study.run()}
         text = Perplexity(corpus=study_corpus, split="validation", limit_tokens=16_384).windows(tiny("gpt2"))
-        for label in ("merged", "collapsed"):
+        for label in ("merged", "collapsed", "shared"):
             record = records[label, "perplexity"]
             assert record.notes["search"]["text"]["tokens_sha256"] == record.subject["selection"] == text.sha256
+        for label in ("merged", "collapsed"):
+            record = records[label, "perplexity"]
             assert (record.subject["method"]["groups"], record.subject["method"]["n"]) == ("auto", 2)
             assert next(iter(record.notes["search"]["perplexity"])) == "0-1,2-3"
         assert records["collapsed", "size"].score["blocks"] == 2
         assert "repaired" in records["collapsed", "size"].notes
+        settings: dict[str, Any] = {"k": (2, 2), "share": Share(rank=2), "calibration_tokens": 512}
+        found = searched(WindowSearch(corpus=study_corpus, **settings))
+        perplexities = records["shared", "perplexity"].notes["search"]["perplexity"]
+        assert perplexities.keys() == {window.name for window in found.candidates}
+        assert min(perplexities, key=perplexities.get) == found.best[2].name
+        assert records["shared", "size"].score["parameters"] == found.best[2].parameters
         monkeypatch.setattr(Scores, "measure", None)
         assert list(self.study(study_corpus, tmp_path / "run").run()) == []
 

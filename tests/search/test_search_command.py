@@ -1,4 +1,4 @@
-"""`layerfold search drop` and what it feeds, as typed."""
+"""`layerfold search` and what it feeds, as typed."""
 
 from __future__ import annotations
 
@@ -23,37 +23,62 @@ from layerfold.inference.scoring import target_logits
 pytestmark = pytest.mark.usefixtures("offline")
 
 
+PLAIN = ("--init", "svd", "--align", "none", "--base", "anchor")
+
+
 @pytest.fixture
 def search(layerfold: Any, model: Path, study_corpus: str, tmp_path: Path) -> Any:
     """Search the checkpoint of four blocks, on little text."""
 
-    def search(*words: object) -> Any:
+    def search(kind: str, *words: object, model: Path = model) -> Any:
         few = ("--corpus", study_corpus, "--tokens", 200, "--test-tokens", 150, "--output-dir", tmp_path / "found")
-        return layerfold("search", "drop", "--model", model, *few, *words)
+        calibration = ("--calibration-tokens", 512) if kind == "window" else ()
+        return layerfold("search", kind, "--model", model, *few, *calibration, *words)
 
     return search
 
 
-def test_the_document_is_printed_and_written(search: Any, tmp_path: Path) -> None:
-    done = search("--remove", "1..2", "--rounds", 3, "--json")
+@pytest.mark.parametrize(
+    ("words", "candidates", "settings"),
+    [
+        (
+            ("drop", "--remove", "1..2", "--rounds", 3),
+            [[0], [1], [2], [3], [0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]],
+            {"remove": [1, 2]},
+        ),
+        (("window", "--k", "2..3", "--rank", 2), [[0, 1], [1, 2], [2, 3], [0, 1, 2], [1, 2, 3]], {"k": [2, 3]}),
+    ],
+    ids=["drop", "window"],
+)
+def test_the_document_is_printed_and_written(
+    search: Any, tmp_path: Path, words: tuple[object, ...], candidates: list[list[int]], settings: dict[str, Any]
+) -> None:
+    done = search(*words, "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
     assert document == json.loads((tmp_path / "found" / "search.json").read_text())
-    assert [row["removed"] for row in document["candidates"]][:5] == [[0], [1], [2], [3], [0, 1]]
-    assert {row["blocks"] for row in document["candidates"]} == {2, 3}
+    assert document["search"] == words[0]
+    changed = {"drop": "removed", "window": "blocks"}[document["search"]]
+    assert [row[changed] for row in document["candidates"]] == candidates
+    assert document["settings"].items() >= settings.items()
+    assert (document["text"]["split"], document["eliminated"]) == ("validation", 0)
     assert document["base"]["perplexity"] > 1
-    assert document["base"]["milliseconds"] > 0
     for count, best in document["best"].items():
-        alike = [row for row in document["candidates"] if len(row["removed"]) == int(count)]
+        alike = [row for row in document["candidates"] if len(row[changed]) == int(count)]
         assert best["perplexity"] == min(row["perplexity"] for row in alike)
         assert best["test"]["perplexity"]["low"] < best["test"]["perplexity"]["value"]
         assert best["parameters"] < document["base"]["parameters"]
-    assert document["text"]["split"] == "validation"
-    assert document["settings"]["remove"] == [1, 2]
+        assert best["parameters_change_percent"] < 0
+    if document["search"] == "drop":
+        assert {row["blocks"] for row in document["candidates"]} == {2, 3}
+        assert document["base"]["milliseconds"] > 0
+    else:
+        assert [row["window"] for row in document["candidates"]] == ["0:2", "1:2", "2:2", "0:3", "1:3"]
+        assert document["settings"]["share"]["rank"] == 2
 
 
 def test_tables_and_files(search: Any, tmp_path: Path) -> None:
-    done = search("--rounds", 0)
+    done = search("drop", "--rounds", 0)
     assert done.code == 0, done.err
     assert "chosen on" in done.out
     assert str(tmp_path / "found" / "report.html") in done.out
@@ -62,8 +87,23 @@ def test_tables_and_files(search: Any, tmp_path: Path) -> None:
     assert "<html" in (tmp_path / "found" / "report.html").read_text()
 
 
+def test_tables_and_files_of_windows(search: Any, tmp_path: Path) -> None:
+    done = search("window", "--k", 3, "--rank", 2, *PLAIN)
+    assert done.code == 0, done.err
+    assert "0:3 (0–2)" in done.out
+    assert "chosen on" in done.out
+    words = " ".join(done.out.split())
+    assert "shared with rank 2, base anchor, init svd, ranks uniform, align none, anchor first" in words
+    assert str(tmp_path / "found" / "report.html") in done.out
+    rows = list(csv.DictReader((tmp_path / "found" / "candidates.csv").read_text().splitlines()))
+    assert [(row["window"], row["start"], row["k"]) for row in rows] == [
+        *(("none", "", ""), ("0:3", "0", "3"), ("1:3", "1", "3")),
+    ]
+    assert "<html" in (tmp_path / "found" / "report.html").read_text()
+
+
 def test_the_best_of_a_search_is_dropped(search: Any, layerfold: Any, model: Path, tmp_path: Path) -> None:
-    document = json.loads(search("--all", "--rounds", 0, "--json").out)
+    document = json.loads(search("drop", "--all", "--rounds", 0, "--json").out)
     file, out = tmp_path / "found" / "search.json", tmp_path / "out"
     done = layerfold("compress", "drop", "--model", model, "--from-search", file, "--remove", 3, "--output-dir", out)
     assert done.code == 0, done.err
@@ -75,18 +115,8 @@ def test_the_best_of_a_search_is_dropped(search: Any, layerfold: Any, model: Pat
 
 
 def test_the_best_after_a_repair(search: Any, layerfold: Any, model: Path, study_corpus: str, tmp_path: Path) -> None:
-    words = (
-        "--objective",
-        "repaired",
-        "--finalists",
-        2,
-        "--calibration-tokens",
-        300,
-        "--rounds",
-        0,
-        "--remove",
-        "1..2",
-    )
+    few = ("--finalists", 2, "--calibration-tokens", 300, "--rounds", 0, "--remove", "1..2")
+    words: tuple[object, ...] = ("drop", "--objective", "repaired", *few)
     done = search(*words, "--json")
     assert done.code == 0, done.err
     assert "NaN" not in done.out
@@ -116,28 +146,40 @@ def test_the_best_after_a_repair(search: Any, layerfold: Any, model: Path, study
     assert not (tmp_path / "bare").exists()
 
 
+def test_the_window_found_is_what_compress_shares(
+    search: Any, layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    document = json.loads(search("window", "--k", 2, "--rank", 2, "--tokens", 65536, "--json").out)
+    words = ("--k", 2, "--rank", 2, "--corpus", study_corpus, "--tokens", 512, "--output-dir", tmp_path / "out")
+    done = layerfold("compress", "share", "--model", model, *words)
+    assert done.code == 0, done.err
+    shared = load(tmp_path / "out")
+    step = shared.provenance.steps[-1]
+    assert step["method"]["window"] == document["best"]["2"]["window"]
+    assert shared.decoder.size().parameters == document["best"]["2"]["parameters"]
+    told = step["notes"]["search"]["perplexity"]
+    for row in document["candidates"]:
+        assert told[row["window"]] == pytest.approx(row["perplexity"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--objective", "repaired", "--part", "ffn"), "objective 'repaired' with part 'ffn'; accepted: block"),
-        (("--objective", "repaired", "--finalists", "0"), "finalists 0; accepted: 1 or more"),
-        (
-            ("--objective", "repaired", "--calibration-tokens", "20"),
-            "calibration text of 1 window; accepted: 2 or more",
-        ),
-        (("--remove", "2..1"), "remove 2..1; accepted: first..last with 1 <= first <= last"),
-        (("--remove", "0"), "remove 0..0; accepted"),
-        (("--remove", "4"), "remove 4..4 for a model of depth 4; accepted: 1 ... 3"),
-        (("--remove", "two"), "--remove 'two'; accepted: how many, as 2 or 1..3"),
-        (("--remove", "1..999999"), "remove 1..999999 for a model of depth 4; accepted: 1 ... 3"),
-        (("--remove", ""), "--remove ''; accepted: how many, as 2 or 1..3"),
-        (("--output-dir", "x" * 300), "File name too long"),
-        (("--remove", "1-3"), "--remove '1-3'; accepted: how many, as 2 or 1..3"),
-        (("--remove", "1", "--all"), "--remove 1 and --all; accepted: one of the two"),
-        (("--rounds", "1"), "rounds 1; accepted: 0 (nothing is timed), or 3 or more"),
-        (("--context", "1"), "context 1: at least 2 tokens are needed"),
-        (("--width", "0"), "width 0; accepted: 1 or more"),
-        (("--corpus", "/nowhere/x.txt"), "no file or folder at '/nowhere/x.txt'"),
+        (("drop", "--objective", "repaired", "--part", "ffn"), "objective 'repaired' with part 'ffn'; accepted: block"),
+        (("drop", "--remove", "0"), "remove 0..0; accepted"),
+        (("drop", "--remove", "two"), "--remove 'two'; accepted: how many, as 2 or 1..3"),
+        (("drop", "--remove", "1..999999"), "remove 1..999999 for a model of depth 4; accepted: 1 ... 3"),
+        (("drop", "--remove", ""), "--remove ''; accepted: how many, as 2 or 1..3"),
+        (("drop", "--remove", "1-3"), "--remove '1-3'; accepted: how many, as 2 or 1..3"),
+        (("drop", "--remove", "1", "--all"), "--remove 1 and --all; accepted: one of the two"),
+        (("drop", "--context", "1"), "context 1: at least 2 tokens are needed"),
+        (("drop", "--corpus", "/nowhere/x.txt"), "no file or folder at '/nowhere/x.txt'"),
+        (("drop", "--output-dir", "x" * 300), "File name too long"),
+        (("window", "--k", "3..2"), "k 3..2; accepted"),
+        (("window", "--k", "two"), "--k 'two'; accepted: how many, as 2 or 1..3"),
+        (("window", "--rank", "-1"), "rank -1; accepted: 0 or more"),
+        (("window", "--corpus", "/nowhere/x.txt"), "no file or folder at '/nowhere/x.txt'"),
+        (("window", "--output-dir", "x" * 300), "File name too long"),
     ],
 )
 def test_what_is_refused(search: Any, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
@@ -148,14 +190,20 @@ def test_what_is_refused(search: Any, tmp_path: Path, words: tuple[str, ...], sa
     assert not (tmp_path / "found" / "search.json").exists()
 
 
-def test_a_search_of_another_model_is_refused(search: Any, layerfold: Any, tmp_path: Path) -> None:
-    assert search("--rounds", 0).code == 0
-    tiny("gpt2", seed=1).save(tmp_path / "other")
-    file, out = tmp_path / "found" / "search.json", tmp_path / "out"
-    done = layerfold("compress", "drop", "--model", tmp_path / "other", "--from-search", file, "--output-dir", out)
+def test_an_objective_that_is_misspelt(search: Any) -> None:
+    done = search("window", "--objective", "perplexty")
     assert done.code == 2
-    assert "is of another model: weights" in done.err
-    assert not out.exists()
+    assert "perplexity" in done.err
+
+
+def test_a_folder_of_something_else_is_written_into_with_overwrite(search: Any, tmp_path: Path) -> None:
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "thesis.txt").write_text("mine")
+    done = search("window", "--k", 2, *PLAIN)
+    assert done.code == 2
+    assert "holds something other than such a run" in done.err
+    assert search("window", "--k", 2, *PLAIN, "--overwrite").code == 0
+    assert (tmp_path / "found" / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

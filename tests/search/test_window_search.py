@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,24 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, Write, prose, tiny
+from tiny import BLOCKS, tiny
 
 import layerfold
 from layerfold.checkpoint.model import Model
-from layerfold.errors import CorpusError, InputError, OutputError
+from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.methods import Share
-from layerfold.search import DropSearch, FoundWindows, WindowSearch
+from layerfold.search import FoundWindows, WindowSearch
 from layerfold.search.scores import Scores
-from layerfold.study.recipe import read_recipe
-from layerfold.study.study import Study
 
 CALIBRATED = Share(rank=2)
 PLAIN = Share(rank=3, init="svd", align="none", base="anchor")
 ALLOTTED = Share(rank=2, ranks="allotted", base="mean", align="none", init="svd")
 
 Search = Callable[..., WindowSearch]
+
+
+def auto_search(corpus: str) -> WindowSearch:
+    return WindowSearch(k=(2, 2), share=CALIBRATED, corpus=corpus, calibration_tokens=512)
 
 
 @pytest.fixture
@@ -90,44 +91,8 @@ def test_the_model_is_left_as_it_was(search: Search) -> None:
     assert all(parameter is parameters[name] for name, parameter in model.decoder.model.named_parameters())
 
 
-def test_the_objective_chooses(search: Search) -> None:
-    model = tiny("gpt2")
-    found, by_perplexity = search(objective="kl")(model), search()(model)
-    assert found.candidates == by_perplexity.candidates
-    assert found.best[2] == min(found.candidates, key=lambda window: window.kl)
-    assert by_perplexity.best[2].blocks != found.best[2].blocks  # the model was chosen so that they differ
-
-
-def test_a_race_chooses_what_all_of_the_text_chooses(search: Search) -> None:
-    model = tiny("gpt2", n_layer=7, n_embd=16, n_head=2)
-    whole, raced = search(k=(2, 3), tokens=2000)(model), search(k=(2, 3), tokens=2000, race=True)(model)
-    assert raced.best == whole.best
-    assert raced.tests == whole.tests
-    assert raced.eliminated > 0 == whole.eliminated
-    assert raced.eliminated + len(raced.candidates) == len(whole.candidates) == 6 + 5
-    assert raced.work["scored_windows"] < raced.work["windows_of_all_candidates"] == whole.work["scored_windows"]
-    assert raced.to_json()["eliminated"] == raced.eliminated
-
-
-def test_selection_and_test_text_are_two_and_calibration_is_another(search: Search) -> None:
-    found = search(share=CALIBRATED)(tiny("gpt2"))
-    assert (found.text["split"], found.test_text["split"]) == ("validation", "test")
-    assert len({found.text["corpus_sha256"], found.test_text["corpus_sha256"]}) == 2
-    assert len(found.settings["calibration_sha256"]) == 64
-    assert search()(tiny("gpt2")).settings["calibration_sha256"] is None
-
-
-def test_a_search_goes_on_in_its_folder_and_gives_the_same_document(
-    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = search(k=(2, 3), share=CALIBRATED)(tiny("gpt2"), tmp_path / "run").to_json()
-    assert json.loads((tmp_path / "run" / "search.json").read_text()) == json.loads(json.dumps(first))
-    monkeypatch.setattr(Scores, "_step", None)  # nothing is computed again
-    assert search(k=(2, 3), share=CALIBRATED)(tiny("gpt2"), tmp_path / "run").to_json() == first
-
-
 def test_what_an_interrupted_search_measured_is_not_measured_again(
-    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    search: Search, searched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = Scores.measure
     calls = 0
@@ -155,52 +120,16 @@ def test_what_an_interrupted_search_measured_is_not_measured_again(
     resumed = search(k=(2, 3))(tiny("gpt2"), tmp_path / "run")
     best = [window.blocks for window in resumed.best.values()]
     assert measured == [(0, 1, 2), (1, 2, 3), (), (), *best]  # of windows of two, nothing; the last are on test text
-    assert resumed == search(k=(2, 3))(tiny("gpt2"))
+    assert resumed == searched(search(k=(2, 3)))
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [{"share": replace(PLAIN, rank=1)}, {"share": replace(PLAIN, base="mean")}, {"tokens": 150}, {"k": (3, 3)}],
-    ids=["rank", "base", "text", "size"],
-)
-def test_other_settings_in_the_same_folder_are_measured_apart(
-    search: Search, tmp_path: Path, changed: dict[str, Any]
-) -> None:
-    search()(tiny("gpt2"), tmp_path / "run")
-    again = search(**changed)(tiny("gpt2"), tmp_path / "run")
-    assert again == search(**changed)(tiny("gpt2"))
-
-
-def test_other_calibration_or_weights_are_measured_apart(search: Search, tmp_path: Path) -> None:
+def test_other_calibration_is_measured_apart(search: Search, searched: Any, tmp_path: Path) -> None:
     first = search(share=CALIBRATED)(tiny("gpt2"), tmp_path / "run")
+    assert first == searched(search(share=CALIBRATED))
     other = search(share=CALIBRATED, calibration_tokens=256)(tiny("gpt2"), tmp_path / "run")
     assert other.best[2].perplexity != first.best[2].perplexity
-    model = tiny("gpt2")
-    with torch.no_grad():
-        model.decoder.blocks[1].module.mlp.c_proj.weight.mul_(2)
-    assert search()(model, tmp_path / "run").base.perplexity != first.base.perplexity
-
-
-def test_a_folder_of_something_else_is_left_alone(search: Search, tmp_path: Path, study_corpus: str) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"holds something other than such a run \(windows-\*\.safetensors\)"):
-        search()(tiny("gpt2"), tmp_path / "mine")
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    search()(tiny("gpt2"), tmp_path / "mine", overwrite=True)
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
-    DropSearch(corpus=study_corpus, tokens=100, test_tokens=100, rounds=0)(tiny("gpt2"), tmp_path / "drop")
-    with pytest.raises(OutputError, match="holds something other than such a run"):
-        search()(tiny("gpt2"), tmp_path / "drop")
-
-
-def test_a_broken_model_has_no_figures(search: Search) -> None:
-    model = tiny("llama")
-    with torch.no_grad():
-        model.decoder.norm.weight.fill_(float("nan"))
-    document = search()(model).to_json()
-    assert document["base"]["perplexity"] is None
-    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert len(first.settings["calibration_sha256"]) == 64 != other.settings["calibration_sha256"]
+    assert searched(search()).settings["calibration_sha256"] is None
 
 
 def test_windows_that_cannot_be_shared_are_left_out(search: Search) -> None:
@@ -222,56 +151,17 @@ def test_a_model_where_no_window_can_be_shared(search: Search) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_rank_that_no_window_admits(search: Search) -> None:
-    with pytest.raises(InputError, match=r"no window of 2 blocks can be shared: rank 33; accepted: 0 \.\.\. 32"):
-        search(share=replace(PLAIN, rank=33))(tiny("gpt2"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"k": (1, 1)}, r"k 1\.\.1; accepted: first\.\.last with 2 <= first <= last"),
-        ({"k": (1, 3)}, r"k 1\.\.3; accepted"),
-        ({"k": (4, 2)}, r"k 4\.\.2; accepted"),
-        ({"objective": "perplexty"}, r"unknown objective 'perplexty'; did you mean 'perplexity'\?"),
-        ({"share": Share(window="1:2")}, r"window '1:2' in a search for it; accepted: auto"),
-    ],
-)
-def test_settings_that_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        WindowSearch(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"k": (2, 5)}, r"k 5 for a model of 4 blocks; accepted: 2 \.\.\. 4"),
-        ({"context": 33}, r"context 33; accepted: 2 \.\.\. 32"),
-        ({"tokens": 1}, r"limit of 1 tokens"),
-        ({"test_tokens": 0}, r"limit of 0 tokens"),
-        ({"share": CALIBRATED, "calibration_tokens": 0}, r"limit of 0 tokens"),
-    ],
-)
-def test_what_this_model_does_not_admit(search: Search, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        search(**settings)(tiny("gpt2"))
-
-
-def test_a_model_of_one_block_has_none_to_share_with(search: Search) -> None:
-    with pytest.raises(InputError, match="k 2 for a model of 1 block, which has none to share with"):
-        search()(tiny("gpt2", n_layer=1))
-
-
 class TestAuto:
     """Sharing whatever window a search finds best."""
 
     @pytest.fixture
-    def found(self, study_corpus: str) -> FoundWindows:
-        return WindowSearch(k=(2, 2), share=CALIBRATED, corpus=study_corpus, calibration_tokens=512)(tiny("gpt2"))
+    def found(self, searched: Any, study_corpus: str) -> FoundWindows:
+        found: FoundWindows = searched(auto_search(study_corpus))
+        return found
 
     def test_compress_takes_the_window_that_the_search_finds(self, found: FoundWindows, study_corpus: str) -> None:
-        base = tiny("gpt2")
-        model = layerfold.compress(base, replace(CALIBRATED, k=2), corpus=study_corpus, tokens=512)
+        base, auto = tiny("gpt2"), replace(CALIBRATED, k=2)
+        model = layerfold.compress(base, auto, corpus=study_corpus, tokens=512)
         step = model.provenance.steps[-1]
         assert step["method"]["window"] == found.best[2].name
         assert "k" not in step["method"]
@@ -282,57 +172,8 @@ class TestAuto:
         alone = scratch(tiny("gpt2"), CALIBRATED, found.best[2].blocks, study_corpus)
         assert model.sha256 == alone.sha256
         assert base.sha256 == tiny("gpt2").sha256
-
-    def test_in_place_gives_the_same(self, found: FoundWindows, study_corpus: str) -> None:
-        settings: dict[str, Any] = {"corpus": study_corpus, "tokens": 512}
-        one = layerfold.compress(tiny("gpt2"), replace(CALIBRATED, k=2), **settings)
-        two = layerfold.compress(tiny("gpt2"), replace(CALIBRATED, k=2), **settings, in_place=True)
-        assert one.sha256 == two.sha256
-
-    def test_a_window_that_is_given_is_not_searched_for(
-        self, study_corpus: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(Scores, "measure", None)
-        model = scratch(tiny("gpt2"), PLAIN, (1, 2), study_corpus)
-        assert "search" not in model.provenance.steps[-1]["notes"]
+        assert layerfold.compress(base, auto, corpus=study_corpus, tokens=512, in_place=True).sha256 == model.sha256
 
     def test_without_a_search_auto_is_refused(self) -> None:
         with pytest.raises(InputError, match="window auto, and nothing has searched for it"):
             Share(rank=2, init="svd", align="none").apply(tiny("gpt2").decoder, None)
-
-
-class TestStudy:
-    """A recipe that leaves the window to a search."""
-
-    def study(self, corpus: str, folder: Path, test: str | None = None) -> Study:
-        recipe = {
-            "variants": [{"label": "shared", "share": {"window": "auto", "k": 2, "rank": 2}}],
-            "evaluate": ["size", {"perplexity": {"corpus": test or corpus, "limit_tokens": 200}}],
-            "calibration": {"corpus": corpus, "tokens": 512},
-        }
-        return Study(read_recipe(recipe), folder, base=tiny("gpt2"))
-
-    def test_it_takes_the_window_that_the_search_finds_and_measures_once(
-        self, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        study = self.study(study_corpus, tmp_path / "run")
-        records = {record.evaluator: record for record in study.run() if record.label == "shared"}
-        search = WindowSearch(k=(2, 2), share=CALIBRATED, corpus=study_corpus, calibration_tokens=512)
-        found = search(tiny("gpt2"))
-        record = records["perplexity"]
-        notes = record.notes["search"]
-        assert notes["perplexity"].keys() == {window.name for window in found.candidates}
-        assert min(notes["perplexity"], key=notes["perplexity"].get) == found.best[2].name
-        assert notes["text"]["tokens_sha256"] == found.text["tokens_sha256"]
-        assert record.subject["selection"] == found.text["tokens_sha256"]
-        assert records["size"].score["parameters"] == found.best[2].parameters
-        monkeypatch.setattr(Scores, "measure", None)
-        assert list(self.study(study_corpus, tmp_path / "run").run()) == []
-
-    def test_test_text_that_shares_a_document_with_the_selection_text_is_refused(
-        self, study_corpus: str, tmp_path: Path, write: Write
-    ) -> None:
-        selection = Perplexity(corpus=study_corpus, split="validation").read(tiny("gpt2"))
-        held_out = write("other/test.txt", "\n\n".join([prose(40, 999), selection.documents[0]])).parent
-        with pytest.raises(CorpusError, match=r"1 documents stand in both .*study\.txt' validation and .*other' test"):
-            list(self.study(study_corpus, tmp_path / "run", str(held_out)).run())

@@ -40,6 +40,10 @@ class Declared:
             if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
         }
 
+    def __getitem__(self, parameters: Any) -> Declared:
+        """Return a generic class whatever its parameters: ``Search[Found]`` has the fields of ``Search``."""
+        return self
+
     @property
     def summary(self) -> str:
         """The first paragraph of the docstring, in one line."""

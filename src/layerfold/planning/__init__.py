@@ -1,8 +1,8 @@
-"""Plans: the best model within a budget, of what all methods and their repaired forms come to."""
+"""Plans: the best model within a budget, over all methods with and without repair."""
 
 from layerfold.planning.budget import Budget
 from layerfold.planning.plan import Plan
 from layerfold.planning.results import Planned
-from layerfold.planning.trials import Trial
+from layerfold.planning.trials import Evaluation
 
-__all__ = ["Budget", "Plan", "Planned", "Trial"]
+__all__ = ["Budget", "Evaluation", "Plan", "Planned"]

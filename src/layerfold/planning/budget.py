@@ -1,4 +1,4 @@
-"""Budgets: how small, how fast, or how little worse a model is to be."""
+"""Budgets: the size, the speed-up or the rise of perplexity that a plan has to meet."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Budget:
     """What a plan has to meet.
 
     Attributes:
-        kind: of what there is so much.
-        value: ``parameters``: how many distinct ones, at most; ``speedup``: how many times as fast a token is
-            generated, at least; ``perplexity``: how many times the base's, at most.
+        kind: what is limited.
+        value: ``parameters``: distinct ones, at most; ``speedup``: of generating a token, at least; ``perplexity``:
+            divided by the model's, at most.
     """
 
     kind: Kind
@@ -33,16 +33,13 @@ class Budget:
 def read_budget(
     parameters: str | int | None, speedup: float | None, perplexity: str | None, whole: int | None = None
 ) -> Budget:
-    """Read the one of three that is given.
+    """Read the one of three that is given: ``82M`` or ``66%`` parameters, a speedup of 1.5, a perplexity of ``+10%``.
 
     Args:
-        parameters: a count, as ``82M``, or a share, as ``66%``.
-        speedup: as 1.5.
-        perplexity: a rise, as ``+10%``.
-        whole: how many parameters there are; None where that is not known yet.
+        whole: the model's number of parameters; None where it is not known yet.
 
     Raises:
-        InputError: none of them, or more than one; or what is no budget.
+        InputError: none of the three or more than one, or a value out of range.
     """
     if [parameters, speedup, perplexity].count(None) != 2:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a plan tries: what takes blocks or FFNs away, and how many neurons and heads go besides to reach a size."""
+"""Configurations that a plan tries: methods that remove blocks or FFNs, and then neurons and heads to reach a size."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from layerfold.model.decoder import Decoder
 from layerfold.repair.repair import Level
 
 WHOLE: Level = "refit+attention"
+_LEVELS: tuple[Level, Level] = ("none", WHOLE)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A way to make the model smaller.
+class Configuration:
+    """Methods in order, and the repair that follows.
 
     Attributes:
-        family: what kind of way that is, as a plot groups it.
-        methods: what is done, in order.
-        repair: and what follows.
+        family: its kind, by which plots group.
     """
 
     family: str
@@ -31,7 +30,7 @@ class Candidate:
 
     @property
     def method(self) -> Method:
-        """What is done, as one."""
+        """The methods as one."""
         return self.methods[0] if len(self.methods) == 1 else Steps(self.methods)
 
     @property
@@ -40,29 +39,12 @@ class Candidate:
         done = [method.said for method in self.methods] or ["as it is"]
         return " + ".join(done) + (", repaired" if self.repair != "none" else "")
 
-    def row(self, label: str) -> dict[str, Any]:
-        """Return it as a recipe's row."""
+    @property
+    def row(self) -> dict[str, Any]:
+        """A recipe's row, without its label."""
         steps = [each.to_json() for each in self.methods]
         made = steps[0] if len(steps) == 1 else {Steps.name: steps}
-        return {"label": label, **made, **({} if self.repair == "none" else {"repair": self.repair})}
-
-
-def narrowed(decoder: Decoder, methods: Sequence[Method], size: int) -> tuple[Method, ...] | None:
-    """Return methods with as much removed after them, of neurons and heads, as it takes to have so many parameters.
-
-    Nothing is removed where the methods by themselves come to no more. What goes is what the loss misses least for its
-    size (criterion taylor).
-
-    Returns:
-        None where an FFN would be left without neurons.
-    """
-    left = sizes(decoder, methods)
-    if left.parameters <= size:
-        return tuple(methods)
-    removed = left.parameters - size
-    if removed > left.removable:
-        return None
-    return (*methods, Prune(sparsity=removed / left.units, structure="neurons+heads", criterion="taylor"))
+        return {**made, **({} if self.repair == "none" else {"repair": self.repair})}
 
 
 @dataclass(frozen=True)
@@ -71,8 +53,8 @@ class Sizes:
 
     Attributes:
         parameters: of the whole model.
-        units: that go with neurons and heads.
-        removable: of those, how many can go.
+        units: of neurons and heads.
+        removable: of the neurons and heads that can go.
     """
 
     parameters: int
@@ -87,27 +69,47 @@ def sizes(decoder: Decoder, methods: Sequence[Method]) -> Sizes:
     return Sizes(count(left), sum(int(each.sizes.sum()) for each in found), units.removable(found))
 
 
-def rivals(decoder: Decoder, size: int, order: Iterable[tuple[int, ...]]) -> Iterator[Candidate]:
-    """Yield what each method by itself comes to at a size, as it is and repaired; nothing of one that cannot be.
+def narrowed(decoder: Decoder, methods: Sequence[Method], size: int) -> tuple[Method, ...] | None:
+    """Return methods, followed by the removal of enough neurons and heads to reach a number of parameters.
+
+    Nothing is removed where the methods by themselves reach it. Those go whose removal raises the loss least for their
+    size (criterion taylor).
+
+    Returns:
+        None where an FFN would be left without neurons.
+    """
+    left = sizes(decoder, methods)
+    removed = left.parameters - size
+    if removed <= 0:
+        return tuple(methods)
+    if removed > left.removable:
+        return None
+    return (*methods, Prune(sparsity=removed / left.units, structure="neurons+heads", criterion="taylor"))
+
+
+def rivals(decoder: Decoder, size: int, order: Iterable[tuple[int, ...]]) -> Iterator[Configuration]:
+    """Yield each method by itself at the mildest setting that reaches a size, with and without repair.
+
+    A method that the model does not admit, or that does not reach the size, is left out.
 
     Args:
-        order: sets of blocks to drop, none and then one more each; no more of them are asked for than it takes.
+        order: sets of blocks to drop, none and then one more each; read no further than needed.
     """
     dropped: Iterable[Method] = (Drop(blocks=blocks) for blocks in order if blocks)
-    for methods in (dropped, *(each.ladder(decoder.n_blocks) for each in METHODS.values())):
-        for method in methods:  # the least first
-            try:
-                small = count(outline(decoder, [method])) <= size
-            except InputError:  # what the model does not admit, as groups of FFNs that are not of one width
-                continue
-            if small:
-                for level in ("none", WHOLE):
-                    yield Candidate(method.name, (method,), level)
-                break
+    ladders = (dropped, *(each.ladder(decoder.n_blocks) for each in METHODS.values()))
+
+    def small(method: Method) -> bool:
+        try:
+            return count(outline(decoder, [method])) <= size
+        except InputError:  # what the model does not admit, as groups of FFNs that are not of one width
+            return False
+
+    mildest = [next(filter(small, ladder), None) for ladder in ladders]
+    alone: list[tuple[str, tuple[Method, ...]]] = [(method.name, (method,)) for method in mildest if method]
     pruned = narrowed(decoder, (), size)
-    if pruned:
-        for level in ("none", WHOLE):
-            yield Candidate("prune", pruned, level)
+    for family, methods in (*alone, *([("prune", pruned)] if pruned else [])):
+        for level in _LEVELS:
+            yield Configuration(family, methods, level)
 
 
 def outline(decoder: Decoder, methods: Sequence[Method]) -> Decoder:

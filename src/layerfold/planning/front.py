@@ -1,4 +1,4 @@
-"""The search for the best candidate of each size, and for the one that a budget asks for."""
+"""The search for the best configuration of each size, and for the one that a budget asks for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
 from layerfold.methods import Drop, Method
 from layerfold.planning.budget import Budget
-from layerfold.planning.candidates import WHOLE, Candidate, narrowed, rivals, sizes
+from layerfold.planning.candidates import WHOLE, Configuration, narrowed, rivals, sizes
 from layerfold.planning.speed import Speeds, timed_beside
-from layerfold.planning.trials import Trial, Trials
+from layerfold.planning.trials import Evaluation, Trials
 from layerfold.progress import Progress
 from layerfold.search.stages import Blocks
 
-Tried = tuple[Candidate, Trial]
+Built = tuple[Evaluation, Model]
+"""A configuration with its whole repair, and the model."""
 
 _PRECISION = 0.015
-"""How near the smallest size within a rise of perplexity is found, as a share of the model's parameters."""
+"""Width at which the bisection for the smallest size stops, as a share of the model's parameters."""
 
 _SMALLEST = 0.1
 _CORRECTIONS = 3
@@ -28,15 +29,15 @@ _BEGIN = 3
 """A search begins with a third of the blocks that would have to go if nothing else did."""
 
 _CLOSE = 1.05
-"""How much faster than asked for is fast enough to stop."""
+"""Speed-up, divided by the budget's, that is near enough to stop."""
 
 
 class Front:
     """Tries what a budget asks for.
 
-    Of a size there is a candidate for each number of blocks to drop: what is left is cut down to the size by removing
-    neurons and heads. Perplexity falls and then rises with that number, so that going downhill from the best of a size
-    near by finds the best of this one in a few trials.
+    For a size there is one configuration for each number of dropped blocks: neurons and heads of the rest are removed
+    down to the size. Perplexity falls and then rises with that number, so a descent from the best of a size near by
+    needs few trials.
     """
 
     def __init__(
@@ -50,125 +51,124 @@ class Front:
     ) -> None:
         self._trials, self._budget, self._progress, self._timed = trials, budget, progress, timed
         self._rivals = rivals
-        self._decoder = trials.model.decoder
-        self._size = trials.base().parameters
-        self.tried: dict[Trial, Candidate] = {}
+        self._decoder, self._base = trials.model.decoder, trials.base()
+        self.tried: dict[Evaluation, None] = {}
 
-    def decide(self, points: int) -> list[Candidate]:
-        """Return the candidates within the budget, the best first; of a rise of perplexity, the smallest first.
+    def decide(self, points: int) -> list[Evaluation]:
+        """Return the trials within the budget, the best first; of a rise of perplexity, the smallest first.
 
         Args:
-            points: how many sizes to try besides the budget's, where it is one of size.
+            points: number of further sizes to try, where the budget is a size.
 
         Raises:
             InputError: nothing that was tried is within the budget.
         """
-        budget, base = self._budget, self._trials.base()
-        if budget.kind == "perplexity":
-            limit = budget.value * base.perplexity
-            size = self._smallest(limit)
-            self._try_rivals(size)
-            within = [trial for trial in self.tried if trial.perplexity <= limit]
-            ranked = sorted(within, key=lambda trial: (trial.parameters, trial.perplexity))
+        kind, value = self._budget.kind, self._budget.value
+        if kind == "perplexity":
+            self._try_rivals(self._smallest(self._limit))
+            within = [trial for trial in self.tried if trial.perplexity <= self._limit]
+            within.sort(key=lambda trial: (trial.parameters, trial.perplexity))
         else:
-            if budget.kind == "parameters":
-                self._sizes(round(budget.value), points)
-                within = [trial for trial in self.tried if trial.parameters <= budget.value]
+            if kind == "parameters":
+                self._sizes(round(value), points)
             else:
-                within = self._fast()
-            ranked = sorted(within, key=lambda trial: (trial.perplexity, trial.parameters))
+                self._fast()
+            within = [trial for trial in self.tried if kind == "speedup" or trial.parameters <= value]
+            within.sort(key=lambda trial: (trial.perplexity, trial.parameters))
         self._trials.clear()
-        ranked = [trial for trial in ranked if math.isfinite(trial.perplexity)]
+        ranked = [trial for trial in within if math.isfinite(trial.perplexity)]
         if not ranked:
             raise InputError(self._none())
-        return [self.tried[trial] for trial in ranked]
+        return ranked
 
-    def best(self, points: int, finalists: int, rounds: int) -> tuple[Candidate, Model]:
-        """Return the candidate to take, with the model that it makes, repaired on all of the text.
+    def best(self, points: int, finalists: int, rounds: int) -> Built:
+        """Return the trial to take, repaired on all of the text, with its model.
 
         Args:
             points: see `decide`.
-            finalists: how many are repaired on all of the text; for a rise of perplexity as many as it takes to find
-                one that is within it then, or all, of which the one that is least above it is taken.
+            finalists: number of trials that are repaired on all of the text. For a rise of perplexity instead as many
+                as it takes to find one within it, or all, of which the one least above it is taken.
             rounds: of each timing.
 
         Raises:
             InputError: nothing is within the budget.
         """
-        found = self._final(self.decide(points), finalists)
-        return found if self._timed is None else self._in_time(self._timed, *found, finalists, rounds)
+        built = self._final(self.decide(points), finalists)
+        return built if self._timed is None else self._in_time(self._timed, built, finalists, rounds)
 
-    def _in_time(
-        self, timed: Speeds, chosen: Candidate, made: Model, finalists: int, rounds: int
-    ) -> tuple[Candidate, Model]:
-        """Correct the line by timing what it led to, until that is as fast as asked for and hardly faster.
+    @property
+    def _limit(self) -> float:
+        return self._budget.value * self._base.perplexity
+
+    def _in_time(self, timed: Speeds, built: Built, finalists: int, rounds: int) -> Built:
+        """Time what was built and correct the predicted latencies by it, until it is as fast as asked for, not faster.
 
         Returns:
-            The best of those that were fast enough; the last one where none was.
+            The best of the models that were fast enough; the last one where none was.
         """
-        best: tuple[float, Candidate, Model] | None = None
+        best: Built | None = None
         for left in reversed(range(_CORRECTIONS + 1)):
-            reached = timed_beside(self._trials.model, made, rounds, self._progress)[1].speedup.value
-            perplexity = self._trials.whole(chosen)[0].perplexity
-            if self._budget.meets(reached) and (best is None or perplexity < best[0]):
-                best = perplexity, chosen, made
+            reached = timed_beside(self._trials.model, built[1], rounds, self._progress)[1].speedup.value
+            if self._budget.meets(reached) and (best is None or built[0].perplexity < best[0].perplexity):
+                best = built
             if not left or self._budget.value <= reached <= _CLOSE * self._budget.value:
                 break
             self._timed = timed = replace(timed, correction=timed.correction * 1.01 * self._budget.value / reached)
             self.tried.clear()
             ranked = self.decide(0)
-            if ranked[0] == chosen:
+            if ranked[0].configuration == built[0].configuration:
                 break
-            chosen, made = self._final(ranked, finalists)
-        return best[1:] if best else (chosen, made)
+            built = self._final(ranked, finalists)
+        return best or built
 
-    def _final(self, ranked: Sequence[Candidate], finalists: int) -> tuple[Candidate, Model]:
+    def _final(self, ranked: Sequence[Evaluation], finalists: int) -> Built:
         rising = self._budget.kind == "perplexity"
-        limit = self._budget.value * self._trials.base().perplexity
-        best: tuple[float, Candidate, Model | None] | None = None
-        for candidate in ranked if rising else ranked[:finalists]:
-            trial, made = self._trials.whole(candidate)
-            if rising and trial.perplexity <= limit:
-                return candidate, made or self._trials.made(candidate)  # the smallest: they come first
-            if best is None or trial.perplexity < best[0]:
-                best = trial.perplexity, candidate, made
+        best: tuple[Evaluation, Model | None] | None = None
+        for trial in ranked if rising else ranked[:finalists]:
+            repaired, made = self._trials.whole(trial.configuration)
+            met = rising and repaired.perplexity <= self._limit
+            if met or best is None or repaired.perplexity < best[0].perplexity:
+                best = repaired, made
             del made
+            if met:  # the smallest: they come first
+                break
         assert best is not None
-        return best[1], best[2] or self._trials.made(best[1])
+        return best[0], best[1] or self._trials.made(best[0].configuration)
 
     def _sizes(self, size: int, points: int) -> None:
         """Try the budget's size, and others on the way to it from the model's."""
         dropped = self._best_at(size, round(self._enough(size) / _BEGIN))
+        whole = self._base.parameters
         for number in range(1, points + 1):
             part = 1 - number / (points + 1)
-            self._best_at(round(self._size - part * (self._size - size)), round(part * (dropped or 0)))
+            self._best_at(round(whole - part * (whole - size)), round(part * (dropped or 0)))
         self._try_rivals(size)
 
     def _smallest(self, limit: float) -> int:
-        """Return the smallest size with a candidate within a limit of perplexity, by bisection."""
-        low, high = _SMALLEST, 1.0
+        """Return the smallest size with a trial within a limit of perplexity, by bisection."""
+        low, high, whole = _SMALLEST, 1.0, self._base.parameters
         dropped = 1
         while high - low > _PRECISION:
             middle = (low + high) / 2
             near = round(dropped * (1 - middle) / (1 - high)) if high < 1 else dropped
-            found = self._best_at(round(middle * self._size), near)
+            found = self._best_at(round(middle * whole), near)
             if found is not None and any(
-                trial.perplexity <= limit and trial.parameters <= middle * self._size for trial in self.tried
+                trial.perplexity <= limit and trial.parameters <= middle * whole for trial in self.tried
             ):
                 high, dropped = middle, found
             else:
                 low = middle
-        return round(high * self._size)
+        return round(high * whole)
 
-    def _fast(self) -> list[Trial]:
-        """Try what is fast enough: of each depth the widest, and whole blocks by themselves."""
+    def _fast(self) -> None:
+        """Try what is predicted to be fast enough: of each depth the widest, and methods that remove whole blocks."""
         assert self._timed is not None
-        fast: list[Candidate | None] = []
+        fast: list[Configuration | None] = []
         methods: list[Method] = []
         for blocks in self._sets():
             methods = _dropping(blocks)
             share = self._timed.share(self._decoder.n_blocks - len(blocks), self._budget.value)
-            if share is None or (share == 1 and not blocks):  # never the model as it is, whatever the line says
+            if share is None or (share == 1 and not blocks):  # never the model itself, whatever is predicted
                 continue
             left = sizes(self._decoder, methods)
             fast.append(self._combined(blocks, left.parameters - ceil((1 - share) * left.units)))
@@ -176,36 +176,32 @@ class Front:
                 others = rivals(self._decoder, left.parameters, self._sets()) if self._rivals else ()
                 fast += [each for each in others if any(method.removes_blocks for method in each.methods)]
                 break
+        # Where none is predicted to be, the one of fewest blocks is timed all the same: a prediction may be wrong.
         wanted = [each for each in fast if each is not None]
-        # Where the line says that none is, the one of fewest blocks is timed all the same: a line is no measurement.
-        self._try_all(wanted or [Candidate("drop", tuple(methods), WHOLE)])
-        return list(self.tried)
+        self._try_all(wanted or [Configuration("drop", tuple(methods), WHOLE)])
 
     def _best_at(self, size: int, near: int) -> int | None:
-        """Try candidates of a size, beginning with one that lacks so many blocks; return how many the best lacks."""
-        found: dict[int, Candidate | None] = {}
+        """Descend among the configurations of a size, from the one nearest to a number of dropped blocks.
 
-        def there(dropped: int) -> bool:
-            if dropped not in found:
+        Returns:
+            The number that the best drops; None where no number reaches the size.
+        """
+        known: dict[int, Configuration | None] = {}
+
+        def at(dropped: int) -> Configuration | None:
+            if dropped not in known:
                 inside = 0 <= dropped < self._decoder.n_blocks
                 blocks = self._trials.without(dropped) if inside else None
-                found[dropped] = None if blocks is None else self._combined(blocks, size)
-            return found[dropped] is not None
+                known[dropped] = None if blocks is None else self._combined(blocks, size)
+            return known[dropped]
 
-        def cost(dropped: int) -> float:
-            candidate = found[dropped]
-            assert candidate is not None
-            return self._try(candidate).perplexity
-
-        numbers = sorted(range(self._decoder.n_blocks), key=lambda dropped: abs(dropped - near))
-        here = next(filter(there, numbers), None)
-        while here is not None:
-            around = [dropped for dropped in (here, here - 1, here + 1) if there(dropped)]
-            best = min(around, key=cost)
-            if best == here:
-                break
+        best = next(filter(at, sorted(range(self._decoder.n_blocks), key=lambda dropped: abs(dropped - near))), None)
+        here: int | None = None
+        while best is not None and best != here:
             here = best
-        return here
+            around = {number: there for number in (here, here - 1, here + 1) if (there := at(number))}
+            best = min(around, key=lambda number: self._try(around[number]).perplexity)
+        return best
 
     def _sets(self) -> Iterator[Blocks]:
         """Yield sets of blocks to drop, each one larger than the one before, for as long as they are asked for."""
@@ -215,39 +211,35 @@ class Front:
                 return
             yield blocks
 
-    def _combined(self, blocks: Blocks, size: int) -> Candidate | None:
+    def _combined(self, blocks: Blocks, size: int) -> Configuration | None:
         methods = narrowed(self._decoder, _dropping(blocks), size)
-        if not methods:
-            return None
-        names = [method.name for method in methods]
-        return Candidate(" + ".join(names), methods, WHOLE)
+        return Configuration(" + ".join(method.name for method in methods), methods, WHOLE) if methods else None
 
-    def _try(self, candidate: Candidate) -> Trial:
-        trial = self._trials.quick(candidate)
-        self.tried.setdefault(trial, candidate)
+    def _try(self, configuration: Configuration) -> Evaluation:
+        trial = self._trials.quick(configuration)
+        self.tried.setdefault(trial)
         return trial
 
-    def _try_all(self, candidates: Sequence[Candidate]) -> None:
-        for candidate in self._progress.track(candidates, "trying what each method comes to", len(candidates)):
-            self._try(candidate)
+    def _try_all(self, configurations: Sequence[Configuration]) -> None:
+        for each in self._progress.track(configurations, "trying what each method comes to", len(configurations)):
+            self._try(each)
 
     def _try_rivals(self, size: int) -> None:
         if self._rivals:
             self._try_all([*rivals(self._decoder, size, self._sets())])
 
     def _enough(self, size: int) -> int:
-        """How many blocks to drop where nothing else goes."""
+        """Return the number of blocks to drop where nothing else goes."""
         depth = self._decoder.n_blocks
         last = ((number, [Drop(blocks=tuple(range(depth - number, depth)))]) for number in range(1, depth))
         small = (number for number, methods in last if sizes(self._decoder, methods).parameters <= size)
         return next(small, depth - 1)
 
     def _none(self) -> str:
-        budget, base = self._budget, self._trials.base()
-        asked = f"{budget.kind} {budget.value:,.6g}: nothing that was tried is within that"
+        asked = f"{self._budget.kind} {self._budget.value:,.6g}: nothing that was tried is within that"
         if not self.tried:
             return f"{asked}: no number of blocks, neurons and heads to remove comes to it"
-        best = min(trial.perplexity for trial in self.tried) / base.perplexity
+        best = min(trial.perplexity for trial in self.tried) / self._base.perplexity
         smallest = min(trial.parameters for trial in self.tried)
         return f"{asked}; the smallest has {smallest:,} parameters, the best perplexity is {best:.3f} times the base's"
 

@@ -1,6 +1,8 @@
-"""Which blocks to drop: sets of which each is the one before it and one block more."""
+"""Which blocks to drop: sets that each hold the one before them and one block more."""
 
 from __future__ import annotations
+
+from itertools import groupby
 
 from layerfold.model.decoder import Decoder
 from layerfold.progress import Progress
@@ -11,17 +13,16 @@ from layerfold.search.stages import Blocks, Spanned
 from layerfold.text.windows import Windows
 
 _LONGEST = 6
-"""For how many blocks one may have to stand, itself among them."""
+"""Longest run of blocks that one refitted block may replace, itself included."""
 
 
 class Order:
-    """Finds the blocks that a decoder misses least once it is repaired, one after the other.
+    """Finds one after the other the blocks whose removal costs least, with each block that is left refitted.
 
-    With each block that is left refitted by itself, and racing on the selection text. No more than `_LONGEST` - 1
-    neighbours go. Refits are made when a set first needs them, and held until `clear`.
+    Blocks race on the selection text. Refits are made when a set first needs them, and held until `clear`.
 
     Args:
-        decoder: stays as it is.
+        decoder: never edited.
         fitted: the text that repairs are fitted to.
         windows: the selection text.
         seed: orders its windows.
@@ -33,9 +34,9 @@ class Order:
         self._spans: dict[int, Decoder] = {}
 
     def next(self, blocks: Blocks) -> Blocks | None:
-        """Return a set and the block that is missed least besides; None where all that are left would."""
-        rest = (each for each in range(self._decoder.n_blocks) if each not in blocks)
-        runs = {grown: longest_run(grown) for grown in (tuple(sorted((*blocks, each))) for each in rest)}
+        """Return a set with the next block added; None where every further block makes a run too long."""
+        rest = (block for block in range(self._decoder.n_blocks) if block not in blocks)
+        runs = {grown: longest_run(grown) for grown in (tuple(sorted((*blocks, block))) for block in rest)}
         short = [grown for grown, run in runs.items() if run < min(self._decoder.n_blocks, _LONGEST)]
         if not short:
             return None
@@ -44,7 +45,7 @@ class Order:
         self._spans |= spanning(self._decoder, self._fitted, lengths, progress=self._progress)
         scores = Scores(Spanned(self._decoder, self._spans), self._windows, divergence=False)
         select = Selection(scores, "perplexity", race=True, seed=self._seed, progress=self._progress)
-        return select({len(short[0]): sorted(short)}, 1)[len(short[0])][0]
+        return select({0: sorted(short)}, 1)[0][0]
 
     def clear(self) -> None:
         """Let go of the refits; another question makes them again."""
@@ -52,9 +53,6 @@ class Order:
 
 
 def longest_run(blocks: Blocks) -> int:
-    """Return how many neighbours there are among blocks, at most."""
-    longest = run = 0
-    for place, block in enumerate(blocks):
-        run = run + 1 if place and blocks[place - 1] == block - 1 else 1
-        longest = max(longest, run)
-    return longest
+    """Return the length of the longest run of neighbours among blocks in order."""
+    runs = groupby(enumerate(blocks), key=lambda entry: entry[1] - entry[0])
+    return max((len(list(run)) for _, run in runs), default=0)

@@ -1,45 +1,41 @@
-"""Plan: under a budget, find what to do to a model, build it, and verify it on text that took no part."""
+"""Plan: find the best model within a budget, build it, and verify it on text that took no part in the choice."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from layerfold import defaults
-from layerfold.calibration import Calibration, calibration_windows, shortage
-from layerfold.checkpoint.model import Model, default_corpus
-from layerfold.checkpoint.save import hash_weights
+from layerfold.calibration import Calibration
+from layerfold.checkpoint.model import Model
 from layerfold.environment import environment
 from layerfold.errors import InputError
-from layerfold.evaluators import Perplexity
-from layerfold.files import check_run_folder
 from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
 from layerfold.model.readout import attention_readout, ffn_readout
 from layerfold.planning.budget import Budget, read_budget
-from layerfold.planning.candidates import Candidate, count, sizes
+from layerfold.planning.candidates import count, sizes
 from layerfold.planning.front import Front
 from layerfold.planning.results import Planned, Winner
 from layerfold.planning.speed import Speeds, line, timed_beside
-from layerfold.planning.trials import FILE, PROTOCOL, Texts, Trials
+from layerfold.planning.trials import FILE, PROTOCOL, Evaluation, Texts, Trials
 from layerfold.progress import SILENT, Progress
-from layerfold.search.judging import describe, judged
+from layerfold.search.judging import check_rounds, judged
+from layerfold.search.run import Search, SearchRun
 from layerfold.search.stages import Blocks
 
 _WINNER = (0,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Search[tuple[Planned, Model]]):
     """Find the best model within a budget.
 
-    Candidates drop blocks, and remove as many neurons and heads of what is left as it takes to reach a size; beside
-    them stands what each method by itself comes to at that size, as it is and repaired. All are repaired on little
-    calibration text and scored on the selection text; the best of them are repaired once more on all of it, and the
-    best of those is what the plan is. See `Front`.
+    A plan tries mixtures of removed blocks, neurons and heads, and every method by itself, with and without repair.
+    Trials are repaired on little calibration text and scored on the selection text; the best are repaired once more on
+    all of the calibration text, and the best of those wins. See `Front`.
 
     Attributes:
         parameters: largest number of distinct parameters, as ``82M``, or their percentage, as ``66%``.
@@ -63,22 +59,18 @@ class Plan:
     points: int = 3
     finalists: int = 2
     rivals: bool = True
-    corpus: str | None = None
     calibration_tokens: int = defaults.CALIBRATION_TOKENS
     repair_tokens: int = defaults.REPAIR_TOKENS
-    tokens: int = defaults.SELECTION_TOKENS
-    test_tokens: int = defaults.LIMIT_TOKENS
     rounds: int = 12
-    seed: int = 0
     name: ClassVar[str] = "plan"
+    marker: ClassVar[str] = FILE
 
     def __post_init__(self) -> None:
         read_budget(self.parameters, self.speedup, self.perplexity)
         for name, least in (("points", 0), ("finalists", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}; accepted: {least} or more")
-        if self.rounds != 0 and self.rounds < 3:
-            raise InputError(f"rounds {self.rounds}; accepted: 0 (nothing is timed), or 3 or more")
+        check_rounds(self.rounds)
         if self.speedup is not None and not self.rounds:
             raise InputError(f"rounds 0 with speedup {self.speedup}; accepted: 3 or more")
 
@@ -86,7 +78,7 @@ class Plan:
         """Return the budget for a model.
 
         Raises:
-            InputError: the model has no more than that, or a single block.
+            InputError: the model is within the budget already, or has a single block.
         """
         if decoder.n_blocks < 2:
             raise InputError(f"a plan for a model of {decoder.n_blocks} block; accepted: 2 blocks or more")
@@ -95,7 +87,7 @@ class Plan:
                 readout(block)  # raises where a repair would fill zeros that are to stay
         whole = count(decoder)
         found = read_budget(self.parameters, self.speedup, self.perplexity, whole)
-        # What is left of the first block with one neuron and no head, and of all that is no block.
+        # The first block with one neuron and no head, and everything outside the blocks.
         alone = sizes(decoder, [Drop(blocks=tuple(range(1, decoder.n_blocks)))])
         least = alone.parameters - alone.removable
         if found.kind == "parameters" and found.value < least:
@@ -104,74 +96,35 @@ class Plan:
             )
         return found
 
-    def __call__(
-        self, model: Model, folder: Path | str | None = None, *, overwrite: bool = False, progress: Progress = SILENT
-    ) -> tuple[Planned, Model]:
-        """Plan, build and verify.
-
-        Args:
-            folder: keeps what was tried, so that an interrupted plan goes on; None keeps nothing.
-            overwrite: write into a folder that holds something else; nothing in it is removed.
-
-        Raises:
-            InputError: a budget that the model does not admit, or that nothing tried meets.
-            OutputError: a folder that holds something other than a plan.
-        """
-        folder = None if folder is None else Path(folder)
-        if folder is not None:
-            check_run_folder(folder, FILE, overwrite=overwrite)
+    def _found(self, run: SearchRun) -> tuple[Planned, Model]:
+        model, progress = run.model, run.progress
         budget = self.budget(model.decoder)
-        corpus = self.corpus or default_corpus(model)
-        with progress.doing("reading text"):
-            selection, test = (
-                Perplexity(corpus=corpus, split=split, limit_tokens=tokens)
-                for split, tokens in (("validation", self.tokens), ("test", self.test_tokens))
-            )
-            described = describe(selection, model), describe(test, model)
-            calibration, quick, whole = (
-                calibration_windows(model, corpus, tokens, self.seed)
-                for tokens in (self.calibration_tokens, max(2, self.repair_tokens // 4), self.repair_tokens)
-            )
-        for windows, asked, doing in (
-            (calibration, self.calibration_tokens, "calibration"),
-            (whole, self.repair_tokens, "repair"),
-        ):
-            if said := shortage(windows, asked, doing):
-                progress.note(said)
-        texts = Texts(Calibration(model.decoder, calibration), quick, whole, selection, self.seed)
-        trials = Trials(model, texts, folder, progress)
-        chosen, made = self.find(trials, progress)
-        windows = test.windows(model)
+        _, test = run.read()
+        calibration = Calibration(model.decoder, run.calibration(self.calibration_tokens, "calibration"))
+        whole, quick = run.repair_texts(self.repair_tokens)
+        texts = Texts(calibration, quick, whole, run.selection_text, self.seed)
+        trials = Trials(model, texts, run.folder, progress)
+        trial, made = self.find(trials, progress)
         nats: dict[Blocks, Floats] = {
-            blocks: unit_nats(each.decoder, windows, progress, "measuring on test text")
-            for blocks, each in (((), model), (_WINNER, made))
+            blocks: unit_nats(tested.decoder, test, progress, "measuring on test text")
+            for blocks, tested in (((), model), (_WINNER, made))
         }
-        tests = judged(nats, windows.units.tokens)
+        tests = judged(nats, test.units.tokens)
         timings = timed_beside(model, made, self.rounds, progress) if self.rounds else (None, None)
-        winner = Winner(
-            candidate=chosen,
-            trial=trials.whole(chosen)[0],
-            test=tests[_WINNER],
-            latency=timings[1],
-        )
         planned = Planned(
-            model=model.name,
-            model_sha256=hash_weights(model.decoder.model),
+            **run.header,
+            settings={"protocol": PROTOCOL, **asdict(self), "corpus": run.corpus},
             budget=budget,
-            settings={"protocol": PROTOCOL, **asdict(self), "corpus": corpus},
-            text=described[0],
-            test_text=described[1],
             base=trials.base(),
             base_test=tests[()],
             base_latency=timings[0],
             trials=tuple(trials.done.values()),
-            winner=winner,
-            environment=environment(),
+            winner=Winner(trial, tests[_WINNER], timings[1]),
         )
         return planned, made
 
-    def find(self, trials: Trials, progress: Progress = SILENT) -> tuple[Candidate, Model]:
-        """Return the candidate that is the best within the budget, and the model that it makes.
+    def find(self, trials: Trials, progress: Progress = SILENT) -> tuple[Evaluation, Model]:
+        """Return the best trial within the budget, and its model.
 
         Raises:
             InputError: a budget that the model does not admit, or that nothing tried meets.
@@ -181,6 +134,6 @@ class Plan:
         if budget.kind == "speedup":
             machine = environment()
             kept = {"rounds": self.rounds, "threads": machine["threads"], "processor": machine["processor"]}
-            depth, *each = trials.remembered(f"speeds {kept}", lambda: line(trials.model, self.rounds, progress))
-            timed = Speeds(int(depth), *each)
+            depth, *slopes = trials.remembered(f"speeds {kept}", lambda: line(trials.model, self.rounds, progress))
+            timed = Speeds(int(depth), *slopes)
         return Front(trials, budget, progress, timed, rivals=self.rivals).best(self.points, self.finalists, self.rounds)

@@ -1,20 +1,19 @@
-"""What a plan leaves behind: one JSON document, and the recipe of its winner."""
+"""What a plan finds: a JSON document, and the recipe of its winner."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import OutputError
 from layerfold.planning.budget import Budget
-from layerfold.planning.candidates import Candidate
-from layerfold.planning.trials import Trial, as_json
-from layerfold.search.results import FORMAT_VERSION, HeldOut, Timing, bounds
+from layerfold.planning.trials import Evaluation
+from layerfold.search.results import Document, HeldOutScore, Timing
 
 RESULT = "plan.json"
 LABEL = "planned"
@@ -22,48 +21,37 @@ LABEL = "planned"
 
 @dataclass(frozen=True)
 class Winner:
-    """What was built.
+    """The model that was built.
 
     Attributes:
-        candidate: what was done.
-        trial: what it comes to on the selection text.
-        test: what it comes to on the test text.
-        latency: beside the model; None where nothing was timed.
+        trial: its configuration and figures on the selection text.
+        test: its score on the test text.
+        latency: beside the model's; None where nothing was timed.
     """
 
-    candidate: Candidate
-    trial: Trial
-    test: HeldOut
+    trial: Evaluation
+    test: HeldOutScore
     latency: Timing | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class Planned(Document):
     """What a plan found.
 
     Attributes:
-        model, model_sha256: the model's name, and the hash of its weights.
-        budget: what was to be met.
-        settings: all that determines the plan besides the model and the text.
-        text, test_text: corpus, split, tokens and hashes of the selection text and of the test text.
-        base, base_test, base_latency: the model as it is: on the two, and timed.
-        trials: all that was tried, the model as it is among it.
+        budget: what had to be met.
+        base, base_test, base_latency: the model itself: on the selection text, on the test text, and timed.
+        trials: all that was tried, the model itself included.
         winner: what was built.
-        environment: versions, threads, processor.
     """
 
-    model: str
-    model_sha256: str
+    kind: ClassVar[str] = "plan"
     budget: Budget
-    settings: dict[str, Any]
-    text: dict[str, Any]
-    test_text: dict[str, Any]
-    base: Trial
-    base_test: HeldOut
+    base: Evaluation
+    base_test: HeldOutScore
     base_latency: Timing | None = None
-    trials: Sequence[Trial]
+    trials: Sequence[Evaluation]
     winner: Winner
-    environment: dict[str, Any] = field(default_factory=dict)
 
     @property
     def met(self) -> bool:
@@ -76,18 +64,17 @@ class Planned:
         return self.budget.meets(figures[self.budget.kind])
 
     @property
-    def front(self) -> list[Trial]:
-        """The trials, finalists' whole repairs apart, than which none with as few parameters has a lower perplexity."""
-        best, found = float("inf"), []
+    def front(self) -> list[Evaluation]:
+        """The trials on the Pareto front of parameters and perplexity, the smallest first; whole repairs left out."""
+        front: list[Evaluation] = []
         tried = [trial for trial in self.trials if not trial.whole]
-        for trial in sorted(tried, key=lambda each: (each.parameters, each.perplexity)):
-            if trial.perplexity < best:
-                best = trial.perplexity
-                found.append(trial)
-        return found
+        for trial in sorted(tried, key=lambda trial: (trial.parameters, trial.perplexity)):
+            if trial.perplexity < (front[-1].perplexity if front else float("inf")):
+                front.append(trial)
+        return front
 
     def recipe(self, base: str, revision: str | None = None) -> dict[str, Any]:
-        """Return the recipe of a study that makes the winner again, as its row, and measures it.
+        """Return the recipe of a study that builds the winner again, as its row, and measures it.
 
         Args:
             base: the name that the model was loaded by.
@@ -96,7 +83,7 @@ class Planned:
         return {
             "base": base,
             **({} if revision is None else {"revision": revision}),
-            "variants": [self.winner.candidate.row(LABEL)],
+            "variants": [{"label": LABEL, **self.winner.trial.configuration.row}],
             "evaluate": [
                 "size",
                 {"perplexity": {"corpus": settings["corpus"], "limit_tokens": settings["test_tokens"]}},
@@ -114,23 +101,12 @@ class Planned:
         """Return the document that is written."""
         winner = self.winner
         return {
-            "format_version": FORMAT_VERSION,
-            "search": "plan",
-            "model": self.model,
-            "model_sha256": self.model_sha256,
+            **super().to_json(),
             "budget": asdict(self.budget) | {"met": self.met},
-            "settings": self.settings,
-            "text": self.text,
-            "test_text": self.test_text,
-            "base": {**as_json(self.base), "test": _held_out(self.base_test), **_timed(self.base_latency)},
-            "trials": [as_json(trial) for trial in self.trials],
-            "front": [trial.row for trial in self.front],
-            "winner": {
-                **as_json(winner.trial),
-                "test": _held_out(winner.test),
-                **_timed(winner.latency),
-            },
-            "environment": self.environment,
+            "base": _row(self.base, self.base_test, self.base_latency),
+            "trials": [trial.to_json() for trial in self.trials],
+            "front": [trial.configuration.row for trial in self.front],
+            "winner": _row(winner.trial, winner.test, winner.latency),
         }
 
 
@@ -148,11 +124,5 @@ def check_model(folder: Path, model: Model) -> None:
         )
 
 
-def _held_out(test: HeldOut) -> dict[str, Any]:
-    return {"perplexity": bounds(test.perplexity), "versus_base": bounds(test.versus_base)}
-
-
-def _timed(timing: Timing | None) -> dict[str, Any]:
-    if timing is None:
-        return {}
-    return {"milliseconds": bounds(timing.milliseconds), "speedup": bounds(timing.speedup)}
+def _row(trial: Evaluation, test: HeldOutScore, latency: Timing | None) -> dict[str, Any]:
+    return {**trial.to_json(), "test": test.to_json(), **({} if latency is None else latency.to_json())}

@@ -1,4 +1,4 @@
-"""How fast a model of fewer blocks, neurons and heads will be: a line through four that are timed."""
+"""Predicted latency of a model with fewer blocks, neurons and heads: a line through four models that are timed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from layerfold.checkpoint.model import Model
-from layerfold.maths.intervals import Interval
 from layerfold.methods.prune.units import sublayers
 from layerfold.progress import Progress
-from layerfold.search.judging import latency
+from layerfold.search.judging import latency, timing
 from layerfold.search.results import Timing
 
 _LEAST = 0.05
@@ -24,10 +23,10 @@ class Speeds:
     """Milliseconds a generated token: ``constant + blocks * (block + share * units)``.
 
     Attributes:
-        blocks: how many the model has.
-        constant, block, units: what the embeddings and the LM head take, a block without its units, and those: neurons
-            and groups of heads.
-        correction: how much longer it takes than that, as found out by timing what was made.
+        blocks: depth of the model.
+        constant, block, units: of the embeddings and the LM head, of a block without its neurons and heads, and of
+            those.
+        correction: measured latency divided by the predicted, of a model that was built.
     """
 
     blocks: int
@@ -37,7 +36,7 @@ class Speeds:
     correction: float = 1.0
 
     def share(self, blocks: int, speedup: float) -> float | None:
-        """Return what share of the units may stay in so many blocks to be so many times as fast as the model.
+        """Return the share of neurons and heads that some blocks may keep to reach a speed-up.
 
         None where no share is small enough; 1 where all may stay.
         """
@@ -55,30 +54,26 @@ def line(model: Model, rounds: int, progress: Progress) -> list[float]:
     points = [(blocks, share) for blocks in (depth, max(1, depth // 2)) for share in (1.0, 0.5)]
     models = {f"{blocks} {share}": _shaped(model, blocks, share) for blocks, share in points}
     scores = latency(model, rounds).compare(models, progress)
-    # Of few heads a half may be more, or less: what is left of a block is counted.
-    each = _units(model) / depth
-    rows = np.array([[1.0, shaped.decoder.n_blocks, _units(shaped) / each] for shaped in models.values()])
+    # Half of a few heads may be more or fewer than half: units are counted.
+    whole = _units(model) / depth
+    rows = np.array([[1.0, shaped.decoder.n_blocks, _units(shaped) / whole] for shaped in models.values()])
     times = np.array([scores[label].value for label in models])
-    return [float(depth), *(float(max(0.0, each)) for each in np.linalg.lstsq(rows, times, rcond=None)[0])]
+    return [float(depth), *(float(max(0.0, slope)) for slope in np.linalg.lstsq(rows, times, rcond=None)[0])]
 
 
 def _units(model: Model) -> int:
+    """Count the parameters of neurons and heads."""
     return sum(int(each.sizes.sum()) for each in sublayers(model.decoder))
 
 
 def timed_beside(model: Model, made: Model, rounds: int, progress: Progress) -> tuple[Timing, Timing]:
     """Time a model and what was made of it, interleaved."""
     scores = latency(model, rounds).compare({"base": model, "plan": made}, progress)
-    same = {"value": 1.0, "low": 1.0, "high": 1.0}
-    base, plan = (
-        Timing(Interval(score.value, score.low, score.high), Interval(**score.details.get("speedup", same)))
-        for score in (scores["base"], scores["plan"])
-    )
-    return base, plan
+    return timing(scores["base"].to_json()), timing(scores["plan"].to_json())
 
 
 def _shaped(model: Model, blocks: int, share: float) -> Model:
-    """Return a model of an architecture."""
+    """Return the model's first blocks, with a share of their neurons and heads."""
     decoder = model.decoder.copy(share=True)
     decoder.keep_(range(blocks))
     if share < 1:
@@ -91,5 +86,5 @@ def _shaped(model: Model, blocks: int, share: float) -> Model:
 
 
 def _first(widths: Sequence[int], share: float) -> dict[int, Tensor]:
-    """A share of what each block has, at least one; nothing of a block that has none."""
+    """Indices of a share of each block's units, at least one; blocks without units are left out."""
     return {index: torch.arange(max(1, round(share * width))) for index, width in enumerate(widths) if width}

@@ -1,11 +1,11 @@
-"""What has been tried: each candidate repaired on little text and scored on the selection text."""
+"""Trials: configurations that are built, repaired and scored on the selection text, each once."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from layerfold.files import hash_json, write_text
 from layerfold.inference.scoring import window_nats
 from layerfold.maths.intervals import exponential
 from layerfold.pipeline import apply
-from layerfold.planning.candidates import Candidate, count
+from layerfold.planning.candidates import Configuration, count
 from layerfold.planning.order import Order
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
+from layerfold.search.results import number
 from layerfold.search.stages import Blocks
 from layerfold.text.windows import Windows
 
@@ -35,9 +36,9 @@ class Texts:
 
     Attributes:
         calibration: what methods read activations from.
-        quick, whole: what repairs are fitted to: those of trials, and those of finalists.
-        selection: what candidates are scored on.
-        seed: that calibration text was ordered by.
+        quick, whole: what repairs are fitted to, in trials and of finalists.
+        selection: what configurations are scored on.
+        seed: orders the calibration text.
     """
 
     calibration: Calibration
@@ -48,21 +49,16 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a candidate came to.
+class Evaluation:
+    """A configuration and what it comes to.
 
     Attributes:
-        said, family, repair: see `Candidate`.
-        row: the candidate as a recipe has it, without its label.
-        whole: whether it was repaired on all of the text that there is for that.
-        parameters, blocks, neurons, heads: how many it has; neurons in all FFNs, groups of heads in all attentions.
+        whole: whether it was repaired on all of the calibration text.
+        parameters, blocks, neurons, heads: counts; neurons of all FFNs, groups of heads of all attentions.
         perplexity: on the selection text.
     """
 
-    said: str
-    family: str
-    repair: str
-    row: dict[str, Any] = field(hash=False)
+    configuration: Configuration
     whole: bool
     parameters: int
     blocks: int
@@ -70,22 +66,51 @@ class Trial:
     heads: int
     perplexity: float
 
+    @property
+    def said(self) -> str:
+        """See `Configuration`."""
+        return self.configuration.said
+
+    @property
+    def family(self) -> str:
+        """See `Configuration`."""
+        return self.configuration.family
+
+    @property
+    def repair(self) -> str:
+        """See `Configuration`."""
+        return self.configuration.repair
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON, which has no infinity."""
+        return {
+            "said": self.said,
+            "family": self.family,
+            "repair": self.repair,
+            "row": self.configuration.row,
+            "whole": self.whole,
+            "parameters": self.parameters,
+            "blocks": self.blocks,
+            "neurons": self.neurons,
+            "heads": self.heads,
+            "perplexity": number(self.perplexity),
+        }
+
 
 class Trials:
-    """Tries candidates, each once, and remembers what came of them.
+    """Evaluates configurations, each once, and keeps the results.
 
     Args:
         model: never edited.
-        folder: where that is kept; None keeps nothing.
+        folder: where results are kept; None keeps nothing.
 
     Attributes:
-        done: what was tried in this run, in order.
+        done: evaluations of this run, in order.
     """
 
     def __init__(self, model: Model, texts: Texts, folder: Path | None = None, progress: Progress = SILENT) -> None:
         self.model, self._texts, self._progress = model, texts, progress
         self._windows = texts.selection.windows(model)
-        self._tokens = (self._windows.lengths - self._windows.first_scored).double().numpy()
         self._file = None if folder is None else folder / FILE
         self._known = {
             "model": hash_weights(model.decoder.model),
@@ -95,38 +120,32 @@ class Trials:
         }
         self._kept: dict[str, Any] = self._read()
         self._order = Order(model.decoder, texts.quick, self._windows, texts.seed, progress)
-        self.done: dict[str, Trial] = {}
+        self.done: dict[str, Evaluation] = {}
 
-    def base(self) -> Trial:
-        """Return the model as it is."""
-        return self._trial(Candidate("base", (), "none"), False, lambda: self.model)
+    def base(self) -> Evaluation:
+        """Evaluate the model itself."""
+        return self._evaluated(Configuration("base", (), "none"))[0]
 
-    def quick(self, candidate: Candidate) -> Trial:
-        """Try a candidate."""
-        with self._progress.doing(f"trying: {candidate.said}"):
-            return self._trial(candidate, False, lambda: self.made(candidate, whole=False))
+    def quick(self, configuration: Configuration) -> Evaluation:
+        """Evaluate a configuration with a repair on little text."""
+        with self._progress.doing(f"trying: {configuration.said}"):
+            return self._evaluated(configuration)[0]
 
-    def whole(self, candidate: Candidate) -> tuple[Trial, Model | None]:
-        """Try a candidate with all of its repair; return the model too, where it was made now."""
-        made: list[Model] = []
+    def whole(self, configuration: Configuration) -> tuple[Evaluation, Model | None]:
+        """Evaluate a configuration with the whole repair; return the model too, where it was made now."""
+        return self._evaluated(configuration, whole=True)
 
-        def make() -> Model:
-            made.append(self.made(candidate))
-            return made[0]
-
-        return self._trial(candidate, True, make), made[0] if made else None
-
-    def made(self, candidate: Candidate, *, whole: bool = True) -> Model:
-        """Return what a candidate makes of the model."""
+    def made(self, configuration: Configuration, *, whole: bool = True) -> Model:
+        """Build a configuration."""
         texts = self._texts
         windows = texts.whole if whole else texts.quick
-        repair = None if candidate.repair == "none" else Repair(candidate.repair, windows)
+        repair = None if configuration.repair == "none" else Repair(configuration.repair, windows)
         progress = self._progress if whole else SILENT
         base = self.model.copy()
-        return apply(base, candidate.method, texts.calibration, texts.seed, texts.selection, progress, repair)[0]
+        return apply(base, configuration.method, texts.calibration, texts.seed, texts.selection, progress, repair)[0]
 
     def without(self, number: int) -> Blocks | None:
-        """Return so many blocks to drop, see `Order`; None where it ends before."""
+        """Return the blocks to drop where a number of them goes, see `Order`; None where the order ends before."""
         key = self._key("order")
         found: list[list[int]] = self._kept.get(key, [])
         if not _growing(found, self.model.decoder.n_blocks):
@@ -140,7 +159,7 @@ class Trials:
         return tuple(found[number])
 
     def clear(self) -> None:
-        """Let go of what `without` works with; asked again, it makes that again."""
+        """Free the memory that `without` uses; the next call makes its refits again."""
         self._order.clear()
 
     def remembered(self, name: str, make: Callable[[], list[float]]) -> list[float]:
@@ -150,29 +169,19 @@ class Trials:
         found: list[float] = self._kept[key]
         return found
 
-    def _trial(self, candidate: Candidate, whole: bool, make: Callable[[], Model]) -> Trial:
-        row = candidate.row("")
-        del row["label"]
-        key = self._key({"row": row, "whole": whole})
+    def _evaluated(self, configuration: Configuration, *, whole: bool = False) -> tuple[Evaluation, Model | None]:
+        key = self._key({"row": configuration.row, "whole": whole})
+        made = None
         if key not in self._kept:
-            decoder = make().decoder
-            mean = float(window_nats(decoder, self._windows).sum() / self._tokens.sum())
-            counts = count(decoder), decoder.n_blocks, sum(decoder.d_ffn), sum(decoder.heads)
-            self._keep(key, [mean if math.isfinite(mean) else None, *counts])
+            made = self.made(configuration, whole=whole) if configuration.methods else self.model
+            decoder = made.decoder
+            tokens = (self._windows.lengths - self._windows.first_scored).double().numpy()
+            mean = float(window_nats(decoder, self._windows).sum() / tokens.sum())
+            self._keep(key, [number(mean), count(decoder), decoder.n_blocks, sum(decoder.d_ffn), sum(decoder.heads)])
         nats, parameters, blocks, neurons, heads = self._kept[key]
-        self.done[key] = Trial(
-            said=candidate.said,
-            family=candidate.family,
-            repair=candidate.repair,
-            row=row,
-            whole=whole,
-            parameters=parameters,
-            blocks=blocks,
-            neurons=neurons,
-            heads=heads,
-            perplexity=math.inf if nats is None else exponential(nats),
-        )
-        return self.done[key]
+        perplexity = math.inf if nats is None else exponential(nats)
+        self.done[key] = Evaluation(configuration, whole, parameters, blocks, neurons, heads, perplexity)
+        return self.done[key], made
 
     def _key(self, what: Any) -> str:
         return hash_json({**self._known, "what": what})
@@ -183,7 +192,7 @@ class Trials:
             write_text(self._file, json.dumps(self._kept, indent=0))
 
     def _read(self) -> dict[str, Any]:
-        """Return what an interrupted run kept; damaged, it is as if there were nothing."""
+        """Return what an interrupted run kept; nothing of a damaged file."""
         try:
             found = {} if self._file is None else json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -192,11 +201,11 @@ class Trials:
 
 
 def _readable(value: Any) -> bool:
-    """Whether a value is one that is kept: numbers, the first of which may be missing, or sets of blocks."""
+    """Whether a value is one that is kept: four or five numbers, the first of which may be None, or sets of blocks."""
     if not isinstance(value, list) or len(value) < 2:
         return False
     if isinstance(value[0], list):
-        return all(isinstance(each, list) and all(type(index) is int for index in each) for each in value)
+        return all(isinstance(blocks, list) and all(type(index) is int for index in blocks) for blocks in value)
     numbers = [type(each) in (int, float) for each in value]
     return len(value) in (4, 5) and (numbers[0] or value[0] is None) and all(numbers[1:])
 
@@ -207,8 +216,3 @@ def _growing(found: list[list[int]], blocks: int) -> bool:
         len(two) == number and set(one) < set(two) <= set(range(blocks))
         for number, (one, two) in enumerate(pairwise(found), 1)
     )
-
-
-def as_json(trial: Trial) -> Mapping[str, Any]:
-    """Return a trial as JSON, which has no word for infinity."""
-    return asdict(trial) | {"perplexity": trial.perplexity if math.isfinite(trial.perplexity) else None}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from layerfold.maths.intervals import Interval
-from layerfold.planning import Budget, Planned, Trial
+from layerfold.planning import Budget, Evaluation, Planned
 from layerfold.planning.results import LABEL
 from layerfold.report import numerals
 from layerfold.report.search import (
@@ -24,24 +24,24 @@ from layerfold.report.search import (
     certain,
 )
 from layerfold.report.tables import Table, shown
-from layerfold.search.results import HeldOut, Timing
+from layerfold.search.results import HeldOutScore, Timing
 
-PlanColumn = SearchColumn[Planned, Trial]
+PlanColumn = SearchColumn[Planned, Evaluation]
 
 STANDINGS = ("", "front", "finalist", LABEL)
 
 
-def done(trial: Trial) -> str:
+def done(trial: Evaluation) -> str:
     """Write what was done, and whether it was repaired on all of the text that there is for that."""
     return trial.said + (" on all text" if repaired_whole(trial) else "")
 
 
-def repaired_whole(trial: Trial) -> bool:
+def repaired_whole(trial: Evaluation) -> bool:
     """Whether it was repaired on all of the text; a finalist that is not repaired is no other than it was before."""
     return trial.whole and trial.repair != "none"
 
 
-def standing(planned: Planned, trial: Trial) -> str:
+def standing(planned: Planned, trial: Evaluation) -> str:
     """Return what became of a trial; nothing where nothing did."""
     winner = planned.winner.trial
     if trial in (winner, replace(winner, whole=repaired_whole(winner))):
@@ -49,13 +49,13 @@ def standing(planned: Planned, trial: Trial) -> str:
     return "finalist" if trial.whole else "front" if trial in planned.front else ""
 
 
-def held_out(planned: Planned, trial: Trial) -> HeldOut | None:
+def held_out(planned: Planned, trial: Evaluation) -> HeldOutScore | None:
     """Return what a trial comes to on the test text, or None where it was not measured on it."""
     tests = (planned.base, planned.base_test), (planned.winner.trial, planned.winner.test)
     return next((measured for each, measured in tests if each == trial), None)
 
 
-def latency(planned: Planned, trial: Trial) -> Timing | None:
+def latency(planned: Planned, trial: Evaluation) -> Timing | None:
     """Return how fast what a trial made is, or None where it was not timed."""
     timed = (planned.base, planned.base_latency), (planned.winner.trial, planned.winner.latency)
     return next((timing for each, timing in timed if each == trial), None)
@@ -110,18 +110,18 @@ def _estimated(budget: Budget, figure: Interval, of: str = "") -> str:
     return f"{cell.value}{of}" + (f" (95% interval {cell.interval}{beyond})" if cell.interval else "")
 
 
-def _table(planned: Planned, columns: Sequence[PlanColumn], trials: Sequence[Trial]) -> Table:
+def _table(planned: Planned, columns: Sequence[PlanColumn], trials: Sequence[Evaluation]) -> Table:
     base, *others = trials
     ordered = [base, *sorted(others, key=lambda trial: (-trial.parameters, trial.perplexity))]
     rows = [(done(trial), cells(planned, trial, columns)) for trial in ordered]
     return Table("what was done", planned.base.said, columns, rows)
 
 
-def _tested(name: str) -> Callable[[Planned, Trial], Interval | None]:
+def _tested(name: str) -> Callable[[Planned, Evaluation], Interval | None]:
     return lambda planned, trial: getattr(held_out(planned, trial), name, None)
 
 
-def _timed(name: str) -> Callable[[Planned, Trial], Interval | None]:
+def _timed(name: str) -> Callable[[Planned, Evaluation], Interval | None]:
     return lambda planned, trial: getattr(latency(planned, trial), name, None)
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from layerfold.planning import Planned, Trial
+from layerfold.planning import Evaluation, Planned
 from layerfold.planning.results import LABEL
 from layerfold.records import BASE_LABEL
 from layerfold.report import numerals
@@ -54,7 +54,7 @@ def trials_plot(planned: Planned) -> Plot:
     return Plot("trials", TITLE, _draw(planned, drawn) if drawn else "", note)
 
 
-def _draw(planned: Planned, drawn: Sequence[Trial]) -> str:
+def _draw(planned: Planned, drawn: Sequence[Evaluation]) -> str:
     base, winner = planned.base, planned.winner.trial
     front = [trial for trial in planned.front if trial in drawn]
     named = [(trial, name) for trial, name in ((base, BASE_LABEL), (winner, LABEL)) if trial in drawn]
@@ -78,7 +78,7 @@ def _draw(planned: Planned, drawn: Sequence[Trial]) -> str:
     return draw("trials", f"{TITLE}; the figures are those of the tables", paint, label)
 
 
-def _scatter(axes: Axes, trials: Sequence[Trial]) -> dict[str, Line2D]:
+def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Line2D]:
     """Draw trials, those of a family alike and those not repaired hollow; return what a legend names."""
     entries: dict[str, Line2D] = {}
     for index, family in enumerate(dict.fromkeys((*FAMILIES, *(trial.family for trial in trials)))):
@@ -122,5 +122,5 @@ def _ruled(planned: Planned, axes: Axes) -> tuple[list[tuple[str, float, float]]
     return [], []
 
 
-def _at(trials: Sequence[Trial]) -> tuple[list[int], list[float]]:
+def _at(trials: Sequence[Evaluation]) -> tuple[list[int], list[float]]:
     return [trial.parameters for trial in trials], [trial.perplexity for trial in trials]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layerfold.planning import Planned, Trial
+from layerfold.planning import Evaluation, Planned
 from layerfold.report.plan import held_out, latency, standing
 from layerfold.report.search_spreadsheet import Row, bounds_of, write_rows
 
@@ -18,7 +18,7 @@ def write_plan_csv(planned: Planned, path: Path) -> None:
     write_rows([_row(planned, trial) for trial in planned.trials], path)
 
 
-def _row(planned: Planned, trial: Trial) -> Row:
+def _row(planned: Planned, trial: Evaluation) -> Row:
     base, tested, timed = planned.base, held_out(planned, trial), latency(planned, trial)
     return {
         "said": trial.said,

@@ -1,4 +1,4 @@
-"""The search for the groups of blocks whose FFNs are averaged at the least cost."""
+"""The search for the groups of blocks whose FFNs cost least to average."""
 
 from __future__ import annotations
 
@@ -20,34 +20,32 @@ from layerfold.search.stages import Averaged, Blocks, Fetched, Room
 from layerfold.text.windows import Windows
 
 Choose = Callable[[Sequence[Blocks]], Blocks]
-"""Says which of some candidates is the best."""
+"""Returns the best of some candidates."""
 
 MOST_ROUNDS = 20
-"""Of looking at everything that differs in one join, at most."""
+"""Largest number of rounds in which everything that differs in one join is tried."""
 
 
 def best_groups(
     method: GroupAverage, decoder: Decoder, calibration: Calibration | None, text: Windows, progress: Progress
 ) -> tuple[GroupAverage, Notes]:
-    """Return the same with the best groups found, and the perplexity of them and of the published ones.
+    """Return the method with the best groups, and the perplexity of these and of the published ones.
 
-    Consecutive groups are what is left when some blocks are joined to the one before them, and how many are joined is
-    what `method.size` says: as many as in the published grouping. Candidates are scored as averaging leaves them,
-    without any repair, and raced (see `Selection`). What is found is no worse on the text than the published grouping,
-    which is a candidate wherever its FFNs have averages.
+    A grouping is given by the blocks that join the one before them, as many as join in the published grouping of
+    `method.size`. Candidates race (see `Selection`), averaged but not repaired. The result is no worse on the text than
+    the published grouping, which is a candidate wherever its FFNs have averages.
 
     Args:
-        decoder: is left as it is. The averaged FFNs of the candidates that are compared at once are in temporary files,
-            one at a time in memory.
+        decoder: never edited. Averaged FFNs wait in temporary files; one at a time is in memory.
         calibration: of the decoder; None where neurons are not reordered.
-        text: what candidates are scored on.
+        text: the selection text.
 
     Raises:
         InputError: a group size that the decoder does not admit.
     """
     joins = method.joinable(decoder)
     published = tuple(index for index in range(decoder.n_blocks) if index % method.size)
-    # The average is the same whether the others of its group get it or go.
+    # The average is the same whether the rest of its group gets it or goes.
     merge = Merge(groups="0-1", align=method.align, anchor=method.anchor, tie=True)
     stages = Averaged(decoder, method.anchor_of if method.removes_blocks else None)
     scores = Scores(stages, text, divergence=False)
@@ -82,17 +80,17 @@ def best_groups(
 
 
 def search(race: Choose, whole: Choose, joins: Sequence[int], published: Blocks) -> Blocks:
-    """Return which blocks to join to the one before them, as many as the published grouping joins.
+    """Return the blocks that join the one before them, as many as in the published grouping.
 
-    Beginning with all blocks alone, the join that costs least is added again and again. The better of that and the
-    published grouping is then improved for as long as that helps: of everything that has one join elsewhere, which
-    moves a bound between two groups or splits one group and lengthens another, the best is taken.
+    Greedy first: the join that costs least is added until there are enough. Then local search from the better of that
+    and the published grouping: as long as it helps, one join is moved. That shifts a bound between two groups, or
+    splits one group and lengthens another.
 
     Args:
-        race: picks the best of many candidates, as good as surely.
-        whole: picks the better of two by all of the text, so that no step makes what is held worse.
-        joins: the blocks that may be joined.
-        published: is no candidate where it joins others.
+        race: picks the best of many candidates, almost surely.
+        whole: picks the better of two by all of the text, so that no step makes the result worse.
+        joins: the blocks that may join.
+        published: no candidate where it joins others.
     """
     joined: Blocks = ()
     while len(joined) < len(published):

@@ -1,4 +1,4 @@
-"""Candidates that lack blocks and are repaired: each block by itself to choose among all, wholly for the finalists."""
+"""Repaired candidates: quickly, each block by itself, to choose among all; wholly, to choose among the finalists."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from layerfold.text.windows import Windows
 
 
 class Repairs:
-    """Repairs candidates that lack blocks of a model, attentions too.
+    """Repairs candidates without some blocks of a model, attentions included.
 
     Args:
         decoder: the model; never edited.
-        calibration: the text that whole repairs are fitted to.
-        quick: that of the quick ones.
+        calibration, quick: the texts that whole repairs and quick ones are fitted to.
 
     Attributes:
-        edited: candidates that are repaired wholly, as long as `best` holds them.
+        edited: wholly repaired candidates, as long as `best` holds them.
     """
 
     def __init__(self, decoder: Decoder, calibration: Windows, quick: Windows, progress: Progress) -> None:
@@ -35,26 +34,27 @@ class Repairs:
         self.edited = Edited(decoder)
 
     def stages(self, most: int) -> Spanned:
-        """Return candidates that lack so many blocks at most, each of whose blocks is refitted by itself."""
+        """Return candidates whose blocks are refitted one by one.
+
+        Args:
+            most: largest number of blocks that a candidate lacks.
+        """
         spans = spanning(self._decoder, self._quick, range(2, most + 2), progress=self._progress)
         return Spanned(self._decoder, spans)
 
     @property
     def known(self) -> dict[str, Any]:
         """What determines a repair, as JSON."""
-        return {
-            **self._repair.resolved(),
-            "calibration": self._repair.windows.sha256,
-            "quick": self._quick.sha256,
-        }
+        texts = {"calibration": self._repair.windows.sha256, "quick": self._quick.sha256}
+        return {**self._repair.resolved(), **texts}
 
     def best(self, finalists: Sequence[Blocks], selection: Scores, test: Scores) -> Blocks:
-        """Repair candidates front to back, and choose one by the selection text; the test text is read for it alone.
+        """Repair candidates front to back and choose one by the selection text; only that one reads the test text.
 
-        One candidate's weights are held beside the best so far, and none are made for what was measured before.
+        The weights of one candidate are held beside the best so far. What was measured before is not repaired again.
 
         Args:
-            selection, test: measure `edited` on the two texts.
+            selection, test: scores of `edited` on the two texts.
         """
 
         def measure(scores: Scores, removed: Blocks) -> None:
@@ -68,12 +68,14 @@ class Repairs:
             return math.isnan(mean), mean
 
         best = finalists[0]
+        held = self.edited.held
         for removed in finalists:
             measure(selection, removed)
             best = min(best, removed, key=rank)
-            self.edited.held = {each: stepper for each, stepper in self.edited.held.items() if each == best}
+            for worse in held.keys() - {best}:
+                del held[worse]
         measure(test, best)
-        self.edited.held.clear()
+        held.clear()
         return best
 
     def repaired(self, removed: Blocks) -> Decoder:

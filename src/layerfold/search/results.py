@@ -1,4 +1,4 @@
-"""What a search leaves behind, one JSON document; and what a search for blocks to drop does."""
+"""What searches find: each a JSON document."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
@@ -18,95 +18,106 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One set of removed blocks (or of their sublayers), measured on all of the selection text.
+class Figures:
+    """A candidate, measured on all of the selection text.
 
     Attributes:
-        removed: indices, in order; empty for the model as it is.
-        blocks: how many blocks are left.
+        changed: indices of the blocks that differ from the model's, in order; empty for the model itself.
         perplexity: on the selection text.
-        kl: mean over its tokens of KL(model as it is || without these), in nats.
+        kl: mean over its tokens of KL(model || candidate), in nats; nan where not measured.
         parameters: distinct ones.
     """
 
-    removed: tuple[int, ...]
-    blocks: int
+    changed: tuple[int, ...]
     perplexity: float
     kl: float
     parameters: int
 
+
+@dataclass(frozen=True)
+class Candidate(Figures):
+    """A set of removed blocks, attentions or FFNs.
+
+    Attributes:
+        blocks: how many blocks are left.
+    """
+
+    blocks: int
+
     @property
-    def changed(self) -> tuple[int, ...]:
-        """The blocks that it has otherwise than the model: those removed."""
-        return self.removed
+    def removed(self) -> tuple[int, ...]:
+        """Indices of the blocks that are gone, or whose attention or FFN is."""
+        return self.changed
+
+
+@dataclass(frozen=True)
+class Window(Figures):
+    """Consecutive blocks that share their FFNs."""
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Indices of the blocks."""
+        return self.changed
+
+    @property
+    def name(self) -> str:
+        """The window as `Share` takes it, ``START:K``; empty for the model itself."""
+        return f"{self.blocks[0]}:{len(self.blocks)}" if self.blocks else ""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast an architecture is; candidates that remove equally many have the same.
+    """Latency of an architecture; candidates that remove equally many blocks have the same.
 
     Attributes:
         milliseconds: a generated token, median with quartiles.
-        speedup: over the model as it is, with its 95 % interval; for that model, of a copy of it: its interval should
+        speedup: over the model, with its 95 % interval; for the model itself, of a copy of it: its interval should
             hold 1.
     """
 
     milliseconds: Interval
     speedup: Interval
 
+    def to_json(self) -> dict[str, Any]:
+        """Return both as JSON."""
+        return {"milliseconds": bounds(self.milliseconds), "speedup": bounds(self.speedup)}
+
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What a candidate scores on the test text, which took no part in choosing it.
+class HeldOutScore:
+    """Perplexity on the test text, which took no part in choosing.
 
     Attributes:
         perplexity: with its 95 % interval.
-        versus_base: divided by the base's, paired over the same documents; exactly 1 for the base.
+        versus_base: divided by the model's, paired over the same documents; exactly 1 for the model itself.
     """
 
     perplexity: Interval
     versus_base: Interval
 
-
-class Figures(Protocol):
-    """What is measured of every candidate, whatever the search is for."""
-
-    @property
-    def changed(self) -> tuple[int, ...]:
-        """Indices of the blocks that it has otherwise than the model; none for the model as it is."""
-
-    @property
-    def perplexity(self) -> float:
-        """On the selection text."""
-
-    @property
-    def kl(self) -> float:
-        """Mean over its tokens of KL(model as it is || candidate), in nats; nan where not measured."""
-
-    @property
-    def parameters(self) -> int:
-        """How many distinct ones."""
+    def to_json(self) -> dict[str, Any]:
+        """Return both as JSON."""
+        return {"perplexity": bounds(self.perplexity), "versus_base": bounds(self.versus_base)}
 
 
-C = TypeVar("C", bound=Figures)
+def bounds(interval: Interval) -> dict[str, float | None]:
+    """Return an estimate and its bounds as JSON."""
+    return {name: number(bound) for name, bound in interval.to_json().items()}
+
+
+def number(figure: float) -> float | None:
+    """Return a figure as JSON, which has neither nan nor infinity."""
+    return figure if math.isfinite(figure) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched(Generic[C]):
-    """What every search finds.
+class Document:
+    """What searches and plans say of themselves.
 
     Attributes:
-        model: the name of the model that was searched.
-        model_sha256: hash of its weights.
+        model, model_sha256: the model's name, and the hash of its weights.
         settings: all that determines the search besides the model and the text.
-        text: corpus, split, tokens and hashes of the selection text.
-        test_text: the same of the test text.
-        base: the model as it is.
-        candidates: those measured on all of the selection text, by how many blocks they change and then by which.
-        best: of each number of blocks, the one that the objective prefers.
-        tests: figures on the test text of the base, under (), and of the best, by the blocks that they change.
-        eliminated: how many more candidates a race gave up on before it had read all of the text.
-        work: how many times a candidate was scored on a window of text, and how many times for all on all.
+        text, test_text: corpus, split, tokens and hashes of the selection text and of the test text.
         environment: versions, threads, processor.
     """
 
@@ -116,16 +127,47 @@ class Searched(Generic[C]):
     settings: dict[str, Any]
     text: dict[str, Any]
     test_text: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document that is written."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "search": self.kind,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "settings": self.settings,
+            "text": self.text,
+            "test_text": self.test_text,
+            "environment": self.environment,
+        }
+
+
+C = TypeVar("C", bound=Figures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched(Document, Generic[C]):
+    """What every search finds.
+
+    Attributes:
+        base: the model itself.
+        candidates: those measured on all of the selection text, by how many blocks they change and then by which.
+        best: for each number of blocks, the candidate that the objective prefers.
+        tests: scores on the test text of the base, under (), and of the best, by the blocks that they change.
+        eliminated: how many more candidates a race gave up on before it had read all of the text.
+        work: how many times a candidate was scored on a window of text, and how many times for all on all.
+    """
+
     base: C
     candidates: tuple[C, ...]
     best: Mapping[int, C]
-    tests: Mapping[tuple[int, ...], HeldOut]
+    tests: Mapping[tuple[int, ...], HeldOutScore]
     eliminated: int = 0
     work: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
 
-    def test(self, candidate: C) -> HeldOut | None:
-        """Return its figures on the test text, or None where it was not measured on it."""
+    def test(self, candidate: C) -> HeldOutScore | None:
+        """Return its score on the test text, or None where it was not measured on it."""
         return self.tests.get(candidate.changed)
 
     def perplexity_change_percent(self, candidate: C) -> float:
@@ -139,33 +181,24 @@ class Searched(Generic[C]):
     def to_json(self) -> dict[str, Any]:
         """Return the document that is written."""
         return {
-            "format_version": FORMAT_VERSION,
-            "search": self.kind,
-            "model": self.model,
-            "model_sha256": self.model_sha256,
-            "settings": self.settings,
-            "text": self.text,
-            "test_text": self.test_text,
+            **super().to_json(),
             "base": self._row(self.base),
             "candidates": [self._row(candidate) for candidate in self.candidates],
             "best": {str(number): self._row(candidate) for number, candidate in self.best.items()},
             "eliminated": self.eliminated,
             "work": self.work,
-            "environment": self.environment,
         }
 
     def _row(self, candidate: C) -> dict[str, Any]:
-        row: dict[str, Any] = {
+        test = self.test(candidate)
+        return {
             "perplexity": number(candidate.perplexity),
             "kl": number(candidate.kl),
             "parameters": candidate.parameters,
             "parameters_change_percent": self.parameters_change_percent(candidate),
             "perplexity_change_percent": number(self.perplexity_change_percent(candidate)),
+            **({} if test is None else {"test": test.to_json()}),
         }
-        test = self.test(candidate)
-        if test is not None:
-            row["test"] = {"perplexity": bounds(test.perplexity), "versus_base": bounds(test.versus_base)}
-        return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +206,7 @@ class Found(Searched[Candidate]):
     """What a search for blocks to drop found: the document that `best_drop` reads.
 
     Attributes:
-        parts: how many of what is removed the model has.
+        parts: how many blocks, attentions or FFNs the model has.
         timings: by the number removed, 0 for the base; empty where nothing was timed.
     """
 
@@ -190,10 +223,7 @@ class Found(Searched[Candidate]):
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that is written."""
-        timings = {
-            str(removed): {"milliseconds": bounds(timing.milliseconds), "speedup": bounds(timing.speedup)}
-            for removed, timing in self.timings.items()
-        }
+        timings = {str(removed): timing.to_json() for removed, timing in self.timings.items()}
         return super().to_json() | {"parts": self.parts, "timings": timings}
 
     def _row(self, candidate: Candidate) -> dict[str, Any]:
@@ -205,43 +235,6 @@ class Found(Searched[Candidate]):
             "milliseconds": None if timing is None else timing.milliseconds.value,
             "speed_change_percent": self.speed_change_percent(candidate),
         }
-
-
-def bounds(interval: Interval) -> dict[str, float | None]:
-    """Return an estimate and its bounds as JSON."""
-    return {"value": number(interval.value), "low": number(interval.low), "high": number(interval.high)}
-
-
-def number(figure: float) -> float | None:
-    """Return a figure as JSON, which has no word for what is not a number or beyond all numbers."""
-    return figure if math.isfinite(figure) else None
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive blocks that share their FFNs, measured on all of the selection text.
-
-    Attributes:
-        blocks: indices, in order; empty for the model as it is.
-        perplexity: on the selection text.
-        kl: mean over its tokens of KL(model as it is || with this window shared), in nats; nan where not measured.
-        parameters: distinct ones.
-    """
-
-    blocks: tuple[int, ...]
-    perplexity: float
-    kl: float
-    parameters: int
-
-    @property
-    def changed(self) -> tuple[int, ...]:
-        """The blocks that it has otherwise than the model: all of the window."""
-        return self.blocks
-
-    @property
-    def name(self) -> str:
-        """The window as `Share` takes it, ``START:K``; empty for the model as it is."""
-        return f"{self.blocks[0]}:{len(self.blocks)}" if self.blocks else ""
 
 
 @dataclass(frozen=True, kw_only=True)

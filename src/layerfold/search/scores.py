@@ -1,4 +1,4 @@
-"""What has been measured of each candidate, in a file that an interrupted search goes on from."""
+"""Scores of candidates on a text, kept in a file that an interrupted search goes on from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -32,19 +33,19 @@ _SAVE_SECONDS = 30.0
 class Scores:
     """Nats and divergence of candidates on the windows of one text.
 
-    The divergence is KL(model as it is || candidate), which takes no more than the nats do: see
-    `scoring.expected_embedding`, of whose result d_model float32 a token are held.
+    The divergence is KL(model || candidate), at no further cost: see `scoring.expected_embedding`, of whose result
+    d_model float32 a token are held.
 
     Args:
-        stages: what candidates consist of; the first decoder is the model as it is.
+        stages: what candidates consist of; the first decoder is the model's.
         windows: the text.
         divergence: whether to measure it beside the nats.
-        file: where to keep what is measured; None keeps nothing.
-        key: says of what model and text the file must be; another file is replaced.
+        file: where scores are kept; None keeps nothing.
+        key: hash of the model and the text; a file of another key is replaced.
 
     Attributes:
-        tokens: (windows,), how many are scored in each.
-        head_tokens: for how many tokens the whole vocabulary was gone through here.
+        tokens: (windows,), the number of scored tokens of each.
+        head_tokens: number of tokens for which logits of the whole vocabulary were computed here.
     """
 
     def __init__(
@@ -65,30 +66,30 @@ class Scores:
         self.head_tokens = 0
         self._read()
 
-    def values(self, removed: Blocks, objective: Objective) -> Floats:
+    def values(self, candidate: Blocks, objective: Objective) -> Floats:
         """Return sums of nats (``perplexity``) or divergence (``kl``), (windows,); nan where not measured."""
-        return self.windows.units.by_window(self._rows[removed][OBJECTIVES.index(objective)])
+        return self.windows.units.by_window(self._rows[candidate][OBJECTIVES.index(objective)])
 
-    def unit_nats(self, removed: Blocks) -> Floats:
+    def unit_nats(self, candidate: Blocks) -> Floats:
         """Return sums of nats over the text's units, (units,), in place of its windows; nan where not measured."""
-        return self.windows.units.by_unit(self._rows[removed][0])
+        return self.windows.units.by_unit(self._rows[candidate][0])
 
-    def lacks(self, removed: Blocks) -> bool:
+    def lacks(self, candidate: Blocks) -> bool:
         """Whether the nats of a candidate are still to be measured on some window."""
-        return removed not in self._rows or bool(np.isnan(self._rows[removed][0]).any())
+        return candidate not in self._rows or bool(np.isnan(self._rows[candidate][0]).any())
 
-    def mean(self, removed: Blocks, objective: Objective) -> float:
+    def mean(self, candidate: Blocks, objective: Objective) -> float:
         """Return nats (``perplexity``) or divergence (``kl``) a token over all of the text; nan where not measured."""
-        return float(self.values(removed, objective).sum() / self.tokens.sum())
+        return float(self.values(candidate, objective).sum() / self.tokens.sum())
 
-    def parameters(self, removed: Blocks) -> int:
+    def parameters(self, candidate: Blocks) -> int:
         """Count the distinct parameters of a candidate."""
         blocks = [block.module for stepper in self._stages.steppers for block in stepper.decoder.blocks]
         used = {id(tensor): tensor.numel() for tensor in self._decoder.model.parameters()}
         for block in blocks[: self._decoder.n_blocks]:
             for tensor in block.parameters():
                 used.pop(id(tensor), None)
-        for stage in self._stages.path(removed):
+        for stage in self._stages.path(candidate):
             used |= {id(tensor): tensor.numel() for tensor in blocks[stage].parameters()}
         return sum(used.values())
 
@@ -100,22 +101,19 @@ class Scores:
         description: str = "measuring",
     ) -> None:
         """Measure what is missing of candidates on these windows, all by default."""
-        wanted = list(dict.fromkeys(candidates))
-        for removed in wanted:
-            if removed not in self._rows:
-                self._rows[removed] = np.full((len(OBJECTIVES), self.windows.units.pieces), np.nan)
-        lacking = np.zeros((len(wanted), len(self.windows)), dtype=bool)
-        for row, removed in zip(lacking, wanted, strict=True):
-            row[:] = np.isnan(self.values(removed, "perplexity"))
-        chosen = [
-            window for window in (range(len(self.windows)) if windows is None else windows) if lacking[:, window].any()
-        ]
+        lacking: dict[Blocks, NDArray[np.bool_]] = {}
+        for candidate in candidates:
+            if candidate not in self._rows:
+                self._rows[candidate] = np.full((len(OBJECTIVES), self.windows.units.pieces), np.nan)
+            lacking[candidate] = np.isnan(self.values(candidate, "perplexity"))
+        everywhere = range(len(self.windows)) if windows is None else windows
+        chosen = [window for window in everywhere if any(row[window] for row in lacking.values())]
         size = max(1, _BATCH_TOKENS // self.windows.context)
         steps: list[Step] = []
-        for batch in (chosen[first : first + size] for first in range(0, len(chosen), size)):
-            missing = [removed for removed, row in zip(wanted, lacking, strict=True) if row[batch].any()]
-            number = len(steps) * size + len(batch)
-            steps.append(Step(f"{number} of {len(chosen)} windows", len(missing), (batch, missing)))
+        for first in range(0, len(chosen), size):
+            batch = chosen[first : first + size]
+            missing = [candidate for candidate, row in lacking.items() if row[batch].any()]
+            steps.append(Step(f"{first + len(batch)} of {len(chosen)} windows", len(missing), (batch, missing)))
         saved = time.monotonic()
         try:
             for step in progress.track(steps, description, sum(step.weight for step in steps)):
@@ -132,7 +130,7 @@ class Scores:
     @torch.no_grad()
     def _measured(self, batch: list[int], candidates: list[Blocks]) -> Generator[Blocks, None, None]:
         """Measure candidates on a batch of windows, yielding each that is done."""
-        by_path = {self._stages.path(removed): removed for removed in candidates}
+        by_path = {self._stages.path(candidate): candidate for candidate in candidates}
         input_ids, scored = self.windows.input_ids[batch], scored_positions(self.windows, batch)
         targets, piece = input_ids[scored], self.windows.pieces(batch, scored)
         pieces, of_pieces = piece.unique(return_inverse=True)
@@ -167,11 +165,9 @@ class Scores:
         return states
 
     def _reference(self, batch: list[int], first: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-        """What the divergence needs of the model as it is: the expected embedding, and log Z less the state's part."""
+        """What the divergence needs of the model: the expected embedding, and log Z less the state's part."""
         if not self._references.keys() >= set(batch):
-            hidden = first
-            for index in range(self._decoder.n_blocks):
-                hidden = self._step(index, hidden)
+            ((_, hidden),) = walk([tuple(range(self._decoder.n_blocks))], first, self._step)
             final = self._final(hidden, scored)
             partition = log_partition(self._decoder, final)
             expected = expected_embedding(self._decoder, final, partition)
@@ -188,8 +184,8 @@ class Scores:
         if self._file is None or not self._rows:
             return
         lacking = np.zeros((len(self._rows), self._decoder.n_blocks), dtype=np.uint8)
-        for row, removed in enumerate(self._rows):
-            lacking[row, list(removed)] = 1
+        for row, candidate in enumerate(self._rows):
+            lacking[row, list(candidate)] = 1
         with replacing(self._file) as temporary:
             save_file({"removed": lacking, "sums": np.stack(list(self._rows.values()))}, temporary, {"key": self._key})
 

@@ -1,9 +1,9 @@
-"""Choosing among candidates: by all of the text, or by a race that gives up on those that are clearly behind."""
+"""Strategies, and the choice among candidates: by all of the text, or by a race that gives up on the hopeless."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, combinations
 from math import comb
 from typing import Literal, get_args
@@ -19,32 +19,31 @@ from layerfold.search.scores import Objective, Scores
 from layerfold.search.stages import Blocks
 
 Groups = Mapping[int, Sequence[Blocks]]
-"""Candidates that compete with each other, by how many blocks they lack."""
+"""Candidates by the number of blocks that they lack: those of one number compete with each other."""
 
 RACE = "race-2"
-"""The rules of a race; version 1 gave up at a confidence of 0.999 in each comparison, however many there were."""
+"""Version of the rules of a race; version 1 gave up at a confidence of 0.999 in each comparison, of any number."""
 
 CHANCE = 0.01
 """Largest probability that a race gives up the best candidate of any group, over a whole search."""
 
 FIRST_ROUND = 4
-"""Windows that all candidates are measured on. The tokens of a window are alike, so that windows, not tokens, are what
-a sample consists of; fewer of them tell nothing of how they differ."""
+"""Number of windows that all candidates are measured on. Windows, not their tokens, which are alike, are the units of
+the sample; fewer of them tell nothing of how they differ."""
 
 
 class Selection:
     """Measures candidates and picks the best of each group.
 
-    With `race`, candidates are measured on four windows, and in each further round on half as many again. One is given
-    up as soon as its paired difference to the last of the leaders is more than chance, by Student's t. Windows come in
-    a random order and without replacement, so that the standard error shrinks to nothing as all of the text is read
-    (finite population correction); whoever is left then has been measured exactly. Without, all of the text is read
-    at once.
+    With `race`, candidates are measured on four windows, and in each further round on half as many again. A candidate
+    is given up as soon as its paired difference to the last of the leaders is significant, by Student's t. Windows come
+    in a random order and without replacement, so the standard error shrinks to nothing as all of the text is read
+    (finite population correction): the candidates that are left then have been measured exactly. Without a race, all of
+    the text is read at once.
 
-    The best of a group is lost where one of the others seems better in one of the rounds. `chance` is divided among
-    all of these comparisons (Bonferroni), so that it bounds the sum of their errors. Call number i of a selection,
-    as a beam makes one for each size, takes 1 / (i (i + 1)) of it: however many calls follow, their shares add up to
-    1 at most.
+    The best of a group is lost where another one seems better in one of the rounds. `chance` is divided among all of
+    these comparisons (Bonferroni), so that it bounds the sum of their errors. Call number i of a selection (a beam
+    makes one for each size) takes 1 / (i (i + 1)) of it: the shares of any number of calls add up to 1 at most.
 
     Args:
         seed: orders the windows of a race.
@@ -52,8 +51,8 @@ class Selection:
 
     Attributes:
         finished: the candidates that were measured on all of the text, in the order of their groups.
-        given_up: how many were not.
-        scored, all_windows: how often a candidate was scored on a window; how often it would have been without a race.
+        given_up: number of the others.
+        scored, all_windows: times that a candidate was scored on a window, in all and without a race.
 
     Source: the idea is that of Hoeffding races (Maron and Moore, NeurIPS 1994); the bound here is Student's.
     """
@@ -71,24 +70,28 @@ class Selection:
         self._scores, self._objective, self._progress = scores, objective, progress
         self._chance, self._calls = chance, 0
         order = list(range(len(scores.windows)))
-        self._rounds = list(_rounds(random.Random(seed).sample(order, len(order)))) if race else [order]
+        self._rounds = _rounds(random.Random(seed).sample(order, len(order))) if race else [order]
         self.finished: list[Blocks] = []
         self.given_up = self.scored = self.all_windows = 0
 
+    @property
+    def work(self) -> dict[str, int]:
+        """Times that a candidate was scored on a window, in all and without a race, as JSON."""
+        return {"scored_windows": self.scored, "windows_of_all_candidates": self.all_windows}
+
     def __call__(self, groups: Groups, keep: int) -> dict[int, list[Blocks]]:
-        """Return the best of each group, so many, best first."""
+        """Return the best of each group, as many as to keep, best first."""
         running = {count: list(candidates) for count, candidates in groups.items()}
         self.all_windows += sum(map(len, running.values())) * len(self._scores.windows)
         self._calls += 1
-        comparisons = (len(self._rounds) - 1) * sum(
-            len(candidates) - 1 for candidates in running.values() if candidates
-        )
-        error = self._chance / (self._calls * (self._calls + 1)) / max(1, comparisons)
+        rivals = sum(len(candidates) - 1 for candidates in running.values() if candidates)
+        error = self._chance / (self._calls * (self._calls + 1)) / max(1, (len(self._rounds) - 1) * rivals)
         read = 0
         for windows in self._rounds:
-            self.scored += sum(map(len, running.values())) * (len(windows) - read)
+            number = sum(map(len, running.values()))
+            self.scored += number * (len(windows) - read)
             read = len(windows)
-            said = f"{sum(map(len, running.values())):,} candidates on {len(windows)} windows"
+            said = f"{number:,} candidates on {read} windows"
             self._scores.measure(chain(*running.values()), windows, self._progress, said)
             if windows is not self._rounds[-1]:
                 running = {count: self._still_running(each, windows, keep, error) for count, each in running.items()}
@@ -102,18 +105,18 @@ class Selection:
         return [removed for removed, given_up in zip(candidates, gone, strict=True) if not given_up]
 
     def _ranked(self, candidates: list[Blocks]) -> list[Blocks]:
-        """Best first; of equal ones the first in order, and what is not a number last."""
+        """Sort candidates, the best first; equal ones in their order, and nan last."""
         means = {removed: self._scores.mean(removed, self._objective) for removed in candidates}
         return sorted(means, key=lambda removed: (np.isnan(means[removed]), means[removed], removed))
 
 
 def behind(values: Floats, windows: int, keep: int, error: float) -> NDArray[np.bool_]:
-    """Say which candidates are too far behind to be among the best `keep` in the end.
+    """Tell which candidates are too far behind to be among the best `keep` in the end.
 
     Args:
-        values: (candidates, windows read), sums over the tokens of each window, of which the windows are a sample.
-        windows: how many there are in all.
-        error: probability that one of two equal candidates is taken for worse than the other.
+        values: (candidates, windows read), sums over the tokens of each window; the windows are a sample.
+        windows: number of all windows.
+        error: probability that one of two equal candidates is taken for the worse.
 
     Returns:
         (candidates,).
@@ -129,28 +132,27 @@ def behind(values: Floats, windows: int, keep: int, error: float) -> NDArray[np.
     return gone
 
 
-def _rounds(order: list[int]) -> Iterator[list[int]]:
+def _rounds(order: list[int]) -> list[list[int]]:
     """The first windows, half as many again, ... and all: 4, 6, 9, 14, 21, 32, 48, 72."""
-    size = FIRST_ROUND
-    while size < len(order):
-        yield order[:size]
-        size += (size + 1) // 2
-    yield order
+    sizes = [FIRST_ROUND]
+    while sizes[-1] < len(order):
+        sizes.append(sizes[-1] + (sizes[-1] + 1) // 2)
+    return [order[:size] for size in sizes]
 
 
 Strategy = Literal["exhaustive", "greedy", "beam"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 MOST_CANDIDATES = 10_000
-"""What a search looks at, at most."""
+"""Largest number of candidates of a search."""
 
 
 def check_number(strategy: Strategy, width: int, there: int, counts: range) -> None:
-    """Raise InputError where a search would look at more than `MOST_CANDIDATES`.
+    """Raise InputError for more candidates than `MOST_CANDIDATES`.
 
     Args:
-        there: how many blocks, attentions or FFNs there are to remove.
-        counts: how many to remove.
+        there: number of blocks, attentions or FFNs that can be removed.
+        counts: numbers to remove.
     """
     if strategy == "exhaustive":
         number = sum(comb(there, count) for count in counts)
@@ -169,14 +171,14 @@ def check_number(strategy: Strategy, width: int, there: int, counts: range) -> N
 
 
 def exhaustive(select: Selection, indices: Sequence[int], counts: range, keep: int) -> dict[int, list[Blocks]]:
-    """Look at every set of so many of these indices; return the best of each number, so many, best first."""
+    """Compare all sets of each number of indices; return the best of each number, as many as to keep, best first."""
     return select({count: list(combinations(indices, count)) for count in counts}, keep)
 
 
 def beam(select: Selection, indices: Sequence[int], counts: range, keep: int, width: int) -> dict[int, list[Blocks]]:
-    """From the best `width` sets of each size, look at those with one index more; a width of 1 is the greedy search.
+    """Compare the sets that add one index to the best `width` sets of the size below; a width of 1 is greedy.
 
-    Sizes below the first of `counts` are gone through as well, being on the way. Returns what `exhaustive` does.
+    Sizes below the first of `counts` are on the way and measured too. Returns what `exhaustive` does.
     """
     best: dict[int, list[Blocks]] = {}
     kept: list[Blocks] = [()]

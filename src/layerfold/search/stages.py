@@ -1,10 +1,10 @@
-"""What candidates consist of: blocks of the model as it is, and blocks that are otherwise, each a stage."""
+"""Candidates as sequences of blocks from several decoders, and the walk that runs common beginnings once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol
 
 from torch import Tensor
 
@@ -14,65 +14,76 @@ from layerfold.methods.drop import Part
 from layerfold.model.decoder import Decoder
 
 Blocks = tuple[int, ...]
-"""Indices of the blocks that a candidate has otherwise, in order; none for the model as it is."""
+"""Indices of the blocks in which a candidate differs from the model, in order; none for the model itself."""
+
+Path = tuple[int, ...]
+"""Stages in the order in which they are passed."""
 
 
-class Stages(Protocol):
-    """Decoders whose blocks are numbered through, as if all were of one depth: the model as it is comes first."""
+class Stages(ABC):
+    """The model's decoder and others, whose blocks are numbered through as if all were of one depth.
+
+    Args:
+        decoder: the model's; never edited.
+
+    Attributes:
+        held: steppers through the other decoders, by what `_blocks` names them.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._own, self._n_blocks = Stepper(decoder), decoder.n_blocks
+        self.held: dict[Hashable, Stepper] = {}
 
     @property
     def steppers(self) -> Sequence[Stepper]:
-        """One for each decoder."""
-        ...
+        """The model's, and those that are held."""
+        return [self._own, *self.held.values()]
 
     def path(self, candidate: Blocks) -> Path:
         """Return the stages that a candidate passes."""
-        ...
+        first = {None: 0} | {name: place * self._n_blocks for place, name in enumerate(self.held, 1)}
+        return tuple(first[name] + index for name, index in self._blocks(candidate))
+
+    @abstractmethod
+    def _blocks(self, candidate: Blocks) -> Iterator[tuple[Hashable, int]]:
+        """Yield the blocks of a candidate: a decoder's name, None for the model's, and an index."""
 
 
-class Lacking:
-    """Candidates that lack blocks, or only their attention or FFN.
-
-    Args:
-        decoder: the model as it is; never edited.
-    """
+class Lacking(Stages):
+    """Candidates without some blocks, or without only their attention or FFN."""
 
     def __init__(self, decoder: Decoder, part: Part = "block") -> None:
-        self._part, self._n_blocks = part, decoder.n_blocks
-        self.steppers = [Stepper(decoder)]
+        super().__init__(decoder)
         if part != "block":
             lacking = decoder.copy(share=True)
             lacking.remove_(part, removable(decoder, part))
-            self.steppers.append(Stepper(lacking))
+            self.held["lacking"] = Stepper(lacking)
 
-    def path(self, candidate: Blocks) -> Path:
-        """Return the blocks that are left, or, in the place of one that lacks a part, that one."""
-        n = self._n_blocks
-        if self._part == "block":
-            return tuple(i for i in range(n) if i not in candidate)
-        return tuple(n + i if i in candidate else i for i in range(n))
+    def _blocks(self, candidate: Blocks) -> Iterator[tuple[Hashable, int]]:
+        for index in range(self._n_blocks):
+            if index not in candidate:
+                yield None, index
+            elif self.held:
+                yield "lacking", index
 
 
-class Replaced:
-    """Candidates that have the blocks of another decoder in the place of their own.
+class Replaced(Stages):
+    """Candidates with the blocks of another decoder in place of the model's.
 
     One of the other decoders at a time has its own tensors in memory. In a walk the candidates come one after the
     other, so that each is read once for each batch of text.
 
     Args:
-        decoder: the model as it is; never edited.
-        others: by candidate, a decoder of the same depth beside this one.
+        others: by candidate, a decoder of the same depth beside the model's.
     """
 
     def __init__(self, decoder: Decoder, others: Mapping[Blocks, Apart]) -> None:
-        self._n_blocks = decoder.n_blocks
-        self._first = {candidate: place * decoder.n_blocks for place, candidate in enumerate(others, 1)}
+        super().__init__(decoder)
         room = Room()
-        self.steppers = [Stepper(decoder), *(Fetched(each, room) for each in others.values())]
+        self.held |= {candidate: Fetched(apart, room) for candidate, apart in others.items()}
 
-    def path(self, candidate: Blocks) -> Path:
-        """Return the model's own blocks, and in their places the other decoder's."""
-        return tuple(self._first[candidate] + i if i in candidate else i for i in range(self._n_blocks))
+    def _blocks(self, candidate: Blocks) -> Iterator[tuple[Hashable, int]]:
+        return ((candidate if index in candidate else None, index) for index in range(self._n_blocks))
 
 
 class Room:
@@ -90,10 +101,9 @@ class Room:
 
 
 class Fetched(Stepper):
-    """Steps through a decoder whose own tensors wait in a temporary file, and are in memory where they were used last.
+    """Steps through a decoder whose own tensors wait in a temporary file while another one's are used.
 
     Args:
-        apart: the decoder; its tensors are stowed.
         room: shared with other steppers, one of which has its tensors in memory.
     """
 
@@ -108,127 +118,81 @@ class Fetched(Stepper):
         return super().run(index, hidden)
 
 
-class Spanned:
-    """Candidates that lack blocks, and in which each block that is left stands for those that are gone after it.
+class Spanned(Stages):
+    """Candidates without some blocks, in which each block that is left is refitted to replace the run after it.
 
     Args:
-        decoder: the model as it is; never edited.
-        spans: by how many blocks one stands for, itself among them, a decoder of the same depth.
+        spans: by length of the run, the block itself included, a decoder of the same depth.
     """
 
     def __init__(self, decoder: Decoder, spans: Mapping[int, Decoder]) -> None:
-        self._n_blocks = decoder.n_blocks
-        self._first = {1: 0} | {length: place * decoder.n_blocks for place, length in enumerate(spans, 1)}
-        self.steppers = [Stepper(each) for each in (decoder, *spans.values())]
+        super().__init__(decoder)
+        self.held |= {length: Stepper(other) for length, other in spans.items()}
 
-    def path(self, candidate: Blocks) -> Path:
-        """Return the blocks that are left, each from the decoder whose blocks lead to the next one's place."""
+    def _blocks(self, candidate: Blocks) -> Iterator[tuple[Hashable, int]]:
         kept = [index for index in range(self._n_blocks) if index not in candidate]
-        return tuple(self._first[end - index] + index for index, end in pairwise([*kept, self._n_blocks]))
+        return ((end - index if end - index > 1 else None, index) for index, end in pairwise([*kept, self._n_blocks]))
 
 
-class Averaged:
-    """Candidates that have averages in the place of groups of blocks; a candidate is what is joined to what is before.
+class Averaged(Stages):
+    """Candidates with averages in place of groups of blocks, each given as the blocks that join the one before them.
+
+    The decoders in `held` are named by group; their blocks of that group have its average.
 
     Args:
-        decoder: the model as it is; never edited.
-        at: which block of a group stands for all of them, where the others are gone; None keeps them all.
-
-    Attributes:
-        held: by group, a decoder of the same depth whose blocks of that group have its average.
+        at: the one block of a group that is left; None keeps all of them.
     """
 
     def __init__(self, decoder: Decoder, at: Callable[[range], int] | None) -> None:
-        self._own, self._at = Stepper(decoder), at
-        self.held: dict[range, Stepper] = {}
-
-    @property
-    def steppers(self) -> Sequence[Stepper]:
-        """The model's, and those that are held."""
-        return [self._own, *self.held.values()]
+        super().__init__(decoder)
+        self._at = at
 
     def groups(self, candidate: Blocks) -> list[range]:
         """Return the groups of two or more blocks, in order."""
-        n = self._own.decoder.n_blocks
-        firsts = [index for index in range(n) if index not in candidate]
-        return [range(*each) for each in pairwise([*firsts, n]) if len(range(*each)) > 1]
+        return [group for group in self._all_groups(candidate) if len(group) > 1]
 
-    def path(self, candidate: Blocks) -> Path:
-        """Return the model's own blocks, and in the place of each group those of the decoder that has its average."""
-        n, held = self._own.decoder.n_blocks, list(self.held)
-        stages = {index: index for index in range(n)}
-        for group in self.groups(candidate):
-            for index in group:
-                stages[index] = n * (1 + held.index(group)) + index
-                if self._at is not None and index != self._at(group):
-                    del stages[index]
-        return tuple(stages.values())
+    def _all_groups(self, candidate: Blocks) -> list[range]:
+        firsts = [index for index in range(self._n_blocks) if index not in candidate]
+        return [range(*bounds) for bounds in pairwise([*firsts, self._n_blocks])]
+
+    def _blocks(self, candidate: Blocks) -> Iterator[tuple[Hashable, int]]:
+        for group in self._all_groups(candidate):
+            for index in group if len(group) == 1 or self._at is None else [self._at(group)]:
+                yield group if len(group) > 1 else None, index
 
 
-class Edited:
-    """Candidates that lack blocks and are otherwise edited, each in a decoder of its own that is there for a while.
+class Edited(Stages):
+    """Candidates without some blocks and edited besides, each in a decoder of its own that `held` has for a while."""
 
-    Args:
-        decoder: the model as it is; never edited.
-
-    Attributes:
-        held: by candidate, one that steps through the blocks that are left.
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._own = Stepper(decoder)
-        self.held: dict[Blocks, Stepper] = {}
-
-    @property
-    def steppers(self) -> Sequence[Stepper]:
-        """The model's, and those that are held."""
-        return [self._own, *self.held.values()]
-
-    def path(self, candidate: Blocks) -> Path:
-        """Return all blocks of a candidate's decoder."""
-        n = self._own.decoder.n_blocks
-        first = n * (1 + list(self.held).index(candidate))
-        return tuple(range(first, first + n - len(candidate)))
+    def _blocks(self, candidate: Blocks) -> Iterator[tuple[Hashable, int]]:
+        return ((candidate, index) for index in range(self._n_blocks - len(candidate)))
 
 
 def removable(decoder: Decoder, part: Part) -> tuple[int, ...]:
-    """Return the blocks that a candidate can lack, or whose attention or FFN it can: those that are there."""
+    """Return the blocks that can be removed, or whose attention or FFN can."""
     gone = () if part == "block" else decoder.removed_parts[part]
     return tuple(index for index in range(decoder.n_blocks) if index not in gone)
-
-
-Path = tuple[int, ...]
-"""Stages in the order in which they are passed, as the indices of the blocks that are kept."""
 
 
 def walk(paths: Iterable[Path], first: Tensor, step: Callable[[int, Tensor], Tensor]) -> Iterator[tuple[Path, Tensor]]:
     """Yield each path with the hidden states at its end, in lexical order.
 
-    In that order the paths with a common prefix stand together, so that the states along the current path are all
-    that is held: memory grows with the longest path, not with their number. Each distinct prefix is stepped through
-    once: for all subsets of n blocks 2^n - 1 steps, where one by one they are n 2^(n - 1).
+    In that order paths with a common prefix follow each other, so only the states along the current path are held:
+    memory grows with the longest path, not with the number of paths. Each distinct prefix is stepped through once: for
+    all subsets of n blocks 2^n - 1 steps, where one by one they are n 2^(n - 1).
 
     Args:
         paths: distinct.
-        first: what the first stage gets.
-        step: passes hidden states through one stage and leaves what it is given as it is.
+        first: input of the first stage.
+        step: passes hidden states through one stage, without writing into them.
     """
     states = [first]
     current: Path = ()
     for path in sorted(paths):
-        shared = _shared_length(current, path)
+        both = enumerate(zip(current, path, strict=False))
+        shared = next((place for place, (one, two) in both if one != two), min(len(current), len(path)))
         del states[shared + 1 :]
         for stage in path[shared:]:
             states.append(step(stage, states[-1]))
         current = path
         yield path, states[-1]
-
-
-def _shared_length(one: Path, two: Path) -> int:
-    """Return how many stages two paths begin with in common."""
-    length = 0
-    for a, b in zip(one, two, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length

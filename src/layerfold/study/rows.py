@@ -290,7 +290,7 @@ class Budgeted(Row):
         folder = materials.folder / "plans" / hash_json(self.subject(materials))[:24]
         trials = Trials(materials.base, texts, folder, progress)
         found, model = self.plan().find(trials, progress)
-        return model, {"planned": found.row(label), "tried": len(trials.done)}
+        return model, {"planned": {"label": label, **found.configuration.row}, "tried": len(trials.done)}
 
     def _windows(self, materials: Materials) -> Iterator[Windows]:
         yield from (materials.calibration_windows, materials.repair_windows, materials.quick_windows)
