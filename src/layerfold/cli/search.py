@@ -75,7 +75,6 @@ def drop(
     rounds: Annotated[int, typer.Option(help="Rounds of the latency comparison; 0 times nothing.")] = 12,
     seed: Annotated[int, typer.Option(help="Orders the windows of a race, and the calibration documents.")] = 0,
     output_dir: SearchDir = None,
-    parquet: Annotated[bool, typer.Option("--parquet", help="Write the candidates as Parquet too.")] = False,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
     overwrite: Overwrite = False,
@@ -85,13 +84,7 @@ def drop(
     from rich.console import Console
 
     from layerfold.checkpoint.load import load
-    from layerfold.report import (
-        check_parquet,
-        print_search,
-        write_search_csv,
-        write_search_html,
-        write_search_parquet,
-    )
+    from layerfold.report import drop_report, print_report, write_csv, write_page
     from layerfold.search import DropSearch
 
     if remove is not None and everything:
@@ -114,21 +107,17 @@ def drop(
     )
     kind = "drop" if part is options.Part.block else f"drop-{part.value}"
     folder = output_dir or Path("runs") / f"{Path(model).name or model}-{kind}"
-    if parquet:
-        check_parquet()
     with drawn(as_json=as_json) as progress:
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         found = search(loaded, folder, overwrite=overwrite, progress=progress)
-    write_search_csv(found, folder / "candidates.csv")
-    (folder / "candidates.parquet").unlink(missing_ok=True)  # an earlier search's
-    if parquet:
-        write_search_parquet(found, folder / "candidates.parquet")
-    write_search_html(found, folder / "report.html")
+    shown = drop_report(found)
+    write_csv(shown, folder / "candidates.csv")
+    write_page(shown, folder / "report.html")
     if as_json:
         print_json(found.to_json())
         return
-    print_search(found, Console())
+    print_report(shown, Console())
     typer.echo(f"search: {folder / 'search.json'}\nreport: {folder / 'report.html'}")
 
 
@@ -164,7 +153,7 @@ def window(
 
     from layerfold.checkpoint.load import load
     from layerfold.methods import Share
-    from layerfold.report import print_windows, write_windows_csv, write_windows_html
+    from layerfold.report import print_report, window_report, write_csv, write_page
     from layerfold.search import WindowSearch
 
     share = Share(
@@ -187,12 +176,13 @@ def window(
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         found = search(loaded, folder, overwrite=overwrite, progress=progress)
-    write_windows_csv(found, folder / "candidates.csv")
-    write_windows_html(found, folder / "report.html")
+    shown = window_report(found)
+    write_csv(shown, folder / "candidates.csv")
+    write_page(shown, folder / "report.html")
     if as_json:
         print_json(found.to_json())
         return
-    print_windows(found, Console())
+    print_report(shown, Console())
     typer.echo(f"search: {folder / 'search.json'}\nreport: {folder / 'report.html'}")
 
 

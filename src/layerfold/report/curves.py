@@ -1,10 +1,11 @@
-"""Training curves of recovery: perplexity against training tokens, a line a variant."""
+"""What the page says of recovery: what was done, in a sentence, and its training curves, a line a variant."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from statistics import fmean
 from typing import Any
@@ -23,7 +24,6 @@ from layerfold.report.drawing import (
     LABEL_LENGTH,
     MUTED,
     SERIES,
-    Plot,
     annotate,
     draw,
     family,
@@ -34,7 +34,9 @@ from layerfold.report.drawing import (
     width,
 )
 from layerfold.report.placement import spread
+from layerfold.report.report import DASH, MISSING, Details, Line, Listing, Part, Plot, Plots
 
+METHODS = {"distill": "distillation", "finetune": "fine-tuning"}
 TITLE = "Perplexity during recovery"
 GAP = 10.0
 # More of them, each of one batch, are a band of noise.
@@ -70,6 +72,28 @@ class _Run:
         return all(math.isfinite(perplexity) for _, perplexity in chain(self.training, self.validation))
 
 
+Score = dict[str, Json]
+
+
+def recovery_parts(results: Results, seeds: bool) -> list[Part]:
+    """Return what there is to say of recovery, over several seeds or not; nothing where no model went through it."""
+    found = {label: results.score(label, RECOVERY) for label in results.labels}
+    scores = {label: score for label, score in found.items() if score is not None}
+    if not scores:
+        return []
+    lines = ["Validation text is not the test text of the tables: its perplexities are others."]
+    lines += ["Curves are those of the first seed."] if seeds else []
+    if unimproved := [label for label, score in scores.items() if score.get("best_step") == 0]:
+        lines.append(f"Training never beat the weights it began with, which are kept: {', '.join(unimproved)}.")
+    plots = Plots(curves(results), "no run has a validation loss in the scale’s range")
+    parts: list[Part] = [Line(_sentence(results, scores)), plots, *map(Line, lines)]
+    tried = [(label, _trials(trials)) for label, score in scores.items() if (trials := score.get("learning_rates"))]
+    if tried:
+        note = Line("Each with the perplexity on validation text at the end of its trial run.")
+        parts.append(Details("Learning rates tried", [note, Listing(tried)]))
+    return parts
+
+
 def curves(results: Results) -> list[Plot]:
     """Draw the runs of all variants, few to a drawing, each time beside the base and on the same scales.
 
@@ -89,8 +113,9 @@ def curves(results: Results) -> list[Plot]:
         families = dict.fromkeys(run.family for run in panel if run.label != BASE_LABEL)
         title = f"{TITLE}: {', '.join(families)}" if len(shown) > 1 else TITLE
         drawable = [run for run in panel if run.drawn]
-        svg = _draw(f"{RECOVERY}-{index}", title, drawable, *limits) if drawable else ""
-        plots.append(Plot(f"{RECOVERY}-{index}", title, svg, _note(panel)))
+        name = f"{RECOVERY}-{index}"
+        drawn = partial(_draw, name, title, drawable, *limits) if drawable else None
+        plots.append(Plot(name, title, drawn, _note(panel)))
     return plots
 
 
@@ -193,3 +218,36 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
 def _kept(run: _Run) -> tuple[float, float]:
     """Return the point of the weights kept: those that did best on validation text, the first of equals."""
     return min(run.drawn, key=lambda point: point[1])
+
+
+def _sentence(results: Results, scores: dict[str, Score]) -> str:
+    models = len(results.labels) - len(results.baselines)
+    who = "Every model" if len(scores) == models else f"{len(scores)} of the {models} models"
+    who += ", the base included," if BASE_LABEL in scores and len(scores) > 1 else ""
+    methods = dict.fromkeys(str(score.get("method")) for score in scores.values())
+    how = " or ".join(METHODS.get(method, method) for method in methods)
+    if any(score.get("search_tokens") for score in scores.values()):
+        further = _span(scores, "search_tokens", numerals.count)
+        rate = f"a learning rate chosen on validation text in trial runs ({further} further tokens)"
+    else:
+        rate = f"a learning rate of {_span(scores, 'learning_rate', numerals.plain)}, given by the recipe"
+    return (
+        f"{who} went through {how} on {_span(scores, 'tokens', numerals.count)} tokens at {rate}; "
+        "of each run, the weights that did best on validation text are kept."
+    )
+
+
+def _span(scores: dict[str, Score], key: str, show: Callable[[float], str]) -> str:
+    """Write the values of all models: one, or the least and the most."""
+    values = [score[key] for score in scores.values() if score.get(key) is not None]
+    ends = dict.fromkeys(show(choose(values)) for choose in (min, max)) if values else [MISSING]
+    return DASH.join(ends)
+
+
+def _trials(trials: Sequence[Score]) -> str:
+    """Write each learning rate with the validation perplexity at the end of its trial."""
+    return "; ".join(
+        f"{numerals.plain(trial['learning_rate'])}: "
+        + ("diverged" if trial["validation"] is None else numerals.precise(trial["validation"]))
+        for trial in trials
+    )

@@ -6,7 +6,6 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeVar
 from xml.etree import ElementTree
@@ -50,23 +49,6 @@ STYLE = {
 }
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing for the page.
-
-    Attributes:
-        name: prefix of every id in the drawing.
-        title: what is plotted against what.
-        svg: an ``svg`` element; empty where nothing can be drawn.
-        note: what was left out, in sentences; empty where nothing was.
-    """
-
-    name: str
-    title: str
-    svg: str
-    note: str
 
 
 STUDENT = "student"

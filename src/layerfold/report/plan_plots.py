@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,7 +20,6 @@ from layerfold.report.drawing import (
     INK,
     MUTED,
     SERIES,
-    Plot,
     draw,
     legend,
     name_points,
@@ -29,10 +29,9 @@ from layerfold.report.drawing import (
     width,
 )
 from layerfold.report.placement import Box
-from layerfold.report.plan import done
 from layerfold.report.plots import LIMIT, MARKERS
+from layerfold.report.report import TIMES_BASE, Plot
 from layerfold.report.search_plots import BASE, BEST, FRONT, REACH, in_range
-from layerfold.report.tables import TIMES_BASE
 
 TITLE = "Perplexity against parameters"
 # In the order of their colours, which are the same on every page.
@@ -40,6 +39,16 @@ FAMILIES = ("drop + prune", "drop", "prune", "collapse", "merge", "share")
 WINNER: dict[str, Any] = BEST | {"markersize": 13.0, "markeredgewidth": 1.6, "markerfacecolor": "none"}
 HOLLOW: dict[str, Any] = {"markerfacecolor": CARD, "markeredgewidth": 1.2}
 BUDGET: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
+
+
+def done(trial: Trial) -> str:
+    """Write what was done, and whether it was repaired on all of the text that there is for that."""
+    return trial.said + (" on all text" if repaired_whole(trial) else "")
+
+
+def repaired_whole(trial: Trial) -> bool:
+    """Whether it was repaired on all of the text; a finalist that is not repaired is no other than it was before."""
+    return trial.whole and trial.repair != "none"
 
 
 def trials_plot(planned: Planned) -> Plot:
@@ -51,7 +60,7 @@ def trials_plot(planned: Planned) -> Plot:
     left_out = "; ".join(dict.fromkeys(numerals.printable(done(trial)) for trial in tried if trial not in drawn))
     ends = f", which ends at {numerals.significant(top)}" if shown else ""
     note = f"Not drawn, being out of the scale{ends}: {left_out}." if left_out else ""
-    return Plot("trials", TITLE, _draw(planned, drawn) if drawn else "", note)
+    return Plot("trials", TITLE, partial(_draw, planned, drawn) if drawn else None, note)
 
 
 def _draw(planned: Planned, drawn: Sequence[Trial]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +18,6 @@ from layerfold.report.drawing import (
     INK,
     MUTED,
     SERIES,
-    Plot,
     draw,
     family,
     legend,
@@ -26,7 +26,7 @@ from layerfold.report.drawing import (
     scales,
 )
 from layerfold.report.placement import Box
-from layerfold.report.study import Column
+from layerfold.report.report import Column, Plot
 
 MARKERS = "osD^vPX"
 # Further out the margins of a logarithmic axis overflow.
@@ -70,7 +70,8 @@ def plot(results: Results, x: Column, y: Column) -> Plot:
         )
         if labels
     ]
-    return Plot(name, title, _draw(name, title, points, x, y) if points else "", " ".join(notes))
+    drawn = partial(_draw, name, title, points, x, y) if points else None
+    return Plot(name, title, drawn, " ".join(notes))
 
 
 def _draw(name: str, title: str, points: Sequence[Point], x: Column, y: Column) -> str:
