@@ -192,12 +192,12 @@ def record(label: str, evaluator: str, score: dict[str, Any], **changes: Any) ->
     return Record(**values | changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record() -> Callable[..., Record]:
     return record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_results() -> MakeResults:
     """Build results; `rename` gives labels other names, `replace` other records (None: none) by label and evaluator."""
 
@@ -236,7 +236,7 @@ def make_results() -> MakeResults:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recovered(make_results: MakeResults) -> MakeResults:
     """Build results with recovery; `changes` are those of its scores, by label (None: no record)."""
 
@@ -252,7 +252,7 @@ def make_recovered(make_results: MakeResults) -> MakeResults:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hostile_results(make_results: MakeResults) -> Results:
     """Results in which every text that someone else writes is an attack on the page."""
     hostile = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
@@ -276,7 +276,7 @@ def hostile_results(make_results: MakeResults) -> Results:
     return Results(hostile, {"base": hostile}, results.labels, results.evaluators, results.records)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hostile_recovery(make_recovered: MakeResults) -> Results:
     """Results in which all that recovery says is an attack on the page."""
     hostile = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
@@ -329,7 +329,7 @@ def timing(removed: int, blocks: int) -> Timing:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_found() -> Callable[..., Found]:
     """Build what a search of 12 blocks finds when it removes one; `perplexities` are other candidates', by removed."""
 
@@ -365,7 +365,7 @@ def make_found() -> Callable[..., Found]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_sets() -> Callable[..., dict[tuple[int, ...], float]]:
     """Return perplexities of all sets of up to so many of the 12 blocks: products of those of single blocks."""
 
@@ -381,7 +381,7 @@ def make_sets() -> Callable[..., dict[tuple[int, ...], float]]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_windows() -> Callable[..., FoundWindows]:
     """Build what a search for a window finds; `perplexities` are by first block and size."""
 
@@ -418,7 +418,7 @@ def make_windows() -> Callable[..., FoundWindows]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Planned]:
     """Build what a plan finds; what was planned is the best that is repaired on all of the text."""
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from pages import HOSTILE
 
-from layerfold.report import write_html, write_plan_html, write_search_html
+from layerfold.report import drop_report, plan_report, study_report, write_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -48,7 +48,7 @@ def open_page(tmp_path):
 
 
 def test_hostile_page_runs_nothing_and_reports_no_error(open_page, hostile_results, tmp_path):
-    write_html(hostile_results, tmp_path / "report.html")
+    write_page(study_report(hostile_results), tmp_path / "report.html")
     document, console = open_page(tmp_path / "report.html")
     assert console == []
     assert "<title>layerfold: &lt;script&gt;" in document
@@ -57,7 +57,7 @@ def test_hostile_page_runs_nothing_and_reports_no_error(open_page, hostile_resul
 
 
 def test_hostile_recovery_runs_nothing_and_reports_no_error(open_page, hostile_recovery, tmp_path):
-    write_html(hostile_recovery, tmp_path / "report.html")
+    write_page(study_report(hostile_recovery), tmp_path / "report.html")
     document, console = open_page(tmp_path / "report.html")
     assert console == []
     assert "<title>layerfold: pocket</title>" in document
@@ -66,7 +66,7 @@ def test_hostile_recovery_runs_nothing_and_reports_no_error(open_page, hostile_r
 
 
 def test_hostile_search_runs_nothing_and_reports_no_error(open_page, make_found, tmp_path):
-    write_search_html(make_found(model=HOSTILE, text={HOSTILE: HOSTILE}), tmp_path / "search.html")
+    write_page(drop_report(make_found(model=HOSTILE, text={HOSTILE: HOSTILE})), tmp_path / "search.html")
     document, console = open_page(tmp_path / "search.html")
     assert console == []
     assert "<title>layerfold: &lt;script&gt;" in document
@@ -75,7 +75,9 @@ def test_hostile_search_runs_nothing_and_reports_no_error(open_page, make_found,
 
 
 def test_hostile_plan_runs_nothing_and_reports_no_error(open_page, make_plan, tmp_path):
-    write_plan_html(make_plan(model=HOSTILE, text={HOSTILE: HOSTILE}), tmp_path / "plan.html", {HOSTILE: HOSTILE})
+    write_page(
+        plan_report(make_plan(model=HOSTILE, text={HOSTILE: HOSTILE}), {HOSTILE: HOSTILE}), tmp_path / "plan.html"
+    )
     document, console = open_page(tmp_path / "plan.html")
     assert console == []
     assert "<title>layerfold: &lt;script&gt;" in document
@@ -96,7 +98,7 @@ def test_the_check_sees_what_it_looks_for(open_page, tmp_path):
 
 def test_the_policy_stops_a_script_that_slipped_through(open_page, make_results, tmp_path):
     path = tmp_path / "report.html"
-    write_html(make_results(), path)
+    write_page(study_report(make_results()), path)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("</main>", "<script>document.title='x'</script></main>"), encoding="utf-8")
     document, console = open_page(path)

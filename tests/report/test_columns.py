@@ -10,8 +10,9 @@ import pytest
 
 from layerfold.maths.intervals import Interval
 from layerfold.report import numerals
-from layerfold.report.study import COLUMNS, columns, table
-from layerfold.report.tables import DASH, TIMES_BASE, Cell
+from layerfold.report.columns import COLUMNS, columns
+from layerfold.report.report import DASH, TIMES_BASE, Cell
+from layerfold.report.study import table
 
 
 def column(results, name):
