@@ -47,41 +47,23 @@ def open_page(tmp_path):
     return open_page
 
 
-def test_hostile_page_runs_nothing_and_reports_no_error(open_page, hostile_results, tmp_path):
-    write_page(study_report(hostile_results), tmp_path / "report.html")
+@pytest.mark.parametrize(("kind", "drawings"), [("study", 2), ("recovered", 4), ("drop", 2), ("plan", 1)])
+def test_hostile_pages_run_nothing_and_report_no_error(
+    kind, drawings, open_page, hostile_results, hostile_recovery, make_found, make_plan, tmp_path
+):
+    attack = {"model": HOSTILE, "text": {HOSTILE: HOSTILE}}
+    report = {
+        "study": lambda: study_report(hostile_results),
+        "recovered": lambda: study_report(hostile_recovery),
+        "drop": lambda: drop_report(make_found(**attack)),
+        "plan": lambda: plan_report(make_plan(**attack), {HOSTILE: HOSTILE}),
+    }[kind]()
+    write_page(report, tmp_path / "report.html")
     document, console = open_page(tmp_path / "report.html")
     assert console == []
-    assert "<title>layerfold: &lt;script&gt;" in document
-    assert document.count("<svg") == 2
-    assert "</html>" in document
-
-
-def test_hostile_recovery_runs_nothing_and_reports_no_error(open_page, hostile_recovery, tmp_path):
-    write_page(study_report(hostile_recovery), tmp_path / "report.html")
-    document, console = open_page(tmp_path / "report.html")
-    assert console == []
-    assert "<title>layerfold: pocket</title>" in document
-    assert '<h2 id="recovery">' in document
-    assert document.count("<svg") == 4
-
-
-def test_hostile_search_runs_nothing_and_reports_no_error(open_page, make_found, tmp_path):
-    write_page(drop_report(make_found(model=HOSTILE, text={HOSTILE: HOSTILE})), tmp_path / "search.html")
-    document, console = open_page(tmp_path / "search.html")
-    assert console == []
-    assert "<title>layerfold: &lt;script&gt;" in document
-    assert document.count("<svg") == 2
-    assert "</html>" in document
-
-
-def test_hostile_plan_runs_nothing_and_reports_no_error(open_page, make_plan, tmp_path):
-    write_page(
-        plan_report(make_plan(model=HOSTILE, text={HOSTILE: HOSTILE}), {HOSTILE: HOSTILE}), tmp_path / "plan.html"
-    )
-    document, console = open_page(tmp_path / "plan.html")
-    assert console == []
-    assert "<title>layerfold: &lt;script&gt;" in document
-    assert document.count("<svg") == 1
+    assert f"<title>layerfold: {'pocket' if kind == 'recovered' else '&lt;script&gt;'}" in document
+    assert document.count("<svg") == drawings
+    assert ('<h2 id="recovery">' in document) == (kind == "recovered")
     assert "</html>" in document
 
 

@@ -16,23 +16,8 @@ from matplotlib.lines import Line2D
 
 from layerfold.files import Json
 from layerfold.records import BASE_LABEL, RECOVERY, Results
-from layerfold.report import numerals
-from layerfold.report.drawing import (
-    CARD,
-    FONT_SIZE,
-    INK,
-    LABEL_LENGTH,
-    MUTED,
-    SERIES,
-    annotate,
-    draw,
-    family,
-    legend,
-    on_page,
-    panels,
-    scales,
-    width,
-)
+from layerfold.report import drawing, numerals
+from layerfold.report.drawing import family
 from layerfold.report.placement import spread
 from layerfold.report.report import DASH, MISSING, Details, Line, Listing, Part, Plot, Plots
 
@@ -143,8 +128,8 @@ def _panels(runs: Sequence[_Run]) -> list[list[_Run]]:
         if run.label != BASE_LABEL:
             families.setdefault(run.family, []).append(run)
     found: list[list[_Run]] = []
-    for part in map(list, chain.from_iterable(map(panels, families.values()))):
-        if found and len(found[-1]) + len(part) <= len(SERIES):
+    for part in map(list, chain.from_iterable(map(drawing.panels, families.values()))):
+        if found and len(found[-1]) + len(part) <= len(drawing.SERIES):
             found[-1] += part
         else:
             found.append(part)
@@ -174,41 +159,41 @@ def _note(panel: Sequence[_Run]) -> str:
 
 
 def _draw(name: str, title: str, runs: Sequence[_Run], across: Limits, up: Limits) -> str:
-    series = iter(SERIES)
-    colours = [INK if run.label == BASE_LABEL else next(series) for run in runs]
+    series = iter(drawing.SERIES)
+    colours = [drawing.INK if run.label == BASE_LABEL else next(series) for run in runs]
 
     def paint(figure: Figure, axes: Axes) -> None:
         for run, colour in zip(runs, colours, strict=True):
             axes.plot(*_columns(run.training), color=colour, **TRAINING)
-            axes.plot(*_columns(run.validation), color=colour, markeredgecolor=CARD, **VALIDATION)
-            axes.plot(*_columns([_kept(run)]), color=colour, markerfacecolor=CARD, **KEPT)
-        legend(
+            axes.plot(*_columns(run.validation), color=colour, markeredgecolor=drawing.CARD, **VALIDATION)
+            axes.plot(*_columns([_kept(run)]), color=colour, markerfacecolor=drawing.CARD, **KEPT)
+        drawing.legend(
             figure,
             {
-                "validation text": Line2D([], [], color=MUTED, markeredgecolor=CARD, **VALIDATION),
-                "training text": Line2D([], [], color=MUTED, **TRAINING),
-                "weights kept": Line2D([], [], color=MUTED, markerfacecolor=CARD, **KEPT),
+                "validation text": Line2D([], [], color=drawing.MUTED, markeredgecolor=drawing.CARD, **VALIDATION),
+                "training text": Line2D([], [], color=drawing.MUTED, **TRAINING),
+                "weights kept": Line2D([], [], color=drawing.MUTED, markerfacecolor=drawing.CARD, **KEPT),
             },
         )
-        scales(axes, "training tokens", numerals.count, "perplexity", numerals.precise)
+        drawing.scales(axes, "training tokens", numerals.count, "perplexity", numerals.precise)
         axes.set(xlim=across, ylim=up)
 
     def label(axes: Axes) -> None:
         area = axes.bbox
         last = [run.drawn[-1] for run in runs]
-        points = [on_page(axes, *point) for point in last]
-        heights = spread([y for _, y in points], 1.25 * FONT_SIZE, area.y0, area.y1)
+        points = [drawing.on_page(axes, *point) for point in last]
+        heights = spread([y for _, y in points], 1.25 * drawing.FONT_SIZE, area.y0, area.y1)
         for run, colour, point, (x, y), height in zip(runs, colours, last, points, heights, strict=True):
-            annotate(axes, _ends(run.label), point, (area.x1 + GAP - x, height - y), "left", colour)
+            drawing.annotate(axes, _ends(run.label), point, (area.x1 + GAP - x, height - y), "left", colour)
 
-    room = GAP + max(width(_ends(run.label)) for run in runs)
-    return draw(name, f"{title}; the table has the perplexity before and after", paint, label, room)
+    room = GAP + max(drawing.width(_ends(run.label)) for run in runs)
+    return drawing.draw(name, f"{title}; the table has the perplexity before and after", paint, label, room)
 
 
 def _ends(label: str) -> str:
     """Cut a label in the middle: variants of one family often differ in the last letters alone."""
-    kept = (LABEL_LENGTH - 1) // 2
-    return label if len(label) <= LABEL_LENGTH else f"{label[:kept]}…{label[-kept:]}"
+    kept = (drawing.LABEL_LENGTH - 1) // 2
+    return label if len(label) <= drawing.LABEL_LENGTH else f"{label[:kept]}…{label[-kept:]}"
 
 
 def _columns(curve: Curve) -> tuple[list[float], list[float]]:

@@ -14,21 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from layerfold.records import BASE_LABEL
-from layerfold.report import numerals
-from layerfold.report.drawing import (
-    CARD,
-    INK,
-    MUTED,
-    SERIES,
-    draw,
-    legend,
-    name_points,
-    on_page,
-    panels,
-    scales,
-    steps_of,
-    width,
-)
+from layerfold.report import drawing, numerals
 from layerfold.report.placement import Box
 from layerfold.report.plots import LIMIT, Point, label_points, scatter
 from layerfold.report.report import DASH, TIMES_BASE, Plot, certain, counted
@@ -136,42 +122,42 @@ def _draw_trade_off(
     lowest = [next(column) for _, column in groupby(cloud, key=lambda each: len(each.removed))]
 
     def paint(figure: Figure, axes: Axes) -> None:
-        (candidates,) = axes.plot(*at(cloud), color=MUTED, **CLOUD)
-        (line,) = axes.plot(across, up, color=SERIES[0], markevery=slice(len(front)), **FRONT)
-        (chosen,) = axes.plot(*at(rest), color=SERIES[0], markeredgecolor=CARD, **BEST)
-        axes.plot(*at(base), color=INK, markeredgecolor=CARD, **BASE)
-        legend(figure, {"candidates": candidates, "Pareto front": line, "best of each number": chosen})
+        (candidates,) = axes.plot(*at(cloud), color=drawing.MUTED, **CLOUD)
+        (line,) = axes.plot(across, up, color=drawing.SERIES[0], markevery=slice(len(front)), **FRONT)
+        (chosen,) = axes.plot(*at(rest), color=drawing.SERIES[0], markeredgecolor=drawing.CARD, **BEST)
+        axes.plot(*at(base), color=drawing.INK, markeredgecolor=drawing.CARD, **BASE)
+        drawing.legend(figure, {"candidates": candidates, "Pareto front": line, "best of each number": chosen})
         axes.margins(0.08, 0.12)
-        scales(axes, f"{noun(found)}s left", numerals.whole, "perplexity", numerals.precise)
+        drawing.scales(axes, f"{noun(found)}s left", numerals.whole, "perplexity", numerals.precise)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
 
     def label(axes: Axes) -> None:
-        steps = steps_of(axes, across, up)
+        steps = drawing.steps_of(axes, across, up)
         columns = [
             Box(x - 2, y - 2, x + 2, axes.bbox.y1)
-            for x, y in (on_page(axes, left(found, each), each.perplexity) for each in lowest)
+            for x, y in (drawing.on_page(axes, left(found, each), each.perplexity) for each in lowest)
         ]
-        markers = [Box.around(*on_page(axes, left(found, each), each.perplexity), 10, 10) for each in rest]
+        markers = [Box.around(*drawing.on_page(axes, left(found, each), each.perplexity), 10, 10) for each in rest]
         labels = [condensed(each) or BASE_LABEL for each in named]
-        name_points(axes, list(zip(labels, *at(named), strict=True)), [*steps, *columns, *markers])
+        drawing.name_points(axes, list(zip(labels, *at(named), strict=True)), [*steps, *columns, *markers])
 
-    return draw("trade-off", f"{title}; the figures are those of the tables", paint, label)
+    return drawing.draw("trade-off", f"{title}; the figures are those of the tables", paint, label)
 
 
 def _draw_sensitivity(found: Found, title: str, drawn: Sequence[tuple[int, float]]) -> str:
     indices, ratios = [index for index, _ in drawn], [factor for _, factor in drawn]
 
     def paint(figure: Figure, axes: Axes) -> None:
-        axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axes.vlines(indices, 1, ratios, color=SERIES[0], linewidth=2.0)
-        axes.plot(indices, ratios, color=SERIES[0], markeredgecolor=CARD, **BEST)
+        axes.axhline(1, color=drawing.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.vlines(indices, 1, ratios, color=drawing.SERIES[0], linewidth=2.0)
+        axes.plot(indices, ratios, color=drawing.SERIES[0], markeredgecolor=drawing.CARD, **BEST)
         axes.margins(y=0.1)
-        scales(axes, f"{noun(found)} removed", numerals.whole, f"perplexity, {TIMES_BASE}", numerals.times)
+        drawing.scales(axes, f"{noun(found)} removed", numerals.whole, f"perplexity, {TIMES_BASE}", numerals.times)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
         axes.set_xlim(-0.6, found.base.blocks - 0.4)
 
     def label(axes: Axes) -> None:
-        if width("0.00") > axes.bbox.width / found.base.blocks:
+        if drawing.width("0.00") > axes.bbox.width / found.base.blocks:
             return
         for index, factor in drawn:
             away = 1 if factor >= 1 else -1
@@ -184,7 +170,7 @@ def _draw_sensitivity(found: Found, title: str, drawn: Sequence[tuple[int, float
                 va="center",
             )
 
-    return draw("sensitivity", f"{title}; the figures are those of the tables", paint, label)
+    return drawing.draw("sensitivity", f"{title}; the figures are those of the tables", paint, label)
 
 
 def starts(found: FoundWindows) -> list[Plot]:
@@ -195,7 +181,7 @@ def starts(found: FoundWindows) -> list[Plot]:
     title = "Perplexity against the first block of the window"
     drawn = [each for each in found.candidates if _in_reach(found, each)]
     lines = [[each for each in drawn if len(each.blocks) == size] for size in sorted({len(w.blocks) for w in drawn})]
-    shown = panels(lines)
+    shown = drawing.panels(lines)
     ratios = [1.0, *(ratio(found, window) for window in drawn)]
     room = max(1.05, (max(ratios) / min(ratios)) ** 0.08)
     up = min(ratios) / room, max(ratios) * room
@@ -229,14 +215,14 @@ def sizes(found: FoundWindows) -> Plot:
     text = "perplexity on the test text" if found.tests else ON_SELECTION
 
     def paint(figure: Figure, axes: Axes) -> None:
-        legend(figure, scatter(axes, points))
+        drawing.legend(figure, scatter(axes, points))
         axes.margins(0.12)
-        scales(axes, "parameters removed", numerals.count, f"{text}, {TIMES_BASE}", numerals.times)
+        drawing.scales(axes, "parameters removed", numerals.count, f"{text}, {TIMES_BASE}", numerals.times)
 
     def label(axes: Axes) -> None:
         label_points(axes, points)
 
-    drawn = partial(draw, "sizes", f"{title}; the figures are those of the tables", paint, label)
+    drawn = partial(drawing.draw, "sizes", f"{title}; the figures are those of the tables", paint, label)
     return Plot("sizes", title, drawn if len(points) > 1 else None, note)
 
 
@@ -256,28 +242,32 @@ def _note(found: FoundWindows) -> str:
 def _draw_starts(
     found: FoundWindows, plot: str, title: str, lines: Sequence[Sequence[Window]], across: Limits, up: Limits
 ) -> str:
-    colours = SERIES[: len(lines)]
+    colours = drawing.SERIES[: len(lines)]
     chosen = {window.blocks for window in best(found)}
 
     def paint(figure: Figure, axes: Axes) -> None:
-        axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.axhline(1, color=drawing.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         for line, colour in zip(lines, colours, strict=True):
             axes.plot(*_columns(found, line), color=colour, **LINE)
             marked = [window for window in line if window.blocks in chosen]
-            axes.plot(*_columns(found, marked), color=colour, markeredgecolor=CARD, **CHOSEN)
-        entries = {"window": LINE, "best of its size": CHOSEN | {"markeredgecolor": CARD}}
-        legend(figure, {entry: Line2D([], [], color=MUTED, **style) for entry, style in entries.items()})
-        scales(axes, "first block of the window", numerals.whole, f"{ON_SELECTION}, {TIMES_BASE}", numerals.times)
+            axes.plot(*_columns(found, marked), color=colour, markeredgecolor=drawing.CARD, **CHOSEN)
+        entries = {"window": LINE, "best of its size": CHOSEN | {"markeredgecolor": drawing.CARD}}
+        drawing.legend(
+            figure, {entry: Line2D([], [], color=drawing.MUTED, **style) for entry, style in entries.items()}
+        )
+        drawing.scales(
+            axes, "first block of the window", numerals.whole, f"{ON_SELECTION}, {TIMES_BASE}", numerals.times
+        )
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
         axes.set(xlim=across, ylim=up)
 
     def label(axes: Axes) -> None:
         ends = [(f"{len(line[-1].blocks)} blocks", line[-1].blocks[0], ratio(found, line[-1])) for line in lines]
-        corners = [[on_page(axes, x, y) for x, y in zip(*_columns(found, line), strict=True)] for line in lines]
+        corners = [[drawing.on_page(axes, x, y) for x, y in zip(*_columns(found, line), strict=True)] for line in lines]
         obstacles = [box for line in corners for one, two in pairwise(line) for box in _along(one, two)]
-        name_points(axes, ends, obstacles, colours)
+        drawing.name_points(axes, ends, obstacles, colours)
 
-    return draw(plot, f"{title}; the figures are those of the table", paint, label)
+    return drawing.draw(plot, f"{title}; the figures are those of the table", paint, label)
 
 
 def _columns(found: FoundWindows, line: Sequence[Window]) -> tuple[list[float], list[float]]:
