@@ -35,10 +35,10 @@ def csv_of(found, tmp_path):
     return pages.csv_of(drop_report(found), tmp_path)
 
 
-def test_both_tables_have_every_row_the_best_first(make_found, make_sets, tmp_path):
+def test_the_best_stand_before_the_candidates_and_the_drawings(make_found, make_sets, tmp_path):
     found = make_found(make_sets(2))
     text = page_of(found, tmp_path)
-    assert text.index('id="best-about"') < text.index("<summary>Candidates") < text.index('id="candidates-about"')
+    assert text.index('id="best-about"') < text.index(">Candidates</summary>") < text.index('id="candidates-about"')
     assert text.index('id="candidates-about"') < text.index("<svg")
     assert text.count("<svg") == 2
     assert text.count('<tr class="base">') == 2

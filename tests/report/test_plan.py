@@ -38,10 +38,10 @@ def csv_of(planned, tmp_path):
     return pages.csv_of(report_of(planned), tmp_path)[1]
 
 
-def test_all_tables_have_every_row(make_plan, tmp_path):
+def test_what_was_built_stands_first_then_the_front_then_all_trials(make_plan, tmp_path):
     planned = make_plan()
     text = page_of(planned, tmp_path)
-    order = ['id="winner-about"', 'id="front-about"', "<summary>All trials", 'id="trials-about"', "<svg"]
+    order = ['id="winner-about"', 'id="front-about"', ">All trials</summary>", 'id="trials-about"', "<svg"]
     assert [text.index(each) for each in order] == sorted(text.index(each) for each in order)
     assert text.count("<svg") == 1
     assert "merge n=3, tied.</p>" in text

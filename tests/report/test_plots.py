@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -20,15 +19,11 @@ def draw(results, x="parameters", y="perplexity"):
 
 
 def with_perplexity(make_results, **values):
-    records = make_results().records
-    changed = {
-        (label, "perplexity"): replace(
-            records[label, "perplexity"],
-            score=records[label, "perplexity"].score | dict(zip(("value", "low", "high"), bounds, strict=True)),
-        )
+    scores = {
+        (label, "perplexity"): dict(zip(("value", "low", "high"), bounds, strict=True))
         for label, bounds in values.items()
     }
-    return make_results(replace=changed)
+    return make_results(scores=scores)
 
 
 def test_every_variant_and_family_is_named(make_results):

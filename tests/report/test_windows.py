@@ -31,10 +31,10 @@ def csv_of(found, tmp_path):
     return pages.csv_of(window_report(found), tmp_path)
 
 
-def test_both_tables_have_every_row_the_best_first(make_windows, tmp_path):
+def test_the_best_stand_before_the_candidates_and_the_drawings(make_windows, tmp_path):
     found = make_windows()
     text = page_of(found, tmp_path)
-    assert text.index('id="best-about"') < text.index("<summary>Candidates") < text.index("<svg")
+    assert text.index('id="best-about"') < text.index(">Candidates</summary>") < text.index("<svg")
     assert "The best window of each size, chosen on the selection text." in text
     assert "What sharing costs" in text
     assert text.count("<svg") == 2

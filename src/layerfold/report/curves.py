@@ -146,15 +146,10 @@ def _limits(points: Curve) -> tuple[Limits, Limits]:
 
 
 def _note(panel: Sequence[_Run]) -> str:
-    left_out = [run.label for run in panel if not run.drawn]
     gaps = [run.label for run in panel if run.drawn and not run.whole]
-    return " ".join(
-        f"{sentence}: {', '.join(labels)}."
-        for sentence, labels in (
-            ("Not drawn, no validation loss being in the scale's range", left_out),
-            ("Drawn without the losses that are out of range", gaps),
-        )
-        if labels
+    return drawing.left_out(
+        ("Not drawn, no validation loss being in the scale's range", [run.label for run in panel if not run.drawn]),
+        ("Drawn without the losses that are out of range", gaps),
     )
 
 

@@ -51,16 +51,11 @@ def plot(results: Results, x: Column, y: Column) -> Plot:
         if not all(map(_in_range, (across.low, across.high, up.low, up.high))):
             unbounded.append(label)
         points.append(Point(numerals.printable(label), family(results, label), across, up))
-    notes = [
-        f"{sentence}: {', '.join(map(numerals.printable, labels))}."
-        for sentence, labels in (
-            ("Not drawn, being out of the scale's range", left_out),
-            ("Drawn without the bounds that are out of range", unbounded),
-        )
-        if labels
-    ]
-    drawn = partial(_draw, name, title, points, x, y) if points else None
-    return Plot(name, title, drawn, " ".join(notes))
+    note = drawing.left_out(
+        (drawing.OUT_OF_RANGE, [*map(numerals.printable, left_out)]),
+        ("Drawn without the bounds that are out of range", [*map(numerals.printable, unbounded)]),
+    )
+    return Plot(name, title, partial(_draw, name, title, points, x, y) if points else None, note)
 
 
 def _draw(name: str, title: str, points: Sequence[Point], x: Column, y: Column) -> str:

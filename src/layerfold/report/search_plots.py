@@ -82,10 +82,9 @@ def sensitivity(found: Found) -> Plot:
     alone = [(each.removed[0], each.perplexity) for each in found.candidates if len(each.removed) == 1]
     ratios = [(index, perplexity / found.base.perplexity) for index, perplexity in alone]
     drawn = [(index, factor) for index, factor in ratios if in_range(factor)]
-    left_out = ", ".join(str(index) for index, factor in ratios if not in_range(factor))
-    note = f"Not drawn, being out of the scale's range: {left_out}." if left_out else ""
-    if not alone:
-        note = f"No candidate removes one {noun(found)} alone."
+    left_out = [str(index) for index, factor in ratios if not in_range(factor)]
+    nothing = f"No candidate removes one {noun(found)} alone."
+    note = drawing.left_out((drawing.OUT_OF_RANGE, left_out)) if alone else nothing
     return Plot("sensitivity", title, partial(_draw_sensitivity, found, title, drawn) if drawn else None, note)
 
 
@@ -211,7 +210,7 @@ def sizes(found: FoundWindows) -> Plot:
             points.append(Point(spanned(window), "best of each size", gone, up))
         else:
             left_out.append(name(window))
-    note = f"Not drawn, being out of the scale's range: {', '.join(left_out)}." if left_out else ""
+    note = drawing.left_out((drawing.OUT_OF_RANGE, left_out))
     text = "perplexity on the test text" if found.tests else ON_SELECTION
 
     def paint(figure: Figure, axes: Axes) -> None:
@@ -234,9 +233,8 @@ def _in_reach(found: FoundWindows, window: Window) -> bool:
 
 def _note(found: FoundWindows) -> str:
     left_out = [name(window) for window in found.candidates if not _in_reach(found, window)]
-    out = f"Not drawn, being out of the scale's range: {', '.join(left_out)}."
-    given_up = f"Not drawn, having been given up in the race: {counted(found.eliminated, 'window')}."
-    return " ".join([*([out] if left_out else []), *([given_up] if found.eliminated else [])])
+    given_up = [counted(found.eliminated, "window")] if found.eliminated else []
+    return drawing.left_out((drawing.OUT_OF_RANGE, left_out), ("Not drawn, having been given up in the race", given_up))
 
 
 def _draw_starts(
