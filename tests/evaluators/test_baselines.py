@@ -17,9 +17,10 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, RecipeError
 from layerfold.evaluators import Imdb, Rouge, Score
 from layerfold.records import BASE_LABEL, Record, read_results, write_results
-from layerfold.report import print_table, write_csv, write_html
-from layerfold.report.study import columns, table
-from layerfold.report.tables import MISSING
+from layerfold.report import print_report, study_report, write_csv, write_page
+from layerfold.report.columns import columns
+from layerfold.report.report import MISSING
+from layerfold.report.study import table
 from layerfold.study.recipe import Recipe, read_recipe
 from layerfold.study.study import Study
 from layerfold.text import sources
@@ -207,7 +208,7 @@ def test_what_they_have_not_is_a_dash(base: Model, tasks: list[Any], tmp_path: P
                 assert (cell.value == MISSING) == (getattr(column, "evaluator", None) != owner or compared)
         assert not any(cell.value == MISSING for cell in rows["halved"])
 
-    write_csv(read, folder / "results.csv")
+    write_csv(study_report(read), folder / "results.csv")
     with (folder / "results.csv").open(newline="") as file:
         figures = {row.pop("label"): row for row in csv.DictReader(file)}
     assert list(figures) == list(results.labels)
@@ -223,18 +224,18 @@ def test_what_they_have_not_is_a_dash(base: Model, tasks: list[Any], tmp_path: P
     assert all(figures["halved"].values())
 
     console = Console(width=200, file=io.StringIO())
-    print_table(read, console)
+    print_report(study_report(read), console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     for label in BASELINES:
         (line,) = (line for line in lines if line.strip().startswith(label))
         assert line.count(MISSING) >= 4
         assert "nan" not in line
 
-    write_html(read, folder / "report.html")
+    write_page(study_report(read), folder / "report.html")
     page = (folder / "report.html").read_text()
     assert all(label in page for label in BASELINES)
     assert "1 compressed variant of" in page, "they are no variants"
-    write_html(read, folder / "again.html")
+    write_page(study_report(read), folder / "again.html")
     assert (folder / "again.html").read_text() == page
 
 

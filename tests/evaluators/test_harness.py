@@ -26,7 +26,7 @@ from layerfold.errors import InputError, MissingExtraError, ModelError, OfflineE
 from layerfold.evaluators import Harness, harness
 from layerfold.methods import Merge
 from layerfold.records import BASE_LABEL
-from layerfold.report import print_table, write_csv
+from layerfold.report import print_report, study_report, write_csv
 from layerfold.report.study import table
 from layerfold.study.recipe import read_recipe
 from layerfold.study.study import Study
@@ -392,13 +392,13 @@ def test_a_study_has_a_column_for_each_task(tasks: str, tmp_path: Path, capsys: 
     assert (shown["choosing"].unit, shown["choosing"].better) == ("acc", "higher")
     assert (shown["rolling"].unit, shown["rolling"].better) == ("word_perplexity", "lower")
     assert "lm-eval" not in shown
-    write_csv(results, tmp_path / "results.csv")
+    write_csv(study_report(results), tmp_path / "results.csv")
     header, *rows = (line.split(",") for line in (tmp_path / "results.csv").read_text().splitlines())
     for row, record in zip(rows, records, strict=True):
         for task in ("choosing", "rolling"):
             for bound, end in (("value", ""), ("low", "_low"), ("high", "_high")):
                 assert float(row[header.index(f"lm_eval_{task}{end}")]) == record.score["tasks"][task][bound]
-    print_table(results, Console(width=200))
+    print_report(study_report(results), Console(width=200))
     printed = capsys.readouterr().out
     assert "choosing" in printed
     assert "%" in printed

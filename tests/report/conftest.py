@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from pages import HOSTILE
 from plans import TRIALS, trial
 
 from layerfold.maths.intervals import Interval
@@ -42,13 +43,12 @@ WITH_RECOVERY = ("size", "perplexity", "latency", "generation", "recovery")
 MakeResults = Callable[..., Results]
 
 
+def estimate(value: float, low: float, high: float, unit: str) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "unit": unit, "lower_is_better": True}
+
+
 def perplexity_score(value: float, base: float | None, **changes: Any) -> dict[str, Any]:
-    score = {
-        "value": value,
-        "low": value * 0.962,
-        "high": value * 1.041,
-        "unit": "perplexity",
-        "lower_is_better": True,
+    score = estimate(value, value * 0.962, value * 1.041, "perplexity") | {
         "tokens": 131072,
         "bits_per_byte": 1.7251,
         "context": 512,
@@ -68,12 +68,7 @@ def perplexity_score(value: float, base: float | None, **changes: Any) -> dict[s
 
 
 def size_score(parameters: int, blocks: int) -> dict[str, Any]:
-    return {
-        "value": parameters,
-        "low": parameters,
-        "high": parameters,
-        "unit": "parameters",
-        "lower_is_better": True,
+    return estimate(parameters, parameters, parameters, "parameters") | {
         "parameters": parameters,
         "nonzero": parameters - 3,
         "bytes": 4 * parameters + 1024,
@@ -86,12 +81,7 @@ def size_score(parameters: int, blocks: int) -> dict[str, Any]:
 
 
 def latency_score(value: float, base: float | None) -> dict[str, Any]:
-    score: dict[str, Any] = {
-        "value": value,
-        "low": value * 0.991,
-        "high": value * 1.018,
-        "unit": "ms/token",
-        "lower_is_better": True,
+    score = estimate(value, value * 0.991, value * 1.018, "ms/token") | {
         "prefill": {"value": value * 1.7, "low": value * 1.6, "high": value * 1.9},
         "new_tokens": 64,
         "prompt_tokens": 64,
@@ -113,14 +103,7 @@ def generation_score(index: int) -> dict[str, Any]:
         }
         for offset, prompt in enumerate(PROMPTS)
     ]
-    return {
-        "value": repeated,
-        "low": repeated * 0.8,
-        "high": min(1.0, repeated * 1.2),
-        "unit": "fraction",
-        "lower_is_better": True,
-        "samples": samples,
-    }
+    return estimate(repeated, repeated * 0.8, min(1.0, repeated * 1.2), "fraction") | {"samples": samples}
 
 
 def recovery_score(before: float, **changes: Any) -> dict[str, Any]:
@@ -128,12 +111,7 @@ def recovery_score(before: float, **changes: Any) -> dict[str, Any]:
     first = math.log(before)
     last = 4.3 + (first - 4.3) / 2
     validation = math.exp(last)
-    score: dict[str, Any] = {
-        "value": validation,
-        "low": validation,
-        "high": validation,
-        "unit": "validation perplexity",
-        "lower_is_better": True,
+    score = estimate(validation, validation, validation, "validation perplexity") | {
         "method": "distill",
         "tokens": 100352,
         "search_tokens": 75264,
@@ -191,25 +169,29 @@ def record(label: str, evaluator: str, score: dict[str, Any], **changes: Any) ->
     return Record(**values | changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record() -> Callable[..., Record]:
     return record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_results() -> MakeResults:
-    """Build results; `rename` gives labels other names, `replace` other records (None: none) by label and evaluator."""
+    """Build results; `rename` gives labels other names.
+
+    By label and evaluator `replace` gives other records (None: none), and `scores` what else scores hold.
+    """
 
     def make(
         rename: dict[str, str] | None = None,
         replace: dict[tuple[str, str], Record | None] | None = None,
+        scores: dict[tuple[str, str], dict[str, Any]] | None = None,
         evaluators: Sequence[str] = ("size", "perplexity", "latency", "generation"),
         labels: Sequence[str] = tuple(PERPLEXITY),
     ) -> Results:
         records: dict[tuple[str, str], Record | None] = {}
         for index, (label, perplexity) in enumerate(PERPLEXITY.items()):
             versus = None if label == "base" else PERPLEXITY["base"]
-            scores = {
+            measured = {
                 "size": size_score(PARAMETERS[index], BLOCKS[index]),
                 "perplexity": perplexity_score(perplexity, versus),
                 "latency": latency_score(LATENCY[index], None if label == "base" else LATENCY[0]),
@@ -217,7 +199,10 @@ def make_results() -> MakeResults:
                 "recovery": recovery_score(perplexity),
             }
             name = (rename or {}).get(label, label)
-            records |= {(name, evaluator): record(label, evaluator, score) for evaluator, score in scores.items()}
+            records |= {
+                (name, evaluator): record(label, evaluator, score | (scores or {}).get((name, evaluator), {}))
+                for evaluator, score in measured.items()
+            }
         records |= replace or {}
         names = tuple((rename or {}).get(label, label) for label in labels)
         return Results(
@@ -235,7 +220,7 @@ def make_results() -> MakeResults:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recovered(make_results: MakeResults) -> MakeResults:
     """Build results with recovery; `changes` are those of its scores, by label (None: no record)."""
 
@@ -251,10 +236,10 @@ def make_recovered(make_results: MakeResults) -> MakeResults:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hostile_results(make_results: MakeResults) -> Results:
     """Results in which every text that someone else writes is an attack on the page."""
-    hostile = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    hostile = HOSTILE
     sample = {"prompt": hostile, "text": f"{hostile}</p></style>{{{{ 7 * 7 }}}}", "repeated_fraction": float("nan")}
     size = size_score(PARAMETERS[1], 12) | {"dtype": hostile}
     generation = generation_score(1) | {"samples": [sample]}
@@ -275,10 +260,10 @@ def hostile_results(make_results: MakeResults) -> Results:
     return Results(hostile, {"base": hostile}, results.labels, results.evaluators, results.records)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hostile_recovery(make_recovered: MakeResults) -> Results:
     """Results in which all that recovery says is an attack on the page."""
-    hostile = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    hostile = HOSTILE
     results = make_recovered(
         {hostile: {"method": hostile, "best_step": 0}, "merged_4": {"method": "&lt;b>", "curve": {"validation": []}}},
         rename={"merged_2": hostile},
@@ -328,7 +313,7 @@ def timing(removed: int, blocks: int) -> Timing:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_found() -> Callable[..., Found]:
     """Build what a search of 12 blocks finds when it removes one; `perplexities` are other candidates', by removed."""
 
@@ -364,7 +349,7 @@ def make_found() -> Callable[..., Found]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_sets() -> Callable[..., dict[tuple[int, ...], float]]:
     """Return perplexities of all sets of up to so many of the 12 blocks: products of those of single blocks."""
 
@@ -380,7 +365,7 @@ def make_sets() -> Callable[..., dict[tuple[int, ...], float]]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_windows() -> Callable[..., FoundWindows]:
     """Build what a search for a window finds; `perplexities` are by first block and size."""
 
@@ -417,7 +402,7 @@ def make_windows() -> Callable[..., FoundWindows]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Planned]:
     """Build what a plan finds; what was planned is the best that is repaired on all of the text."""
 

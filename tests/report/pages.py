@@ -1,10 +1,21 @@
-"""A page as its tests read it."""
+"""Reports and drawings as their tests read them."""
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+from rich.console import Console
+
+from layerfold.report import print_report, write_csv, write_page
+from layerfold.report.report import Plots
 
 HOSTILE = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+INK, MUTED, FIRST, SECOND = "var(--ink)", "var(--muted)", "var(--series-0)", "var(--series-1)"
 
 
 class Page(HTMLParser):
@@ -14,6 +25,10 @@ class Page(HTMLParser):
         super().__init__()
         self.elements, self.rows, self.text, self.cell = [], [], [], None
         self.feed(text)
+
+    @property
+    def ids(self):
+        return [attributes["id"] for _, attributes in self.elements if "id" in attributes]
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
@@ -31,3 +46,87 @@ class Page(HTMLParser):
         self.text.append(data)
         if self.cell is not None and data.strip():
             self.cell.append(data.strip())
+
+
+def drawn_page(report, tmp_path):
+    """The page of a report."""
+    write_page(report, tmp_path / "page.html")
+    return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def page_of(report, tmp_path):
+    """The page of a report with an empty drawing for each that it has: matplotlib takes longer than all the rest."""
+
+    def undrawn(part):
+        if not isinstance(part, Plots):
+            return part
+        blank = [replace(plot, draw=plot.draw and (lambda: "<svg></svg>")) for plot in part.plots]
+        return replace(part, plots=blank)
+
+    sections = [replace(section, parts=list(map(undrawn, section.parts))) for section in report.sections]
+    return drawn_page(replace(report, sections=sections), tmp_path)
+
+
+def section(text, name):
+    return re.search(rf'<section aria-labelledby="{name}">.*?</section>', text, re.DOTALL)[0]
+
+
+def lead_of(text):
+    return re.search(r'<p class="lead">(.*?)</p>', text)[1].replace("&#39;", "'")
+
+
+def cards_of(text):
+    return dict(re.findall(r"<h3>(.*?)</h3>(.*?)</article>", text, re.DOTALL))
+
+
+def listed(text):
+    return dict(re.findall(r"<dt>(.*?)</dt><dd dir=\"auto\">(.*?)</dd>", text))
+
+
+def printed(report, width=100):
+    console = Console(width=width, file=io.StringIO())
+    print_report(report, console)
+    return console.file.getvalue()
+
+
+def csv_of(report, tmp_path):
+    """The lines of a report's CSV file, and the same as rows by header."""
+    write_csv(report, tmp_path / "report.csv")
+    text = (tmp_path / "report.csv").read_text(encoding="utf-8")
+    return text.splitlines(), list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def headers(table):
+    return [f"{column.title} {column.unit}".strip() for column in table.columns]
+
+
+def rows(table):
+    return {label: [cell.value for cell in cells] for label, cells in table.rows}
+
+
+def shown_in(cells):
+    """The texts of cells: values, and intervals where there are any."""
+    return {text for cell in cells for text in (cell.value, cell.interval) if text}
+
+
+def on_page(table):
+    """The rows of a table as `Page` reads them."""
+    return [
+        [[label], *([text for text in (cell.value, cell.interval) if text] for cell in cells)]
+        for label, cells in table.rows
+    ]
+
+
+def texts(plot):
+    return ["".join(element.itertext()).strip() for element in ElementTree.fromstring(plot.svg).iter("text")]
+
+
+def markers(plot, colour, of="fill"):
+    """Where markers of a colour stand; those of the axes and of the legend left out."""
+    clipped = ElementTree.fromstring(plot.svg).iterfind(".//g[@clip-path]/use")
+    return [(float(use.get("x")), float(use.get("y"))) for use in clipped if use.get(of) == colour]
+
+
+def ticks(plot, axis):
+    groups = ElementTree.fromstring(plot.svg).iter("g")
+    return ["".join(each.itertext()).strip() for each in groups if f"-{axis}tick_" in each.get("id", "")]

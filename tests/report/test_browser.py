@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from pages import HOSTILE
 
-from layerfold.report import write_html, write_plan_html, write_search_html
+from layerfold.report import drop_report, plan_report, study_report, write_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -47,39 +47,23 @@ def open_page(tmp_path):
     return open_page
 
 
-def test_hostile_page_runs_nothing_and_reports_no_error(open_page, hostile_results, tmp_path):
-    write_html(hostile_results, tmp_path / "report.html")
+@pytest.mark.parametrize(("kind", "drawings"), [("study", 2), ("recovered", 4), ("drop", 2), ("plan", 1)])
+def test_hostile_pages_run_nothing_and_report_no_error(
+    kind, drawings, open_page, hostile_results, hostile_recovery, make_found, make_plan, tmp_path
+):
+    attack = {"model": HOSTILE, "text": {HOSTILE: HOSTILE}}
+    report = {
+        "study": lambda: study_report(hostile_results),
+        "recovered": lambda: study_report(hostile_recovery),
+        "drop": lambda: drop_report(make_found(**attack)),
+        "plan": lambda: plan_report(make_plan(**attack), {HOSTILE: HOSTILE}),
+    }[kind]()
+    write_page(report, tmp_path / "report.html")
     document, console = open_page(tmp_path / "report.html")
     assert console == []
-    assert "<title>layerfold: &lt;script&gt;" in document
-    assert document.count("<svg") == 2
-    assert "</html>" in document
-
-
-def test_hostile_recovery_runs_nothing_and_reports_no_error(open_page, hostile_recovery, tmp_path):
-    write_html(hostile_recovery, tmp_path / "report.html")
-    document, console = open_page(tmp_path / "report.html")
-    assert console == []
-    assert "<title>layerfold: pocket</title>" in document
-    assert '<h2 id="recovery">' in document
-    assert document.count("<svg") == 4
-
-
-def test_hostile_search_runs_nothing_and_reports_no_error(open_page, make_found, tmp_path):
-    write_search_html(make_found(model=HOSTILE, text={HOSTILE: HOSTILE}), tmp_path / "search.html")
-    document, console = open_page(tmp_path / "search.html")
-    assert console == []
-    assert "<title>layerfold: &lt;script&gt;" in document
-    assert document.count("<svg") == 2
-    assert "</html>" in document
-
-
-def test_hostile_plan_runs_nothing_and_reports_no_error(open_page, make_plan, tmp_path):
-    write_plan_html(make_plan(model=HOSTILE, text={HOSTILE: HOSTILE}), tmp_path / "plan.html", {HOSTILE: HOSTILE})
-    document, console = open_page(tmp_path / "plan.html")
-    assert console == []
-    assert "<title>layerfold: &lt;script&gt;" in document
-    assert document.count("<svg") == 1
+    assert f"<title>layerfold: {'pocket' if kind == 'recovered' else '&lt;script&gt;'}" in document
+    assert document.count("<svg") == drawings
+    assert ('<h2 id="recovery">' in document) == (kind == "recovered")
     assert "</html>" in document
 
 
@@ -96,7 +80,7 @@ def test_the_check_sees_what_it_looks_for(open_page, tmp_path):
 
 def test_the_policy_stops_a_script_that_slipped_through(open_page, make_results, tmp_path):
     path = tmp_path / "report.html"
-    write_html(make_results(), path)
+    write_page(study_report(make_results()), path)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("</main>", "<script>document.title='x'</script></main>"), encoding="utf-8")
     document, console = open_page(path)

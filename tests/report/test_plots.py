@@ -1,19 +1,16 @@
-"""The plots and where their labels go."""
+"""The plots of a study and where their labels go."""
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import replace
 from itertools import combinations
-from xml.etree import ElementTree
 
-import matplotlib as mpl
 import pytest
+from pages import texts
 
+from layerfold.report.columns import columns
 from layerfold.report.placement import Box, place
 from layerfold.report.plots import family, plot
-from layerfold.report.study import columns
 
 
 def draw(results, x="parameters", y="perplexity"):
@@ -22,19 +19,11 @@ def draw(results, x="parameters", y="perplexity"):
 
 
 def with_perplexity(make_results, **values):
-    records = make_results().records
-    changed = {
-        (label, "perplexity"): replace(
-            records[label, "perplexity"],
-            score=records[label, "perplexity"].score | dict(zip(("value", "low", "high"), bounds, strict=True)),
-        )
+    scores = {
+        (label, "perplexity"): dict(zip(("value", "low", "high"), bounds, strict=True))
         for label, bounds in values.items()
     }
-    return make_results(replace=changed)
-
-
-def texts(drawing):
-    return ["".join(element.itertext()).strip() for element in ElementTree.fromstring(drawing.svg).iter("text")]
+    return make_results(scores=scores)
 
 
 def test_every_variant_and_family_is_named(make_results):
@@ -87,33 +76,6 @@ def test_any_label_can_be_drawn(make_results, label):
     drawing = draw(make_results(rename={"merged_2": label}))
     start = label.replace("\n", "�").replace("\x00", "�")[:20]
     assert any(text.startswith(start) for text in texts(drawing))
-
-
-def test_drawings_share_no_id_and_refer_to_their_own(make_results):
-    drawings = [draw(make_results(), x) for x in ("parameters", "latency_ms")]
-    ids = [re.findall(r'\bid="([^"]+)"', drawing.svg) for drawing in drawings]
-    assert ids[0]
-    assert not set(ids[0]) & set(ids[1])
-    for own, drawing in zip(ids, drawings, strict=True):
-        assert len(own) == len(set(own))
-        references = re.findall(r'(?:href="#|url\(#)([^")]+)', drawing.svg)
-        assert references
-        assert set(references) <= set(own)
-
-
-def test_drawing_is_the_same_each_time_and_under_any_settings(make_results):
-    first = draw(make_results()).svg
-    with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True}):
-        assert draw(make_results()).svg == first
-        assert mpl.rcParams["font.size"] == 30
-
-
-def test_drawing_takes_its_colours_from_the_page(make_results):
-    svg = draw(make_results()).svg
-    assert "style=" not in svg
-    assert "<style" not in svg
-    assert "var(--series-0)" in svg
-    assert not re.search(r'"#0[0-9a-f]{5}"', svg)
 
 
 def test_families(make_results, make_record):

@@ -15,7 +15,7 @@ import pytest
 from layerfold.checkpoint.load import load
 from layerfold.maths.intervals import mean_interval
 from layerfold.records import Record, Results, write_results
-from layerfold.report import write_csv
+from layerfold.report import study_report, write_csv
 from layerfold.report.study import table
 from layerfold.study.recipe import read_recipe
 from layerfold.study.replicates import combined
@@ -144,7 +144,7 @@ def test_a_study_with_seeds_measures_what_depends_on_them_once_each(recipe: dict
 
     row = dict(table(found).rows)["merged"]
     assert any(cell.interval.startswith("± ") for cell in row)
-    write_csv(found, tmp_path / "results.csv")
+    write_csv(study_report(found), tmp_path / "results.csv")
     with (tmp_path / "results.csv").open() as file:
         rows = {row["label"]: row for row in csv.DictReader(file)}
     assert float(rows["merged"]["imdb_accuracy_deviation"]) == pytest.approx(statistics.stdev(alone))

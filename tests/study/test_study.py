@@ -19,7 +19,8 @@ from layerfold.errors import CorpusError, InputError, OutputError
 from layerfold.evaluators import Latency, Perplexity, Size
 from layerfold.methods import Merge
 from layerfold.records import BASE_LABEL, Record
-from layerfold.report.study import columns, table
+from layerfold.report.columns import columns
+from layerfold.report.study import table
 from layerfold.study.recipe import Recipe, read_recipe
 from layerfold.study.study import Study
 from layerfold.text.corpora import load_corpus

@@ -35,7 +35,7 @@ def plan(
     from layerfold.files import check_folder, write_text
     from layerfold.planning import Plan
     from layerfold.planning.results import RESULT, check_model
-    from layerfold.report import print_plan, write_plan_csv, write_plan_html
+    from layerfold.report import plan_report, print_report, write_csv, write_page
     from layerfold.settings import yaml_text
 
     planned = Plan(**settings)
@@ -57,12 +57,13 @@ def plan(
         with progress.doing(f"writing {written}"):
             said = made.save(written, format=format, overwrite=True, dtype=options.dtype_of(save_dtype))
     write_text(folder / "recipe.yaml", yaml_text(recipe))
-    write_plan_csv(found, folder / "trials.csv")
-    write_plan_html(found, folder / "report.html", recipe)
+    shown = plan_report(found, recipe)
+    write_csv(shown, folder / "trials.csv")
+    write_page(shown, folder / "report.html")
     if as_json:
         print_json(found.to_json())
         return
-    print_plan(found, Console())
+    print_report(shown, Console())
     typer.echo(f"model: {written} ({said})\nrecipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")
 
 

@@ -23,26 +23,26 @@ def report(
     from rich.console import Console
 
     from layerfold.records import read_results
-    from layerfold.report import print_table, write_csv, write_html
-    from layerfold.report.published import PUBLISHED, compare, write_published_csv
-    from layerfold.report.terminal import print_published
+    from layerfold.report import print_report, study_report, write_csv, write_page
+    from layerfold.report.published import PUBLISHED, compare, published_report
 
     if against not in (None, PUBLISHED):
         raise InputError(f"--against {one_of(str(against), [PUBLISHED])}")
     results = read_results(run)
     comparisons = compare(results) if against == PUBLISHED else ()
-    write_csv(results, run / "results.csv")
-    write_html(results, run / "report.html", comparisons)
+    shown, beside = study_report(results, comparisons), published_report(comparisons)
+    write_csv(shown, run / "results.csv")
+    write_page(shown, run / "report.html")
     if comparisons:
-        write_published_csv(comparisons, run / "published.csv")
+        write_csv(beside, run / "published.csv")
     if as_json:
-        beside = {PUBLISHED: [comparison.to_json() for comparison in comparisons]} if comparisons else {}
-        print_json(results.to_json() | beside)
+        document = {PUBLISHED: [comparison.to_json() for comparison in comparisons]} if comparisons else {}
+        print_json(results.to_json() | document)
         return
     console = Console()
-    print_table(results, console)
+    print_report(shown, console)
     if comparisons:
         console.print()
-        print_published(comparisons, console)
+        print_report(beside, console)
         typer.echo(f"published: {run / 'published.csv'}")
     typer.echo(f"report: {run / 'report.html'}")

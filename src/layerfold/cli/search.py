@@ -36,9 +36,9 @@ def search(
     """Run a search, and write and print what it found."""
     from rich.console import Console
 
-    from layerfold import report
     from layerfold.checkpoint.load import load
     from layerfold.methods import Share
+    from layerfold.report import drop_report, print_report, window_report, write_csv, write_page
     from layerfold.search import DropSearch, WindowSearch
 
     made: DropSearch | WindowSearch
@@ -59,13 +59,13 @@ def search(
         with progress.doing(f"loading {model}"):
             loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
         found: Any = made(loaded, folder, overwrite=overwrite, progress=progress)
-    drop = kind == "drop"
-    (report.write_search_csv if drop else report.write_windows_csv)(found, folder / "candidates.csv")
-    (report.write_search_html if drop else report.write_windows_html)(found, folder / "report.html")
+    shown = drop_report(found) if kind == "drop" else window_report(found)
+    write_csv(shown, folder / "candidates.csv")
+    write_page(shown, folder / "report.html")
     if as_json:
         print_json(found.to_json())
         return
-    (report.print_search if drop else report.print_windows)(found, Console())
+    print_report(shown, Console())
     typer.echo(f"search: {folder / 'search.json'}\nreport: {folder / 'report.html'}")
 
 

@@ -32,13 +32,13 @@ def study(
     """Compare variants of a model; measures only what is missing in the run's folder."""
     from rich.console import Console
 
-    from layerfold.report import print_table
+    from layerfold.report import print_report, study_report
 
     results, folder = _run(recipe, preset, model, output_dir, trust_remote_code, overwrite, as_json)
     if as_json:
         print_json(results.to_json())
         return
-    print_table(results, Console())
+    print_report(study_report(results), Console())
     typer.echo(f"run: {folder}\nreport: {folder / 'report.html'}")
 
 
@@ -59,7 +59,8 @@ def generate(
     from rich.console import Console
 
     from layerfold.evaluators.generation import Generation, published_prompts
-    from layerfold.report.terminal import print_samples
+    from layerfold.report import print_report
+    from layerfold.report.study import samples_report
 
     prompts = tuple(prompt) if prompt else published_prompts()
     wanted = Generation(prompts=prompts, new_tokens=new_tokens)
@@ -75,7 +76,7 @@ def generate(
     if as_json:
         print_json({label: (results.score(label, wanted.name) or {}).get("samples") for label in results.labels})
         return
-    print_samples(results, Console())
+    print_report(samples_report(results), Console())
     typer.echo(f"report: {folder / 'report.html'}")
 
 
@@ -94,7 +95,7 @@ def _run(
     from layerfold.checkpoint.load import load
     from layerfold.checkpoint.model import POCKET
     from layerfold.records import write_results
-    from layerfold.report import write_csv, write_html
+    from layerfold.report import study_report, write_csv, write_page
     from layerfold.study.recipe import default_recipe, read_recipe
     from layerfold.study.study import Study
 
@@ -115,6 +116,7 @@ def _run(
             pass
     results, folder = running.results(), folder / subfolder
     write_results(results, folder)
-    write_csv(results, folder / "results.csv")
-    write_html(results, folder / "report.html")
+    shown = study_report(results)
+    write_csv(shown, folder / "results.csv")
+    write_page(shown, folder / "report.html")
     return results, folder

@@ -1,10 +1,11 @@
-"""Training curves of recovery: perplexity against training tokens, a line a variant."""
+"""What the page says of recovery: what was done, in a sentence, and its training curves, a line a variant."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from statistics import fmean
 from typing import Any
@@ -15,26 +16,12 @@ from matplotlib.lines import Line2D
 
 from layerfold.files import Json
 from layerfold.records import BASE_LABEL, RECOVERY, Results
-from layerfold.report import numerals
-from layerfold.report.drawing import (
-    CARD,
-    FONT_SIZE,
-    INK,
-    LABEL_LENGTH,
-    MUTED,
-    SERIES,
-    Plot,
-    annotate,
-    draw,
-    family,
-    legend,
-    on_page,
-    panels,
-    scales,
-    width,
-)
+from layerfold.report import drawing, numerals
+from layerfold.report.drawing import family
 from layerfold.report.placement import spread
+from layerfold.report.report import DASH, MISSING, Details, Line, Listing, Part, Plot, Plots
 
+METHODS = {"distill": "distillation", "finetune": "fine-tuning"}
 TITLE = "Perplexity during recovery"
 GAP = 10.0
 # More of them, each of one batch, are a band of noise.
@@ -70,6 +57,28 @@ class _Run:
         return all(math.isfinite(perplexity) for _, perplexity in chain(self.training, self.validation))
 
 
+Score = dict[str, Json]
+
+
+def recovery_parts(results: Results, seeds: bool) -> list[Part]:
+    """Return what there is to say of recovery, over several seeds or not; nothing where no model went through it."""
+    found = {label: results.score(label, RECOVERY) for label in results.labels}
+    scores = {label: score for label, score in found.items() if score is not None}
+    if not scores:
+        return []
+    lines = ["Validation text is not the test text of the tables: its perplexities are others."]
+    lines += ["Curves are those of the first seed."] if seeds else []
+    if unimproved := [label for label, score in scores.items() if score.get("best_step") == 0]:
+        lines.append(f"Training never beat the weights it began with, which are kept: {', '.join(unimproved)}.")
+    plots = Plots(curves(results), "no run has a validation loss in the scale’s range")
+    parts: list[Part] = [Line(_sentence(results, scores)), plots, *map(Line, lines)]
+    tried = [(label, _trials(trials)) for label, score in scores.items() if (trials := score.get("learning_rates"))]
+    if tried:
+        note = Line("Each with the perplexity on validation text at the end of its trial run.")
+        parts.append(Details("Learning rates tried", [note, Listing(tried)]))
+    return parts
+
+
 def curves(results: Results) -> list[Plot]:
     """Draw the runs of all variants, few to a drawing, each time beside the base and on the same scales.
 
@@ -89,8 +98,9 @@ def curves(results: Results) -> list[Plot]:
         families = dict.fromkeys(run.family for run in panel if run.label != BASE_LABEL)
         title = f"{TITLE}: {', '.join(families)}" if len(shown) > 1 else TITLE
         drawable = [run for run in panel if run.drawn]
-        svg = _draw(f"{RECOVERY}-{index}", title, drawable, *limits) if drawable else ""
-        plots.append(Plot(f"{RECOVERY}-{index}", title, svg, _note(panel)))
+        name = f"{RECOVERY}-{index}"
+        drawn = partial(_draw, name, title, drawable, *limits) if drawable else None
+        plots.append(Plot(name, title, drawn, _note(panel)))
     return plots
 
 
@@ -118,8 +128,8 @@ def _panels(runs: Sequence[_Run]) -> list[list[_Run]]:
         if run.label != BASE_LABEL:
             families.setdefault(run.family, []).append(run)
     found: list[list[_Run]] = []
-    for part in map(list, chain.from_iterable(map(panels, families.values()))):
-        if found and len(found[-1]) + len(part) <= len(SERIES):
+    for part in map(list, chain.from_iterable(map(drawing.panels, families.values()))):
+        if found and len(found[-1]) + len(part) <= len(drawing.SERIES):
             found[-1] += part
         else:
             found.append(part)
@@ -136,54 +146,49 @@ def _limits(points: Curve) -> tuple[Limits, Limits]:
 
 
 def _note(panel: Sequence[_Run]) -> str:
-    left_out = [run.label for run in panel if not run.drawn]
     gaps = [run.label for run in panel if run.drawn and not run.whole]
-    return " ".join(
-        f"{sentence}: {', '.join(labels)}."
-        for sentence, labels in (
-            ("Not drawn, no validation loss being in the scale's range", left_out),
-            ("Drawn without the losses that are out of range", gaps),
-        )
-        if labels
+    return drawing.left_out(
+        ("Not drawn, no validation loss being in the scale's range", [run.label for run in panel if not run.drawn]),
+        ("Drawn without the losses that are out of range", gaps),
     )
 
 
 def _draw(name: str, title: str, runs: Sequence[_Run], across: Limits, up: Limits) -> str:
-    series = iter(SERIES)
-    colours = [INK if run.label == BASE_LABEL else next(series) for run in runs]
+    series = iter(drawing.SERIES)
+    colours = [drawing.INK if run.label == BASE_LABEL else next(series) for run in runs]
 
     def paint(figure: Figure, axes: Axes) -> None:
         for run, colour in zip(runs, colours, strict=True):
             axes.plot(*_columns(run.training), color=colour, **TRAINING)
-            axes.plot(*_columns(run.validation), color=colour, markeredgecolor=CARD, **VALIDATION)
-            axes.plot(*_columns([_kept(run)]), color=colour, markerfacecolor=CARD, **KEPT)
-        legend(
+            axes.plot(*_columns(run.validation), color=colour, markeredgecolor=drawing.CARD, **VALIDATION)
+            axes.plot(*_columns([_kept(run)]), color=colour, markerfacecolor=drawing.CARD, **KEPT)
+        drawing.legend(
             figure,
             {
-                "validation text": Line2D([], [], color=MUTED, markeredgecolor=CARD, **VALIDATION),
-                "training text": Line2D([], [], color=MUTED, **TRAINING),
-                "weights kept": Line2D([], [], color=MUTED, markerfacecolor=CARD, **KEPT),
+                "validation text": Line2D([], [], color=drawing.MUTED, markeredgecolor=drawing.CARD, **VALIDATION),
+                "training text": Line2D([], [], color=drawing.MUTED, **TRAINING),
+                "weights kept": Line2D([], [], color=drawing.MUTED, markerfacecolor=drawing.CARD, **KEPT),
             },
         )
-        scales(axes, "training tokens", numerals.count, "perplexity", numerals.precise)
+        drawing.scales(axes, "training tokens", numerals.count, "perplexity", numerals.precise)
         axes.set(xlim=across, ylim=up)
 
     def label(axes: Axes) -> None:
         area = axes.bbox
         last = [run.drawn[-1] for run in runs]
-        points = [on_page(axes, *point) for point in last]
-        heights = spread([y for _, y in points], 1.25 * FONT_SIZE, area.y0, area.y1)
+        points = [drawing.on_page(axes, *point) for point in last]
+        heights = spread([y for _, y in points], 1.25 * drawing.FONT_SIZE, area.y0, area.y1)
         for run, colour, point, (x, y), height in zip(runs, colours, last, points, heights, strict=True):
-            annotate(axes, _ends(run.label), point, (area.x1 + GAP - x, height - y), "left", colour)
+            drawing.annotate(axes, _ends(run.label), point, (area.x1 + GAP - x, height - y), "left", colour)
 
-    room = GAP + max(width(_ends(run.label)) for run in runs)
-    return draw(name, f"{title}; the table has the perplexity before and after", paint, label, room)
+    room = GAP + max(drawing.width(_ends(run.label)) for run in runs)
+    return drawing.draw(name, f"{title}; the table has the perplexity before and after", paint, label, room)
 
 
 def _ends(label: str) -> str:
     """Cut a label in the middle: variants of one family often differ in the last letters alone."""
-    kept = (LABEL_LENGTH - 1) // 2
-    return label if len(label) <= LABEL_LENGTH else f"{label[:kept]}…{label[-kept:]}"
+    kept = (drawing.LABEL_LENGTH - 1) // 2
+    return label if len(label) <= drawing.LABEL_LENGTH else f"{label[:kept]}…{label[-kept:]}"
 
 
 def _columns(curve: Curve) -> tuple[list[float], list[float]]:
@@ -193,3 +198,36 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
 def _kept(run: _Run) -> tuple[float, float]:
     """Return the point of the weights kept: those that did best on validation text, the first of equals."""
     return min(run.drawn, key=lambda point: point[1])
+
+
+def _sentence(results: Results, scores: dict[str, Score]) -> str:
+    models = len(results.labels) - len(results.baselines)
+    who = "Every model" if len(scores) == models else f"{len(scores)} of the {models} models"
+    who += ", the base included," if BASE_LABEL in scores and len(scores) > 1 else ""
+    methods = dict.fromkeys(str(score.get("method")) for score in scores.values())
+    how = " or ".join(METHODS.get(method, method) for method in methods)
+    if any(score.get("search_tokens") for score in scores.values()):
+        further = _span(scores, "search_tokens", numerals.count)
+        rate = f"a learning rate chosen on validation text in trial runs ({further} further tokens)"
+    else:
+        rate = f"a learning rate of {_span(scores, 'learning_rate', numerals.plain)}, given by the recipe"
+    return (
+        f"{who} went through {how} on {_span(scores, 'tokens', numerals.count)} tokens at {rate}; "
+        "of each run, the weights that did best on validation text are kept."
+    )
+
+
+def _span(scores: dict[str, Score], key: str, show: Callable[[float], str]) -> str:
+    """Write the values of all models: one, or the least and the most."""
+    values = [score[key] for score in scores.values() if score.get(key) is not None]
+    ends = dict.fromkeys(show(choose(values)) for choose in (min, max)) if values else [MISSING]
+    return DASH.join(ends)
+
+
+def _trials(trials: Sequence[Score]) -> str:
+    """Write each learning rate with the validation perplexity at the end of its trial."""
+    return "; ".join(
+        f"{numerals.plain(trial['learning_rate'])}: "
+        + ("diverged" if trial["validation"] is None else numerals.precise(trial["validation"]))
+        for trial in trials
+    )

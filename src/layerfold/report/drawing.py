@@ -6,7 +6,6 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeVar
 from xml.etree import ElementTree
@@ -32,6 +31,7 @@ PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", C
 SIZE = (5.5, 4.6)
 FONT_SIZE = 9.5
 LABEL_LENGTH = 22
+OUT_OF_RANGE = "Not drawn, being out of the scale's range"
 # Of 1, 2 and 5 times the powers of ten, a logarithmic axis no longer than this factor may have one or none.
 NARROW = 5.0
 STYLE = {
@@ -50,23 +50,6 @@ STYLE = {
 }
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing for the page.
-
-    Attributes:
-        name: prefix of every id in the drawing.
-        title: what is plotted against what.
-        svg: an ``svg`` element; empty where nothing can be drawn.
-        note: what was left out, in sentences; empty where nothing was.
-    """
-
-    name: str
-    title: str
-    svg: str
-    note: str
 
 
 STUDENT = "student"
@@ -206,6 +189,11 @@ def steps_of(axes: Axes, across: Sequence[float], up: Sequence[float]) -> list[B
         for (x, y), (next_x, next_y) in pairwise(corners)
         for box in (Box(x, y - 1, next_x, y + 1), Box(next_x - 1, next_y, next_x + 1, y))
     ]
+
+
+def left_out(*reasons: tuple[str, Sequence[str]]) -> str:
+    """Write a drawing's note: each reason with the names of what is not drawn for it, those without any left out."""
+    return " ".join(f"{reason}: {', '.join(names)}." for reason, names in reasons if names)
 
 
 def width(label: str) -> float:

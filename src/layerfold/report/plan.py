@@ -1,44 +1,115 @@
-"""The tables of a plan, and what became of its budget, as the terminal and the page read them."""
+"""The report of a plan: its tables, and what became of its budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from layerfold.maths.intervals import Interval
 from layerfold.planning import Budget, Evaluation, Planned
 from layerfold.planning.results import LABEL
 from layerfold.report import numerals
-from layerfold.report.search import (
+from layerfold.report.plan_plots import done, repaired_whole, trials_plot
+from layerfold.report.report import (
+    Card,
+    Code,
+    Column,
+    Details,
+    Figure,
+    Line,
+    Part,
+    Printed,
+    Report,
+    Section,
+    Table,
+    cells,
+    certain,
+    counted,
+    figures,
+    sentence,
+    shown,
+)
+from layerfold.report.search import INTERVALS, costs_section, environment_section, method_section, texts_line
+from layerfold.report.search_columns import (
+    BLOCKS,
     MILLISECONDS,
     PARAMETERS,
+    PARAMETERS_CHANGE,
     PERPLEXITY,
+    PERPLEXITY_CHANGE,
     RATIO,
     REMOVED,
     SPEEDUP,
     TEST_PERPLEXITY,
     TEST_RATIO,
-    AnyColumn,
-    SearchColumn,
-    cells,
-    certain,
+    exactly,
+    timing_check,
 )
-from layerfold.report.tables import Table, shown
-from layerfold.search.results import HeldOutScore, Timing
-
-PlanColumn = SearchColumn[Planned, Evaluation]
+from layerfold.settings import yaml_text
 
 STANDINGS = ("", "front", "finalist", LABEL)
 
 
-def done(trial: Evaluation) -> str:
-    """Write what was done, and whether it was repaired on all of the text that there is for that."""
-    return trial.said + (" on all text" if repaired_whole(trial) else "")
+def plan_report(planned: Planned, recipe: dict[str, Any]) -> Report:
+    """Return what a plan found: the front, what was built, and whether the budget is met.
+
+    Args:
+        recipe: the winner's, see `Planned.recipe`.
+    """
+    quartiles = "" if planned.winner.latency is None else "; quartiles below ms/token"
+    check = timing_check(planned.base_latency)
+    printed: list[Printed] = [
+        front_table(planned),
+        winner_table(planned),
+        Line(f"{INTERVALS}{quartiles}"),
+        *([Line(check)] if check else []),
+        Line(f"budget: {asked(planned.budget)}: {outcome(planned)}", ""),
+        texts_line(planned.text, planned.test_text),
+    ]
+    rows = [_row(planned, trial) for trial in planned.trials]
+    return Report("plan", planned.model, _summary(planned), printed, rows, [*_sections(planned, recipe)])
 
 
-def repaired_whole(trial: Evaluation) -> bool:
-    """Whether it was repaired on all of the text; a finalist that is not repaired is no other than it was before."""
-    return trial.whole and trial.repair != "none"
+def _sections(planned: Planned, recipe: dict[str, Any]) -> Iterator[Section]:
+    tables: list[Part] = [winner_table(planned), front_table(planned), Details("All trials", [trials_table(planned)])]
+    yield Section("results", "Results", tables)
+    plotted = (
+        "Towards the lower left is better. The line is the front; what was planned, like every finalist, is repaired "
+        "on more text than the trials that make up the front, and may lie below it."
+    )
+    yield costs_section("What being smaller costs", [trials_plot(planned)], plotted)
+    method = (
+        "Neurons are removed, of all FFNs together, until the size is reached. A budget of perplexity is searched for "
+        "on the selection text, and met on the test text or not."
+    )
+    yield method_section(planned, "what was planned", [Card([Line(method)], "Trials")])
+    yield environment_section(planned, Details("Recipe of what was planned", [Code(yaml_text(recipe))]))
+
+
+def _summary(planned: Planned) -> str:
+    """Say what was asked for, what was found, what that costs, and whether it is what was asked for."""
+    winner = planned.winner
+    gone = 1 - winner.trial.parameters / planned.base.parameters
+    speed = "" if winner.latency is None else f", at {numerals.times(winner.latency.speedup.value)} times its speed"
+    return (
+        f"Asked for: {asked(planned.budget)}. Found, of {counted(len(planned.trials), 'trial')}: {done(winner.trial)}. "
+        f"It has {numerals.percent(gone)} fewer parameters than {planned.model}, and perplexity on the test text is "
+        f"{numerals.times(winner.test.versus_base.value)} times the base's{speed}. "
+        f"The budget is {outcome(planned)}.{sentence(timing_check(planned.base_latency))}"
+    )
+
+
+def _row(planned: Planned, trial: Evaluation) -> dict[str, Figure]:
+    size = (BLOCKS, NEURONS, HEADS, PARAMETERS, PERPLEXITY, PARAMETERS_CHANGE, PERPLEXITY_CHANGE)
+    return {
+        "said": trial.said,
+        "family": trial.family,
+        "repair": trial.repair,
+        "whole": trial.whole,
+        "standing": standing(planned, trial),
+        **figures((*size, *TESTS, *TIMES), planned, trial),
+    }
 
 
 def standing(planned: Planned, trial: Evaluation) -> str:
@@ -49,36 +120,36 @@ def standing(planned: Planned, trial: Evaluation) -> str:
     return "finalist" if trial.whole else "front" if trial in planned.front else ""
 
 
-def held_out(planned: Planned, trial: Evaluation) -> HeldOutScore | None:
-    """Return what a trial comes to on the test text, or None where it was not measured on it."""
-    tests = (planned.base, planned.base_test), (planned.winner.trial, planned.winner.test)
-    return next((measured for each, measured in tests if each == trial), None)
-
-
-def latency(planned: Planned, trial: Evaluation) -> Timing | None:
-    """Return how fast what a trial made is, or None where it was not timed."""
-    timed = (planned.base, planned.base_latency), (planned.winner.trial, planned.winner.latency)
-    return next((timing for each, timing in timed if each == trial), None)
-
-
 def front_table(planned: Planned) -> Table:
     """Return the model as it is, and the best of what is smaller, the largest first."""
-    columns: tuple[PlanColumn, ...] = (BLOCKS, NEURONS, HEADS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
-    return _table(planned, columns, [planned.base, *(trial for trial in planned.front if trial != planned.base)])
+    columns = (BLOCKS, NEURONS, HEADS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
+    caption = (
+        "The front: the model as it is, and the trials than which none with as few parameters has a lower perplexity "
+        "on the selection text."
+    )
+    smaller = [trial for trial in planned.front if trial != planned.base]
+    return _table(planned, columns, smaller, "front", caption)
 
 
 def trials_table(planned: Planned) -> Table:
     """Return the model as it is, and all that was tried, the largest first."""
-    columns: tuple[PlanColumn, ...] = (STANDING, BLOCKS, NEURONS, HEADS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
+    columns = (STANDING, BLOCKS, NEURONS, HEADS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
+    caption = (
+        "Perplexity is that of the selection text. Repairs are fitted to a quarter of the repair tokens, those of "
+        "finalists to all."
+    )
     tried = [trial for trial in planned.trials if trial != planned.base and trial.whole == repaired_whole(trial)]
-    return _table(planned, columns, [planned.base, *tried])
+    return _table(planned, columns, tried, "trials", caption)
 
 
 def winner_table(planned: Planned) -> Table:
     """Return the model as it is, and what was built of it, with what they come to on the test text."""
-    timed: tuple[AnyColumn, ...] = () if planned.winner.latency is None else TIMES
-    columns: tuple[PlanColumn, ...] = (PARAMETERS, REMOVED, BLOCKS, *TESTS, *timed)
-    return _table(planned, columns, [planned.base, planned.winner.trial])
+    columns = (PARAMETERS, REMOVED, BLOCKS, *TESTS, *(() if planned.winner.latency is None else TIMES))
+    caption = (
+        "What was built, beside the model as it is. A figure on the test text, or a speed-up, stands above its 95% "
+        "interval; a time, above its quartiles."
+    )
+    return _table(planned, columns, [planned.winner.trial], "winner", caption)
 
 
 def asked(budget: Budget) -> str:
@@ -110,39 +181,46 @@ def _estimated(budget: Budget, figure: Interval, of: str = "") -> str:
     return f"{cell.value}{of}" + (f" (95% interval {cell.interval}{beyond})" if cell.interval else "")
 
 
-def _table(planned: Planned, columns: Sequence[PlanColumn], trials: Sequence[Evaluation]) -> Table:
-    base, *others = trials
-    ordered = [base, *sorted(others, key=lambda trial: (-trial.parameters, trial.perplexity))]
-    rows = [(done(trial), cells(planned, trial, columns)) for trial in ordered]
-    return Table("what was done", planned.base.said, columns, rows)
+def _table(planned: Planned, columns: Sequence[Column], trials: Sequence[Evaluation], name: str, caption: str) -> Table:
+    ordered = [planned.base, *sorted(trials, key=lambda trial: (-trial.parameters, trial.perplexity))]
+    rows = [(done(trial), cells(columns, planned, trial)) for trial in ordered]
+    return Table("what was done", planned.base.said, columns, rows, name, caption)
 
 
-def _tested(name: str) -> Callable[[Planned, Evaluation], Interval | None]:
-    return lambda planned, trial: getattr(held_out(planned, trial), name, None)
+def _tested(key: str) -> Callable[[Planned, Evaluation], Interval | None]:
+    """Return what reads a figure on the test text, which only the base and what was planned have."""
+
+    def read(planned: Planned, trial: Evaluation) -> Interval | None:
+        tests = (planned.base, planned.base_test), (planned.winner.trial, planned.winner.test)
+        return next((getattr(measured, key) for each, measured in tests if each == trial), None)
+
+    return read
 
 
-def _timed(name: str) -> Callable[[Planned, Evaluation], Interval | None]:
-    return lambda planned, trial: getattr(latency(planned, trial), name, None)
+def _timed(key: str) -> Callable[[Planned, Evaluation], Interval | None]:
+    """Return what reads how fast a trial is, which only the base and what was planned may have."""
+
+    def read(planned: Planned, trial: Evaluation) -> Interval | None:
+        timed = (planned.base, planned.base_latency), (planned.winner.trial, planned.winner.latency)
+        return next((getattr(timing, key, None) for each, timing in timed if each == trial), None)
+
+    return read
 
 
-BLOCKS: PlanColumn = SearchColumn(
-    "blocks", "", "how many blocks it has", lambda _, trial: certain(trial.blocks), numerals.whole
+NEURONS = Column(
+    "neurons", "", "how many neurons its FFNs have together", exactly("neurons"), numerals.whole, name="neurons"
 )
-NEURONS: PlanColumn = SearchColumn(
-    "neurons", "", "how many neurons its FFNs have together", lambda _, trial: certain(trial.neurons), numerals.whole
-)
-HEADS: PlanColumn = SearchColumn(
-    "heads", "", "how many heads of keys and values its attentions have together",
-    lambda _, trial: certain(trial.heads), numerals.whole,
+HEADS = Column(
+    "heads", "", "how many heads of keys and values its attentions have together", exactly("heads"), numerals.whole,
+    name="heads",
 )  # fmt: skip
-STANDING: PlanColumn = SearchColumn(
+STANDING = Column(
     "standing", "", "whether it is on the front, was a finalist, or is what was planned",
     lambda planned, trial: certain(STANDINGS.index(standing(planned, trial))), lambda index: STANDINGS[int(index)],
 )  # fmt: skip
 TESTS = tuple(
-    replace(column, read=_tested(name))
-    for column, name in ((TEST_PERPLEXITY, "perplexity"), (TEST_RATIO, "versus_base"))
+    replace(column, read=_tested(key)) for column, key in ((TEST_PERPLEXITY, "perplexity"), (TEST_RATIO, "versus_base"))
 )
 TIMES = tuple(
-    replace(column, read=_timed(name)) for column, name in ((MILLISECONDS, "milliseconds"), (SPEEDUP, "speedup"))
+    replace(column, read=_timed(key)) for column, key in ((MILLISECONDS, "milliseconds"), (SPEEDUP, "speedup"))
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,34 +13,28 @@ from matplotlib.lines import Line2D
 from layerfold.planning import Evaluation, Planned
 from layerfold.planning.results import LABEL
 from layerfold.records import BASE_LABEL
-from layerfold.report import numerals
-from layerfold.report.drawing import (
-    CARD,
-    FONT_SIZE,
-    INK,
-    MUTED,
-    SERIES,
-    Plot,
-    draw,
-    legend,
-    name_points,
-    on_page,
-    scales,
-    steps_of,
-    width,
-)
+from layerfold.report import drawing, numerals
 from layerfold.report.placement import Box
-from layerfold.report.plan import done
 from layerfold.report.plots import LIMIT, MARKERS
+from layerfold.report.report import TIMES_BASE, Plot
 from layerfold.report.search_plots import BASE, BEST, FRONT, REACH, in_range
-from layerfold.report.tables import TIMES_BASE
 
 TITLE = "Perplexity against parameters"
 # In the order of their colours, which are the same on every page.
 FAMILIES = ("drop + prune", "drop", "prune", "collapse", "merge", "share")
 WINNER: dict[str, Any] = BEST | {"markersize": 13.0, "markeredgewidth": 1.6, "markerfacecolor": "none"}
-HOLLOW: dict[str, Any] = {"markerfacecolor": CARD, "markeredgewidth": 1.2}
+HOLLOW: dict[str, Any] = {"markerfacecolor": drawing.CARD, "markeredgewidth": 1.2}
 BUDGET: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
+
+
+def done(trial: Evaluation) -> str:
+    """Write what was done, and whether it was repaired on all of the text that there is for that."""
+    return trial.said + (" on all text" if repaired_whole(trial) else "")
+
+
+def repaired_whole(trial: Evaluation) -> bool:
+    """Whether it was repaired on all of the text; a finalist that is not repaired is no other than it was before."""
+    return trial.whole and trial.repair != "none"
 
 
 def trials_plot(planned: Planned) -> Plot:
@@ -51,7 +46,7 @@ def trials_plot(planned: Planned) -> Plot:
     left_out = "; ".join(dict.fromkeys(numerals.printable(done(trial)) for trial in tried if trial not in drawn))
     ends = f", which ends at {numerals.significant(top)}" if shown else ""
     note = f"Not drawn, being out of the scale{ends}: {left_out}." if left_out else ""
-    return Plot("trials", TITLE, _draw(planned, drawn) if drawn else "", note)
+    return Plot("trials", TITLE, partial(_draw, planned, drawn) if drawn else None, note)
 
 
 def _draw(planned: Planned, drawn: Sequence[Evaluation]) -> str:
@@ -61,21 +56,21 @@ def _draw(planned: Planned, drawn: Sequence[Evaluation]) -> str:
 
     def paint(figure: Figure, axes: Axes) -> None:
         entries = _scatter(axes, [trial for trial in drawn if trial != base])
-        (entries["front"],) = axes.plot(*_at(front), color=MUTED, **FRONT | {"marker": ""})
-        for style, trial in ((BASE | {"markeredgecolor": CARD}, base), (WINNER, winner)):
-            axes.plot(*_at([trial] if trial in drawn else []), color=INK, **style)
+        (entries["front"],) = axes.plot(*_at(front), color=drawing.MUTED, **FRONT | {"marker": ""})
+        for style, trial in ((BASE | {"markeredgecolor": drawing.CARD}, base), (WINNER, winner)):
+            axes.plot(*_at([trial] if trial in drawn else []), color=drawing.INK, **style)
         _rule(planned, axes)
-        legend(figure, entries)
+        drawing.legend(figure, entries)
         axes.margins(0.12)
-        scales(axes, "parameters", numerals.count, "perplexity on the selection text", numerals.precise)
+        drawing.scales(axes, "parameters", numerals.count, "perplexity on the selection text", numerals.precise)
 
     def label(axes: Axes) -> None:
         points = [(name, float(trial.parameters), trial.perplexity) for trial, name in named]
-        markers = [Box.around(*on_page(axes, trial.parameters, trial.perplexity), 10, 10) for trial in drawn]
+        markers = [Box.around(*drawing.on_page(axes, trial.parameters, trial.perplexity), 10, 10) for trial in drawn]
         limit, rule = _ruled(planned, axes)
-        name_points(axes, [*points, *limit], [*markers, *rule, *steps_of(axes, *_at(front))])
+        drawing.name_points(axes, [*points, *limit], [*markers, *rule, *drawing.steps_of(axes, *_at(front))])
 
-    return draw("trials", f"{TITLE}; the figures are those of the tables", paint, label)
+    return drawing.draw("trials", f"{TITLE}; the figures are those of the tables", paint, label)
 
 
 def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Line2D]:
@@ -83,14 +78,14 @@ def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Line2D]:
     entries: dict[str, Line2D] = {}
     for index, family in enumerate(dict.fromkeys((*FAMILIES, *(trial.family for trial in trials)))):
         own = [trial for trial in trials if trial.family == family]
-        colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
-        solid = BEST | {"marker": marker, "color": colour, "markeredgecolor": CARD}
+        colour, marker = drawing.SERIES[index % len(drawing.SERIES)], MARKERS[index % len(MARKERS)]
+        solid = BEST | {"marker": marker, "color": colour, "markeredgecolor": drawing.CARD}
         for style, repaired in ((solid | HOLLOW | {"markeredgecolor": colour}, False), (solid, True)):
             axes.plot(*_at([trial for trial in own if (trial.repair != "none") is repaired]), **style)
         if own:
             entries[numerals.printable(family)] = Line2D([], [], **solid)
     if any(trial.repair == "none" for trial in trials):
-        entries["not repaired"] = Line2D([], [], color=MUTED, **BEST | HOLLOW)
+        entries["not repaired"] = Line2D([], [], color=drawing.MUTED, **BEST | HOLLOW)
     return entries
 
 
@@ -98,9 +93,9 @@ def _rule(planned: Planned, axes: Axes) -> None:
     """Draw the budget; one of speed is no line here."""
     budget = planned.budget
     if budget.kind == "parameters":
-        axes.axvline(budget.value, color=INK, **BUDGET)
+        axes.axvline(budget.value, color=drawing.INK, **BUDGET)
     elif budget.kind == "perplexity" and in_range(planned.base.perplexity):
-        axes.axhline(budget.value * planned.base.perplexity, color=INK, **BUDGET)
+        axes.axhline(budget.value * planned.base.perplexity, color=drawing.INK, **BUDGET)
 
 
 def _ruled(planned: Planned, axes: Axes) -> tuple[list[tuple[str, float, float]], list[Box]]:
@@ -108,16 +103,16 @@ def _ruled(planned: Planned, axes: Axes) -> tuple[list[tuple[str, float, float]]
     budget, area, limit = planned.budget, axes.bbox, planned.budget.value
     to_data = axes.transData.inverted().transform
     if budget.kind == "parameters":
-        x, _ = on_page(axes, limit, planned.base.perplexity)
+        x, _ = drawing.on_page(axes, limit, planned.base.perplexity)
         # Near the bottom, where a label beside the line has room.
-        _, low = to_data((x, area.y0 + FONT_SIZE))
+        _, low = to_data((x, area.y0 + drawing.FONT_SIZE))
         return [(f"budget: {numerals.count(limit)}", limit, float(low))], [Box(x - 1.5, area.y0, x + 1.5, area.y1)]
     limit *= planned.base.perplexity
     if budget.kind == "perplexity" and in_range(limit):
         name = f"budget: {numerals.plain(budget.value)} {TIMES_BASE}"
-        _, y = on_page(axes, planned.base.parameters, limit)
+        _, y = drawing.on_page(axes, planned.base.parameters, limit)
         # So far from the left that a label below or above it has room.
-        near, _ = to_data((area.x0 + 8 + width(name) / 2, y))
+        near, _ = to_data((area.x0 + 8 + drawing.width(name) / 2, y))
         return [(name, float(near), limit)], [Box(area.x0, y - 1.5, area.x1, y + 1.5)]
     return [], []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,22 +12,10 @@ from matplotlib.lines import Line2D
 
 from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, Results
-from layerfold.report import numerals
-from layerfold.report.drawing import (
-    CARD,
-    INK,
-    MUTED,
-    SERIES,
-    Plot,
-    draw,
-    family,
-    legend,
-    name_points,
-    on_page,
-    scales,
-)
+from layerfold.report import drawing, numerals
+from layerfold.report.drawing import family
 from layerfold.report.placement import Box
-from layerfold.report.study import Column
+from layerfold.report.report import Column, Plot
 
 MARKERS = "osD^vPX"
 # Further out the margins of a logarithmic axis overflow.
@@ -62,24 +51,22 @@ def plot(results: Results, x: Column, y: Column) -> Plot:
         if not all(map(_in_range, (across.low, across.high, up.low, up.high))):
             unbounded.append(label)
         points.append(Point(numerals.printable(label), family(results, label), across, up))
-    notes = [
-        f"{sentence}: {', '.join(map(numerals.printable, labels))}."
-        for sentence, labels in (
-            ("Not drawn, being out of the scale's range", left_out),
-            ("Drawn without the bounds that are out of range", unbounded),
-        )
-        if labels
-    ]
-    return Plot(name, title, _draw(name, title, points, x, y) if points else "", " ".join(notes))
+    note = drawing.left_out(
+        (drawing.OUT_OF_RANGE, [*map(numerals.printable, left_out)]),
+        ("Drawn without the bounds that are out of range", [*map(numerals.printable, unbounded)]),
+    )
+    return Plot(name, title, partial(_draw, name, title, points, x, y) if points else None, note)
 
 
 def _draw(name: str, title: str, points: Sequence[Point], x: Column, y: Column) -> str:
     def paint(figure: Figure, axes: Axes) -> None:
-        legend(figure, scatter(axes, points))
+        drawing.legend(figure, scatter(axes, points))
         axes.margins(0.12)
-        scales(axes, _axis(x), x.show, _axis(y), y.show)
+        drawing.scales(axes, _axis(x), x.show, _axis(y), y.show)
 
-    return draw(name, f"{title}; the figures are those of the table", paint, lambda axes: label_points(axes, points))
+    return drawing.draw(
+        name, f"{title}; the figures are those of the table", paint, lambda axes: label_points(axes, points)
+    )
 
 
 def scatter(axes: Axes, points: Sequence[Point]) -> dict[str, Line2D]:
@@ -88,11 +75,11 @@ def scatter(axes: Axes, points: Sequence[Point]) -> dict[str, Line2D]:
     handles: dict[str, Line2D] = {}
     for index, point in enumerate(points):
         if point.family == BASE_LABEL:
-            colour, marker, size = INK, "*", 13.0
-            axes.axhline(point.y.value, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            colour, marker, size = drawing.INK, "*", 13.0
+            axes.axhline(point.y.value, color=drawing.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         else:
             which = families.index(point.family)
-            colour, marker, size = SERIES[which % len(SERIES)], MARKERS[which % len(MARKERS)], 6.5
+            colour, marker, size = drawing.SERIES[which % len(drawing.SERIES)], MARKERS[which % len(MARKERS)], 6.5
         bars = axes.errorbar(
             point.x.value,
             point.y.value,
@@ -101,7 +88,7 @@ def scatter(axes: Axes, points: Sequence[Point]) -> dict[str, Line2D]:
             color=colour,
             marker=marker,
             markersize=size,
-            markeredgecolor=CARD,
+            markeredgecolor=drawing.CARD,
             markeredgewidth=0.8,
             linestyle="",
             ecolor=colour,
@@ -131,12 +118,12 @@ def label_points(axes: Axes, points: Sequence[Point]) -> None:
     """Name each point, covering neither a point nor a bar."""
     bars = []
     for point in points:
-        x, y = on_page(axes, point.x.value, point.y.value)
+        x, y = drawing.on_page(axes, point.x.value, point.y.value)
         (before,), (after,) = _error(point.x)
-        ends = [on_page(axes, point.x.value + shift, point.y.value)[0] for shift in (-before, after)]
+        ends = [drawing.on_page(axes, point.x.value + shift, point.y.value)[0] for shift in (-before, after)]
         bars.append(Box(ends[0], y - 1.5, ends[1], y + 1.5))
         (below,), (above,) = _error(point.y)
         lowest = point.y.value - below if below < point.y.value else point.y.value
-        ends = [on_page(axes, point.x.value, end)[1] for end in (lowest, point.y.value + above)]
+        ends = [drawing.on_page(axes, point.x.value, end)[1] for end in (lowest, point.y.value + above)]
         bars.append(Box(x - 1.5, ends[0], x + 1.5, ends[1]))
-    name_points(axes, [(point.label, point.x.value, point.y.value) for point in points], bars)
+    drawing.name_points(axes, [(point.label, point.x.value, point.y.value) for point in points], bars)

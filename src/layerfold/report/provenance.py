@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from layerfold.files import Json
 from layerfold.records import RECOVERY, Record, Results
-from layerfold.report.study import COLUMNS
-from layerfold.report.tables import MISSING
+from layerfold.report.columns import COLUMNS
+from layerfold.report.report import MISSING, Card, Cards, Details, Line, Listing, Pair, Pairs, Part
 
 NOT_A_SETTING = {"value", "low", "high", "unit", "lower_is_better", "parameters", "base_value", "mean", "deviation"} | {
     column.key for column in COLUMNS if column.evaluator != RECOVERY
 }
 
-Listing = list[tuple[str, str]]
-"""Names with their values, as shown."""
+UNSOUND = "The published protocol, reproduced for comparison with published tables. It is not sound."
+APART = "Rows were measured by different versions of the protocol and cannot be compared."
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How an evaluator measured: its protocols (one, unless records of two versions meet) and its settings."""
-
-    evaluator: str
-    versions: Sequence[str]
-    settings: Listing
-    published: bool
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A block matched to an anchor: the mean correlation of their neurons, and that without alignment."""
-
-    anchor: int
-    correlation: float
-    unaligned: float
-
-    @property
-    def tenth(self) -> int:
-        """The correlation in tenths, 0 to 10, for shading."""
-        return round(10 * self.correlation) if 0 <= self.correlation <= 1 else 0
-
-
-@dataclass(frozen=True)
-class MatchedPairs:
-    """The pairs of every variant that has any, by label and block; anchors is what each variant matched to."""
-
-    blocks: Sequence[int]
-    rows: Mapping[str, Mapping[int, Sequence[Pair]]]
-    anchors: Mapping[str, frozenset[int]]
-
-
-def protocols(results: Results) -> list[Protocol]:
-    """Return the protocol of each evaluator that has been measured."""
+def protocols(results: Results) -> Cards:
+    """Return the protocol and the settings of each evaluator that has been measured."""
     found = []
     for evaluator in results.evaluators:
         records = [record for record in _records(results) if record.evaluator == evaluator]
@@ -65,16 +31,18 @@ def protocols(results: Results) -> list[Protocol]:
             reported = {} if evaluator == RECOVERY else record.score
             for key, value in [*(given if isinstance(given, dict) else {}).items(), *reported.items()]:
                 if key not in NOT_A_SETTING and not isinstance(value, (list, dict)) and value is not None:
-                    settings.setdefault(key, []).append(_phrase(value))
+                    settings.setdefault(key, []).append(phrase(value))
         if records:
             versions = list(dict.fromkeys(record.protocol for record in records))
-            entries = [(_words(key), "; ".join(dict.fromkeys(values))) for key, values in settings.items()]
             published = any(record.score.get("protocol") == "published" for record in records)
-            found.append(Protocol(evaluator, versions, entries, published))
-    return found
+            warnings = [*([UNSOUND] if published else []), *([APART] if len(versions) > 1 else [])]
+            entries = [(_words(key), "; ".join(dict.fromkeys(values))) for key, values in settings.items()]
+            parts: list[Part] = [*(Line(warning, "warning") for warning in warnings), Listing(entries)]
+            found.append(Card(parts, evaluator, ", ".join(versions)))
+    return Cards(found)
 
 
-def matched_pairs(results: Results) -> MatchedPairs:
+def matched_pairs(results: Results) -> Pairs:
     """Return the correlations that merging and collapsing found, variant by block."""
     rows: dict[str, dict[int, list[Pair]]] = {}
     anchors: dict[str, set[int]] = {}
@@ -84,34 +52,36 @@ def matched_pairs(results: Results) -> MatchedPairs:
             rows.setdefault(label, {}).setdefault(pair["block"], []).append(entry)
             anchors.setdefault(label, set()).add(pair["anchor"])
     involved = set().union(*rows.values(), *anchors.values())
-    return MatchedPairs(sorted(involved), rows, {label: frozenset(found) for label, found in anchors.items()})
+    return Pairs(sorted(involved), rows, {label: frozenset(found) for label, found in anchors.items()})
 
 
-def other_notes(results: Results) -> list[tuple[str, Listing]]:
-    """Return what else the methods noted, by label."""
+def other_notes(results: Results) -> list[Details]:
+    """Return what else the methods noted of each variant."""
     listings = (
         (label, [_note(key, value) for key, value in notes.items() if key != "pairs"])
         for label, notes in _notes(results)
     )
-    return [(label, entries) for label, entries in listings if entries]
+    return [Details(label, [Listing(entries)]) for label, entries in listings if entries]
 
 
-def environments(results: Results) -> list[Listing]:
+def environments(results: Results) -> Cards:
     """Return each distinct environment that records were made in."""
     found = [listing(record.environment) for record in _records(results)]
-    return [entries for index, entries in enumerate(found) if entries and entries not in found[:index]]
+    distinct = [each for index, each in enumerate(found) if each.entries and each not in found[:index]]
+    return Cards([Card([each]) for each in distinct])
 
 
 def listing(values: Mapping[str, Json]) -> Listing:
     """Return names with their values as the page lists them."""
-    return [(_words(name), _phrase(value)) for name, value in values.items()]
+    return Listing([(_words(name), phrase(value)) for name, value in values.items()])
 
 
-def _phrase(value: Json) -> str:
+def phrase(value: Json) -> str:
+    """Write a value in words: what it holds, parted by commas."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_phrase(of)}" for name, of in value.items())
+        return ", ".join(f"{name} {phrase(of)}" for name, of in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_phrase, value))
+        return ", ".join(map(phrase, value))
     if value is None:
         return MISSING
     return f"{value:,}" if type(value) is int else str(value)

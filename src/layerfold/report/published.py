@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
 from layerfold.errors import InputError
-from layerfold.files import Json, write_text
+from layerfold.files import Json
 from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, RECOVERY, Results
+from layerfold.report.columns import Measure, shows_zeros
 from layerfold.report.published_tables import STUDIES, Metric, PublishedStudy
-from layerfold.report.study import Column, shows_zeros
-from layerfold.report.tables import MISSING, Cell, Direction, Table, shown
+from layerfold.report.report import (
+    Cell,
+    Column,
+    Figure,
+    Line,
+    Listing,
+    Part,
+    Report,
+    Section,
+    Table,
+    certain,
+    figures,
+)
 
 PUBLISHED = "published"
 """What `--against` takes, and what says in a header whose the column is."""
@@ -38,21 +48,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Side:
-    """One side's column of a metric: a heading, the cells under it, and what files hold of each row.
+    """One side's column of a metric, the cells under it, and what files hold of each row: figures by header."""
 
-    Attributes:
-        names: of the columns in files: the figure, its bounds where it has any, and its deviation over seeds.
-        figures: as many for each row, unrounded; None where there are none.
-    """
-
-    title: str
-    unit: str
-    meaning: str
-    better: Direction
-    group: str
+    column: Column
     cells: Sequence[Cell]
-    names: Sequence[str]
-    figures: Sequence[Sequence[float | Decimal | None]]
+    figures: Sequence[Mapping[str, Figure]]
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,9 @@ class Comparison:
     sides: Sequence[Side]
     notes: Sequence[tuple[str, str]]
 
-    def figures(self, index: int) -> dict[str, float | Decimal | None]:
+    def figures(self, index: int) -> dict[str, Figure]:
         """Return a row's figures by name, ours and theirs, as files hold them."""
-        return {
-            name: figure for side in self.sides for name, figure in zip(side.names, side.figures[index], strict=True)
-        }
+        return {name: figure for side in self.sides for name, figure in side.figures[index].items()}
 
     def to_json(self) -> dict[str, Json]:
         """Return one document, ours and theirs apart."""
@@ -119,23 +117,34 @@ def compare(results: Results) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
-def write_published_csv(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Write one row a variant: figures unrounded in columns of ours and of theirs, empty where there is none.
+def published_report(comparisons: Sequence[Comparison]) -> Report:
+    """Return comparisons as a report for the terminal and the CSV file; the page has them in the study's report.
 
-    Raises:
-        OutputError: the file cannot be written.
+    The file has one row a variant: figures unrounded in columns of ours and of theirs, empty where there is none.
     """
-    rows = [
-        {"published_study": comparison.name, "label": row.label, "published_label": row.name}
-        | comparison.figures(index)
-        for comparison in comparisons
-        for index, row in enumerate(comparison.rows)
-    ]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    printed: list[Line | Table] = []
+    rows: list[dict[str, Figure]] = []
+    for comparison in comparisons:
+        caveat = [Line(comparison.caveat, "")] if comparison.caveat else []
+        notes = [Line(note, title=title) for title, note in comparison.notes]
+        heading = Line(f"Beside the published figures of {comparison.model}", "heading")
+        printed += [heading, *caveat, Line(""), comparison.table, *notes, Line("")]
+        rows += [
+            {"published_study": comparison.name, "label": row.label, "published_label": row.name}
+            | comparison.figures(index)
+            for index, row in enumerate(comparison.rows)
+        ]
+    return Report(PUBLISHED, "", "", printed, rows, [])
+
+
+def published_sections(comparisons: Sequence[Comparison], seeds: str) -> Iterator[Section]:
+    """Return a section of the page for each comparison; `seeds` says what figures are over several seeds."""
+    caption = "Ours and the published in columns of their own; a figure of ours stands above its interval."
+    for comparison in comparisons:
+        caveat = [Line(comparison.caveat, "warning")] if comparison.caveat else []
+        table = replace(comparison.table, caption=f"{caption}{seeds}")
+        parts: list[Part] = [*caveat, table, Listing(comparison.notes)]
+        yield Section(table.name, f"Beside the published figures of {comparison.model}", parts)
 
 
 def _compare(results: Results, study: PublishedStudy) -> Comparison | None:
@@ -163,7 +172,7 @@ def _compare(results: Results, study: PublishedStudy) -> Comparison | None:
         name=study.name,
         model=study.model,
         caveat="" if same else caveat,
-        table=Table("ours / published", base, sides, cells),
+        table=Table("ours / published", base, [side.column for side in sides], cells, f"published-{study.name}"),
         rows=rows,
         sides=sides,
         notes=_notes(results, study, [metric for metric, _ in known], rows),
@@ -191,7 +200,7 @@ def _label(results: Results, study: PublishedStudy, name: str) -> str:
     return other if other in results.labels and label not in results.labels else label
 
 
-def _columns(results: Results, metric: Metric) -> list[Column]:
+def _columns(results: Results, metric: Metric) -> list[Measure]:
     """Return our columns of a metric: how many parameters are not zero is among them where some rows have zeros."""
     return [column for column in metric.ours if column.key != "nonzero" or shows_zeros(results)]
 
@@ -201,45 +210,45 @@ def _ours(results: Results, metric: Metric, row: Row) -> bool:
     return row.label is not None and any(column.read(results, row.label) for column in _columns(results, metric))
 
 
-def _sides(results: Results, metric: Metric, figures: Mapping[str, Decimal], rows: Sequence[Row]) -> Iterator[Side]:
+def _sides(results: Results, metric: Metric, published: Mapping[str, Decimal], rows: Sequence[Row]) -> Iterator[Side]:
     for column in _columns(results, metric):
         found = [None if row.label is None else column.read(results, row.label) for row in rows]
         if any(found):
-            name = f"ours_{column.name}"
-            kept = ["", *(["_low", "_high"] if column.interval else [])]
-            kept += ["_deviation"] if any(each and each.deviation is not None for each in found) else []
-            yield Side(
+            ours = replace(
+                column,
                 title=metric.title,
                 unit=", ".join(filter(None, ("ours", _unit(results, column)))),
                 meaning=f"ours: {column.meaning}",
-                better=column.better,
                 group=metric.name,
-                cells=[shown(each, column.show, column.interval) for each in found],
-                names=[f"{name}{each}" for each in kept],
-                figures=[_figures(each, metric, kept) for each in found],
+                name=f"ours_{column.name}",
+                read=lambda _, each: each,
             )
-    theirs = [None if row.name is None else figures.get(row.name) for row in rows]
-    yield Side(
-        title=metric.title,
-        unit=", ".join(filter(None, (PUBLISHED, metric.unit))),
-        meaning="as published, digit for digit",
-        better=metric.ours[-1].better,
+            seeds = any(each and each.deviation is not None for each in found)
+            kept = [figures([ours], results, _converted(each, metric), seeds) for each in found]
+            yield Side(ours, [ours.cell(results, each) for each in found], kept)
+    theirs = [None if row.name is None else published.get(row.name) for row in rows]
+    other = Column(
+        metric.title,
+        ", ".join(filter(None, (PUBLISHED, metric.unit))),
+        "as published, digit for digit",
+        lambda _, each: None if each is None else certain(each),
+        lambda value: f"{value:,}{metric.sign}",
+        metric.ours[-1].better,
         group=metric.name,
-        cells=[Cell(MISSING if each is None else f"{each:,}{metric.sign}", "") for each in theirs],
-        names=[f"{PUBLISHED}_{metric.name}"],
-        figures=[[each] for each in theirs],
+        name=f"{PUBLISHED}_{metric.name}",
     )
+    yield Side(other, [other.cell(results, each) for each in theirs], [{other.name: each} for each in theirs])
 
 
-def _figures(found: Interval | None, metric: Metric, kept: Sequence[str]) -> list[float | None]:
-    """Return what files hold of a figure of ours, in the published unit."""
+def _converted(found: Interval | None, metric: Metric) -> Interval | None:
+    """Return a figure of ours in the published unit, for files."""
     if found is None:
-        return [None] * len(kept)
-    figures = {"": found.value, "_low": found.low, "_high": found.high, "_deviation": found.deviation}
-    return [None if (figure := figures[each]) is None else metric.convert(figure) for each in kept]
+        return None
+    deviation = None if found.deviation is None else metric.convert(found.deviation)
+    return replace(found.map(metric.convert), deviation=deviation)
 
 
-def _unit(results: Results, column: Column) -> str:
+def _unit(results: Results, column: Measure) -> str:
     if column.evaluator == "perplexity" and RECOVERY in results.evaluators:
         return "after"
     if column.name == "latency_ms":  # the published protocol's is another

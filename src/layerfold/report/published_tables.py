@@ -10,8 +10,8 @@ from importlib.resources import files
 
 from layerfold.records import BASE_LABEL, RECOVERY
 from layerfold.report import numerals
-from layerfold.report.study import COLUMNS, Column
-from layerfold.report.tables import TIMES_BASE
+from layerfold.report.columns import COLUMNS, Measure, measure
+from layerfold.report.report import TIMES_BASE
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Metric:
     title: str
     tables: Sequence[str]
     column: str
-    ours: Sequence[Column]
+    ours: Sequence[Measure]
     unit: str = ""
     sign: str = ""
     convert: Callable[[float], float] = float
@@ -92,13 +92,13 @@ _PARAMETERS = (
     replace(_NAMED["nonzero_parameters"], name="nonzero_parameters_millions", unit="non-zero"),
 )
 _PERPLEXITY = (_NAMED["perplexity_before"], _NAMED["perplexity"])
-_ACCURACY = Column("imdb_accuracy_percent", "", "", "share of test reviews that are classified rightly, with its 95% "
-                   "interval", "imdb", "value", numerals.percent, "higher", interval=True)  # fmt: skip
+_ACCURACY = measure("imdb_accuracy_percent", "", "", "share of test reviews that are classified rightly, with its 95% "
+                    "interval", "imdb", "value", numerals.percent, "higher", interval=True)  # fmt: skip
 
 
 def _rouge(key: str) -> Metric:
     meaning = f"F1 of {key.replace('rouge', 'ROUGE-')}, with its 95% interval over documents"
-    ours = Column(key, "", "", meaning, "rouge", key, better="higher", interval=True)
+    ours = measure(key, "", "", meaning, "rouge", key, better="higher", interval=True)
     return Metric(key, key.replace("rouge", "ROUGE-"), ["rouge"], key, [ours])
 
 

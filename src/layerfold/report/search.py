@@ -1,127 +1,234 @@
-"""The columns of every search and plan, and the tables of a search for blocks to drop, for terminal and page."""
+"""The reports of searches: for blocks to drop, and for windows of blocks to share."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from layerfold.maths.intervals import Interval
 from layerfold.report import numerals
-from layerfold.report.tables import DASH, MISSING, TIMES_BASE, Cell, Direction, Table, same_model, shown
-from layerfold.search.results import Candidate, Figures, Found, Searched, Timing
+from layerfold.report.provenance import listing, phrase
+from layerfold.report.report import (
+    Card,
+    Cards,
+    Column,
+    Details,
+    Figure,
+    Line,
+    Part,
+    Plot,
+    Plots,
+    Report,
+    Section,
+    Table,
+    cells,
+    certain,
+    counted,
+    figures,
+    sentence,
+)
+from layerfold.report.search_columns import (
+    BLOCKS,
+    KL,
+    MILLISECONDS,
+    NONE,
+    PARAMETERS,
+    PARAMETERS_CHANGE,
+    PERPLEXITY,
+    PERPLEXITY_CHANGE,
+    RATIO,
+    REMOVED,
+    SPEED_CHANGE,
+    SPEEDUP,
+    TEST_PERPLEXITY,
+    TEST_RATIO,
+    best,
+    condensed,
+    described,
+    left,
+    name,
+    noun,
+    ranked,
+    ratio,
+    removed,
+    spanned,
+    timing_check,
+)
+from layerfold.report.search_plots import sensitivity, sizes, starts, trade_off
+from layerfold.search.results import Candidate, Figures, Found, FoundWindows, Searched, Window
 
-NONE = "none"
-NOUNS = {"attention": "attention layer", "ffn": "FFN"}
-"""What a search removes, by its ``part``; blocks otherwise."""
+MOST_ON_PAGE = 500
+MOST_TOGETHER = 15
+MOST_WINDOWS = 100
+
+MEDIAN = replace(MILLISECONDS, interval=False, meaning="median time per generated token")
+SELECTED = replace(PERPLEXITY, unit="selection")
+INTERVALS = "95% intervals below the values"
 QUICKLY_REPAIRED = (
     "candidates are listed with each block repaired by itself, the best of each number with a whole repair"
 )
-
-F = TypeVar("F", contravariant=True)
-C = TypeVar("C", contravariant=True)
-Row = TypeVar("Row", bound=Figures)
+CHOSEN = "chosen on the selection text. A figure on the test text stands above its 95% interval"
 
 
-@dataclass(frozen=True)
-class SearchColumn(Generic[F, C]):
-    """One figure of every candidate.
-
-    Attributes:
-        title, unit: the two lines of the header.
-        meaning: what the figure is, in a phrase.
-        read: returns the figure of what was found of a candidate, or None where it has not been measured.
-        show: writes a number of this column.
-        better: which direction is better, where one is.
-        interval: whether to show bounds.
-        group: what columns that stay together have in common.
-    """
-
-    title: str
-    unit: str
-    meaning: str
-    read: Callable[[F, C], Interval | None]
-    show: Callable[[float], str]
-    better: Direction = ""
-    interval: bool = False
-    group: str = ""
-
-
-AnyColumn = SearchColumn[Any, Any]
-"""A column of whatever has the figure that it reads."""
-
-DropColumn = SearchColumn[Found, Candidate]
+def drop_report(found: Found) -> Report:
+    """Return what a search for blocks to drop found: the sets that were measured, and the best of each number."""
+    what, check = noun(found), timing_check(found.timings.get(0))
+    subject = f"{counted(len(found.candidates), 'set')} of {found.model}'s {counted(found.parts, what)} measured"
+    notes = [
+        INTERVALS if found.tests or found.timings else "",
+        "quartiles below ms/token" if found.timings else "",
+        check,
+    ]
+    depends = (
+        f"It depends on the architecture alone, that is on how many {what}s are removed and not on which: it is "
+        f"measured once for each number, in turns with the base.{sentence(check)}"
+    )
+    return _report(
+        found,
+        _said(subject, [_finding(found, each) for each in _ends(best(found))]),
+        [*_printed(found, candidate_table(found, MOST_TOGETHER), best_table(found), notes)],
+        [_row(found, candidate) for candidate in (found.base, *found.candidates)],
+        _results(found, best_table(found), candidate_table(found, MOST_ON_PAGE)),
+        "What removing costs",
+        [trade_off(found), sensitivity(found)],
+        "Perplexities are those of the selection text. On the Pareto front are those than which none that leaves as "
+        f"few {what}s or fewer has a lower perplexity.",
+        "the best of each number removed",
+        [Card([Line(depends)], "Latency")] if found.timings else [],
+    )
 
 
-def removed(candidate: Candidate) -> str:
-    """Write what is removed, as the published tables do."""
-    return " ".join(map(str, candidate.removed)) or NONE
-
-
-def condensed(candidate: Candidate) -> str:
-    """Write what is removed in little room: of three or more in a row, the first and the last."""
-    parts = []
-    for _, run in groupby(enumerate(candidate.removed), key=lambda each: each[1] - each[0]):
-        indices = [str(index) for _, index in run]
-        parts.append(DASH.join((indices[0], indices[-1])) if len(indices) > 2 else " ".join(indices))
-    return " ".join(parts)
-
-
-def noun(found: Found) -> str:
-    """Return the word for one of what the search removes."""
-    return NOUNS.get(str(found.settings.get("part")), "block")
-
-
-def counted(number: int, noun: str) -> str:
-    """Write how many there are of something: ``1 block``, ``1,203 blocks``."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def left(found: Found, candidate: Candidate) -> int:
-    """Return how many are left of what the search removes; without attention, say, all blocks are left."""
-    return found.parts - len(candidate.removed)
-
-
-def best(found: Found) -> list[Candidate]:
-    """Return the base, then the best of each number removed."""
-    return [found.base, *(found.best[number] for number in sorted(found.best) if number)]
+def window_report(found: FoundWindows) -> Report:
+    """Return what a search for a window found: the windows that were measured, and the best of each size."""
+    sharing = phrase(found.settings.get("share"))
+    subject = f"{counted(len(found.candidates), 'window')} of {found.model}'s blocks measured"
+    notes = [INTERVALS if found.tests else ""]
+    printed = _printed(found, windows_table(found, MOST_WINDOWS), best_windows_table(found), notes)
+    shared = f"Each window is shared by itself, the other blocks being the base’s: {sharing}."
+    return _report(
+        found,
+        _said(subject, [_window_finding(found, each) for each in _ends(best(found))]),
+        [*printed, Line(f"shared with {sharing}")],
+        [_window_row(found, window) for window in (found.base, *found.candidates)],
+        _results(found, best_windows_table(found), windows_table(found, MOST_ON_PAGE)),
+        "What sharing costs",
+        [*starts(found), *([sizes(found)] if len(found.best) > 1 else [])],
+        "A window’s blocks share one FFN base, each with a low-rank delta of its own. The dashed line is the base’s "
+        "perplexity.",
+        "the best window of each size",
+        [Card([Line(shared)], "Sharing")],
+    )
 
 
 def candidate_table(found: Found, most: int) -> Table:
     """Return the published tables in one: the base, each block alone, then so many others at most, best first."""
     alone = [candidate for candidate in found.candidates if len(candidate.removed) == 1]
     together = ranked(found, [candidate for candidate in found.candidates if len(candidate.removed) > 1])
-    median = replace(MILLISECONDS, interval=False, meaning="median time per generated token")
-    columns: tuple[DropColumn, ...] = (
-        *(_left(found), PERPLEXITY, median, PARAMETERS, PERPLEXITY_CHANGE, SPEED_CHANGE, KL),
-    )
-    return _table(found, columns, [found.base, *alone, *together[:most]])
+    columns = (_left(found), PERPLEXITY, MEDIAN, PARAMETERS, PERPLEXITY_CHANGE, SPEED_CHANGE, KL)
+    caption = "Perplexity and KL are those of the selection text."
+    return _table(found, columns, [found.base, *alone, *together[:most]], "candidates", caption)
 
 
-def timing_check(base: Timing | None) -> str:
-    """Say how far the base and a copy of it came out apart; nothing where neither was timed, or the base alone."""
-    return "" if base is None or base.speedup == certain(1.0) else same_model([base.speedup])
+def best_table(found: Found) -> Table:
+    """Return the base and the best of each number removed, with what they score on the test text."""
+    columns = (_left(found), SELECTED, TEST_PERPLEXITY, TEST_RATIO, MILLISECONDS, SPEEDUP, PARAMETERS)
+    caption = f"The best of each number removed, {CHOSEN}; a time, above its quartiles."
+    return _table(found, columns, [found.base, *best(found)], "best", caption)
 
 
-def ratio(found: Searched[Row], candidate: Row) -> float:
-    """Return the perplexity on the selection text divided by the base's."""
-    return candidate.perplexity / found.base.perplexity
+def windows_table(found: FoundWindows, most: int) -> Table:
+    """Return the base and the candidates in their order; of more than so many, the best."""
+    kept = {window.blocks for window in ranked(found, found.candidates)[:most]}
+    columns = (PARAMETERS, REMOVED, PERPLEXITY, RATIO, KL)
+    windows = [found.base, *(each for each in found.candidates if each.blocks in kept)]
+    return _table(found, columns, windows, "candidates", "Perplexity and KL are those of the selection text.")
 
 
-def ranked(found: Searched[Any], candidates: Sequence[Row]) -> list[Row]:
-    """Return candidates by what the search compared them by, the best first, and what is not a number last."""
-    objective = "kl" if found.settings.get("objective") == "kl" else "perplexity"
-
-    def rank(candidate: Row) -> tuple[bool, float]:
-        figure = getattr(candidate, objective)
-        return math.isnan(figure), figure
-
-    return sorted(candidates, key=rank)
+def best_windows_table(found: FoundWindows) -> Table:
+    """Return the base and the best window of each size, with what they score on the test text."""
+    columns = (PARAMETERS, REMOVED, SELECTED, TEST_PERPLEXITY, TEST_RATIO)
+    caption = f"The best window of each size, {CHOSEN}."
+    return _table(found, columns, [found.base, *best(found)], "best", caption)
 
 
-def footnotes(found: Searched[Any], table: Table) -> list[str]:
+def texts_line(text: Mapping[str, Any], test_text: Mapping[str, Any]) -> Line:
+    """Say which text was selected on, and which was tested on."""
+    return Line(f"chosen on {described(text)}; tested on {described(test_text)}")
+
+
+def method_section(found: Any, tested: str, method: Sequence[Card], work: Sequence[Card] = ()) -> Section:
+    """Return how a search or a plan measured: its texts, what is particular to it, and its settings.
+
+    Args:
+        tested: what was measured on the test text besides the base.
+    """
+    selection = "Candidates are compared on it. Of many, the best looks better than it is: what it costs is read from "
+    settings = found.settings | {"model": found.model, "model_sha256": found.model_sha256}
+    cards = [
+        Card([Line(f"{selection}the test text."), listing(found.text)], "Selection text"),
+        Card(
+            [
+                Line(f"It took no part in choosing. Only the base and {tested} are measured on it."),
+                listing(found.test_text),
+            ],
+            "Test text",
+        ),
+        *method,
+        Card([listing(settings)], "Settings"),
+        *work,
+    ]
+    return Section("protocols", "How it was measured", [Cards(cards)])
+
+
+def environment_section(found: Any, *more: Part) -> Section:
+    """Return where a search or a plan ran, and what else belongs at the end."""
+    return Section("environment", "Environment", [Cards([Card([listing(found.environment)])]), *more])
+
+
+def costs_section(title: str, plots: Sequence[Plot], note: str) -> Section:
+    """Return the drawings of a search or a plan."""
+    return Section("plots", title, [Plots(plots, "no candidate has the figure"), Line(note)])
+
+
+def _report(
+    found: Searched[Any],
+    summary: str,
+    printed: Sequence[Line | Table],
+    rows: Sequence[Mapping[str, Figure]],
+    results: Section,
+    costs: str,
+    plots: Sequence[Plot],
+    plotted: str,
+    tested: str,
+    method: Sequence[Card],
+) -> Report:
+    about = Line("What the search computed, and what measuring each candidate by itself takes.")
+    work = [Card([about, listing(found.work)], "Work")] if found.work else []
+    sections = [
+        results,
+        costs_section(costs, plots, plotted),
+        method_section(found, tested, method, work),
+        environment_section(found),
+    ]
+    return Report("search", found.model, summary, printed, rows, sections)
+
+
+def _results(found: Searched[Any], best: Table, candidates: Table) -> Section:
+    below = [Line(f"{note}.") for note in _footnotes(found, candidates)]
+    return Section("results", "Results", [best, Details("Candidates", [candidates, *below])])
+
+
+def _printed(found: Searched[Any], candidates: Table, best: Table, notes: Sequence[str]) -> Iterator[Line | Table]:
+    yield candidates
+    if below := _footnotes(found, candidates):
+        yield from (Line("; ".join(below)), Line(""))
+    yield best
+    if any(notes):
+        yield Line("; ".join(filter(None, notes)))
+    yield texts_line(found.text, found.test_text)
+
+
+def _footnotes(found: Searched[Any], table: Table) -> list[str]:
     """Return what to say below a table of candidates: how many it leaves out, and why; and what was repaired."""
     # One row is the base's.
     more = len(found.candidates) + 1 - len(table.rows)
@@ -134,106 +241,68 @@ def footnotes(found: Searched[Any], table: Table) -> list[str]:
     ]
 
 
-def best_table(found: Found) -> Table:
-    """Return the base and the best of each number removed, with what they score on the test text."""
-    chosen_on = replace(PERPLEXITY, unit="selection")
-    columns: tuple[DropColumn, ...] = (
-        *(_left(found), chosen_on, TEST_PERPLEXITY, TEST_RATIO, MILLISECONDS, SPEEDUP, PARAMETERS),
-    )
-    return _table(found, columns, best(found))
+def _table(found: Any, columns: Sequence[Column], candidates: Sequence[Any], title: str, caption: str) -> Table:
+    header = "removed" if isinstance(found, Found) else "window (blocks)"
+    rows = [(_label(candidate), cells(columns, found, candidate)) for candidate in candidates]
+    return Table(header, NONE, columns, rows, title, caption)
 
 
-def described(text: Mapping[str, Any]) -> str:
-    """Write which text was read: ``movie-reviews train, 65,536 tokens``."""
-    name = " ".join(str(text[key]) for key in ("corpus", "split") if text.get(key))
-    tokens = text.get("tokens")
-    return ", ".join(filter(None, (name, f"{tokens:,} tokens" if isinstance(tokens, int) else ""))) or MISSING
+def _label(candidate: Candidate | Window) -> str:
+    if isinstance(candidate, Candidate):
+        return removed(candidate)
+    return f"{name(candidate)} ({spanned(candidate)})" if candidate.blocks else NONE
 
 
-def cells(found: F, candidate: C, columns: Sequence[SearchColumn[F, C]]) -> list[Cell]:
-    """Return a candidate's figures as they are shown."""
-    return [shown(column.read(found, candidate), column.show, column.interval) for column in columns]
+def _left(found: Found) -> Column:
+    what = noun(found)
+    title, _, unit = f"{what}s left".partition(" ")
+    meaning = f"how many {what}s are left"
+    return Column(title, unit, meaning, lambda found, each: certain(left(found, each)), numerals.whole)
 
 
-def certain(value: float) -> Interval:
-    """Return a figure that has no bounds."""
-    return Interval(value, value, value)
+def _row(found: Found, candidate: Candidate) -> dict[str, Figure]:
+    changes = (PARAMETERS_CHANGE, PERPLEXITY_CHANGE, SPEED_CHANGE)
+    measured = figures((BLOCKS, PERPLEXITY, KL, PARAMETERS, MEDIAN, *changes), found, candidate)
+    return {"removed": removed(candidate), **measured, **_chosen(found, candidate)}
 
 
-def _table(found: Found, columns: Sequence[DropColumn], candidates: Sequence[Candidate]) -> Table:
-    rows = [(removed(candidate), cells(found, candidate, columns)) for candidate in candidates]
-    return Table("removed", NONE, columns, rows)
+def _window_row(found: FoundWindows, window: Window) -> dict[str, Figure]:
+    measured = figures((PERPLEXITY, KL, PARAMETERS, PARAMETERS_CHANGE, PERPLEXITY_CHANGE), found, window)
+    place = {"start": window.blocks[0] if window.blocks else None, "k": len(window.blocks) or None}
+    return {"window": name(window), **place, **measured, **_chosen(found, window)}
 
 
-def _left(found: Found) -> DropColumn:
-    words = f"{noun(found)}s left"
-    title, _, unit = words.partition(" ")
-    return SearchColumn(
-        title,
-        unit,
-        f"how many {noun(found)}s are left",
-        lambda found, each: certain(left(found, each)),
-        numerals.whole,
-    )
+def _chosen(found: Searched[Any], candidate: Figures) -> dict[str, Figure]:
+    """Say whether it is the best of its size, and what it scores on the test text."""
+    chosen = found.best.get(len(candidate.changed), found.base).changed
+    return {"best": candidate.changed == chosen, **figures((TEST_PERPLEXITY, TEST_RATIO), found, candidate)}
 
 
-def _maybe(value: float | None) -> Interval | None:
-    return None if value is None else certain(value)
+def _ends(chosen: Sequence[Any]) -> list[Any]:
+    """Return the first and the last, which may be the same."""
+    return list(dict.fromkeys((*chosen[:1], *chosen[-1:])))
 
 
-def _figure(name: str) -> Callable[[Any, Any], Interval | None]:
-    return lambda found, candidate: certain(getattr(candidate, name))
+def _said(subject: str, findings: Sequence[str]) -> str:
+    """Say how much was looked at, and what removing or sharing the least and the most costs."""
+    return f"{subject}: {'; '.join(findings)}." if findings else f"{subject}."
 
 
-def _timing(name: str) -> Callable[[Any, Any], Interval | None]:
-    return lambda found, candidate: getattr(found.timings.get(len(candidate.removed)), name, None)
+def _finding(found: Found, candidate: Candidate) -> str:
+    timing = found.timings.get(len(candidate.removed))
+    speed = "" if timing is None else f", at {numerals.times(timing.speedup.value)} times its speed"
+    blocks = f"{noun(found)}{'s' * (len(candidate.removed) > 1)} {condensed(candidate)}"
+    return f"without {blocks}, {_cost(found, candidate)}{speed}"
 
 
-def _test(name: str) -> Callable[[Any, Any], Interval | None]:
-    return lambda found, candidate: getattr(found.test(candidate), name, None)
+def _window_finding(found: FoundWindows, window: Window) -> str:
+    gone = 1 - window.parameters / found.base.parameters
+    than = f"{numerals.percent(abs(gone))} {'fewer' if gone >= 0 else 'more'} parameters"
+    return f"with one FFN base for blocks {spanned(window)}, {_cost(found, window)}, at {than}"
 
 
-PERPLEXITY: AnyColumn = SearchColumn(
-    "perplexity", "", "perplexity on the selection text", _figure("perplexity"), numerals.precise, "lower"
-)
-KL: AnyColumn = SearchColumn(
-    "KL", "nats", "mean divergence from the base's next-token distribution, on the selection text", _figure("kl"),
-    numerals.significant, "lower",
-)  # fmt: skip
-PARAMETERS: AnyColumn = SearchColumn(
-    "parameters", "", "distinct parameters: a shared tensor counts once", _figure("parameters"), numerals.count, "lower"
-)
-REMOVED: AnyColumn = SearchColumn(
-    "removed", "of the base", "share of the base's distinct parameters that is gone",
-    lambda found, candidate: certain(1 - candidate.parameters / found.base.parameters), numerals.percent, "higher",
-)  # fmt: skip
-RATIO: AnyColumn = SearchColumn(
-    "perplexity", TIMES_BASE, "perplexity on the selection text divided by the base's",
-    lambda found, candidate: certain(ratio(found, candidate)), numerals.times, "lower",
-)  # fmt: skip
-PERPLEXITY_CHANGE: AnyColumn = SearchColumn(
-    "perplexity", "change", "perplexity on the selection text against the base's",
-    lambda found, candidate: certain(found.perplexity_change_percent(candidate)), numerals.change, "lower",
-)  # fmt: skip
-SPEED_CHANGE: DropColumn = SearchColumn(
-    "latency", "change", "time per token against the base's, the median of paired rounds: less than zero is faster",
-    lambda found, candidate: _maybe(found.speed_change_percent(candidate)), numerals.change, "lower",
-)  # fmt: skip
-MILLISECONDS: AnyColumn = SearchColumn(
-    "latency", "ms/token", "median time per generated token, with its quartiles", _timing("milliseconds"),
-    numerals.significant, "lower", interval=True, group="latency",
-)  # fmt: skip
-SPEEDUP: AnyColumn = SearchColumn(
-    "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval; of the base, a copy of it",
-    _timing("speedup"),
-    numerals.times, "higher", interval=True, group="latency",
-)  # fmt: skip
-TEST_PERPLEXITY: AnyColumn = SearchColumn(
-    "perplexity", "test", "perplexity on the test text, with its 95% interval over documents", _test("perplexity"),
-    numerals.precise, "lower", interval=True, group="test",
-)  # fmt: skip
-TEST_RATIO: AnyColumn = SearchColumn(
-    "perplexity", f"test, {TIMES_BASE}",
-    "perplexity on the test text divided by the base's, with its 95% interval, paired over the same documents",
-    _test("versus_base"), numerals.times, "lower", interval=True, group="test",
-)  # fmt: skip
+def _cost(found: Searched[Any], candidate: Figures) -> str:
+    test = found.test(candidate)
+    text = "selection" if test is None else "test"
+    factor = ratio(found, candidate) if test is None else test.versus_base.value
+    return f"perplexity on the {text} text is {numerals.times(factor)} times the base's"

@@ -1,37 +1,25 @@
-"""Drawings of a search: what removing costs, and what each block alone is worth."""
+"""Drawings of searches: what removing blocks costs, each alone and together, and what sharing windows of them does."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from functools import partial
+from itertools import groupby, pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from layerfold.records import BASE_LABEL
-from layerfold.report import numerals
-from layerfold.report.drawing import (
-    CARD,
-    INK,
-    MUTED,
-    SERIES,
-    Plot,
-    draw,
-    legend,
-    name_points,
-    on_page,
-    scales,
-    steps_of,
-    width,
-)
+from layerfold.report import drawing, numerals
 from layerfold.report.placement import Box
-from layerfold.report.plots import LIMIT
-from layerfold.report.search import best, condensed, counted, left, noun
-from layerfold.report.tables import TIMES_BASE
-from layerfold.search.results import Candidate, Found
+from layerfold.report.plots import LIMIT, Point, label_points, scatter
+from layerfold.report.report import DASH, TIMES_BASE, Plot, certain, counted
+from layerfold.report.search_columns import best, condensed, left, name, noun, ratio, spanned
+from layerfold.search.results import Candidate, Found, FoundWindows, Window
 
 # Each is an element of the page, and more would only darken the cloud.
 MOST_POINTS = 2400
@@ -43,6 +31,14 @@ CLOUD: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.0, "alp
 FRONT: dict[str, Any] = {"linewidth": 1.4, "drawstyle": "steps-post", "marker": "o", "markersize": 4.0, "zorder": 2.5}
 BEST: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6.5, "markeredgewidth": 0.8, "zorder": 3}
 BASE: dict[str, Any] = BEST | {"marker": "*", "markersize": 13.0}
+
+ON_SELECTION = "perplexity on the selection text"
+LINE: dict[str, Any] = {"linewidth": 1.6, "marker": "o", "markersize": 3.5, "zorder": 2}
+CHOSEN: dict[str, Any] = BEST | {"markersize": 9.0}
+# How far apart the boxes are that keep labels off a line, in points.
+STEP = 6.0
+
+Limits = tuple[float, float]
 
 
 def pareto_front(found: Found) -> list[Candidate]:
@@ -59,9 +55,9 @@ def trade_off(found: Found) -> Plot:
     """Draw the perplexity of the candidates against what they leave, with the Pareto front and the best by name."""
     title = f"Perplexity against {noun(found)}s left"
     front = pareto_front(found)
-    marked = [candidate for candidate in best(found) if in_range(candidate.perplexity)]
+    marked = [each for each in (found.base, *best(found)) if in_range(each.perplexity)]
     if not front:
-        return Plot("trade-off", title, "", "")
+        return Plot("trade-off", title, None, "")
     top = REACH * max(candidate.perplexity for candidate in (*front, *marked))
     apart = {candidate.removed for candidate in (*front, *marked)}
     others = [candidate for candidate in found.candidates if candidate.removed not in apart]
@@ -76,7 +72,8 @@ def trade_off(found: Found) -> Plot:
         notes.append(
             f"Not drawn, to keep the page small: {more}; of each number, those drawn are evenly spaced by rank."
         )
-    return Plot("trade-off", title, _draw_trade_off(found, title, cloud, front, marked), " ".join(notes))
+    drawn = partial(_draw_trade_off, found, title, cloud, front, marked)
+    return Plot("trade-off", title, drawn, " ".join(notes))
 
 
 def sensitivity(found: Found) -> Plot:
@@ -84,12 +81,11 @@ def sensitivity(found: Found) -> Plot:
     title = f"Perplexity without one {noun(found)}"
     alone = [(each.removed[0], each.perplexity) for each in found.candidates if len(each.removed) == 1]
     ratios = [(index, perplexity / found.base.perplexity) for index, perplexity in alone]
-    drawn = [(index, ratio) for index, ratio in ratios if in_range(ratio)]
-    left_out = ", ".join(str(index) for index, ratio in ratios if not in_range(ratio))
-    note = f"Not drawn, being out of the scale's range: {left_out}." if left_out else ""
-    if not alone:
-        note = f"No candidate removes one {noun(found)} alone."
-    return Plot("sensitivity", title, _draw_sensitivity(found, title, drawn) if drawn else "", note)
+    drawn = [(index, factor) for index, factor in ratios if in_range(factor)]
+    left_out = [str(index) for index, factor in ratios if not in_range(factor)]
+    nothing = f"No candidate removes one {noun(found)} alone."
+    note = drawing.left_out((drawing.OUT_OF_RANGE, left_out)) if alone else nothing
+    return Plot("sensitivity", title, partial(_draw_sensitivity, found, title, drawn) if drawn else None, note)
 
 
 def in_range(value: float) -> bool:
@@ -125,52 +121,168 @@ def _draw_trade_off(
     lowest = [next(column) for _, column in groupby(cloud, key=lambda each: len(each.removed))]
 
     def paint(figure: Figure, axes: Axes) -> None:
-        (candidates,) = axes.plot(*at(cloud), color=MUTED, **CLOUD)
-        (line,) = axes.plot(across, up, color=SERIES[0], markevery=slice(len(front)), **FRONT)
-        (chosen,) = axes.plot(*at(rest), color=SERIES[0], markeredgecolor=CARD, **BEST)
-        axes.plot(*at(base), color=INK, markeredgecolor=CARD, **BASE)
-        legend(figure, {"candidates": candidates, "Pareto front": line, "best of each number": chosen})
+        (candidates,) = axes.plot(*at(cloud), color=drawing.MUTED, **CLOUD)
+        (line,) = axes.plot(across, up, color=drawing.SERIES[0], markevery=slice(len(front)), **FRONT)
+        (chosen,) = axes.plot(*at(rest), color=drawing.SERIES[0], markeredgecolor=drawing.CARD, **BEST)
+        axes.plot(*at(base), color=drawing.INK, markeredgecolor=drawing.CARD, **BASE)
+        drawing.legend(figure, {"candidates": candidates, "Pareto front": line, "best of each number": chosen})
         axes.margins(0.08, 0.12)
-        scales(axes, f"{noun(found)}s left", numerals.whole, "perplexity", numerals.precise)
+        drawing.scales(axes, f"{noun(found)}s left", numerals.whole, "perplexity", numerals.precise)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
 
     def label(axes: Axes) -> None:
-        steps = steps_of(axes, across, up)
+        steps = drawing.steps_of(axes, across, up)
         columns = [
             Box(x - 2, y - 2, x + 2, axes.bbox.y1)
-            for x, y in (on_page(axes, left(found, each), each.perplexity) for each in lowest)
+            for x, y in (drawing.on_page(axes, left(found, each), each.perplexity) for each in lowest)
         ]
-        markers = [Box.around(*on_page(axes, left(found, each), each.perplexity), 10, 10) for each in rest]
+        markers = [Box.around(*drawing.on_page(axes, left(found, each), each.perplexity), 10, 10) for each in rest]
         labels = [condensed(each) or BASE_LABEL for each in named]
-        name_points(axes, list(zip(labels, *at(named), strict=True)), [*steps, *columns, *markers])
+        drawing.name_points(axes, list(zip(labels, *at(named), strict=True)), [*steps, *columns, *markers])
 
-    return draw("trade-off", f"{title}; the figures are those of the tables", paint, label)
+    return drawing.draw("trade-off", f"{title}; the figures are those of the tables", paint, label)
 
 
 def _draw_sensitivity(found: Found, title: str, drawn: Sequence[tuple[int, float]]) -> str:
-    indices, ratios = [index for index, _ in drawn], [ratio for _, ratio in drawn]
+    indices, ratios = [index for index, _ in drawn], [factor for _, factor in drawn]
 
     def paint(figure: Figure, axes: Axes) -> None:
-        axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axes.vlines(indices, 1, ratios, color=SERIES[0], linewidth=2.0)
-        axes.plot(indices, ratios, color=SERIES[0], markeredgecolor=CARD, **BEST)
+        axes.axhline(1, color=drawing.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.vlines(indices, 1, ratios, color=drawing.SERIES[0], linewidth=2.0)
+        axes.plot(indices, ratios, color=drawing.SERIES[0], markeredgecolor=drawing.CARD, **BEST)
         axes.margins(y=0.1)
-        scales(axes, f"{noun(found)} removed", numerals.whole, f"perplexity, {TIMES_BASE}", numerals.times)
+        drawing.scales(axes, f"{noun(found)} removed", numerals.whole, f"perplexity, {TIMES_BASE}", numerals.times)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
         axes.set_xlim(-0.6, found.base.blocks - 0.4)
 
     def label(axes: Axes) -> None:
-        if width("0.00") > axes.bbox.width / found.base.blocks:
+        if drawing.width("0.00") > axes.bbox.width / found.base.blocks:
             return
-        for index, ratio in drawn:
-            away = 1 if ratio >= 1 else -1
+        for index, factor in drawn:
+            away = 1 if factor >= 1 else -1
             axes.annotate(
-                numerals.times(ratio),
-                (index, ratio),
+                numerals.times(factor),
+                (index, factor),
                 (0, 10 * away),
                 textcoords="offset points",
                 ha="center",
                 va="center",
             )
 
-    return draw("sensitivity", f"{title}; the figures are those of the tables", paint, label)
+    return drawing.draw("sensitivity", f"{title}; the figures are those of the tables", paint, label)
+
+
+def starts(found: FoundWindows) -> list[Plot]:
+    """Draw the perplexity of the windows against their first block, a line a size, few to a drawing.
+
+    All drawings have the same scales. A figure that cannot be drawn leaves a gap: a note names the window.
+    """
+    title = "Perplexity against the first block of the window"
+    drawn = [each for each in found.candidates if _in_reach(found, each)]
+    lines = [[each for each in drawn if len(each.blocks) == size] for size in sorted({len(w.blocks) for w in drawn})]
+    shown = drawing.panels(lines)
+    ratios = [1.0, *(ratio(found, window) for window in drawn)]
+    room = max(1.05, (max(ratios) / min(ratios)) ** 0.08)
+    up = min(ratios) / room, max(ratios) * room
+    most = max((window.blocks[0] for window in drawn), default=0)
+    across = -0.6, 1.1 * most + 0.6
+    note = _note(found)
+    plots = []
+    for index, panel in enumerate(shown):
+        sizes = f": {len(panel[0][0].blocks)}{DASH}{len(panel[-1][0].blocks)} blocks" if len(shown) > 1 else ""
+        draw_panel = partial(_draw_starts, found, f"starts-{index}", f"{title}{sizes}", panel, across, up)
+        plots.append(Plot(f"starts-{index}", f"{title}{sizes}", draw_panel, note if index == len(shown) - 1 else ""))
+    return plots or [Plot("starts-0", title, None, note)]
+
+
+def sizes(found: FoundWindows) -> Plot:
+    """Draw the perplexity of the best window of each size against the parameters that it saves.
+
+    On the test text, with its interval, where that was measured.
+    """
+    title = "Best window of each size against parameters removed"
+    points, left_out = [Point(BASE_LABEL, BASE_LABEL, certain(0.0), certain(1.0))], []
+    for window in best(found):
+        test = found.test(window)
+        up = certain(ratio(found, window)) if test is None else test.versus_base
+        if in_range(up.value):
+            gone = certain(float(found.base.parameters - window.parameters))
+            points.append(Point(spanned(window), "best of each size", gone, up))
+        else:
+            left_out.append(name(window))
+    note = drawing.left_out((drawing.OUT_OF_RANGE, left_out))
+    text = "perplexity on the test text" if found.tests else ON_SELECTION
+
+    def paint(figure: Figure, axes: Axes) -> None:
+        drawing.legend(figure, scatter(axes, points))
+        axes.margins(0.12)
+        drawing.scales(axes, "parameters removed", numerals.count, f"{text}, {TIMES_BASE}", numerals.times)
+
+    def label(axes: Axes) -> None:
+        label_points(axes, points)
+
+    drawn = partial(drawing.draw, "sizes", f"{title}; the figures are those of the tables", paint, label)
+    return Plot("sizes", title, drawn if len(points) > 1 else None, note)
+
+
+def _in_reach(found: FoundWindows, window: Window) -> bool:
+    """Whether a window is no worse than leaves room to tell the best of each size apart."""
+    least = [figure for figure in (ratio(found, each) for each in best(found)) if in_range(figure)]
+    return in_range(ratio(found, window)) and ratio(found, window) <= REACH * max([1.0, *least])
+
+
+def _note(found: FoundWindows) -> str:
+    left_out = [name(window) for window in found.candidates if not _in_reach(found, window)]
+    given_up = [counted(found.eliminated, "window")] if found.eliminated else []
+    return drawing.left_out((drawing.OUT_OF_RANGE, left_out), ("Not drawn, having been given up in the race", given_up))
+
+
+def _draw_starts(
+    found: FoundWindows, plot: str, title: str, lines: Sequence[Sequence[Window]], across: Limits, up: Limits
+) -> str:
+    colours = drawing.SERIES[: len(lines)]
+    chosen = {window.blocks for window in best(found)}
+
+    def paint(figure: Figure, axes: Axes) -> None:
+        axes.axhline(1, color=drawing.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        for line, colour in zip(lines, colours, strict=True):
+            axes.plot(*_columns(found, line), color=colour, **LINE)
+            marked = [window for window in line if window.blocks in chosen]
+            axes.plot(*_columns(found, marked), color=colour, markeredgecolor=drawing.CARD, **CHOSEN)
+        entries = {"window": LINE, "best of its size": CHOSEN | {"markeredgecolor": drawing.CARD}}
+        drawing.legend(
+            figure, {entry: Line2D([], [], color=drawing.MUTED, **style) for entry, style in entries.items()}
+        )
+        drawing.scales(
+            axes, "first block of the window", numerals.whole, f"{ON_SELECTION}, {TIMES_BASE}", numerals.times
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+        axes.set(xlim=across, ylim=up)
+
+    def label(axes: Axes) -> None:
+        ends = [(f"{len(line[-1].blocks)} blocks", line[-1].blocks[0], ratio(found, line[-1])) for line in lines]
+        corners = [[drawing.on_page(axes, x, y) for x, y in zip(*_columns(found, line), strict=True)] for line in lines]
+        obstacles = [box for line in corners for one, two in pairwise(line) for box in _along(one, two)]
+        drawing.name_points(axes, ends, obstacles, colours)
+
+    return drawing.draw(plot, f"{title}; the figures are those of the table", paint, label)
+
+
+def _columns(found: FoundWindows, line: Sequence[Window]) -> tuple[list[float], list[float]]:
+    """Return first blocks and ratios, with nan for windows that are not there: a line leaves them out."""
+    ratios = {window.blocks[0]: ratio(found, window) for window in line}
+    first = [float(start) for start in range(min(ratios), max(ratios) + 1)] if ratios else []
+    return first, [ratios.get(int(start), math.nan) for start in first]
+
+
+def _along(one: tuple[float, float], two: tuple[float, float]) -> list[Box]:
+    """Return what a label must not cover of a line between two points of the page; nothing where one is not drawn."""
+    length = math.dist(one, two)
+    if not math.isfinite(length):
+        return []
+    count = max(1, round(length / STEP))
+    (x, y), (next_x, next_y) = one, two
+    return [
+        Box.around(x + (next_x - x) * place / count, y + (next_y - y) * place / count, STEP, STEP)
+        for place in range(count + 1)
+    ]

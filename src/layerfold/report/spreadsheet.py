@@ -1,4 +1,4 @@
-"""The table as a CSV file."""
+"""The rows of a report as a CSV file."""
 
 from __future__ import annotations
 
@@ -7,36 +7,24 @@ import io
 from pathlib import Path
 
 from layerfold.files import write_text
-from layerfold.records import Results
-from layerfold.report.study import columns, over_seeds
+from layerfold.report.report import Report
 
 
-def write_csv(results: Results, path: Path) -> None:
-    """Write one row a variant: its label, then every figure unrounded, bounds in columns of their own.
+def write_csv(report: Report, path: Path) -> None:
+    """Write one row a variant or candidate: every figure unrounded, bounds in columns of their own.
 
-    Where figures are means over seeds, their deviations have columns too.
-
-    What has not been measured is empty; ``nan`` and ``inf`` are written so. Labels are quoted, and otherwise written
-    as they are: a spreadsheet may take one that begins with ``=`` for a formula.
+    What has not been measured is empty; ``nan`` and ``inf`` are written so, ``true`` and ``false`` in small letters.
+    Labels are quoted, and otherwise written as they are: a spreadsheet may take one that begins with ``=`` for a
+    formula.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    shown = columns(results)
-    header = ["label"]
-    seeds = over_seeds(results)
-    for column in shown:
-        header += [column.name, f"{column.name}_low", f"{column.name}_high"] if column.interval else [column.name]
-        header += [f"{column.name}_deviation"] if seeds else []
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    for label in results.labels:
-        row: list[str | float | None] = [label]
-        for column in shown:
-            found = column.read(results, label)
-            figures = (found.value, found.low, found.high) if found else (None, None, None)
-            row += figures if column.interval else figures[:1]
-            row += [found.deviation if found else None] if seeds else []
-        writer.writerow(row)
+    header = list(dict.fromkeys(name for row in report.rows for name in row))
+    writer = csv.DictWriter(buffer, header, lineterminator="\n")
+    writer.writeheader()
+    for row in report.rows:
+        flags = {name: str(value).lower() for name, value in row.items() if isinstance(value, bool)}
+        writer.writerow({**row, **flags})
     write_text(path, buffer.getvalue())

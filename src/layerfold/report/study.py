@@ -1,261 +1,169 @@
-"""The columns of a report: the one definition that the terminal, the CSV file, the page and its plots read."""
+"""The report of a study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Iterator, Sequence
 
-from layerfold.files import Json
-from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import numerals
-from layerfold.report.tables import TIMES_BASE, Cell, Direction, Table, same_model, shown
+from layerfold.report.columns import COLUMNS, ZEROS, columns, over_seeds, shows_zeros, timing_check
+from layerfold.report.curves import recovery_parts
+from layerfold.report.plots import plot
+from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
+from layerfold.report.published import Comparison, published_sections
+from layerfold.report.report import (
+    MISSING,
+    PLUS_MINUS,
+    Code,
+    Details,
+    Line,
+    Plot,
+    Plots,
+    Printed,
+    Report,
+    Sample,
+    Samples,
+    Section,
+    Table,
+    cells,
+    figures,
+    sentence,
+)
 
-_SPARSE = 0.99
-"""A row with fewer of its parameters other than zero has been pruned."""
-
-ZEROS = "zeros alone make nothing faster on dense kernels"
-"""What stands wherever a table shows that a row has many."""
+PLOTTED = ("parameters", "latency_ms")
+"""What perplexity is drawn against."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One figure of every variant.
+def study_report(results: Results, published: Sequence[Comparison] = ()) -> Report:
+    """Return a study's report: table, plots, recovery, generated text, protocols, notes and environment.
 
-    Attributes:
-        name: the header in the CSV file.
-        title, unit: the two lines of the header for people.
-        meaning: what the figure is, in a phrase.
-        evaluator, key: where the records hold it; ``value`` is the score's own value, ``tasks/NAME`` that of a task.
-        optional: whether it is not shown where no row has the figure.
-        beside: the evaluator among whose columns it stands, and without which it is not shown; empty for its own.
-        show: writes a number of this column for people.
-        better: which direction is better, where one is.
-        interval: whether the figure has bounds.
-        removed: whether to show the fraction of the base's value that is gone in place of the value.
-        detail: whether it is left to the CSV file and the page's second table.
+    With comparisons, the published figures stand in sections of their own on the page, beside ours.
     """
-
-    name: str
-    title: str
-    unit: str
-    meaning: str
-    evaluator: str
-    key: str = "value"
-    show: Callable[[float], str] = numerals.significant
-    better: Direction = ""
-    interval: bool = False
-    removed: bool = False
-    detail: bool = False
-    beside: str = ""
-    optional: bool = False
-
-    @property
-    def group(self) -> str:
-        """The evaluator whose columns this one stands with."""
-        return self.beside or self.evaluator
-
-    def read(self, results: Results, label: str) -> Interval | None:
-        """Return the figure of a variant, or None where it has not been measured."""
-        found = _read(results.score(label, self.evaluator), self.key)
-        if not self.removed or found is None:
-            return found
-        base = _read(results.score(BASE_LABEL, self.evaluator), self.key)
-        if base is None or not base.value:
-            return None
-        fraction = 1 - found.value / base.value
-        deviation = None if found.deviation is None else found.deviation / base.value
-        return Interval(fraction, fraction, fraction, deviation)
-
-    def cell(self, results: Results, label: str) -> Cell:
-        """Return the figure of a variant as it is shown."""
-        return shown(self.read(results, label), self.show, self.interval)
+    shown, seeds = columns(results), over_seeds(results)
+    rows = [{"label": label, **figures(shown, results, label, seeds)} for label in results.labels]
+    printed: list[Printed] = [table(results), *_notes(results)]
+    return Report("report", results.base, _summary(results), printed, rows, [*_sections(results, published)])
 
 
-COLUMNS = (
-    Column("blocks", "blocks", "", "transformer blocks left", "size", "blocks", numerals.whole),
-    Column("parameters", "parameters", "", "distinct parameters: a shared tensor counts once", "size", "value",
-           numerals.count, better="lower"),
-    Column("removed_fraction", "removed", "", "share of the base's parameters that is gone", "size", "value",
-           numerals.percent, better="higher", removed=True),
-    Column("nonzero_parameters", "non-zero", "parameters",
-           f"distinct parameters that are not zero; {ZEROS}", "size", "nonzero", numerals.count, better="lower",
-           detail=True),
-    Column("dense_bytes", "dense", "checkpoint", "size of the plain checkpoint on disk", "size", "bytes",
-           numerals.memory, better="lower", detail=True),
-    Column("compact_bytes", "compact", "checkpoint", "size of the checkpoint that stores shared tensors once", "size",
-           "compact_bytes", numerals.memory, better="lower", detail=True),
-    Column("flops_per_token", "FLOPs", "per token", "forward floating-point operations per token at the context used",
-           "size", "flops_per_token", numerals.count, better="lower", detail=True),
-    Column("perplexity_before", "perplexity", "before",
-           "before recovery, perplexity on the test text, with its 95% interval", RECOVERY, "before",
-           numerals.precise, "lower", interval=True, beside="perplexity"),
-    Column("perplexity", "perplexity", "", "perplexity on the test text, with its 95% interval",
-           "perplexity", "value", numerals.precise, "lower", interval=True),
-    Column("perplexity_ratio", "perplexity", TIMES_BASE,
-           "perplexity divided by the base's, with its 95% interval, paired over the same text",
-           "perplexity", "versus_base", numerals.times, better="lower", interval=True),
-    Column("bits_per_byte", "bits", "per byte",
-           "cross-entropy in bits per byte of raw text, comparable across tokenizers", "perplexity",
-           "bits_per_byte", numerals.precise, "lower", detail=True),
-    Column("latency_ms", "latency", "ms/token", "median time per generated token, with its quartiles", "latency",
-           "value", better="lower", interval=True),
-    Column("speedup", "speed-up", TIMES_BASE,
-           "how many times faster than the base, with its 95% interval; of the base, that of a copy", "latency",
-           "speedup", numerals.times, better="higher", interval=True),
-    Column("multiplied_out_ms", "multiplied out", "ms/token",
-           "median time per generated token with low-rank deltas multiplied out, with its quartiles", "latency",
-           "multiplied_out", better="lower", interval=True, optional=True),
-    Column("multiplied_out_speedup", "multiplied out", TIMES_BASE,
-           "how many times faster than the base with low-rank deltas multiplied out, with its 95% interval", "latency",
-           "multiplied_out_speedup", numerals.times, better="higher", interval=True, optional=True),
-    Column("prefill_ms", "prefill", "ms", "median time to read the prompt, with its quartiles", "latency", "prefill",
-           better="lower", interval=True, detail=True),
-    Column("repeated_4grams", "repeated", "4-grams",
-           "mean fraction of 4-grams of the generated text that occurred before in it, with its interval", "generation",
-           "value", numerals.rough_percent, "lower", interval=True),
-    Column("imdb_accuracy", "accuracy", "",
-           "share of test texts that a classifier made of the model labels rightly, with its 95% Wilson interval",
-           "imdb", "value", numerals.percent, "higher", interval=True),
-    Column("imdb_largest_class", "largest class", "",
-           "share of the test texts with the commonest label: the accuracy of answering that always",
-           "imdb", "largest_class", numerals.percent, optional=True),
-    Column("imdb_difference", "accuracy", "less the base's",
-           "accuracy less the base's, with its 95% interval, paired over the same texts",
-           "imdb", "versus_base", numerals.percent, "higher", interval=True, detail=True),
-    *(
-        Column(key.lower(), f"ROUGE-{key[5:]}", "",
-               f"mean ROUGE-{key[5:]} F1 of the summaries, with its 95% interval over documents",
-               "rouge", key, numerals.percent, "higher", interval=True)
-        for key in ("rouge1", "rouge2", "rougeL")
-    ),
-    Column("rouge_empty", "empty", "summaries", "summaries in which nothing was written; they score 0", "rouge",
-           "empty", numerals.whole, "lower", detail=True),
-    Column("recovery_tokens", "recovery", "tokens", "tokens that recovery trained on", RECOVERY, "tokens",
-           numerals.count),
-    Column("recovery_seconds", "recovery", "seconds", "time that recovery took, choosing the learning rate included",
-           RECOVERY, "seconds"),
-    Column("recovery_validation_perplexity", "recovery", "validation perplexity",
-           "perplexity of the weights kept on the validation text that they were chosen by", RECOVERY, "value",
-           numerals.precise, "lower", detail=True),
-    Column("recovery_parameters", "recovery", "parameters trained",
-           "distinct parameters that were trained, those that were frozen left out", RECOVERY, "parameters_trained",
-           numerals.count, detail=True),
-    Column("recovery_learning_rate", "recovery", "learning rate", "learning rate at its highest", RECOVERY,
-           "learning_rate", numerals.plain, detail=True),
-    Column("recovery_search_tokens", "recovery", "search tokens",
-           "further tokens that choosing the learning rate took", RECOVERY, "search_tokens", numerals.count,
-           detail=True),
-    Column("recovery_best_step", "recovery", "best step",
-           "the step whose weights were kept; 0 stands for the weights before training", RECOVERY, "best_step",
-           numerals.whole, detail=True),
-)  # fmt: skip
-
-
-def columns(results: Results) -> tuple[Column, ...]:
-    """Return the columns of these results: those of known evaluators, then one for each of the others, or its tasks."""
-    known = {column.evaluator for column in COLUMNS}
-    measured = set(results.evaluators)
-    return (
-        *(_qualified(results, column) for column in COLUMNS if _shown(results, column, measured)),
-        *(column for name in results.evaluators if name not in known for column in _others(results, name)),
-    )
-
-
-def _shown(results: Results, column: Column, measured: set[str]) -> bool:
-    if not {column.evaluator, column.group} <= measured:
-        return False
-    return not column.optional or any(column.read(results, label) is not None for label in results.labels)
-
-
-def over_seeds(results: Results) -> bool:
-    """Whether any figure is the mean over several seeds."""
-    return any("deviation" in record.score for record in results.records.values())
-
-
-def timing_check(results: Results) -> str:
-    """Say how far the base and a copy of it came out apart, where models were timed beside each other."""
-    checks = dict.fromkeys(_read(results.score(label, "latency"), "same_model") for label in results.labels)
-    return same_model([check for check in checks if check is not None])
-
-
-def shows_zeros(results: Results) -> bool:
-    """Whether the first table shows how many parameters are not zero."""
-    return any(column.key == "nonzero" and not column.detail for column in columns(results))
+def samples_report(results: Results) -> Report:
+    """Return what every variant wrote, for the terminal; the page has it in the study's report."""
+    note = Line("beside each text the share of its 4-grams that occurred before in it")
+    return Report("report", results.base, "", [samples_of(results), note], [], [])
 
 
 def table(results: Results, detail: bool = False) -> Table:
     """Return the table of these results: the columns of the first, or the details."""
     chosen = [column for column in columns(results) if column.detail == detail]
-    rows = [(label, [column.cell(results, label) for column in chosen]) for label in results.labels]
-    return Table("variant", BASE_LABEL, chosen, rows)
+    rows = [(label, cells(chosen, results, label)) for label in results.labels]
+    seeds = _of_seeds(results)
+    if not detail:
+        caption = f"Each figure stands above its 95% interval; a time, above its quartiles.{seeds}"
+        return Table("variant", BASE_LABEL, chosen, rows, "results", f"{caption}{sentence(timing_check(results))}")
+    beyond = "time and training" if _recovered(results) else "and time"
+    what = f"Storage, work{',' * _recovered(results)} {beyond} beyond the first table."
+    return Table("variant", BASE_LABEL, chosen, rows, "further", f"{what}{seeds}")
 
 
-def _qualified(results: Results, column: Column) -> Column:
-    """Say in the header what the figures are of: the published protocols, models after recovery.
-
-    Published figures must not pass for sound ones. Zeros are worth a look where there are many.
-    """
-    scores = [results.score(label, column.group) or {} for label in results.labels]
-    published = next((score for score in scores if score.get("protocol") == "published"), None)
-    if published is not None and column.beside:
-        column = replace(column, unit=f"{column.unit}, published")
-    elif published is not None and column.key == "value":
-        unit = str(published.get("unit", column.unit)) if column.unit else ""
-        column = replace(column, unit=f"{unit} published".strip())
-    if column.evaluator == "perplexity" and RECOVERY in results.evaluators:
-        units = ("after", column.unit) if column.key == "value" else (column.unit,)
-        column = replace(column, unit=", ".join(filter(None, units)), meaning=f"after recovery, {column.meaning}")
-    if column.key == "nonzero" and any(score["nonzero"] < _SPARSE * score["value"] for score in scores if score):
-        column = replace(column, detail=False)
-    return column
+def samples_of(results: Results) -> Samples:
+    """Return each prompt with what every variant wrote after it."""
+    prompts: dict[str, list[Sample]] = {}
+    for label in results.labels:
+        for sample in (results.score(label, "generation") or {}).get("samples", ()):
+            repeated = sample.get("repeated_fraction")
+            shown = MISSING if repeated is None else numerals.rough_percent(repeated)
+            prompts.setdefault(sample["prompt"], []).append(Sample(label, sample["text"], shown))
+    return Samples([*prompts.items()], BASE_LABEL)
 
 
-def _others(results: Results, evaluator: str) -> list[Column]:
-    """One column for each task of an evaluator that has tasks, or one for all of an evaluator that has not."""
-    scores = [results.score(label, evaluator) or {} for label in results.labels]
-    tasks = {name: task for score in scores for name, task in score.get("tasks", {}).items()}
-    return [_task(evaluator, name, task) for name, task in tasks.items()] or [_generic(results, evaluator)]
+def _recovered(results: Results) -> bool:
+    return any(results.score(label, RECOVERY) is not None for label in results.labels)
 
 
-def _task(evaluator: str, name: str, task: Mapping[str, Json]) -> Column:
-    what = f"{task['metric']} of {name} {task['version']}, {task['num_fewshot'] or 0} examples a prompt"
-    return Column(
-        name=f"{evaluator.replace('-', '_')}_{name}",
-        title=name,
-        unit=task["metric"],
-        meaning=f"{what}, {task['samples']} documents, with its 95% interval",
-        evaluator=evaluator,
-        key=f"tasks/{name}",
-        show=numerals.percent if task["unit"] == "fraction" else numerals.precise,
-        better="lower" if task["lower_is_better"] else "higher",
-        interval=True,
-    )
+def _of_seeds(results: Results) -> str:
+    mean = " Over several seeds, a figure is the mean, above its standard deviation (\N{PLUS-MINUS SIGN})."
+    return mean if over_seeds(results) else ""
 
 
-def _generic(results: Results, evaluator: str) -> Column:
-    scores = (results.score(label, evaluator) for label in results.labels)
-    score = next((score for score in scores if score is not None), {})
-    unit = str(score.get("unit", ""))
-    directions: dict[Json, Direction] = {True: "lower", False: "higher"}
-    return Column(
-        name=evaluator,
-        title=evaluator,
-        unit="" if unit == evaluator else unit,
-        meaning=f"{evaluator}, with its interval",
-        evaluator=evaluator,
-        better=directions.get(score.get("lower_is_better"), ""),
-        interval=True,
-    )
+def _notes(results: Results) -> list[Line]:
+    """Return what the terminal says below the table, in one line."""
+    printed = [column for column in columns(results) if not column.detail]
+    notes = [
+        "95% intervals below the values" if any(column.interval for column in printed) else "",
+        f"{PLUS_MINUS} the standard deviation over seeds" if over_seeds(results) else "",
+        "quartiles below ms/token" if any(column.name == "latency_ms" for column in printed) else "",
+        timing_check(results),
+        ZEROS if shows_zeros(results) else "",
+    ]
+    return [Line("; ".join(filter(None, notes)))] if any(notes) else []
 
 
-def _read(score: Mapping[str, Json] | None, key: str) -> Interval | None:
-    entry: Json = score
-    for part in () if key == "value" else key.split("/", 1):
-        entry = entry.get(part) if isinstance(entry, Mapping) else None
-    bounds = entry if isinstance(entry, Mapping) else {"value": entry}
-    value = bounds.get("value")
-    if value is None:
-        return None
-    low, high = bounds.get("low"), bounds.get("high")
-    return Interval(value, value if low is None else low, value if high is None else high, bounds.get("deviation"))
+def _sections(results: Results, published: Sequence[Comparison]) -> Iterator[Section]:
+    seeds = over_seeds(results)
+    yield Section("results", "Results", [table(results)])
+    if drawings := _plots(results):
+        bars = "the 95% intervals of the means over seeds" if seeds else "the intervals of the table"
+        note = f"Towards the lower left is better. Bars are {bars}; the dashed line is the base’s perplexity."
+        plots = Plots(drawings, "no variant has both figures", wide=False)
+        yield Section("plots", "Trade-offs", [plots, Line(note)])
+    yield from published_sections(published, _of_seeds(results))
+    if recovery := recovery_parts(results, seeds):
+        yield Section("recovery", "Recovery", recovery)
+    samples = samples_of(results)
+    if samples.prompts:
+        first = " Texts are those of the first seed." if seeds else ""
+        note = f"The same prompt for every variant. The percentage is the share of 4-grams that are repeated.{first}"
+        yield Section("samples", "What they write", [Line(note), samples])
+    further = table(results, detail=True)
+    if further.columns:
+        yield Section("further", "Further figures", [further])
+    pairs = matched_pairs(results)
+    if pairs.rows:
+        yield Section("pairs", "Matched neurons", [pairs])
+    if notes := other_notes(results):
+        yield Section("notes", "Notes", notes)
+    yield Section("protocols", "How it was measured", [protocols(results)])
+    made_in = environments(results)
+    count = len(made_in.cards)
+    differ = f"Figures come from {count} environments; times are comparable only within one."
+    warning = [Line(differ, "warning")] if count > 1 else []
+    recipe = json.dumps(results.recipe, indent=2, ensure_ascii=False, default=str)
+    yield Section("environment", "Environment", [*warning, made_in, Details("Recipe", [Code(recipe)])])
+
+
+def _plots(results: Results) -> list[Plot]:
+    shown = {column.name: column for column in columns(results)}
+    across = [shown[name] for name in PLOTTED if name in shown]
+    if shows_zeros(results):
+        across[0] = shown["nonzero_parameters"]  # as many as the parameters in rows that hold no zeros
+    return [plot(results, x, shown["perplexity"]) for x in across] if "perplexity" in shown else []
+
+
+def _summary(results: Results) -> str:
+    """Return one sentence: what was measured, and which variants stand out."""
+    named = {column.name: column for column in COLUMNS}
+    variants = [label for label in results.labels if label not in (BASE_LABEL, *results.baselines)]
+    if not variants:
+        return f"Only the base model, {results.base}, was measured."
+    findings = []
+    for name, pick, least, wording, otherwise in (
+        ("perplexity_ratio", min, 0, "{label} comes closest in perplexity{after}, {figure} times the base's", ""),
+        ("removed_fraction", max, 0, "{label} is the smallest, with {figure} of the parameters removed", ""),
+        # Only what is beyond chance: zeros, for one, make nothing faster on dense kernels.
+        ("speedup", max, 1, "{label} is the fastest, {figure} times as fast as the base",
+         "none is faster than the base by more than the uncertainty"),
+    ):  # fmt: skip
+        found = {label: named[name].read(results, label) for label in variants}
+        finite = {label: each for label, each in found.items() if each and math.isfinite(each.value)}
+        # One window has no bounds.
+        beyond = {label: each.value for label, each in finite.items() if not each.low <= least}
+        if beyond:
+            best = pick(beyond, key=beyond.__getitem__)
+            after = " after recovery" if results.score(best, RECOVERY) else ""
+            findings.append(wording.format(label=best, figure=named[name].show(beyond[best]), after=after))
+        elif finite and otherwise:
+            findings.append(otherwise)
+    subject = f"{len(variants)} compressed variant{'s' * (len(variants) > 1)} of {results.base} measured beside it"
+    said = f"{subject}: {'; '.join(findings)}." if findings else f"{subject}."
+    return said + sentence(ZEROS * shows_zeros(results))

@@ -1,31 +1,37 @@
-"""The HTML page."""
+"""The report of a study: its page, its table in the terminal, and its CSV file."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 
+import pages
 import pytest
-from pages import HOSTILE, Page
+from pages import HOSTILE, Page, shown_in
 
-from layerfold.report import write_html
-from layerfold.report.study import columns
+from layerfold.report import study_report
+from layerfold.report.report import MISSING
+from layerfold.report.study import table
 
 
 def page_of(results, tmp_path):
-    write_html(results, tmp_path / "report.html")
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+    return pages.page_of(study_report(results), tmp_path)
 
 
-def test_tables_show_the_figures_of_the_columns(make_results, tmp_path):
-    results = make_results()
-    rows = Page(page_of(results, tmp_path)).rows
-    for detail in (False, True):
-        shown = [column for column in columns(results) if column.detail == detail]
-        for label in results.labels:
-            cells = [column.cell(results, label) for column in shown]
-            assert [[label], *([text for text in (cell.value, cell.interval) if text] for cell in cells)] in rows
+def printed(results, width):
+    return pages.printed(study_report(results), width)
+
+
+def csv_of(results, tmp_path):
+    return pages.csv_of(study_report(results), tmp_path)[1]
+
+
+def rows_of(results, tmp_path):
+    return {row["label"]: row for row in csv_of(results, tmp_path)}
+
+
+def shown_cells(results):
+    return shown_in([cell for _, cells in table(results).rows for cell in cells])
 
 
 def test_summary_names_the_outstanding_variants(make_results, tmp_path):
@@ -114,17 +120,9 @@ def test_recovery_that_is_not_finite_or_missing(make_recovered, tmp_path):
     assert "Nothing to draw: no run has a validation loss in the scale" in page_of(nothing, tmp_path)
 
 
-def test_recovery_keeps_the_page_as_it_should_be(make_recovered, hostile_recovery, tmp_path):
-    for results in (make_recovered(), hostile_recovery):
-        text = page_of(results, tmp_path)
-        assert page_of(results, tmp_path) == text
-        page = Page(text)
-        assert not {"script", "img"} & {tag for tag, _ in page.elements}
-        assert not [attributes for _, attributes in page.elements if {"style", "src", "onerror"} & set(attributes)]
-        ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-        assert len(ids) == len(set(ids))
+def test_what_recovery_says_of_others_is_text(hostile_recovery, tmp_path):
     # The sentence's method, the label among those not improved and among the learning rates, the title of a drawing.
-    assert recovery_of(text).count(HOSTILE) == 4
+    assert recovery_of(page_of(hostile_recovery, tmp_path)).count(HOSTILE) == 4
 
 
 def test_recovery_protocol_has_the_settings_and_not_what_came_of_it(make_recovered, tmp_path):
@@ -143,52 +141,17 @@ def test_recovery_protocol_has_the_settings_and_not_what_came_of_it(make_recover
     assert '<dt>tokens</dt><dd dir="auto">131,072</dd>' in perplexity
 
 
-def test_page_loads_nothing_and_runs_nothing(make_results, tmp_path):
-    text = page_of(make_results(), tmp_path)
-    assert not re.search(r"https?:|//[a-z]|@import", text)
-    page = Page(text)
-    tags = [tag for tag, _ in page.elements]
-    assert tags.count("svg") == 2
-    assert not {"script", "img", "iframe", "object", "embed", "form", "base"} & set(tags)
-    for tag, attributes in page.elements:
-        assert "src" not in attributes
-        assert "style" not in attributes
-        assert not [name for name in attributes if name.startswith("on")]
-        href = attributes.get("href", "#")
-        assert href.startswith("#") or (tag, href) == ("link", "data:,")
-    policy = next(attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes)
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-
-
-def test_ids_are_unique(make_results, tmp_path):
-    ids = [attributes["id"] for _, attributes in Page(page_of(make_results(), tmp_path)).elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-
-
-def test_the_same_results_give_the_same_bytes(make_results, tmp_path):
-    assert page_of(make_results(), tmp_path) == page_of(make_results(), tmp_path)
-
-
-def test_all_text_is_escaped(hostile_results, tmp_path):
-    page = Page(page_of(hostile_results, tmp_path))
-    assert not {"script", "img"} & {tag for tag, _ in page.elements}
-    # The sample, its prompt, the label (in tables, samples, notes), the recipe, the protocol, the environment.
-    assert "".join(page.text).count(HOSTILE) >= 8
-
-
-def test_missing_and_not_finite_figures(make_results, tmp_path):
-    record = make_results().records["merged_4", "perplexity"]
-    infinite = {"value": float("inf"), "low": float("nan"), "high": float("inf")}
-    broken = replace(record, score=record.score | infinite | {"versus_base": infinite})
-    text = page_of(make_results(replace={("merged_2", "latency"): None, ("merged_4", "perplexity"): broken}), tmp_path)
+def test_missing_and_not_finite_figures_on_the_page(make_results, tmp_path):
+    infinite = {"value": math.inf, "low": math.nan, "high": math.inf}
+    broken = {("merged_4", "perplexity"): infinite | {"versus_base": infinite}}
+    text = page_of(make_results(replace={("merged_2", "latency"): None}, scores=broken), tmp_path)
     assert "Not drawn, being out of the scale&#39;s range: merged_4." in text
     assert '<abbr title="not measured">\N{EN DASH}</abbr>' in text
     empty = page_of(make_results(replace=dict.fromkeys(make_results().records)), tmp_path)
     assert "Nothing to draw" in empty
 
 
-def test_studies_of_few_evaluators(make_results, make_record, tmp_path):
+def test_pages_of_few_evaluators(make_results, make_record, tmp_path):
     text = page_of(make_results(evaluators=("size",)), tmp_path)
     assert "<svg" not in text
     assert "What they write" not in text
@@ -255,28 +218,176 @@ def test_what_a_search_scored_is_told(make_results, make_record, tmp_path):
     assert "0-1,2-3: 628.1; 1-3: nan; 0-2 (on imdb, validation, 16,384 tokens)" in page
 
 
-def test_perplexity_is_drawn_against_what_is_not_zero_where_rows_are_pruned(make_results, tmp_path):
-    results = make_results()
-    size = results.records["merged_2", "size"]
-    pruned = replace(size, score=size.score | {"nonzero": 0.84 * size.score["value"]})
-    for found, drawn in ((results, False), (make_results(replace={("merged_2", "size"): pruned}), True)):
-        write_html(found, tmp_path / "report.html")
-        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_where_rows_are_pruned_perplexity_is_drawn_against_what_is_not_zero(make_results, tmp_path):
+    pruned = make_results(scores={("merged_2", "size"): {"nonzero": 5515453}})
+    for found, drawn in ((make_results(), False), (pruned, True)):
+        page = page_of(found, tmp_path)
+        assert ("zeros alone make nothing faster on dense kernels" in printed(found, 200)) == drawn
         assert ("Perplexity against non-zero" in page) == drawn
         assert ("Zeros alone make nothing faster on dense kernels." in page) == drawn
         assert ("Perplexity against parameters" in page) != drawn
 
 
 def test_a_speed_up_within_chance_is_none(make_results, tmp_path):
-    results = make_results(labels=("base", "merged_2"))
-    latency = results.records["merged_2", "latency"]
     said = {}
     for low in (0.97, 1.03):
-        speedup = {"value": 1.05, "low": low, "high": 1.17}
-        found = replace(latency, score=latency.score | {"speedup": speedup})
-        said[low] = page_of(
-            make_results(labels=("base", "merged_2"), replace={("merged_2", "latency"): found}), tmp_path
-        )
+        scores = {("merged_2", "latency"): {"speedup": {"value": 1.05, "low": low, "high": 1.17}}}
+        said[low] = page_of(make_results(labels=("base", "merged_2"), scores=scores), tmp_path)
     assert "none is faster than the base by more than the uncertainty" in said[0.97]
     assert "is the fastest" not in said[0.97]
     assert "merged_2 is the fastest, 1.05 times as fast" in said[1.03]
+
+
+def test_one_table_fits_in_100_columns(make_results):
+    assert printed(make_results(), 100).count("variant") == 1
+
+
+def test_columns_of_an_evaluator_stay_together(make_results):
+    lines = printed(make_results(), 80).splitlines()
+    headers = [line.split() for line in lines if "perplexity" in line or "speed-up" in line]
+    assert headers == [
+        ["blocks", "parameters", "removed", "perplexity", "perplexity"],
+        ["latency", "speed-up", "repeated"],
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_recovery_shows_before_beside_after_and_what_it_took(make_recovered, width):
+    results = make_recovered({"merged_2": None})
+    text = printed(results, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert shown_cells(results) <= set(text.split())
+    assert [line for line in text.splitlines() if re.search(r"before +after +\S+ base", line)]
+    assert [line for line in text.splitlines() if re.search(r"tokens +seconds", line)]
+    rows = [line.split() for line in text.splitlines() if line.startswith("merged_2 ")]
+    assert sum(row.count(MISSING) for row in rows) == 3
+    assert [row[-2:] for row in rows][-1] == [MISSING, MISSING]
+
+
+def test_hostile_labels_are_plain_text(make_results):
+    text = printed(make_results(rename={"merged_2": "[red]x[/red]\x1b[2J", "merged_4": "[/]"}), 100)
+    assert "[red]x[/red]" in text
+    assert "[/]" in text
+    assert "\x1b" not in text
+
+
+def test_long_labels_continue_on_the_next_line(make_results):
+    label = "abcdefghij" * 9
+    text = printed(make_results(rename={"merged_2": label}), 100)
+    first_table = text.split("variant")[1]
+    column = "".join(line[:33].strip() for line in first_table.splitlines())
+    assert label in column
+    assert shown_cells(make_results()) <= set(text.split())
+
+
+def test_missing_and_not_finite_figures(make_results):
+    collapsed = {("merged_4", "perplexity"): {"value": math.nan, "low": math.nan, "high": math.inf}}
+    text = printed(make_results(replace={("merged_2", "latency"): None}, scores=collapsed), 100)
+    row = next(line for line in text.splitlines() if line.startswith("merged_2"))
+    assert row.split()[-3:] == [MISSING, MISSING, "12%"]
+    assert "nan" in next(line for line in text.splitlines() if line.startswith("merged_4"))
+
+
+@pytest.mark.parametrize("evaluators", [(), ("size",), ("latency",)])
+def test_a_study_of_few_evaluators(make_results, evaluators):
+    text = printed(make_results(evaluators=evaluators, labels=("base",)), 100)
+    assert "base" in text
+    assert ("quartiles" in text) == ("latency" in evaluators)
+
+
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        ((1.002, 0.991, 1.012), "speed of a copy of the base: +0.2% [-0.9%, +1.2%]"),
+        ((0.962, 0.951, 0.97), "warning: speed of a copy of the base: -3.8% [-4.9%, -3.0%]. Equal models should"),
+    ],
+)
+def test_the_base_timed_twice_is_said_beside_the_speedups(make_results, tmp_path, same, said):
+    results, check = make_results(), {"same_model": dict(zip(("value", "low", "high"), same, strict=True))}
+    found = make_results(scores={(label, "latency"): check for label in results.labels})
+    assert " ".join(printed(found, 200).split()).count(said) == 1
+    assert f"{said[0].upper()}{said[1:]}" in page_of(found, tmp_path)
+    assert "copy of the base" not in printed(results, 200)  # records of latency-1
+
+
+def test_parses_back_to_the_exact_numbers(make_results, tmp_path):
+    results = make_results()
+    rows = rows_of(results, tmp_path)
+    assert tuple(rows) == results.labels
+    for label, row in rows.items():
+        perplexity, latency = results.score(label, "perplexity"), results.score(label, "latency")
+        size, generation = results.score(label, "size"), results.score(label, "generation")
+        for name, score in (
+            ("perplexity", perplexity),
+            ("perplexity_ratio", perplexity.get("versus_base")),
+            ("latency_ms", latency),
+            ("speedup", latency.get("speedup")),
+            ("prefill_ms", latency["prefill"]),
+            ("repeated_4grams", generation),
+        ):
+            for column, key in ((name, "value"), (f"{name}_low", "low"), (f"{name}_high", "high")):
+                assert row[column] == ("" if score is None else repr(score[key]))
+        for name, key in (
+            ("blocks", "blocks"),
+            ("parameters", "parameters"),
+            ("nonzero_parameters", "nonzero"),
+            ("dense_bytes", "bytes"),
+            ("compact_bytes", "compact_bytes"),
+            ("flops_per_token", "flops_per_token"),
+        ):
+            assert int(row[name]) == size[key]
+        assert float(row["bits_per_byte"]) == perplexity["bits_per_byte"]
+        assert float(row["removed_fraction"]) == 1 - size["parameters"] / results.score("base", "size")["parameters"]
+
+
+def test_recovery_is_written_unrounded(make_recovered, tmp_path):
+    results = make_recovered({"merged_2": None, "merged_4": {"before": None, "seconds": math.nan}})
+    rows = rows_of(results, tmp_path)
+    score = results.score("compressed_4", "recovery")
+    expected = {
+        "perplexity_before": score["before"]["value"],
+        "perplexity_before_low": score["before"]["low"],
+        "perplexity_before_high": score["before"]["high"],
+        "perplexity": results.score("compressed_4", "perplexity")["value"],
+        "recovery_tokens": 100352,
+        "recovery_seconds": 61.25,
+        "recovery_validation_perplexity": score["value"],
+        "recovery_parameters": 4290123,
+        "recovery_learning_rate": 0.001,
+        "recovery_search_tokens": 75264,
+        "recovery_best_step": 49,
+    }
+    assert {name: rows["compressed_4"][name] for name in expected} == {k: repr(v) for k, v in expected.items()}
+    assert {value for name, value in rows["merged_2"].items() if name.startswith("recovery_")} == {""}
+    assert (rows["merged_2"]["perplexity_before"], rows["merged_4"]["perplexity_before_high"]) == ("", "")
+    assert rows["merged_4"]["recovery_seconds"] == "nan"
+
+
+def test_recovery_adds_columns_and_renames_none(make_results, make_recovered, tmp_path):
+    headers = [list(csv_of(results, tmp_path)[0]) for results in (make_recovered(), make_results())]
+    assert [name for name in headers[0] if "recovery" not in name and "before" not in name] == headers[1]
+    assert len(headers[0]) == len(set(headers[0]))
+
+
+def test_missing_is_empty_and_not_finite_is_written(make_results, tmp_path):
+    broken = {("merged_4", "perplexity"): {"value": math.nan, "low": 1.5, "high": math.inf}}
+    results = make_results(replace={("merged_2", "size"): None}, scores=broken)
+    rows = rows_of(results, tmp_path)
+    assert (rows["merged_2"]["blocks"], rows["merged_2"]["removed_fraction"]) == ("", "")
+    row = rows["merged_4"]
+    assert math.isnan(float(row["perplexity"]))
+    assert (float(row["perplexity_low"]), float(row["perplexity_high"])) == (1.5, math.inf)
+
+
+def test_labels_survive(make_results, tmp_path):
+    hostile = '=cmd|"/c calc"!A1, and\na line'
+    rows = rows_of(make_results(rename={"merged_2": hostile}), tmp_path)
+    assert hostile in rows
+    assert rows[hostile]["blocks"] == "12"
+
+
+def test_unknown_evaluators_are_written(make_results, make_record, tmp_path):
+    score = {"value": 0.1, "low": 0.05, "high": 0.15}
+    results = make_results(evaluators=("mood",), replace={("base", "mood"): make_record("base", "mood", score)})
+    lines, _ = pages.csv_of(study_report(results), tmp_path)
+    assert lines[:2] == ["label,mood,mood_low,mood_high", "base,0.1,0.05,0.15"]
