@@ -117,6 +117,12 @@ def assert_masks_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
 
 
 @functools.cache
+def base(family: str, **settings: Any) -> Decoder:
+    """A tiny decoder, to be looked at only."""
+    return tiny(family, **settings).decoder
+
+
+@functools.cache
 def deep(n_blocks: int) -> Decoder:
     """A decoder of so many blocks, to be looked at only."""
     return tiny("gpt2", n_layer=n_blocks).decoder

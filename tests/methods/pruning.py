@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from tiny import tiny, windows
+from tiny import base, windows
 
 from layerfold.calibration import Calibration
 from layerfold.methods import Prune
@@ -28,14 +27,9 @@ EVERY += [HEADS, NEURONS, NEURONS | {"scope": "global"}]
 """Every way to prune."""
 
 
-@cache
-def _made(family: str, settings: frozenset[tuple[str, Any]]) -> Decoder:
-    return tiny(family, **dict(settings)).decoder
-
-
 def fresh(family: str, **settings: Any) -> Decoder:
     """A tiny decoder of the test's own, copied from one that is made once."""
-    return _made(family, frozenset(settings.items())).copy()
+    return base(family, **settings).copy()
 
 
 def prune(decoder: Decoder, **changes: Any) -> Notes:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import BLOCKS, FAMILY_NAMES, continued, halve_, logits, tiny, windows
+from tiny import BLOCKS, FAMILY_NAMES, base, continued, halve_, logits, windows
 
 from layerfold import calibration
 from layerfold.calibration import Calibration
@@ -20,11 +18,6 @@ from layerfold.model.decoder import Decoder
 from layerfold.model.masks import held
 
 CUT = windows(limit_tokens=60)
-
-
-@cache
-def made(family: str) -> Decoder:
-    return tiny(family).decoder
 
 
 def parameters(decoder: Decoder) -> int:
@@ -43,7 +36,7 @@ def felt(decoder: Decoder, neurons: float = 1.0, heads: float = 1.0) -> Sensitiv
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Decoder:
     """A decoder of which neurons are felt little, heads much."""
-    decoder = made("gpt2").copy()
+    decoder = base("gpt2").copy()
     known = felt(decoder, 1e-6, 1.0)
     monkeypatch.setattr(calibration, "sensitivities", lambda *_: known)
     return decoder
@@ -53,7 +46,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Decoder:
 
 
 def test_units_of_a_tiny_gpt2_by_hand() -> None:
-    found = sublayers(made("gpt2"))
+    found = sublayers(base("gpt2"))
     assert [(each.part, each.blocks) for each in found] == [
         *(("ffn", (index,)) for index in range(BLOCKS)),
         *(("attention", (index,)) for index in range(BLOCKS)),
@@ -64,7 +57,7 @@ def test_units_of_a_tiny_gpt2_by_hand() -> None:
 
 
 def test_tied_ffns_are_one_and_what_is_gone_is_none() -> None:
-    decoder = made("llama").copy()
+    decoder = base("llama").copy()
     Merge(groups="1-2", align="none", tie=True).apply(decoder, None)
     decoder.remove_("ffn", [3])
     decoder.remove_("attention", [0, 2])
@@ -76,7 +69,7 @@ def test_tied_ffns_are_one_and_what_is_gone_is_none() -> None:
 
 
 def test_zeros_are_left_out_of_the_count_where_asked() -> None:
-    decoder = made("gpt2").copy()
+    decoder = base("gpt2").copy()
     decoder.blocks[1].ffn.up.weight[5] = 0
     decoder.blocks[2].attention.inputs[0].weight[32 + 8 : 32 + 16] = 0  # the keys of head 1
     whole, left = sublayers(decoder), sublayers(decoder, nonzero=True)
@@ -91,7 +84,7 @@ def test_zeros_are_left_out_of_the_count_where_asked() -> None:
 @settings(max_examples=12, deadline=None)
 @given(family=st.sampled_from(FAMILY_NAMES), share=st.floats(0, 1))
 def test_as_much_goes_as_is_asked_and_little_more(family: str, share: float) -> None:
-    decoder = made(family).copy()
+    decoder = base(family).copy()
     before, size = sublayers(decoder), decoder.size().parameters
     amount = round(share * removable(before))
     thin_(decoder, amount, Calibration(decoder, CUT))
@@ -106,7 +99,7 @@ def test_as_much_goes_as_is_asked_and_little_more(family: str, share: float) -> 
 
 
 def test_nothing_goes_where_nothing_is_to(family: str) -> None:
-    decoder = made(family).copy()
+    decoder = base(family).copy()
     before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
     thin_(decoder, 0, Calibration(decoder, CUT))
     after = decoder.model.state_dict()
@@ -115,7 +108,7 @@ def test_nothing_goes_where_nothing_is_to(family: str) -> None:
 
 
 def test_those_go_that_the_loss_misses_least_for_their_size(family: str) -> None:
-    decoder = made(family).copy()
+    decoder = base(family).copy()
     found, known = sublayers(decoder), sensitivities(decoder, CUT)
     rated: list[tuple[float, str, int, int, int]] = []
     for each in found:
@@ -145,7 +138,7 @@ def test_those_go_that_the_loss_misses_least_for_their_size(family: str) -> None
 
 
 def test_a_group_of_heads_larger_than_what_is_left_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = made("gpt2").copy()
+    decoder = base("gpt2").copy()
     known = felt(decoder, 1.0, 1e-6)
     monkeypatch.setattr(calibration, "sensitivities", lambda *_: known)
     thin_(decoder, 2 * 1048 + 200, Calibration(decoder, CUT))
@@ -177,7 +170,7 @@ def test_an_attention_without_heads_is_gone(told: Decoder) -> None:
 
 
 def test_a_neuron_that_holds_little_lets_no_heads_go_in_place_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = made("gpt2").copy()
+    decoder = base("gpt2").copy()
     known = felt(decoder, 1.0, 1e-6)
     monkeypatch.setattr(calibration, "sensitivities", lambda *_: known)
     # A neuron of one weight: all other units are larger than it, and than what is left to go.
@@ -191,7 +184,7 @@ def test_a_neuron_that_holds_little_lets_no_heads_go_in_place_of_others(monkeypa
 
 
 def test_tied_ffns_are_thinned_as_one(family: str) -> None:
-    decoder = made(family).copy()
+    decoder = base(family).copy()
     Merge(groups="1-2", align="none", tie=True).apply(decoder, None)
     before, amount = decoder.size().parameters, removable(sublayers(decoder)) // 2
     thin_(decoder, amount, Calibration(decoder, CUT))
@@ -202,7 +195,7 @@ def test_tied_ffns_are_thinned_as_one(family: str) -> None:
 
 
 def test_what_is_not_zero_is_counted_and_masks_are_cut(family: str) -> None:
-    decoder = made(family).copy()
+    decoder = base(family).copy()
     halve_(decoder)
     before = decoder.size()
     thin_(decoder, before.nonzero // 4, Calibration(decoder, CUT), nonzero=True)
@@ -212,7 +205,7 @@ def test_what_is_not_zero_is_counted_and_masks_are_cut(family: str) -> None:
 
 
 def test_a_second_time_goes_on_from_the_first(family: str) -> None:
-    decoder = made(family).copy()
+    decoder = base(family).copy()
     for _ in range(2):
         before, amount = parameters(decoder), parameters(decoder) // 4
         thin_(decoder, amount, Calibration(decoder, CUT))
@@ -220,7 +213,7 @@ def test_a_second_time_goes_on_from_the_first(family: str) -> None:
 
 
 def test_a_copy_that_shares_parameters_is_thinned_alone(family: str) -> None:
-    decoder = made(family).copy()
+    decoder = base(family).copy()
     before, heads, widths = logits(decoder), decoder.heads, decoder.d_ffn
     thin_(decoder.copy(share=True), parameters(decoder) // 2, Calibration(decoder, CUT))
     assert (decoder.heads, decoder.d_ffn) == (heads, widths)
@@ -228,7 +221,7 @@ def test_a_copy_that_shares_parameters_is_thinned_alone(family: str) -> None:
 
 
 def test_shared_ffns_with_deltas_are_refused() -> None:
-    decoder = made("gpt2").copy()
+    decoder = base("gpt2").copy()
     Share(window="0:2", rank=2, align="none", init="svd").apply(decoder, None)
     with pytest.raises(InputError, match="low-rank delta"):
         sublayers(decoder)

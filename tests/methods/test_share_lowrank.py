@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny import tiny, windows
+from tiny import base, windows
 
 from layerfold.calibration import Calibration, FFNInputs
 from layerfold.maths.linalg import Match
 from layerfold.methods import Share
 from layerfold.methods.share import lowrank
 from layerfold.methods.share.lowrank import Fit, Kind
-from layerfold.model.decoder import Decoder
 from layerfold.model.deltas import factored
 
 Array = NDArray[np.float64]
@@ -25,12 +24,6 @@ WINDOW = range(1, 4)
 ANCHOR = 2
 CUT = windows()
 READS = pytest.mark.parametrize("reads", [True, False], ids=["data", "plain"])
-
-
-@functools.cache
-def base(family: str) -> Decoder:
-    """A tiny decoder, to be looked at only."""
-    return tiny(family).decoder
 
 
 @functools.cache

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ from layerfold.study.study import Replicate, Study
 STUDENT: dict[str, Any] = {"tokens": 256, "learning_rate": 1e-3}
 STEPS = 2
 FINETUNE = {"tokens": 128, "learning_rate": 1e-3, "validation_tokens": 64, "evaluations": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collection() -> Iterator[None]:
-    """Keep what is imported out of the garbage collection that each training begins with: most of its time, here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,6 @@ def held(model: Model) -> int:
     """Bytes of a model that are in memory."""
     tensors = (*model.decoder.model.parameters(), *model.decoder.model.buffers())
     return sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collection() -> Iterator[None]:
-    """Keep what is imported out of the garbage collections, which are most of a comparison's time here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,21 @@
+"""Merge and collapse: the average against numpy, which blocks form a group, what is left."""
+
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from tiny import BLOCKS, correlations, logits, tiny, windows
+from tiny import BLOCKS, continued, correlations, deep, logits, tiny, token_ids, windows
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from layerfold.calibration import Calibration
+from layerfold.checkpoint.model import Model, Provenance
+from layerfold.errors import InputError
 from layerfold.methods import Collapse, Merge, Share
 from layerfold.model.decoder import Decoder
 from layerfold.repair.rescale import rescale_
@@ -231,3 +238,224 @@ def test_ffns_that_compute_the_same_with_neurons_flipped_are_one(family: str, wa
             assert all(each.shrunk == pytest.approx(1, abs=0.1) for each in told)
             return
     assert (logits(decoder) - before).abs().max() < 1e-4
+
+
+# Distinct parameters of the GPT-2 shape (12 x 768, vocabulary 50,257) after each n.
+GPT2_COUNTS = {2: 81_912_576, 4: 60_648_960, 6: 53_561_088, 8: 53_561_088, 10: 53_561_088}
+
+
+def gpt2_shape(device: str) -> Decoder:
+    with torch.device(device), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Decoder(GPT2LMHeadModel(GPT2Config()).eval())
+
+
+def distinct(decoder: Decoder) -> int:
+    """Elements of distinct parameters, counted by identity."""
+    return sum({id(p): p.numel() for _, p in decoder.model.named_parameters(remove_duplicate=False)}.values())
+
+
+@pytest.mark.parametrize(("n", "count"), GPT2_COUNTS.items())
+def test_the_gpt2_shape_is_left_with_exactly_as_many_parameters(n: int, count: int) -> None:
+    decoder = gpt2_shape("meta")  # shapes alone: nothing is computed
+    assert distinct(decoder) == 124_439_808
+    Collapse(n=n, align="none").apply(decoder, None)
+    assert decoder.n_blocks == math.ceil(12 / n)
+    assert distinct(decoder) == count
+
+
+@pytest.fixture(scope="module")
+def collapsed_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
+    decoder = gpt2_shape("cpu")
+    Collapse(n=10, align="none").apply(decoder, None)
+    folder = tmp_path_factory.mktemp("gpt2") / "collapsed"
+    Model(decoder, None, Provenance("gpt2-shape")).save(folder)
+    return decoder, folder
+
+
+def test_the_collapsed_gpt2_shape_reloads_in_plain_transformers_and_generates(
+    collapsed_folder: tuple[Decoder, Path],
+) -> None:
+    decoder, folder = collapsed_folder
+    assert decoder.size().parameters == GPT2_COUNTS[10]
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    assert sum(parameter.numel() for parameter in model.parameters()) == GPT2_COUNTS[10]
+    reloaded = Decoder(model)
+    assert torch.equal(logits(reloaded), logits(decoder))
+    assert continued(reloaded) == continued(decoder, use_cache=False)
+
+
+@pytest.mark.parametrize("anchor", ["first", "middle", "last"])
+def test_a_group_becomes_its_anchor_with_the_averaged_ffn(family: str, anchor: Any) -> None:
+    decoder = tiny(family).decoder
+    calibration = Calibration(decoder, windows())
+    method = Collapse(n=3, anchor=anchor)
+    index = method.anchor_of(range(3))
+    kept = [decoder.blocks[i].module.state_dict() for i in (index, 3)]
+    kept = [{name: tensor.clone() for name, tensor in state.items()} for state in kept]
+    merged = decoder.copy()
+    calibration.matches([(index, i) for i in range(3) if i != index])  # before either edit
+    Merge(n=3, anchor=anchor).apply(merged, calibration)
+    method.apply(decoder, calibration)
+    assert decoder.n_blocks == 2
+    for block, before in zip(decoder.blocks, kept, strict=True):
+        for name, tensor in block.module.state_dict().items():
+            if "mlp" not in name or block.index == 1:  # attention and norms, and all of the block left alone
+                assert torch.equal(tensor, before[name]), name
+    # test_merge.py holds merge's average against numpy.
+    for one, two in zip(decoder.blocks[0].ffn.tensors(), merged.blocks[index].ffn.tensors(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("n", "depth"), [(2, 2), (3, 2), (4, 1)])
+def test_the_depth_is_divided_and_rounded_up(n: int, depth: int) -> None:
+    decoder = tiny("llama").decoder
+    Collapse(n=n, align="none").apply(decoder, None)
+    assert decoder.n_blocks == decoder.model.config.num_hidden_layers == depth
+
+
+def test_named_groups_collapse_and_other_blocks_stay() -> None:
+    decoder = tiny("gpt2", n_layer=6).decoder
+    modules = [block.module for block in decoder.blocks]
+    Collapse(groups="1-2,3-4", align="none", anchor="last").apply(decoder, None)
+    assert [modules.index(block.module) for block in decoder.blocks] == [0, 2, 4, 5]
+
+
+def test_a_collapsed_model_generates_alike_with_and_without_the_cache(family: str) -> None:
+    decoder = tiny(family).decoder
+    Collapse(n=2).apply(decoder, Calibration(decoder, windows()))
+    assert continued(decoder) == continued(decoder, use_cache=False)
+
+
+def test_a_group_of_copies_collapses_to_one_of_them(family: str) -> None:
+    decoder = tiny(family).decoder
+    single = decoder.copy()
+    single.keep_([0])
+    for block in decoder.blocks[1:]:
+        block.module.load_state_dict(decoder.blocks[0].module.state_dict())
+    Collapse(n=BLOCKS, align="none").apply(decoder, None)
+    assert (logits(decoder, token_ids()) - logits(single, token_ids())).abs().max() < 1e-5
+
+
+METHOD = pytest.mark.parametrize("method", [Merge, Collapse])
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_blocks", "spelled"),
+    [
+        ({"n": 2}, 12, "0-1,2-3,4-5,6-7,8-9,10-11"),
+        ({"n": 5}, 12, "0-4,5-9,10-11"),
+        ({"n": 11}, 12, "0-10"),  # a last group of one is no group
+        ({"n": 12}, 12, "0-11"),
+        ({"groups": "1-4,5-8"}, 12, "1-4,5-8"),
+        ({"groups": " 5-8 , 1-2 "}, 12, "1-2,5-8"),
+        ({"groups": "0-3"}, 4, "0-3"),
+    ],
+)
+@METHOD
+def test_groups_are_spelled_out(method: type[Merge], settings: dict[str, Any], n_blocks: int, spelled: str) -> None:
+    resolved = method(**settings).resolved(deep(n_blocks))
+    assert resolved["groups"] == spelled
+    assert resolved["name"] == method.name
+
+
+def test_two_spellings_of_the_same_groups_resolve_alike() -> None:
+    assert Merge(n=2).resolved(deep(4)) == Merge(groups="0-1,2-3").resolved(deep(4))
+    assert Merge(n=2).resolved(deep(4)) != Merge(n=2, tie=True).resolved(deep(4))
+    assert Collapse(n=2).resolved(deep(4)) != Collapse(n=2, anchor="last").resolved(deep(4))
+
+
+@pytest.mark.parametrize(("anchor", "index"), [("first", 3), ("middle", 4), ("last", 6)])
+def test_the_anchor_is_named_by_place(anchor: Any, index: int) -> None:
+    assert Merge(n=2, anchor=anchor).anchor_of(range(3, 7)) == index
+
+
+@pytest.mark.parametrize(
+    ("settings", "received", "accepted"),
+    [
+        ({"n": 1}, "n 1", "2"),
+        ({"n": 0}, "n 0", "2"),
+        ({"n": -3}, "n -3", "2"),
+        ({}, "n None and groups None", "one of the two"),
+        ({"n": 2, "groups": "0-1"}, "n 2 and groups '0-1'", "one of the two"),
+        ({"n": 1, "groups": "auto"}, "n 1", "2"),
+        ({"groups": "atuo"}, "'atuo'; did you mean 'auto'?", "auto, or first-last"),
+        ({"groups": "AUTO"}, "'AUTO'; did you mean 'auto'?", "auto, or first-last"),
+        ({"groups": "auto,1-2"}, "'auto,1-2'", "auto, or first-last"),
+        ({"groups": "3-1"}, "'3-1'", "first-last"),
+        ({"groups": "2-2"}, "'2-2'", "two or more"),
+        ({"groups": "a-b"}, "'a-b'", "first-last"),
+        ({"groups": "1"}, "'1'", "first-last"),
+        ({"groups": ""}, "''", "first-last"),
+        ({"groups": "1-2,"}, "''", "first-last"),
+        ({"groups": "1--2"}, "'1--2'", "first-last"),
+        ({"groups": "1-3,3-4"}, "'1-3,3-4'", "name block 3 twice"),
+        ({"groups": "0-5,1-2"}, "'0-5,1-2'", "name block 1 twice"),
+        ({"n": 2, "align": "greedy"}, "align 'greedy'", "hungarian, none"),
+        ({"n": 2, "anchor": "second"}, "anchor 'second'", "first, middle, last"),
+    ],
+)
+@METHOD
+def test_a_wrong_setting_says_what_was_received_and_what_is_accepted(
+    method: type[Merge], settings: dict[str, Any], received: str, accepted: str
+) -> None:
+    with pytest.raises(InputError) as raised:
+        method(**settings)
+    assert received in str(raised.value)
+    assert accepted in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@METHOD
+def test_groups_that_are_to_be_searched_stay_auto_with_their_size(method: type[Merge | Collapse]) -> None:
+    assert method(groups="auto").resolved(deep(4)) == method(groups="auto", n=2).resolved(deep(4))
+    assert method(groups="auto").resolved(deep(4)) | {"groups": "0-1,2-3"} == method(n=2).resolved(deep(4)) | {"n": 2}
+    assert method(groups="auto", n=3).resolved(deep(4)) != method(groups="auto").resolved(deep(4))
+    with pytest.raises(InputError, match=r"n 5 for a model of 4 blocks; accepted: 2 \.\.\. 4"):
+        method(groups="auto", n=5).resolved(deep(4))
+    with pytest.raises(InputError, match="n 2 for a model of 1 block, which has none to be grouped with"):
+        method(groups="auto").resolved(deep(1))
+    with pytest.raises(InputError, match="groups auto, and nothing has searched for them"):
+        method(groups="auto", align="none").apply(deep(4), None)
+
+
+@pytest.mark.parametrize("settings", [{"n": BLOCKS + 1}, {"groups": "0-9"}, {"groups": f"1-{BLOCKS}"}])
+@METHOD
+def test_a_setting_beyond_the_depth_is_refused_before_anything_is_edited(
+    method: type[Merge], settings: dict[str, Any]
+) -> None:
+    decoder = tiny("gpt2").decoder
+    before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
+    for act in (
+        lambda: method(**settings).resolved(deep(BLOCKS)),
+        lambda: method(**settings, align="none").apply(decoder, None),
+    ):
+        with pytest.raises(InputError, match=r"for a model of (4 blocks; accepted: 2 \.\.\. 4|blocks 0 \.\.\. 3)"):
+            act()
+    assert all(tensor.equal(before[name]) for name, tensor in decoder.model.state_dict().items())
+
+
+@METHOD
+def test_a_model_of_one_block_has_no_groups(method: type[Merge]) -> None:
+    with pytest.raises(InputError, match="n 2 for a model of 1 block, which has none to be grouped with"):
+        method(n=2).resolved(deep(1))
+
+
+@METHOD
+def test_aligning_without_calibration_text_is_refused(method: type[Merge]) -> None:
+    assert method(n=2).needs_calibration
+    assert not method(n=2, align="none").needs_calibration
+    with pytest.raises(InputError, match="needs calibration text"):
+        method(n=2).apply(tiny("gpt2").decoder, None)
+
+
+@pytest.mark.parametrize("align", ["hungarian", "none"])
+@METHOD
+def test_ffns_of_different_widths_have_no_average(method: type[Merge | Collapse], align: Any) -> None:
+    model = tiny("gpt2")
+    model.decoder.keep_neurons_({1: torch.arange(7)})
+    before = model.sha256
+    with pytest.raises(InputError, match="blocks 0 and 1 have 128 and 7 neurons; accepted: as many"):
+        method(groups="0-1", align=align).apply(model.decoder, Calibration(model.decoder, windows()))
+    assert Model(model.decoder, None, model.provenance).sha256 == before
