@@ -22,14 +22,15 @@ Options = Callable[[], Iterable[Parameter]]
 
 @dataclass(frozen=True)
 class Command:
-    """A function and the options that are handed to its ``**settings``.
+    """A function as a command: its parameters are options, and so are the settings of a dataclass that it takes.
 
     Attributes:
-        function: its parameters are options too; the others stand after the first of them that is named `model`.
-        options: return the others, when the command is called.
-        help: by default the function's docstring.
-        without: parameters of the function that are no options of this command.
-        defaults: of its parameters, where they differ here.
+        function: runs the command.
+        options: return the options after `model` that reach the function's ``**settings``. One that has the name of a
+            parameter takes its place. Called only when the command is.
+        help: what the command does; by default the function's docstring.
+        without: parameters that are no options of this command.
+        defaults: defaults of parameters where this command has others.
     """
 
     function: Callable[..., None]
@@ -117,7 +118,7 @@ def group(entries: Callable[[], Mapping[str, Entry]], callback: Callable[..., No
 
 
 def field_options(
-    dataclass: Declared, names: Iterable[str] | None = None, *, unset: bool = False, without: Iterable[str] = ()
+    declared: Declared, names: Iterable[str] | None = None, *, unset: bool = False, without: Iterable[str] = ()
 ) -> Iterator[Parameter]:
     """Yield an option for each field of a dataclass.
 
@@ -126,9 +127,9 @@ def field_options(
         unset: options that are not given are None, whatever the field's default.
         without: fields that are no options.
     """
-    for name in dataclass.fields if names is None else names:
+    for name in declared.fields if names is None else names:
         if name not in without:
-            yield _option(name, dataclass.fields[name], dataclass.fields, unset)
+            yield _option(name, declared.fields[name], declared.fields, unset)
 
 
 def _option(name: str, field: Declaration, fields: Iterable[str], unset: bool) -> Parameter:

@@ -93,6 +93,8 @@ class Source(dict[str, Any]):
                 self[name] = Declared(node, self)
             case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
                 self[name] = self.evaluate(value)
+            case _:
+                raise KeyError(name)
         return self[name]
 
     def __getattr__(self, name: str) -> Any:
@@ -100,6 +102,7 @@ class Source(dict[str, Any]):
 
     def evaluate(self, expression: ast.expr) -> Any:
         """Return the value of an expression of this module; classes of layerfold in it are `Declared`."""
+        # `self` is both scopes: a comprehension in it looks names up in the global one.
         return eval(compile(ast.Expression(expression), "<declared>", "eval"), self, self)
 
 
