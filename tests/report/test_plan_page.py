@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import yaml
 from pages import HOSTILE, Page
-from plans import trial
+from plans import saying, trial
 
 from layerfold.errors import OutputError
 from layerfold.report import write_plan_csv, write_plan_html
@@ -77,8 +77,8 @@ def test_a_plan_of_one_trial_that_was_not_timed(make_plan, tmp_path):
 def test_all_text_is_escaped(make_plan, tmp_path):
     hostile = {HOSTILE: HOSTILE}
     plain = make_plan()
-    first = replace(plain.trials[1], said=HOSTILE, family=HOSTILE)
-    endless = replace(plain.trials[2], said=HOSTILE, perplexity=float("inf"))
+    first = saying(plain.trials[1], HOSTILE, HOSTILE)
+    endless = saying(plain.trials[2], HOSTILE, perplexity=float("inf"))
     planned = replace(
         plain,
         model=f"{HOSTILE}\x1b\ud800</title></style>{{{{ 7 * 7 }}}}",

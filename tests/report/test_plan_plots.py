@@ -8,7 +8,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from plans import TRIALS, trial
+from plans import TRIALS, saying, trial
 
 from layerfold.report.plan_plots import trials_plot
 
@@ -54,7 +54,7 @@ def test_a_family_has_its_colour_whatever_else_was_tried(make_plan):
     plot = trials_plot(make_plan(trials=drops))
     assert len(markers(plot, SECOND)) == 2
     assert not {"merge", "share"} & set(texts(plot))
-    other = replace(drops[0], family="$other")
+    other = saying(drops[0], "other", "$other")
     assert "$other" in texts(trials_plot(make_plan(trials=[*drops, other])))
 
 

@@ -190,7 +190,7 @@ def test_hostile_text_is_plain_text(make_found):
     ],
 )
 def test_what_is_removed(make_found, indices, shown, short):
-    candidate = replace(make_found().base, removed=indices)
+    candidate = replace(make_found().base, changed=indices)
     assert (removed(candidate), condensed(candidate)) == (shown, short)
 
 
