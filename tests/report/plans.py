@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.planning import Evaluation
@@ -23,6 +25,23 @@ def trial(family: str, parameters: int, perplexity: float, whole: bool = False, 
     blocks = (parameters - 2090048) // 405504
     size = {"parameters": parameters, "blocks": blocks, "neurons": parameters // 2000, "heads": 6 * blocks}
     return Evaluation(made, whole, **size, perplexity=perplexity)
+
+
+@dataclass(frozen=True)
+class Saying(Configuration):
+    """A configuration that says of itself what it is told to."""
+
+    words: str = ""
+
+    @property
+    def said(self) -> str:
+        return self.words
+
+
+def saying(trial: Evaluation, words: str, family: str | None = None, **changes: Any) -> Evaluation:
+    """Return a trial with other words for what was done."""
+    made = trial.configuration
+    return replace(trial, configuration=Saying(family or made.family, made.methods, made.repair, words), **changes)
 
 
 TRIALS = (

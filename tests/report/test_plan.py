@@ -12,7 +12,7 @@ import pages
 import pytest
 import yaml
 from pages import HOSTILE, cards_of, headers
-from plans import TRIALS, trial
+from plans import TRIALS, saying, trial
 
 from layerfold.maths.intervals import Interval
 from layerfold.report import plan_report
@@ -276,7 +276,7 @@ def test_a_plan_of_one_trial(make_plan):
 
 
 def test_hostile_text_is_plain_text(make_plan):
-    hostile = replace(TRIALS[0], said=f"{HOSTILE}\x1b[2J")
+    hostile = saying(TRIALS[0], f"{HOSTILE}\x1b[2J")
     text = printed(make_plan(trials=(*TRIALS[1:], hostile), text={"corpus": "[red]x[/red]\x1b"}), 400)
     assert "\x1b" not in text
     assert HOSTILE in text

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 from pages import FIRST, INK, SECOND, markers, texts
-from plans import TRIALS, trial
+from plans import TRIALS, saying, trial
 
 from layerfold.report.plan_plots import trials_plot
 
@@ -48,7 +48,7 @@ def test_a_family_has_its_colour_whatever_else_was_tried(make_plan):
     plot = trials_plot(make_plan(trials=drops))
     assert len(markers(plot, SECOND)) == 2
     assert not {"merge", "share"} & set(texts(plot))
-    other = replace(drops[0], family="$other")
+    other = saying(drops[0], "other", "$other")
     assert "$other" in texts(trials_plot(make_plan(trials=[*drops, other])))
 
 

@@ -44,8 +44,7 @@ class Order:
         lengths = set(range(2, max(runs[grown] for grown in short) + 2)) - self._spans.keys()
         self._spans |= spanning(self._decoder, self._fitted, lengths, progress=self._progress)
         scores = Scores(Spanned(self._decoder, self._spans), self._windows, divergence=False)
-        select = Selection(scores, "perplexity", race=True, seed=self._seed, progress=self._progress)
-        return select({0: sorted(short)}, 1)[0][0]
+        return Selection(scores, "perplexity", race=True, seed=self._seed, progress=self._progress).best(sorted(short))
 
     def clear(self) -> None:
         """Let go of the refits; another question makes them again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -112,10 +113,11 @@ class DropSearch(Search[Found]):
             timings = time_depths(run.model, run.sha256, self.part, list(best), self.rounds, run.folder, progress)
 
         def measured(removed: Blocks, scores: Scores) -> Candidate:
+            kl = scores.mean(removed, "kl")
             return Candidate(
                 removed,
                 perplexity=exponential(scores.mean(removed, "perplexity")),
-                kl=scores.mean(removed, "kl"),
+                kl=math.nan if math.isnan(kl) else kl,  # one object: a candidate is equal to itself, measured again
                 parameters=on_test.parameters(removed),  # not of repairs of one block each, which untie FFNs
                 blocks=decoder.n_blocks - (len(removed) if self.part == "block" else 0),
             )

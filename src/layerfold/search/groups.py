@@ -66,8 +66,7 @@ def best_groups(
         if calibration is not None and method.needs_calibration:
             calibration.matches(pair for group in groups for pair in method.pairs(group))
         stages.held = {group: stages.held.get(group) or averaged(group) for group in groups}
-        ((best,),) = select({0: candidates}, 1).values()
-        return best
+        return select.best(candidates)
 
     joined = search(lambda some: choose(some, race), lambda some: choose(some, whole), joins, published)
     figures = {

@@ -98,6 +98,10 @@ class Selection:
         self.finished += chain(*running.values())
         return {count: self._ranked(candidates)[:keep] for count, candidates in running.items()}
 
+    def best(self, candidates: Sequence[Blocks]) -> Blocks:
+        """Return the best of candidates that all compete with each other."""
+        return self({0: candidates}, 1)[0][0]
+
     def _still_running(self, candidates: list[Blocks], windows: list[int], keep: int, error: float) -> list[Blocks]:
         values = np.stack([self._scores.values(removed, self._objective)[windows] for removed in candidates])
         gone = behind(values, len(self._scores.windows), keep, error)

@@ -98,7 +98,7 @@ class WindowSearch(Search[FoundWindows]):
                 progress=progress,
                 chance=CHANCE / len(shares),
             )
-            first = select({share.size: list(others)}, 1)[share.size][0]
+            first = select.best(list(others))
             chosen_by.measure([()], progress=progress, description="measuring the model as it is")
             candidates += [measured(chosen_by, blocks) for blocks in select.finished]
             best[share.size], winners[first] = measured(chosen_by, first), others[first]
@@ -152,7 +152,7 @@ def best_window(
     others = shared(share, share.windows(decoder), decoder, calibration, progress)
     scores = Scores(Replaced(decoder, others), text, divergence=False)
     select = Selection(scores, "perplexity", race=False, seed=0, progress=progress)
-    ((best, *_),) = select({share.size: list(others)}, 1).values()
+    best = select.best(list(others))
     perplexities = {f"{each[0]}:{share.size}": measured(scores, each).perplexity for each in others}
     return share.at(best[0]), {"perplexity": perplexities}
 
