@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -185,10 +184,9 @@ class GroupAverage:
         matches = self._matches(decoder, calibration)
         ffns = {index: decoder.blocks[index].ffn for group in groups for index in group}
         # An FFN tied by an earlier merge parts from its twins: writing into it must not reach another block.
-        users = Counter(id(tensor) for block in decoder.blocks for tensor in block.module.parameters())
-        for ffn in ffns.values():
-            if users[id(ffn.down.module.weight)] > 1:
-                ffn.own_()
+        tied = {index for blocks in decoder.blocks_by_ffn if len(blocks) > 1 for index in blocks}
+        for index in tied & ffns.keys():
+            ffns[index].own_()
         for group in groups:
             anchor = self.anchor_of(group)
             # Float32 sums, so that averaging half-precision weights does not round at each step.

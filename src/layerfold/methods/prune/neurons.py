@@ -13,24 +13,13 @@ from layerfold.maths.moments import SecondMoments
 from layerfold.maths.ranking import lowest, lowest_in_rows, shares
 from layerfold.methods.prune.sparsegpt import refitted, removal_errors
 from layerfold.model.decoder import Decoder
-from layerfold.model.ffn import FFN, MASK
-
-
-def owners(decoder: Decoder) -> dict[int, list[int]]:
-    """For each distinct FFN the first block that has it: all blocks that do."""
-    first: dict[int, int] = {}
-    found: dict[int, list[int]] = {}
-    for index, width in enumerate(decoder.d_ffn):
-        if width:
-            owner = first.setdefault(id(decoder.blocks[index].ffn.down.module.weight), index)
-            found.setdefault(owner, []).append(index)
-    return found
+from layerfold.model.ffn import FFN
 
 
 def sizes(decoder: Decoder) -> tuple[Tensor, int]:
     """Count how many of each neuron's weights are not zero, (neurons,), and how many can go: each FFN keeps one."""
     counts = [torch.zeros(0, dtype=torch.int64)]
-    for index in owners(decoder):
+    for index, *_ in decoder.blocks_by_ffn:
         held = [each.count_nonzero(1) for each in decoder.blocks[index].ffn.units]
         counts.append(torch.stack(held).sum(0))
     return torch.cat(counts), sum(map(len, counts)) - len(counts) + 1
@@ -38,9 +27,8 @@ def sizes(decoder: Decoder) -> tuple[Tensor, int]:
 
 def check_refit(decoder: Decoder) -> None:
     """Raise InputError for an FFN that a refit would fill where zeros are to stay."""
-    for index in owners(decoder):
-        mask: Tensor | None = getattr(decoder.blocks[index].ffn.down.module, MASK, None)
-        if mask is not None and not mask.all():
+    for index, *_ in decoder.blocks_by_ffn:
+        if decoder.blocks[index].ffn.down.holds_zeros:
             raise InputError(
                 f"criterion 'sparsegpt' refits the FFN of block {index}, which holds zeros that are to stay; accepted: "
                 "magnitude, wanda, or neurons first and zeros then"
@@ -60,7 +48,7 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
         scope: where the lowest are chosen: ``global``, or in each ``matrix``, as many in proportion to its neurons.
         calibration: text for the criteria that need it; of an FFN that several blocks share, in all of them.
     """
-    blocks = owners(decoder)
+    blocks = {tied[0]: tied for tied in decoder.blocks_by_ffn}
     ffns = {index: decoder.blocks[index].ffn for index in blocks}
     downs = {each.matrix.module: each.name for each in decoder.projections}
     counts = shares(removed, torch.tensor([ffn.d_ffn - 1 for ffn in ffns.values()]))

@@ -20,7 +20,7 @@ from layerfold.maths.linalg import Directions, Match, damped, output_directions
 from layerfold.maths.moments import SecondMoments
 from layerfold.model.decoder import Decoder
 from layerfold.model.factored import Factored
-from layerfold.model.ffn import Matrix
+from layerfold.model.matrix import Matrix
 
 Base = Literal["anchor", "mean", "fitted"]
 Init = Literal["data-svd", "svd", "zero"]
