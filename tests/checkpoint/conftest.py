@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kinds import made
-
-Saved = Callable[[str, str, str], Path]
+from kinds import Saved, made
 
 
 @pytest.fixture(scope="session")

@@ -105,6 +105,10 @@ KINDS = [
 ]
 
 
+Saved = Callable[[str, str, str], Path]
+"""A fixture: where a kind of model lies, of a family and in a form."""
+
+
 def model_of(decoder: Decoder) -> Model:
     return Model(decoder, None, Provenance("tiny"))
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Saved
-from kinds import change_manifest, made, manifest
+from kinds import Saved, change_manifest, made, manifest
 from safetensors.torch import load_file, save_file
 from tiny import logits, tiny
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Saved
-from kinds import KINDS, OF_ALL_FAMILIES, by_transformers, close, made, manifest, model_of, with_tokenizer
+from kinds import KINDS, OF_ALL_FAMILIES, Saved, by_transformers, close, made, manifest, model_of, with_tokenizer
 from safetensors.torch import load_file
 from tiny import FAMILY_NAMES, assert_masks_equal, continued, logits, sparsify, tiny, tiny_model, token_ids, tokenizer
 from torch import Tensor

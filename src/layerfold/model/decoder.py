@@ -212,16 +212,13 @@ class Decoder:
     @property
     def removed_parts(self) -> dict[str, tuple[int, ...]]:
         """The indices of the blocks that have no attention, under ``attention``, and of those that have no FFN."""
-        return {part: tuple(i for i in range(self.n_blocks) if self._is_absent(part, i)) for part in PARTS}
+        return {part: tuple(block.index for block in self.blocks if block.output(part) is None) for part in PARTS}
 
     @property
     def removed_prefixes(self) -> tuple[str, ...]:
         """What the names of the tensors that are gone with the removed parts would begin with."""
         gone = ((part, index) for part, indices in self.removed_parts.items() for index in indices)
         return tuple(f"{path}." for part, index in gone for path in self._paths(part, index))
-
-    def _is_absent(self, part: str, index: int) -> bool:
-        return isinstance(self.model.get_submodule(self._paths(part, index)[0]), AbsentAttention | AbsentFFN)
 
     def _paths(self, part: str, index: int) -> tuple[str, str]:
         """Paths from the causal LM to a part of a block and to the norm before it."""
@@ -243,7 +240,7 @@ class Decoder:
                 f"blocks to remove the {part} of: {chosen}; accepted: distinct indices in 0 ... {self.n_blocks - 1}"
             )
         for index in chosen:
-            if self._is_absent(part, index):
+            if self.blocks[index].output(part) is None:
                 raise InputError(f"block {index} has no {'FFN' if part == 'ffn' else part}: it was dropped")
         for index in chosen:
             sublayer, norm = self._paths(part, index)

@@ -16,7 +16,7 @@ from layerfold.maths.ridge import Fit, ridge_fit
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix
 from layerfold.progress import SILENT, Progress
-from layerfold.repair.regression import Error, Problem, Walked, halved, held_out_windows, refittable, walk
+from layerfold.repair.regression import Error, Problem, Residuals, halved, held_out_windows, refittable, residuals
 from layerfold.text.windows import Windows
 
 _EXACT = 1e-10
@@ -92,7 +92,7 @@ def refit_(
             for index in unit:
                 targets[index] = teacher.states = teacher.passed(range(reached, cuts[index]))
                 reached = cuts[index]
-            last, repaired = _repair(partial(walk, stream, held_out, targets), unit, tied, ffns, attentions)
+            last, repaired = _repair(partial(residuals, stream, held_out, targets), unit, tied, ffns, attentions)
             stream.states = last.states
             found += repaired
     return found
@@ -109,24 +109,24 @@ def _units(n_blocks: int, tied: Iterable[Sequence[int]]) -> Iterator[range]:
             start = end = index + 1
 
 
-Walk = Callable[[Problem], Walked]
-"""Passes the text through a unit of blocks as they are, and collects moments for a problem."""
+Measure = Callable[[Problem], Residuals]
+"""Measures what a unit of blocks misses as it is, and collects moments for a problem."""
 
 Fits = list[tuple[Problem, Fit]]
 """What was fitted and kept."""
 
 
 def _repair(
-    passing: Walk,
+    measure: Measure,
     unit: range,
     tied: Iterable[Sequence[int]],
     ffns: Sequence[Matrix | None],
     attentions: Sequence[Matrix | None],
-) -> tuple[Walked, Iterator[Repaired]]:
+) -> tuple[Residuals, Iterator[Repaired]]:
     """Repair a unit of blocks; return what leaves it, and what was done to each block."""
     ffn, attention = ffns[unit[0]], attentions[unit[0]]
     if len(unit) == 1 and ffn is not None and attention is not None:
-        first, last, fits = _jointly(passing, unit[0], attention, ffn)
+        first, last, fits = _jointly(measure, unit[0], attention, ffn)
     else:
         own = [{index: (found,)} for index in unit if (found := attentions[index]) is not None]
         shared = [
@@ -135,7 +135,7 @@ def _repair(
             if blocks[0] in unit
         ]
         # FFNs once more where attentions have changed what they read.
-        first, last, fits = _in_turn(passing, [*shared, *own, *(shared if own else ())])
+        first, last, fits = _in_turn(measure, [*shared, *own, *(shared if own else ())])
 
     def repaired() -> Iterator[Repaired]:
         for index in unit:
@@ -155,13 +155,13 @@ def _repair(
     return last, repaired()
 
 
-def _jointly(passing: Walk, index: int, attention: Matrix, ffn: Matrix) -> tuple[Walked, Walked, Fits]:
+def _jointly(measure: Measure, index: int, attention: Matrix, ffn: Matrix) -> tuple[Residuals, Residuals, Fits]:
     """Fit a block's attention and FFN at once, and the FFN to what is left; or the FFN alone where that does better.
 
     One after the other would not do: what either lacks, the other makes up for in part, so that each gains little.
     """
     both, alone = (attention, ffn), (ffn,)
-    first = passing({index: both})
+    first = measure({index: both})
     if first.error.all <= _EXACT:
         return first, first, []
     were = values(both)
@@ -169,26 +169,26 @@ def _jointly(passing: Walk, index: int, attention: Matrix, ffn: Matrix) -> tuple
     first = first.without_moments()
     fits: Fits = [({index: alone}, only)]
     add_(both, joint)
-    rest = _fit(passing({index: alone}), alone)
+    rest = _fit(measure({index: alone}), alone)
     if rest.after < only.after:
         fits = [({index: both}, joint), ({index: alone}, rest)]
     else:
         restore_(both, were)
     add_(alone, fits[-1][1])
-    last = passing({})
+    last = measure({})
     if not last.error <= first.error:
         restore_(both, were)
-        last, fits = passing({}), []
+        last, fits = measure({}), []
     return first, last, fits
 
 
-def _in_turn(passing: Walk, problems: Sequence[Problem]) -> tuple[Walked, Walked, Fits]:
+def _in_turn(measure: Measure, problems: Sequence[Problem]) -> tuple[Residuals, Residuals, Fits]:
     """Fit one problem after the other."""
-    walks: list[Problem] = [*problems, {}]
-    last = passing(walks[0])
+    turns: list[Problem] = [*problems, {}]
+    last = measure(turns[0])
     first = last.without_moments()
     fits: Fits = []
-    for problem, following in pairwise(walks):
+    for problem, following in pairwise(turns):
         if last.error.all <= _EXACT:
             break
         matrices = next(iter(problem.values()))
@@ -197,17 +197,17 @@ def _in_turn(passing: Walk, problems: Sequence[Problem]) -> tuple[Walked, Walked
         # Where blocks share what is fitted, each changes what the next one reads: a shorter step may do.
         for share in (1.0, 0.5, 0.25) if len(problem) > 1 else (1.0,):
             add_(matrices, fit, share)
-            last = passing(following)
+            last = measure(following)
             if last.error <= before:
                 fits.append((problem, fit))
                 break
             restore_(matrices, were)
         else:
-            last = passing(following)
+            last = measure(following)
     return first, last, fits
 
 
-def _fit(found: Walked, matrices: Sequence[Matrix], last: int | None = None) -> Fit:
+def _fit(found: Residuals, matrices: Sequence[Matrix], last: int | None = None) -> Fit:
     moments, held_out = found.moments
     return ridge_fit(moments, held_out, constant=matrices[-1].bias is not None, last=last)
 

@@ -48,8 +48,8 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Walked:
-    """What came of passing the text through a unit of blocks.
+class Residuals:
+    """What blocks miss of their targets, and what a regression of that needs.
 
     Attributes:
         errors: by block.
@@ -67,7 +67,7 @@ class Walked:
         each = self.errors.values()
         return Error(sum(error.all for error in each), sum(error.held_out for error in each))
 
-    def without_moments(self) -> Walked:
+    def without_moments(self) -> Residuals:
         """Return the rest, so that the moments of one pass are held at a time."""
         return replace(self, moments=())
 
@@ -132,8 +132,8 @@ def parts(stream: Stream, held_out: Tensor, batch: slice) -> tuple[Tensor, Tenso
     return real & ~apart, real & apart
 
 
-def walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Walked:
-    """Pass the text through the blocks that have a target."""
+def residuals(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Residuals:
+    """Pass the text through the blocks that have a target, and see what they miss of it."""
     moments = RegressionMoments(), RegressionMoments()
     # Weighted sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
     sums = {index: torch.zeros(2, 2, dtype=torch.float64) for index in targets}
@@ -158,4 +158,4 @@ def walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem
             raise ModelError(NOT_FINITE)
         should.clamp_min_(torch.finfo(torch.float32).tiny)
         errors[index] = Error(float(missed.sum() / should.sum()), float(missed[1] / should[1]))
-    return Walked(errors, moments, states)
+    return Residuals(errors, moments, states)
