@@ -29,7 +29,7 @@ from layerfold.methods import Collapse, Merge, Prune
 from layerfold.methods.prune.method import Criterion
 from layerfold.model.block import Block
 from layerfold.model.decoder import Decoder
-from layerfold.model.ffn import Matrix
+from layerfold.model.matrix import Matrix
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection, beam

@@ -11,6 +11,7 @@ from tiny import BLOCKS, correlations, logits, sparsify, tiny, windows
 from layerfold import calibration as module
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, ModelError
+from layerfold.inference import streaming
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.maths.linalg import match_neurons
 from layerfold.maths.moments import SecondMoments
@@ -42,7 +43,7 @@ def test_padded_positions_are_excluded() -> None:
 def test_the_batch_size_changes_nothing(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, cut = tiny("llama").decoder, windows()
     expected = Calibration(decoder, cut).correlations(PAIRS)
-    monkeypatch.setattr(module, "_BATCH_TOKENS", tokens)
+    monkeypatch.setattr(streaming, "_BATCH_TOKENS", tokens)
     found = Calibration(decoder, cut).correlations(PAIRS)
     assert max(float((found[pair] - expected[pair]).abs().max()) for pair in PAIRS) < 1e-4
 
@@ -192,7 +193,7 @@ def test_padded_positions_are_in_no_moment() -> None:
 def test_moments_do_not_depend_on_the_batch_size(tokens: int, edits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, cut = tiny("qwen3").decoder, windows()
     expected = reads(decoder, cut)
-    monkeypatch.setattr(module, "_BATCH_TOKENS", tokens)
+    monkeypatch.setattr(streaming, "_BATCH_TOKENS", tokens)
     for name, each in moments(decoder, cut, edits=edits).items():
         assert_moments_of(each, expected[name])
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from layerfold.checkpoint.model import Model
 from layerfold.inference.scoring import window_nats
 from layerfold.model.decoder import Decoder
-from layerfold.model.readout import Readout, attention_readout, ffn_readout
+from layerfold.model.matrix import Matrix
 from layerfold.text.windows import Windows, cut_windows
 
 DEPTH = 6
@@ -49,8 +49,8 @@ def texts() -> Any:
     return peers.Texts(text(), SimpleNamespace(windows=lambda model: text()))
 
 
-def readouts(decoder: Decoder, index: int) -> list[Readout]:
-    found = [attention_readout(decoder.blocks[index]), ffn_readout(decoder.blocks[index])]
+def outputs(decoder: Decoder, index: int) -> list[Matrix]:
+    found = [decoder.blocks[index].output(part) for part in ("attention", "ffn")]
     return [each for each in found if each is not None]
 
 
@@ -62,7 +62,7 @@ def idle(family: str, *indices: int) -> Model:
     """A model some of whose blocks add nothing."""
     made = model(family)
     for index in indices:
-        for each in readouts(made.decoder, index):
+        for each in outputs(made.decoder, index):
             for tensor in each.tensors:
                 tensor.zero_()
     return made

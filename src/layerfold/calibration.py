@@ -11,22 +11,20 @@ from torch import Tensor
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import InputError, ModelError
-from layerfold.inference import memory
 from layerfold.inference.sensitivity import Sensitivities, sensitivities
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.inference.streaming import Stream
 from layerfold.maths.linalg import Match, match_neurons
 from layerfold.maths.moments import CrossMoments, SecondMoments
 from layerfold.model.block import Projection
 from layerfold.model.decoder import Decoder, check_precision
-from layerfold.model.ffn import Matrix
-from layerfold.model.readout import reading
+from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
 from layerfold.text.corpora import read_corpus
 from layerfold.text.used import Note, cut_enough
 from layerfold.text.windows import Windows
 
-_BATCH_TOKENS = 1024
 _CONTEXT = 1024
 
 Pair = tuple[int, int]
@@ -94,30 +92,26 @@ class Calibration:
         # Each pair is met at the later of its two blocks, with the earlier one's FFN inputs at hand.
         last = max(map(max, pairs))
         last_use = {early: max(max(p) for p in pairs if min(p) == early) for early in set(map(min, pairs))}
-        stepper = Stepper(self.decoder)
-        batches = self.windows.batches(_BATCH_TOKENS)
-        hidden = self._embedded(stepper)
+        stream = Stream(Stepper(self.decoder), self.windows)
         inputs: dict[int, Spool] = {}
         for index in self.progress.track(range(last + 1), "calibrating, block", last + 1):
             here = [pair for pair in pairs if max(pair) == index]
             moments = {pair: CrossMoments() for pair in here}
             if index in last_use:
-                inputs[index] = self._empty()
-            for batch in batches:
-                ffn = ffns.get(index)
-                with reading(() if ffn is None else (ffn.up, ffn.down)) as seen:
-                    hidden[batch] = stepper.step(index, hidden[batch])
-                if ffn is None:
-                    continue
-                ffn_inputs, neurons = (seen[id(matrix.module)] for matrix in (ffn.up, ffn.down))
-                if index in last_use:
-                    inputs[index][batch] = ffn_inputs
-                for pair in here:
-                    earlier = ffns[min(pair)].neurons(inputs[min(pair)][batch])
-                    moments[pair].update(self._real(earlier, batch), self._real(neurons, batch))
-                    del earlier
-                del seen, ffn_inputs, neurons
-                memory.release()
+                inputs[index] = stream.spool()
+            ffn = ffns.get(index)
+            with watching(() if ffn is None else (ffn.up, ffn.down)) as seen:
+                for batch, _, hidden in stream.walk([index]):
+                    stream.states[batch] = hidden
+                    if ffn is None:
+                        continue
+                    if index in last_use:
+                        inputs[index][batch] = seen[ffn.up]
+                    for pair in here:
+                        earlier = ffns[min(pair)].neurons(inputs[min(pair)][batch])
+                        moments[pair].update(stream.rows(batch, earlier), stream.rows(batch, seen[ffn.down]))
+                        del earlier
+                    seen.clear()
             inputs = {anchor: states for anchor, states in inputs.items() if last_use[anchor] > index}
             for pair in here:
                 found = moments.pop(pair)
@@ -155,43 +149,33 @@ class Calibration:
         Raises:
             ModelError: what a projection reads is not finite.
         """
-        stepper = Stepper(self.decoder)
-        batches = self.windows.batches(_BATCH_TOKENS)
         wanted = [each for each in self.decoder.projections if names is None or each.name in names]
         blocks = self.decoder.n_blocks if names is None else 1 + max(each.block or 0 for each in wanted)
         watched = _watched(wanted, pooled)
         with fused_activations(self.decoder.model):
-            hidden = self._embedded(stepper)
+            stream = Stream(Stepper(self.decoder), self.windows)
             for index in self.progress.track(range(blocks), doing, blocks):
                 matrices = watched.get(index, {})
                 moments: dict[str, SecondMoments] = {}
-                for batch in batches:
-                    state = hidden[batch]
-                    for block in range(index, max(matrices, default=index) + 1):
-                        here = matrices.get(block, {})
-                        with reading(here.values()) as seen:
-                            state = stepper.step(block, state)
-                        self._add(moments, {name: seen[id(each.module)] for name, each in here.items()}, batch, whole)
+                with watching(each for here in matrices.values() for each in here.values()) as seen:
+                    for batch, block, hidden in stream.walk(range(index, max(matrices, default=index) + 1)):
                         if block == index and not edits:
-                            hidden[batch] = state
-                        del seen
-                    del state
-                    memory.release()
+                            stream.states[batch] = hidden
+                        first: dict[int, str] = {}
+                        for name, matrix in matrices.get(block, {}).items():
+                            # Matrices that read the same share their moments.
+                            known = first.setdefault(id(seen[matrix]), name)
+                            if known != name:
+                                moments[name] = moments[known]
+                                continue
+                            moments.setdefault(name, SecondMoments(whole)).update(stream.rows(batch, seen[matrix]))
+                        seen.clear()
                 _check_finite(moments)
                 if matrices or names is None:
                     visit(index, moments)
                 del moments
-                for batch in batches if edits else ():
-                    hidden[batch] = stepper.step(index, hidden[batch])
-
-    def _add(self, moments: dict[str, SecondMoments], seen: Mapping[str, Tensor], batch: slice, whole: bool) -> None:
-        """Add a batch of what each matrix reads to its moments, which those that read the same share."""
-        for name, inputs in seen.items():
-            first = next(other for other, read in seen.items() if read is inputs)
-            if first == name:
-                moments.setdefault(name, SecondMoments(whole)).update(self._real(inputs, batch))
-            else:
-                moments[name] = moments[first]
+                if edits:
+                    stream.advance([index])
 
     def ffn_inputs(self, blocks: Iterable[int]) -> dict[int, FFNInputs]:
         """Return the second moments of what the matrices of these blocks' FFNs read; those of all asked for are held.
@@ -233,24 +217,6 @@ class Calibration:
         other = Calibration(decoder, self.windows, self.progress)
         other._sensitivities = self._sensitivities  # which are told apart by weights
         return other
-
-    def _embedded(self, stepper: Stepper) -> Spool:
-        """The first block's inputs, (windows, tokens, d_model)."""
-        hidden = self._empty()
-        for batch in self.windows.batches(_BATCH_TOKENS):
-            hidden[batch] = stepper.embed(self.windows.input_ids[batch])
-        return hidden
-
-    def _empty(self) -> Spool:
-        """Room for the residual stream at one place, (windows, tokens, d_model)."""
-        return Spool((len(self.windows), self.windows.context, self.decoder.d_model))
-
-    def _real(self, activations: Tensor, batch: slice) -> Tensor:
-        """(rows, width): a batch's activations, (windows, tokens, width), at the positions that hold text."""
-        lengths = self.windows.lengths[batch]
-        if int(lengths.min()) == self.windows.context:
-            return activations.flatten(0, 1)
-        return activations[torch.arange(self.windows.context) < lengths[:, None]]
 
 
 def calibration_windows(
@@ -297,7 +263,7 @@ def _watched(wanted: Iterable[Projection], pooled: bool) -> dict[int, dict[int, 
     first: dict[int, Projection] = {}
     found: dict[int, dict[int, dict[str, Matrix]]] = {}
     for each in wanted:
-        owner = first.setdefault(id(each.matrix.module.weight), each) if pooled else each
+        owner = first.setdefault(each.matrix.key, each) if pooled else each
         found.setdefault(owner.block or 0, {}).setdefault(each.block or 0, {})[owner.name] = each.matrix
     return found
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import continued, halve_, logits, tiny, token_ids, tokenizer
+from kinds import Saved, made, with_tokenizer
+from tiny import continued, logits, token_ids, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto import configuration_auto, modeling_auto
 
@@ -19,81 +20,61 @@ import layerfold
 from layerfold.checkpoint.auto import CompactConfig, CompactForCausalLM, register_config, register_model
 from layerfold.checkpoint.compact import COMPACT_WEIGHTS
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import InputError, ModelError
-from layerfold.methods import Merge, Share
 from layerfold.model.decoder import Decoder
 from layerfold.model.deltas import ranks
 from layerfold.model.masks import held
 
 
-def shared(family: str) -> Model:
-    model = tiny(family)
-    Share(window="1:3", rank=4, init="svd", align="none").apply(model.decoder, None)
-    return model
-
-
-def tied(family: str) -> Model:
-    model = tiny(family)
-    Merge(groups="1-3", align="none", tie=True).apply(model.decoder, None)
-    return model
-
-
-def pruned(family: str) -> Model:
-    model = tiny(family)
-    halve_(model.decoder)
-    model.decoder.remove_("attention", [0])
-    model.decoder.keep_neurons_({1: torch.arange(7)})
-    return model
-
-
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("auto") / "shared"
-    shared("llama").save(folder, format="compact")
+    with_tokenizer("shared", "llama").save(folder, format="compact")
     return folder
 
 
-@pytest.mark.parametrize("build", [shared, tied, pruned])
-def test_a_compact_checkpoint_is_loaded_as_what_it_holds(build: Any, family: str, tmp_path: Path) -> None:
-    model = build(family)
-    model.save(tmp_path, format="compact", overwrite=True)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(loaded) is type(model.decoder.model)
+@pytest.mark.parametrize("kind", ["shared", "tied", "masked, of several widths, lacking"])
+def test_a_compact_checkpoint_is_loaded_as_what_it_holds(kind: str, family: str, saved: Saved) -> None:
+    expected = made(kind, family).decoder
+    loaded: Any = AutoModelForCausalLM.from_pretrained(saved(kind, family, "compact"))
+    assert type(loaded) is type(expected.model)
     assert not loaded.training
     decoder = Decoder(loaded)
-    assert torch.equal(logits(decoder), logits(model.decoder))
-    assert hash_weights(loaded) == model.sha256
-    assert decoder.size() == model.decoder.size()
-    assert ranks(decoder) == ranks(model.decoder)
-    assert list(held(decoder)) == list(held(model.decoder))
-    assert continued(decoder) == continued(model.decoder, use_cache=False)
+    assert torch.equal(logits(decoder), logits(expected))
+    assert hash_weights(loaded) == hash_weights(expected.model)
+    assert decoder.size() == expected.size()
+    assert ranks(decoder) == ranks(expected)
+    assert list(held(decoder)) == list(held(expected))
+    assert continued(decoder) == continued(expected, use_cache=False)
 
 
-def test_its_configuration_and_its_tokenizer_too(saved: Path) -> None:
-    config = AutoConfig.from_pretrained(saved)
+def test_its_configuration_and_its_tokenizer_too(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder)
     assert type(config) is CompactConfig
     assert config.model_type == "layerfold"
     assert config.decoder["model_type"] == "llama"
     assert config.decoder["num_hidden_layers"] == 4
-    assert AutoTokenizer.from_pretrained(saved)("naïve 映画").input_ids == tokenizer()("naïve 映画").input_ids
-    assert json.loads((saved / "config.json").read_text()).keys() == {"model_type", "decoder"}
+    assert AutoTokenizer.from_pretrained(folder)("naïve 映画").input_ids == tokenizer()("naïve 映画").input_ids
+    assert json.loads((folder / "config.json").read_text()).keys() == {"model_type", "decoder"}
 
 
 # Both orders, each in a process of its own: here layerfold and transformers have long been imported.
 CHECK = """
 config = AutoConfig.from_pretrained(folder)
 assert type(config).__name__ == "CompactConfig", config
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM
 import torch
 ids, expected = torch.load(folder + ".pt")
 model = AutoModelForCausalLM.from_pretrained(folder)
 assert torch.equal(model(input_ids=ids).logits, expected)
 assert torch.equal(layerfold.load(folder).decoder.model(input_ids=ids).logits, expected)
-assert pipeline("text-generation", folder, tokenizer=AutoTokenizer.from_pretrained(folder))("the", max_new_tokens=2)
 print("equal")
+"""
+PIPELINE = """
+from transformers import AutoTokenizer, pipeline
+assert pipeline("text-generation", folder, tokenizer=AutoTokenizer.from_pretrained(folder))("the", max_new_tokens=2)
 """
 
 
@@ -103,10 +84,11 @@ print("equal")
     ids=["layerfold-first", "transformers-first"],
 )
 def test_either_may_be_imported_first(imports: str, tmp_path: Path) -> None:
-    model = shared("gpt2")
+    model = with_tokenizer("shared", "gpt2")
     model.save(tmp_path / "saved", format="compact")
     torch.save((token_ids(), logits(model.decoder)), tmp_path / "saved.pt")
     script = f"{imports}\nfolder = {str(tmp_path / 'saved')!r}\n{CHECK}"
+    script += PIPELINE if imports.startswith("from") else ""
     environment = {**os.environ, "PYTHONPATH": str(Path(layerfold.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -120,11 +102,11 @@ def test_either_may_be_imported_first(imports: str, tmp_path: Path) -> None:
     assert done.stdout == "equal\n", done.stderr
 
 
-def test_registering_twice_is_no_error(saved: Path) -> None:
+def test_registering_twice_is_no_error(folder: Path) -> None:
     register_config(configuration_auto)
     register_model(modeling_auto)
-    assert type(AutoConfig.from_pretrained(saved)) is CompactConfig
-    AutoModelForCausalLM.from_pretrained(saved)
+    assert type(AutoConfig.from_pretrained(folder)) is CompactConfig
+    AutoModelForCausalLM.from_pretrained(folder)
 
 
 # Options
@@ -140,15 +122,15 @@ def test_registering_twice_is_no_error(saved: Path) -> None:
         (torch.float64, torch.float64),
     ],
 )
-def test_the_type_of_numbers_is_respected(dtype: Any, expected: torch.dtype, saved: Path) -> None:
-    loaded = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
+def test_the_type_of_numbers_is_respected(dtype: Any, expected: torch.dtype, folder: Path) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
     assert loaded(input_ids=token_ids()).logits.dtype == expected
-    assert Decoder(loaded).size() == load(saved).decoder.size()
+    assert Decoder(loaded).size() == load(folder).decoder.size()
 
 
 def test_a_checkpoint_in_half_precision_stays_in_it_unless_told_otherwise(tmp_path: Path) -> None:
-    model = tiny("llama")
+    model = made("plain", "llama")
     model.decoder.model.to(torch.bfloat16)
     model.save(tmp_path / "saved", format="compact")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").dtype == torch.bfloat16
@@ -156,9 +138,9 @@ def test_a_checkpoint_in_half_precision_stays_in_it_unless_told_otherwise(tmp_pa
 
 
 @pytest.mark.parametrize("wrong", ["int8", torch.int8, "foo", "nn", 4, "Tensor"])
-def test_what_is_no_type_of_numbers_is_one_line(wrong: Any, saved: Path) -> None:
+def test_what_is_no_type_of_numbers_is_one_line(wrong: Any, folder: Path) -> None:
     with pytest.raises(InputError) as caught:
-        CompactForCausalLM.from_pretrained(saved, dtype=wrong)
+        CompactForCausalLM.from_pretrained(folder, dtype=wrong)
     assert str(caught.value) == f"dtype {wrong!r}; accepted: auto, or a type of floating-point numbers, as float32"
 
 
@@ -175,18 +157,18 @@ def test_what_is_no_type_of_numbers_is_one_line(wrong: Any, saved: Path) -> None
     ],
     ids=str,
 )
-def test_an_option_that_would_be_ignored_is_refused(option: dict[str, Any], saved: Path) -> None:
+def test_an_option_that_would_be_ignored_is_refused(option: dict[str, Any], folder: Path) -> None:
     if "gguf_file" in option:
         with pytest.raises(InputError, match="option 'gguf_file'"):
-            CompactForCausalLM.from_pretrained(saved, **option)
+            CompactForCausalLM.from_pretrained(folder, **option)
         return
     with pytest.raises(InputError) as caught:
-        AutoModelForCausalLM.from_pretrained(saved, **option)
+        AutoModelForCausalLM.from_pretrained(folder, **option)
     assert str(caught.value) == f"option {next(iter(option))!r} for a compact checkpoint; accepted: dtype"
 
 
-def test_options_that_say_where_to_look_are_taken(saved: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(saved, local_files_only=True, trust_remote_code=False, revision="main")
+def test_options_that_say_where_to_look_are_taken(folder: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False, revision="main")
 
 
 # Damage
@@ -201,9 +183,9 @@ def test_what_is_no_folder_is_one_line() -> None:
     ("name", "said"),
     [(MANIFEST, "lacks its layerfold.json"), (COMPACT_WEIGHTS, "lacks its weights or its structure")],
 )
-def test_what_is_missing_is_said(name: str, said: str, tmp_path: Path) -> None:
-    shared("gpt2").save(tmp_path / "saved", format="compact")
-    (tmp_path / "saved" / name).unlink()
+def test_what_is_missing_is_said(name: str, said: str, copied: Saved) -> None:
+    folder = copied("shared", "gpt2", "compact")
+    (folder / name).unlink()
     with pytest.raises(ModelError, match=said) as caught:
-        AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+        AutoModelForCausalLM.from_pretrained(folder)
     assert "\n" not in str(caught.value)

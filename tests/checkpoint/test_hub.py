@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from kinds import Saved
 from safetensors.torch import load_file, save_file
 from tiny import logits, tiny, tiny_model
 from transformers import BertConfig, BertModel
@@ -23,9 +25,18 @@ from layerfold.model.decoder import Decoder
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    tiny("gpt2").save(tmp_path / "model")
-    return tmp_path / "model"
+def folder(saved: Saved, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved("plain", "gpt2", "dense"), tmp_path / "model"))
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def configured(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def test_pocket_is_what_its_description_says() -> None:
@@ -48,11 +59,6 @@ def test_a_plain_folder_and_its_provenance(tmp_path: Path) -> None:
     assert model.provenance.base_sha256 == model.sha256
 
 
-def test_half_precision_weights_are_read_as_float32(tmp_path: Path) -> None:
-    tiny_model("gpt2").half().save_pretrained(tmp_path / "half")
-    assert load(tmp_path / "half").decoder.model.dtype == torch.float32
-
-
 def test_provenance_survives_saving_and_grows(tmp_path: Path, folder: Path) -> None:
     base = load(folder)
     once = package.compress(base, Collapse(n=2, align="none"))
@@ -73,8 +79,7 @@ def test_an_encoder_is_refused_before_its_weights_are_read(tmp_path: Path) -> No
 
 
 def test_an_unknown_architecture_is_refused(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt9"}))
+    configure(folder, model_type="gpt9")
     with pytest.raises(ModelError, match="gpt9"):
         load(folder)
 
@@ -88,22 +93,27 @@ def test_an_unknown_architecture_is_refused(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors weights"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot be loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 64), "cannot be loaded"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 50_000), "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), r"only \.bin, not loaded"),
         (lambda folder: (folder / "layerfold.json").write_text("[]"), "damaged"),
     ],
-    ids=["no config", "broken config", "empty config", "no weights", "empty weights", "zeros", "a foreign manifest"],
+    ids=[
+        "no config",
+        "broken config",
+        "empty config",
+        "no weights",
+        "empty weights",
+        "zeros",
+        "cut off",
+        "pickled",
+        "a foreign manifest",
+    ],
 )
 def test_a_damaged_folder_is_one_clear_line(folder: Path, damage: object, said: str) -> None:
     damage(folder)  # type: ignore[operator]
     with pytest.raises(ModelError, match=said) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
-
-
-def test_truncated_weights_are_refused(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load(folder)
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["beside weights", "alone"])
@@ -140,12 +150,11 @@ def test_two_tensors_that_a_configuration_calls_tied_stay_two(tmp_path: Path) ->
     """transformers 5 keeps both; 4.x, and what is saved here, goes by the configuration."""
     model = tiny_model("qwen2", tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    configure(tmp_path / "model", tie_word_embeddings=True)
     loaded = load(tmp_path / "model")
     assert torch.equal(logits(loaded.decoder), logits(Decoder(model)))
     loaded.save(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert configured(tmp_path / "saved")["tie_word_embeddings"] is False
 
 
 def test_a_base_on_another_drive_keeps_its_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -157,27 +166,17 @@ def test_a_base_on_another_drive_keeps_its_whole_path(monkeypatch: pytest.Monkey
     assert kept["location"] == "D:/base"
 
 
-def test_why_a_configuration_is_refused_is_not_cut_off(tmp_path: Path) -> None:
-    tiny("qwen2").save(tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"layer_types": ["full_attention"] * 3}))
+def test_why_a_configuration_is_refused_is_not_cut_off(copied: Saved) -> None:
+    folder = copied("plain", "qwen2", "dense")
+    configure(folder, layer_types=["full_attention"] * 3)
     with pytest.raises(ModelError, match=r"cannot be loaded: .*`num_hidden_layers` \(4\) .*`layer_types` \(3\)"):
-        load(tmp_path / "model")
+        load(folder)
 
 
 def test_code_that_is_named_and_not_there_is_not_named_again(folder: Path, tmp_path: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    auto_map = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
-    (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+    configure(folder, auto_map={"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"})
     load(folder).save(tmp_path / "saved")
-    assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
-
-
-def test_pickled_weights_are_not_loaded(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"never read")
-    with pytest.raises(ModelError, match=r"only \.bin, not loaded"):
-        load(folder)
+    assert "auto_map" not in configured(tmp_path / "saved")
 
 
 def test_missing_and_unexpected_tensors_are_named(folder: Path) -> None:
@@ -200,7 +199,7 @@ def test_values_that_are_not_finite_name_their_tensor(folder: Path, value: float
 
 
 def test_the_hub_unreachable_is_one_line_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "hub_reachable", lambda: False)
+    monkeypatch.setattr("layerfold.checkpoint.load.hub_reachable", lambda: False)
     with pytest.raises(OfflineError, match=r"cannot be reached.*'gpt2'"):
         load("gpt2")
     with pytest.raises(OfflineError, match=r"'pokcet'.*did you mean 'pocket'\?"):
@@ -218,14 +217,14 @@ def test_what_is_neither_a_folder_nor_an_id_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./mymodell", "../mymodell", "~/mymodell", "/mymodell", "./a/b"])
 def test_a_path_is_never_asked_of_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "hub_reachable", lambda: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("layerfold.checkpoint.load.hub_reachable", lambda: pytest.fail("asked the Hub"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^no folder at "):
         load(name)
 
 
 def test_the_folder_that_was_meant_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "hub_reachable", lambda: False)
+    monkeypatch.setattr("layerfold.checkpoint.load.hub_reachable", lambda: False)
     monkeypatch.chdir(folder.parent)
     for name in ("./modell", "modell"):
         with pytest.raises(LayerfoldError, match=r"; did you mean 'model'\?$"):
@@ -244,9 +243,8 @@ def test_gguf_needs_its_package_and_its_file(tmp_path: Path, monkeypatch: pytest
 
 
 def test_code_that_a_checkpoint_brings_is_not_run(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
-    (folder / "config.json").write_text(json.dumps(config))
+    auto_map = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    configure(folder, model_type="mine", auto_map=auto_map)
     (folder / "mine.py").write_text("raise SystemExit('this ran')")
     with pytest.raises(ModelError):
         load(folder)

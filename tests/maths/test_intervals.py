@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from layerfold.maths import intervals
 from layerfold.maths.intervals import (
     Interval,
     difference_of_shares,
@@ -76,7 +75,7 @@ def test_second_moments_equal_numpys_for_any_batching(
     whole, diagonal = SecondMoments(True), SecondMoments(False)
     bounds = [0, *sorted({cut for cut in cuts if cut < rows}), rows]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(intervals, "_STRIP", strip)
+        patched.setattr("layerfold.maths.moments._STRIP", strip)
         for first, last in pairwise(bounds):
             for each in (whole, diagonal):
                 each.update(x[first:last])

@@ -17,7 +17,7 @@ from layerfold.methods.base import Notes
 from layerfold.methods.share.lowrank import BASES, INITS
 from layerfold.model.decoder import Decoder
 from layerfold.model.deltas import factored, multiplied_out, ranks
-from layerfold.model.ffn import Matrix
+from layerfold.model.matrix import Matrix
 
 CUT = windows()
 FULL = 32  # d_model, which is less than d_ffn in all families

@@ -16,7 +16,7 @@ from layerfold.calibration import Calibration, FFNInputs
 from layerfold.maths.linalg import Match
 from layerfold.methods import Share
 from layerfold.methods.share import lowrank
-from layerfold.methods.share.lowrank import Fit, Kind
+from layerfold.methods.share.lowrank import Kind, Truncation
 from layerfold.model.deltas import factored
 
 Array = NDArray[np.float64]
@@ -43,12 +43,12 @@ def double(tensor: torch.Tensor) -> Array:
     return tensor.double().numpy()
 
 
-def left(found: list[Kind], fit: Fit) -> list[float]:
+def left(found: list[Kind], fit: Truncation) -> list[float]:
     """By matrix what the deltas leave of its output, as a share of that."""
     return [error / whole for error, whole in errors(found, fit)]
 
 
-def errors(found: list[Kind], fit: Fit) -> list[tuple[float, float]]:
+def errors(found: list[Kind], fit: Truncation) -> list[tuple[float, float]]:
     """By matrix the squares of what the deltas leave of its output, and of that."""
     pairs = []
     for kind, directions, ranks in zip(found, fit.directions, fit.ranks, strict=True):

@@ -3,71 +3,37 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from passes import EDITS, FAMILIES, OUTPUTS, left, made, text
 from tiny import BLOCKS, CONTEXT, corpus, halve_, logits, prose, tiny, tokenizer, windows
 from torch import Tensor
 
 from layerfold.errors import InputError, ModelError
 from layerfold.maths.ridge import Fit, RegressionMoments
-from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
+from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
 from layerfold.repair import refit
 from layerfold.repair.refit import Repaired, refit_
 from layerfold.repair.regression import Error, halved
 from layerfold.text.windows import Windows, cut_windows
 
-SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}
-EDITS: dict[str, Sequence[Method]] = {
-    "drop": [Drop(blocks="1")],
-    "the first dropped": [Drop(blocks="0")],
-    "one block left": [Drop(blocks="0-1,3")],
-    "collapse": [Collapse(n=2, align="none", anchor="last")],
-    "merge": [Merge(n=2, align="none")],
-    "tied": [Merge(n=3, align="none", tie=True)],
-    "a tied one dropped": [Merge(n=3, align="none", tie=True), Drop(blocks="1")],
-    "neurons": [Prune(structure="neurons", criterion="magnitude", sparsity=0.4)],
-    "share": [Share(**SHARE, rank=2)],
-    "share without deltas": [Share(**SHARE, rank=0)],
-    "attention": [Drop(blocks="0-1", part="attention")],
-    "ffn": [Drop(blocks="0,2", part="ffn")],
-    "both parts": [Drop(blocks="1", part="attention"), Drop(blocks="1,3", part="ffn")],
-}
-READOUTS = ("mlp.down_proj.", "mlp.c_proj."), ("self_attn.o_proj.", "attn.c_proj.")
+CASES = [(family, edit) for family in ("gpt2", "llama") for edit in EDITS if edit != "none"]
+CASES += [(family, edit) for family in ("mistral", "qwen2", "qwen3") for edit in ("drop", "tied", "share")]
+EACH = pytest.mark.parametrize(("family", "edit"), CASES)
 ATTENTION = pytest.mark.parametrize("attention", [False, True], ids=["ffn", "attention too"])
-
-
-@functools.cache
-def text() -> Windows:
-    cut = cut_windows(corpus(*(prose(60, seed) for seed in range(4))), tokenizer(), context=CONTEXT)
-    assert cut.lengths[-1] < CONTEXT
-    return cut
 
 
 HELD_OUT = torch.arange(len(text())) % 8 == 7
 
 
-@functools.cache
-def base(family: str) -> tuple[Decoder, Tensor]:
-    """An original, which nothing may change, and its logits."""
-    decoder = tiny(family).decoder
-    return decoder, logits(decoder)
-
-
-@functools.cache
 def edited(family: str, edit: str) -> tuple[Decoder, Decoder, list[int]]:
     """The original and what was made of it, to be looked at only, and the cuts."""
-    original, _ = base(family)
-    decoder = original.copy()
-    modules = [block.module for block in decoder.blocks]
-    for method in EDITS[edit]:
-        method.apply(decoder, None)
-    kept = [modules.index(block.module) for block in decoder.blocks]
-    return original, decoder, [*kept[1:], BLOCKS]
+    decoder, kept = made(family, edit)
+    return made(family, "none")[0], decoder, [*kept[1:], BLOCKS]
 
 
 @functools.cache
@@ -75,22 +41,6 @@ def repaired(family: str, edit: str, attention: bool) -> tuple[Decoder, list[Rep
     original, decoder, cuts = edited(family, edit)
     decoder = decoder.copy()
     return decoder, refit_(decoder, original, cuts, text(), attention=attention)
-
-
-@torch.no_grad()
-def left(decoder: Decoder, cut: Windows) -> list[Tensor]:
-    """What leaves each block, (windows, tokens, d_model), of a plain forward pass."""
-    found: list[Tensor] = []
-    handles = [
-        block.module.register_forward_hook(
-            lambda _, inputs, output: found.append(output[0] if isinstance(output, tuple) else output)
-        )
-        for block in decoder.blocks
-    ]
-    decoder.model(input_ids=cut.input_ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 def share_missed(found: Tensor, should: Tensor, cut: Windows, chosen: Tensor) -> float:
@@ -110,7 +60,7 @@ def units(edit: str, n_blocks: int) -> list[list[int]]:
 
 
 @ATTENTION
-@pytest.mark.parametrize("edit", EDITS)
+@EACH
 def test_errors_are_as_told_and_none_rises(edit: str, attention: bool, family: str) -> None:
     original, before, cuts = edited(family, edit)
     after, told = repaired(family, edit, attention)
@@ -140,15 +90,15 @@ def test_errors_are_as_told_and_none_rises(edit: str, attention: bool, family: s
 
 
 @ATTENTION
-@pytest.mark.parametrize("edit", EDITS)
-def test_nothing_but_readouts_changes(edit: str, attention: bool, family: str) -> None:
+@EACH
+def test_nothing_but_output_matrices_changes(edit: str, attention: bool, family: str) -> None:
     original, before, _ = edited(family, edit)
     after, told = repaired(family, edit, attention)
-    assert torch.equal(logits(original), base(family)[1])
+    assert torch.equal(logits(original), logits(tiny(family).decoder))
     old, new = (dict(each.model.named_parameters(remove_duplicate=False)) for each in (before, after))
     assert list(old) == list(new)
     changed = {name for name, tensor in new.items() if not torch.equal(tensor, old[name])}
-    accepted = READOUTS[0] + READOUTS[1] * attention
+    accepted = OUTPUTS["ffn"] + OUTPUTS["attention"] * attention
     assert all(any(part in name for part in accepted) for name in changed)
     if edit.startswith("share"):
         assert not any("mlp" in name and name.endswith(("weight", ".b")) for name in changed if ".3." not in name)
@@ -166,6 +116,7 @@ def test_nothing_but_readouts_changes(edit: str, attention: bool, family: str) -
     assert not any(module._forward_pre_hooks for module in after.model.modules())
 
 
+@FAMILIES
 @ATTENTION
 def test_what_nothing_was_done_to_stays_bit_by_bit(attention: bool, family: str) -> None:
     original = tiny(family).decoder
@@ -180,7 +131,7 @@ def test_what_nothing_was_done_to_stays_bit_by_bit(attention: bool, family: str)
 def test_what_can_be_made_up_for_is(damaged: str, attention: bool, most: float, family: str) -> None:
     original = tiny(family).decoder
     decoder = original.copy()
-    path = READOUTS[damaged == "attention"][family == "gpt2"].removesuffix(".")
+    path = OUTPUTS[damaged][family == "gpt2"].removesuffix(".")
     weight = decoder.blocks[2].module.get_submodule(path).weight.detach()
     weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     off = (logits(decoder) - logits(original)).square().mean()
@@ -190,6 +141,7 @@ def test_what_can_be_made_up_for_is(damaged: str, attention: bool, most: float, 
     assert told[1].before == told[1].after == Error(0, 0)
 
 
+@FAMILIES
 def test_padding_is_ignored(family: str) -> None:
     original, before, cuts = edited(family, "drop")
     cut = windows()
@@ -210,6 +162,7 @@ def first(cut: Windows, count: int) -> Windows:
     return replace(cut, **{name: getattr(cut, name)[:count] for name in names})
 
 
+@FAMILIES
 @ATTENTION
 @pytest.mark.parametrize("count", [2, 3, 9])
 def test_few_windows_will_do(count: int, attention: bool, family: str) -> None:
@@ -227,6 +180,7 @@ def test_few_windows_will_do(count: int, attention: bool, family: str) -> None:
         assert all(each.singular == bool(each.ridges) for each in told)
 
 
+@FAMILIES
 def test_dead_neurons_are_told(family: str) -> None:
     original, before, cuts = edited(family, "drop")
     decoder = before.copy()
@@ -246,6 +200,7 @@ def test_a_text_of_one_window_is_refused() -> None:
         refit_(before.copy(), original, cuts, first(text(), 1))
 
 
+@FAMILIES
 def test_pruned_weights_are_refused_and_left_alone(family: str) -> None:
     original, before, cuts = edited(family, "drop")
     decoder = before.copy()
@@ -256,8 +211,11 @@ def test_pruned_weights_are_refused_and_left_alone(family: str) -> None:
     assert torch.equal(logits(decoder), was)
 
 
-@pytest.mark.parametrize("edit", ["drop", "share without deltas", "ffn", "both parts"])
-@pytest.mark.parametrize("bad", [float("nan"), 1e30])
+@FAMILIES
+@pytest.mark.parametrize(
+    ("edit", "bad"),
+    [("drop", float("nan")), ("share without deltas", 1e30), ("ffn", 1e30), ("both parts", float("nan"))],
+)
 def test_activations_that_are_not_finite_are_an_error(bad: float, edit: str, family: str) -> None:
     original, before, cuts = edited(family, edit)
     for spoilt in (0, 1):
@@ -267,6 +225,7 @@ def test_activations_that_are_not_finite_are_an_error(bad: float, edit: str, fam
             refit_(both[1], both[0], cuts, text())
 
 
+@FAMILIES
 @ATTENTION
 def test_fits_that_do_harm_are_taken_back(attention: bool, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original, before, cuts = edited(family, "tied")
@@ -343,6 +302,7 @@ def test_padding_stays_at_the_end_of_what_is_cut() -> None:
     assert torch.equal(cut.input_ids.flatten()[: 3 * 1024 + 300], ids.flatten()[: 3 * 1024 + 300])
 
 
+@FAMILIES
 @ATTENTION
 def test_a_repair_is_the_same_each_time(attention: bool, family: str) -> None:
     original, before, cuts = edited(family, "drop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tiny import BLOCKS, Write, continued, logits, prose, tiny, token_ids, windows
+from tiny import BLOCKS, continued, logits, prose, tiny, token_ids, windows
 from transformers import AutoModelForCausalLM
 
 from layerfold.api import compress
@@ -44,16 +45,23 @@ TOLD: dict[str, set[str]] = {
 }
 
 
-@pytest.fixture
-def plenty(write: Write) -> str:
+@pytest.fixture(scope="module")
+def plenty(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file whose calibration split is of more than a thousand tokens."""
-    return str(write("text/plenty.txt", "\n\n".join(prose(30, seed) for seed in range(300))))
+    path = tmp_path_factory.mktemp("text") / "plenty.txt"
+    path.write_text("\n\n".join(prose(30, seed) for seed in range(300)))
+    return str(path)
 
 
 def made(corpus: str, name: str = "drop", repair: Level = "refit", family: str | None = None, **changes: Any) -> Model:
     text: dict[str, Any] = {"corpus": corpus, "tokens": 512, "repair_tokens": 1024}
     usual, method = METHODS[name]
     return compress(tiny(family or usual), method, repair=repair, **text | changes)
+
+
+@functools.cache
+def unrepaired(corpus: str, method: str) -> Model:
+    return made(corpus, method, "none")
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])
@@ -77,7 +85,7 @@ def test_a_repair_is_a_step_of_its_own_and_is_saved_with_the_model(
     assert [each["block"] for each in told] == with_ffn
     assert {key for each in told for key in each} == TOLD[level]
     json.dumps(model.provenance.to_json(tmp_path), allow_nan=False)
-    plain = made(plenty, method, "none")
+    plain = unrepaired(plenty, method)
     assert model.decoder.size().parameters == plain.decoder.size().parameters
     assert not torch.equal(logits(model.decoder), logits(plain.decoder))
     assert plain.provenance.steps[0] == first

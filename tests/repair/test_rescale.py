@@ -73,7 +73,13 @@ WAYS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [
+        *((family, way) for family in ("gpt2", "llama") for way in WAYS),
+        *((each, "merge") for each in ("mistral", "qwen3")),
+    ],
+)
 def test_neurons_are_given_the_mean_of_what_their_members_were(way: str, family: str) -> None:
     original, method = tiny(family).decoder, WAYS[way]()
     calibration = Calibration(original, CUT)

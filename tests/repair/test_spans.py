@@ -4,82 +4,43 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, CONTEXT, FAMILY_NAMES, corpus, halve_, prose, tiny, tokenizer, windows
+from passes import FAMILIES, OUTPUTS, left, made, text
+from tiny import BLOCKS, CONTEXT, FAMILY_NAMES, halve_, tiny, windows
 from torch import Tensor
 
 from layerfold.errors import InputError, ModelError
 from layerfold.inference.scoring import window_nats
-from layerfold.methods import Drop, Merge, Method, Share
 from layerfold.model.decoder import Decoder
 from layerfold.repair.refit import refit_
 from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Spanned
-from layerfold.text.windows import Windows, cut_windows
 
-SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}
-EDITS: dict[str, Sequence[Method]] = {
-    "none": [],
-    "no attention": [Drop(blocks="0-1", part="attention")],
-    "no ffn": [Drop(blocks="0,2", part="ffn")],
-    "neither": [Drop(blocks="1", part="attention"), Drop(blocks="1-2", part="ffn")],
-    "share": [Share(**SHARE, rank=2)],
-    "share without deltas": [Share(**SHARE, rank=0)],
-    "tied": [Merge(n=3, align="none", tie=True)],
-}
-MODELS = [*((family, "none") for family in FAMILY_NAMES), *(("gpt2", edit) for edit in EDITS if edit != "none")]
-EACH_MODEL = pytest.mark.parametrize(("family", "edit"), [*MODELS, ("llama", "neither")])
+EDITED = ["attention", "ffn", "both parts", "share", "share without deltas", "tied"]
+MODELS = [*((family, "none") for family in FAMILY_NAMES), *(("gpt2", edit) for edit in EDITED)]
+EACH_MODEL = pytest.mark.parametrize(("family", "edit"), [*MODELS, ("llama", "both parts")])
 SPANS = [(index, length) for length in range(2, BLOCKS + 1) for index in range(BLOCKS - length + 1)]
 SUBSETS = [removed for count in range(BLOCKS) for removed in combinations(range(BLOCKS), count)]
-READOUTS = {
-    "attention": ("self_attn.o_proj.", "attn.c_proj."),
-    "ffn": ("mlp.down_proj.", "mlp.c_proj."),
-}
 
 
-@functools.cache
-def text() -> Windows:
-    cut = cut_windows(corpus(*(prose(60, seed) for seed in range(4))), tokenizer(), context=CONTEXT)
-    assert cut.lengths[-1] < CONTEXT
-    return cut
-
-
-@functools.cache
-def made(family: str, edit: str) -> Decoder:
+def model(family: str, edit: str) -> Decoder:
     """A model that nothing may change."""
-    decoder = tiny(family).decoder
-    for method in EDITS[edit]:
-        method.apply(decoder, None)
-    return decoder
+    return made(family, edit)[0]
 
 
 @functools.cache
 def spanned(family: str, edit: str = "none", attention: bool = True) -> dict[int, Decoder]:
-    return spanning(made(family, edit), text(), range(2, BLOCKS + 1), attention=attention)
+    return spanning(model(family, edit), text(), range(2, BLOCKS + 1), attention=attention)
 
 
 def stack(decoder: Decoder) -> Any:
     return operator.attrgetter(decoder.family.blocks)(decoder.model)
-
-
-@torch.no_grad()
-def left(decoder: Decoder) -> list[Tensor]:
-    """What leaves each block, (windows, tokens, d_model), of a plain forward pass."""
-    found: list[Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda _, inputs, out: found.append(out[0] if isinstance(out, tuple) else out))
-        for module in stack(decoder)
-    ]
-    decoder.model(input_ids=text().input_ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 def with_block(decoder: Decoder, index: int, other: Decoder) -> Decoder:
@@ -118,12 +79,12 @@ def changed(decoder: Decoder, other: Decoder) -> list[str]:
 
 @EACH_MODEL
 def test_a_block_misses_less_of_what_is_to_enter_the_one_that_follows(family: str, edit: str) -> None:
-    decoder, spans = made(family, edit), spanned(family, edit)
-    states = left(decoder)
+    decoder, spans = model(family, edit), spanned(family, edit)
+    states = left(decoder, text())
     for index, length in SPANS:
         should, own = states[index + length - 1], states[index]
         one = with_block(decoder, index, spans[length])
-        found = left(one)[index]
+        found = left(one, text())[index]
         for held_out in (True, False):
             before, after = missed(own, should, held_out), missed(found, should, held_out)
             if before and changed(decoder, one):
@@ -135,31 +96,35 @@ def test_a_block_misses_less_of_what_is_to_enter_the_one_that_follows(family: st
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_of_random_models_all_blocks_are_refitted_and_attentions_help(family: str) -> None:
-    decoder = made(family, "none")
-    states = left(decoder)
+    decoder = model(family, "none")
+    states = left(decoder, text())
     for index, length in SPANS:
         should = states[index + length - 1]
         both, alone = (
-            missed(left(with_block(decoder, index, spanned(family, "none", attention)[length]))[index], should, True)
+            missed(
+                left(with_block(decoder, index, spanned(family, "none", attention)[length]), text())[index],
+                should,
+                True,
+            )
             for attention in (True, False)
         )
         assert both <= alone * (1 + 1e-4) < missed(states[index], should, True)
 
 
 @EACH_MODEL
-def test_only_readouts_are_a_copys_own(family: str, edit: str) -> None:
-    decoder = made(family, edit)
+def test_only_output_matrices_are_a_copys_own(family: str, edit: str) -> None:
+    decoder = model(family, edit)
     for attention in (True, False):
-        parts = READOUTS if attention else ("ffn",)
+        parts = OUTPUTS if attention else ("ffn",)
         for length, other in spanned(family, edit, attention).items():
             allowed = tuple(
                 f"{decoder.family.blocks}.{index}.{name}"
                 for index in range(BLOCKS - length + 1)
                 for part in parts
-                for name in READOUTS[part]
+                for name in OUTPUTS[part]
             )
             found = changed(decoder, other)
-            assert found or edit in ("no ffn", "neither")
+            assert found or edit in ("ffn", "both parts")
             assert all(name.startswith(allowed) for name in found)
             if edit == "share":  # what blocks have in common is not copied
                 assert any(name.endswith(".a") for name in found)
@@ -167,9 +132,9 @@ def test_only_readouts_are_a_copys_own(family: str, edit: str) -> None:
                 assert not set(shared) & set(found)
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", ["none", *EDITED])
 def test_the_model_stays_as_it_is(edit: str) -> None:
-    decoder = made("gpt2", edit).copy()
+    decoder = model("gpt2", edit).copy()
     before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
     modules = [(name, id(module)) for name, module in decoder.model.named_modules()]
     tensors = [id(tensor) for tensor in decoder.model.parameters()]
@@ -182,22 +147,22 @@ def test_the_model_stays_as_it_is(edit: str) -> None:
     assert not any(module._forward_pre_hooks for module in decoder.model.modules())
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@FAMILIES
 @pytest.mark.parametrize("removed", [(1,), (2,), (3,), (1, 2), (2, 3), (1, 2, 3)])
 def test_where_all_blocks_before_are_exact_it_is_nearly_the_whole_repair(family: str, removed: Blocks) -> None:
     """They differ in the rows' weights: by what a block should put out there, by what it puts out here."""
-    decoder = made(family, "none")
+    decoder = model(family, "none")
     kept = [index for index in range(BLOCKS) if index not in removed]
     whole = decoder.copy()
     whole.keep_(kept)
     told = refit_(whole, decoder, [*kept[1:], BLOCKS], text(), attention=True)
     index = removed[0] - 1
     assert told[index].ridges
-    states = left(decoder)
+    states = left(decoder, text())
     should, before = states[index + len(removed)], states[index]
-    quick = left(with_block(decoder, index, spanned(family)[len(removed) + 1]))[index]
+    quick = left(with_block(decoder, index, spanned(family)[len(removed) + 1]), text())[index]
     for held_out in (True, False):
-        one, two = (missed(found, should, held_out) for found in (quick, left(whole)[index]))
+        one, two = (missed(found, should, held_out) for found in (quick, left(whole, text())[index]))
         assert one == pytest.approx(two, rel=0.1)
         assert max(one, two) < missed(before, should, held_out)
 
@@ -215,7 +180,7 @@ def test_those_lengths_are_there_that_are_asked_for_and_fit(
 
 
 def test_what_a_block_becomes_for_one_length_does_not_hang_on_the_others() -> None:
-    short, long = spanning(made("llama", "none"), text(), [2])[2], spanned("llama")[2]
+    short, long = spanning(model("llama", "none"), text(), [2])[2], spanned("llama")[2]
     for name, tensor in short.model.named_parameters():
         torch.testing.assert_close(tensor, long.model.get_parameter(name), rtol=1e-3, atol=1e-4)
 
@@ -243,8 +208,8 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 
 
 def test_paths_lead_from_each_block_that_is_left_to_the_next() -> None:
-    spans = {2: made("gpt2", "none"), 3: made("gpt2", "none"), 4: made("gpt2", "none")}
-    path = Spanned(made("gpt2", "none"), spans).path
+    spans = {2: model("gpt2", "none"), 3: model("gpt2", "none"), 4: model("gpt2", "none")}
+    path = Spanned(model("gpt2", "none"), spans).path
     assert path(()) == (0, 1, 2, 3)
     assert path((0,)) == (1, 2, 3)  # nothing stands for what is gone before it
     assert path((3,)) == (0, 1, 4 + 2)
@@ -257,7 +222,7 @@ def test_paths_lead_from_each_block_that_is_left_to_the_next() -> None:
 
 @EACH_MODEL
 def test_scores_are_those_of_the_model_put_together(family: str, edit: str) -> None:
-    decoder, spans = made(family, edit), spanned(family, edit)
+    decoder, spans = model(family, edit), spanned(family, edit)
     cut = windows(stride=20)
     scores = Scores(Spanned(decoder, spans), cut)
     scores.measure(SUBSETS)

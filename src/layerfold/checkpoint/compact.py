@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from layerfold.checkpoint import readback, structure
+from layerfold.checkpoint import portable, readback, structure
 from layerfold.checkpoint.weights import dtype_name, in_dtype
 from layerfold.errors import InputError, ModelError
 from layerfold.files import check_hash, hash_file
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 COMPACT_WEIGHTS = "layerfold.safetensors"
 MODEL_TYPE = "layerfold"
 """What a configuration calls a model in this form, so that nothing loads it as a plain one."""
-_CONFIG = "config.json"
 _BITS = "#mask"
 
 
@@ -48,8 +47,7 @@ def write(decoder: Decoder, folder: Path, dtype: torch.dtype | None = None) -> d
     dtype = model.dtype if dtype is None else dtype
     model.config.architectures = [type(model).__name__]
     document = json.loads(model.config.to_json_string()) | {"dtype": dtype_name(dtype)}
-    config = {"model_type": MODEL_TYPE, "decoder": document}
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    portable.write(folder / portable.CONFIG, {"model_type": MODEL_TYPE, "decoder": document})
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     aliases = structure.aliases(model)
@@ -73,7 +71,7 @@ def read_config(directory: Path) -> PreTrainedConfig:
     """
     from transformers import CONFIG_MAPPING
 
-    document = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    document = portable.read(directory / portable.CONFIG)
     document = document["decoder"] if document["model_type"] == MODEL_TYPE else document  # as earlier versions wrote it
     config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
     return config

@@ -91,7 +91,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
         try:
             provenance = Provenance.from_json(manifest["provenance"], folder)
         except (TypeError, KeyError) as error:
-            raise ModelError(f"{str(folder / structure.MANIFEST)!r} is damaged: {error}") from error
+            raise structure.damaged(folder, error) from error
     _check_no_adapter(str(folder), (folder / "adapter_config.json").is_file())
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} holds no config.json: not a checkpoint")

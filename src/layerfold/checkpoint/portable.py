@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 _FAST = "PreTrainedTokenizerFast"
 """The class that reads a ``tokenizer.json`` in every version."""
 _ONLY_5 = {"TokenizersBackend", "PythonBackend", "SentencePieceBackend"}
@@ -22,12 +22,12 @@ def write_config_(folder: Path, dtype: str) -> None:
 
     Code that ``auto_map`` names is left out where it does not lie in the folder: what was saved needs none then.
     """
-    config = _read(folder / _CONFIG)
+    config = read(folder / CONFIG)
     config["dtype"] = dtype
     config |= older_rope(config.get("rope_parameters"))
     if any(not (folder / file).is_file() for file in _code_of(config.get("auto_map"))):
         del config["auto_map"]
-    _write(folder / _CONFIG, config)
+    write(folder / CONFIG, config)
 
 
 def older_rope(parameters: Any) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def write_tokenizer_config_(folder: Path, tokenizer_class: str | None) -> None:
         tokenizer_class: where it is None, or one that only transformers 5 knows, the class that every version reads is
             named.
     """
-    if not (folder / _TOKENIZER).is_file():
+    if not (folder / TOKENIZER).is_file():
         return
-    config = {key: value for key, value in _read(folder / _TOKENIZER).items() if key not in _OF_THE_MACHINE}
+    config = {key: value for key, value in read(folder / TOKENIZER).items() if key not in _OF_THE_MACHINE}
     known = tokenizer_class or config.get("tokenizer_class")
     config["tokenizer_class"] = _FAST if known is None or known in _ONLY_5 else known
     more = config.pop("extra_special_tokens", None)
@@ -63,7 +63,7 @@ def write_tokenizer_config_(folder: Path, tokenizer_class: str | None) -> None:
         config["additional_special_tokens"] = more
     elif more is not None:
         config["extra_special_tokens"] = more
-    _write(folder / _TOKENIZER, config)
+    write(folder / TOKENIZER, config)
 
 
 def _code_of(auto_map: Any) -> set[str]:
@@ -73,10 +73,12 @@ def _code_of(auto_map: Any) -> set[str]:
     return {f"{name.rpartition('--')[2].rpartition('.')[0]}.py" for name in named}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """Return the JSON document in a file."""
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON document, its keys in order."""
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -201,9 +201,7 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
         ModelError: they do not fit the weights, or are damaged.
     """
     if manifest.get("ranks"):
-        raise ModelError(
-            f"{str(folder / MANIFEST)!r} is damaged: low-rank deltas in a dense checkpoint, which has none"
-        )
+        raise structure.damaged(folder, "low-rank deltas in a dense checkpoint, which has none")
     state = decoder.model.state_dict()
     structure.restore_(decoder, manifest, folder)
     structure.stripped(decoder, state, folder)
@@ -243,7 +241,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         format_, format_version, provenance = (manifest[k] for k in ("format", "format_version", "provenance"))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{str(path)!r} is damaged: {error!r}") from error
+        raise structure.damaged(directory, repr(error)) from error
     if format_ not in FORMATS or format_version != FORMAT_VERSION or not isinstance(provenance, dict):
         raise ModelError(
             f"{str(path)!r} is of format {format_!r} version {format_version!r}; accepted: version {FORMAT_VERSION}"

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 MANIFEST = "layerfold.json"
 
 
+def damaged(folder: Path, why: object) -> ModelError:
+    """Return the error of a folder whose manifest is not what layerfold writes."""
+    return ModelError(f"{str(folder / MANIFEST)!r} is damaged: {why}")
+
+
 def describe(decoder: Decoder) -> dict[str, Any]:
     """Return a manifest's entries.
 
@@ -68,7 +73,7 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
         decoder.keep_heads_({index: torch.arange(number) for index, number in heads.items()})
         deltas.factor_(decoder, manifest.get("ranks", {}))
     except (InputError, AttributeError, TypeError, ValueError) as error:
-        raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: {error}") from error
+        raise damaged(folder, error) from error
 
 
 def _cuts(width: object, of: int) -> bool:
@@ -154,5 +159,5 @@ def shapes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, list[int]]
     """
     shapes = manifest.get("masks", {})
     if not isinstance(shapes, dict):
-        raise ModelError(f"{str(folder / MANIFEST)!r} is damaged: the masks are {str(shapes)[:60]!r}, not by name")
+        raise damaged(folder, f"the masks are {str(shapes)[:60]!r}, not by name")
     return shapes

@@ -15,8 +15,7 @@ from layerfold.inference.scoring import expected_embedding, log_partition, score
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.model.block import Block
 from layerfold.model.decoder import Decoder
-from layerfold.model.ffn import Matrix
-from layerfold.model.readout import reading
+from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
 from layerfold.text.windows import Windows
 
@@ -113,10 +112,10 @@ def _through_block(
     stepper: Stepper, index: int, hidden: Tensor, gradient: Tensor, read: Mapping[str, Matrix]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return dL/dhidden for what enters a block, and a dL/da, (windows, tokens, inputs), for what each matrix reads."""
-    with torch.enable_grad(), reading(read.values()) as seen:
+    with torch.enable_grad(), watching(read.values()) as seen:
         hidden = hidden.requires_grad_()
         left = stepper.run(index, hidden)
-        inputs = [seen[id(matrix.module)] for matrix in read.values()]
+        inputs = [seen[matrix] for matrix in read.values()]
         found = torch.autograd.grad(left, [hidden, *inputs], gradient)
     slopes = zip(read, inputs, found[1:], strict=True)
     return found[0], {part: each.detach().float() * slope for part, each, slope in slopes}

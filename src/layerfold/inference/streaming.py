@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -37,24 +37,50 @@ class Stream:
         """Return room for the states at one place."""
         return Spool((len(self.windows), self.windows.context, self.stepper.decoder.d_model))
 
-    def passed(self, blocks: Iterable[int], visit: Callable[[slice, int, Tensor], None] | None = None) -> Spool:
-        """Return what leaves the last of some blocks, the stream staying where it is.
+    def walk(self, blocks: Iterable[int], stepper: Stepper | None = None) -> Iterator[tuple[slice, int, Tensor]]:
+        """Run some blocks, those that follow, in order; the stream stays where it is.
 
         Args:
-            blocks: those that follow, in order.
-            visit: takes the windows of a batch, a block's index and what leaves it, right after it has run.
+            stepper: of another decoder of the same shape, whose blocks are run instead.
+
+        Yields:
+            For each batch and block the windows of the batch, the block's index and what leaves it, right after it has
+            run.
         """
-        indices, left = list(blocks), self.spool()
+        indices, stepper = list(blocks), stepper or self.stepper
         for batch in self.batches:
             hidden = self.states[batch]
             for index in indices:
-                hidden = self.stepper.step(index, hidden)
-                if visit is not None:
-                    visit(batch, index, hidden)
-            left[batch] = hidden
+                hidden = stepper.step(index, hidden)
+                yield batch, index, hidden
+            del hidden
             memory.release()
+
+    def advance(self, blocks: Iterable[int]) -> None:
+        """Move the stream behind some blocks, those that follow, in order."""
+        self.states = self.passed(blocks, self.states)
+
+    def passed(self, blocks: Iterable[int], into: Spool | None = None) -> Spool:
+        """Return what leaves the last of some blocks, the stream staying where it is.
+
+        Args:
+            into: where to write it; None makes room of its own.
+        """
+        indices = list(blocks)
+        if not indices:
+            return self.states
+        left = self.spool() if into is None else into
+        for batch, index, hidden in self.walk(indices):
+            if index == indices[-1]:
+                left[batch] = hidden
         return left
 
-    def real(self, batch: slice) -> Tensor:
-        """Where a batch's windows hold text, (windows, tokens)."""
+    def holds_text(self, batch: slice) -> Tensor:
+        """Say which positions of a batch hold text, (windows, tokens)."""
         return torch.arange(self.windows.context) < self.windows.lengths[batch][:, None]
+
+    def rows(self, batch: slice, activations: Tensor) -> Tensor:
+        """Return a batch's activations, (windows, tokens, width), at the positions that hold text: (rows, width)."""
+        if int(self.windows.lengths[batch].min()) == self.windows.context:
+            return activations.flatten(0, 1)
+        return activations[self.holds_text(batch)]

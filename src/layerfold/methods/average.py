@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -173,10 +172,9 @@ class GroupAverage(Method):
         matches = self._matches(decoder, calibration)
         ffns = {index: decoder.blocks[index].ffn for group in groups for index in group}
         # An FFN tied by an earlier merge parts from its twins: writing into it must not reach another block.
-        users = Counter(id(tensor) for block in decoder.blocks for tensor in block.module.parameters())
-        for ffn in ffns.values():
-            if users[id(ffn.down.module.weight)] > 1:
-                ffn.own_()
+        tied = {index for blocks in decoder.blocks_by_ffn if len(blocks) > 1 for index in blocks}
+        for index in tied & ffns.keys():
+            ffns[index].own_()
         for group in groups:
             anchor = self.anchor_of(group)
             # Float32 sums, so that averaging half-precision weights does not round at each step.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from layerfold.errors import InputError
 from layerfold.model.factored import Factored
 from layerfold.model.families import Family
-from layerfold.model.ffn import FFN, Matrix
+from layerfold.model.ffn import FFN
+from layerfold.model.matrix import Matrix
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,14 @@ class Block:
         Raises:
             InputError: it was removed, or its matrices are not plain ones but have a delta.
         """
-        ffn: nn.Module = operator.attrgetter(self.family.ffn)(self.module)
-        if isinstance(ffn, AbsentFFN):
+        if self.output("ffn") is None:
             raise InputError(f"block {self.index} has no FFN: it was dropped")
         self.check_plain()
-        return FFN(ffn, self.family)
+        return FFN(self._part("ffn"), self.family)
 
     def check_plain(self) -> None:
         """Raise InputError where its FFN is a weight shared with other blocks and a low-rank delta."""
-        ffn: nn.Module = operator.attrgetter(self.family.ffn)(self.module)
-        if any(isinstance(module, Factored) for module in ffn.modules()):
+        if any(isinstance(module, Factored) for module in self._part("ffn").modules()):
             raise InputError(
                 f"block {self.index} has a low-rank delta on an FFN that it shares; accepted: plain weights, as "
                 "`layerfold export --to dense` writes them"
@@ -53,24 +52,36 @@ class Block:
         Raises:
             InputError: it was removed.
         """
-        attention: nn.Module = operator.attrgetter(self.family.attention)(self.module)
-        if isinstance(attention, AbsentAttention):
+        if self.output("attention") is None:
             raise InputError(f"block {self.index} has no attention: it was dropped")
-        return Attention(attention, self.family)
+        return Attention(self._part("attention"), self.family)
 
     @property
     def heads(self) -> int:
         """The number of its attention's groups of heads; 0 where that was removed."""
-        attention: nn.Module = operator.attrgetter(self.family.attention)(self.module)
-        return 0 if isinstance(attention, AbsentAttention) else self.attention.heads
+        return 0 if self.output("attention") is None else self.attention.heads
 
     @property
     def d_ffn(self) -> int:
         """The number of its FFN's neurons; 0 where that was removed."""
-        ffn: nn.Module = operator.attrgetter(self.family.ffn)(self.module)
-        if isinstance(ffn, AbsentFFN):
-            return 0
-        return Matrix(operator.attrgetter(self.family.down)(ffn)).weight.shape[1]
+        down = self.output("ffn")
+        return 0 if down is None else down.inputs
+
+    def output(self, part: str) -> Matrix | None:
+        """Return the matrix by which its ``attention`` or ``ffn`` writes into the residual stream.
+
+        None where that part was removed.
+        """
+        module, family = self._part(part), self.family
+        if isinstance(module, AbsentAttention | AbsentFFN):
+            return None
+        return Matrix(operator.attrgetter(family.down if part == "ffn" else family.attention_output)(module))
+
+    def _part(self, part: str) -> nn.Module:
+        module: nn.Module = operator.attrgetter(self.family.ffn if part == "ffn" else self.family.attention)(
+            self.module
+        )
+        return module
 
 
 @dataclass(frozen=True)

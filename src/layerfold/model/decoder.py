@@ -15,7 +15,7 @@ from layerfold import defaults
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.model.block import FUSED, PARTS, AbsentAttention, AbsentFFN, Block, Projection
 from layerfold.model.families import family_of
-from layerfold.model.ffn import Matrix, is_matrix
+from layerfold.model.matrix import Matrix, is_matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,6 +70,18 @@ class Decoder:
         """The number of neurons of each block's FFN; 0 where it was dropped."""
         return tuple(block.d_ffn for block in self.blocks)
 
+    @property
+    def blocks_by_ffn(self) -> list[tuple[int, ...]]:
+        """For each distinct FFN, by its first block, the indices of the blocks that have it: several where it is tied.
+
+        Where blocks share an FFN with low-rank deltas, each has its own.
+        """
+        found: dict[int, tuple[int, ...]] = {}
+        for block in self.blocks:
+            if (down := block.output("ffn")) is not None:
+                found[down.key] = (*found.get(down.key, ()), block.index)
+        return list(found.values())
+
     def keep_neurons_(self, kept: Mapping[int, Tensor]) -> None:
         """Keep only these neurons of some blocks' FFNs, each (kept,) indices; FFNs that are one stay one.
 
@@ -85,13 +97,8 @@ class Decoder:
             d_ffn = self.blocks[index].ffn.d_ffn
             if not set(neurons.tolist()) <= set(range(d_ffn)) or len(neurons.unique()) < len(neurons):
                 raise InputError(f"neurons to keep of block {index}; accepted: distinct indices in 0 ... {d_ffn - 1}")
-        first: dict[int, int] = {}
-        tied = {
-            index: first.setdefault(id(self.blocks[index].ffn.down.module.weight), index)
-            for index in range(self.n_blocks)
-            if index in kept or index not in self.removed_parts["ffn"]
-        }
-        for index, owner in tied.items():
+        tied = {index: blocks[0] for blocks in self.blocks_by_ffn for index in blocks}
+        for index, owner in sorted(tied.items()):
             mine, theirs = kept.get(index), kept.get(owner)
             if mine is not None and not len(mine):
                 raise InputError(f"block {index} would keep no neuron; accepted: at least 1")
@@ -205,16 +212,13 @@ class Decoder:
     @property
     def removed_parts(self) -> dict[str, tuple[int, ...]]:
         """The indices of the blocks that have no attention, under ``attention``, and of those that have no FFN."""
-        return {part: tuple(i for i in range(self.n_blocks) if self._is_absent(part, i)) for part in PARTS}
+        return {part: tuple(block.index for block in self.blocks if block.output(part) is None) for part in PARTS}
 
     @property
     def removed_prefixes(self) -> tuple[str, ...]:
         """What the names of the tensors that are gone with the removed parts would begin with."""
         gone = ((part, index) for part, indices in self.removed_parts.items() for index in indices)
         return tuple(f"{path}." for part, index in gone for path in self._paths(part, index))
-
-    def _is_absent(self, part: str, index: int) -> bool:
-        return isinstance(self.model.get_submodule(self._paths(part, index)[0]), AbsentAttention | AbsentFFN)
 
     def _paths(self, part: str, index: int) -> tuple[str, str]:
         """Paths from the causal LM to a part of a block and to the norm before it."""
@@ -236,7 +240,7 @@ class Decoder:
                 f"blocks to remove the {part} of: {chosen}; accepted: distinct indices in 0 ... {self.n_blocks - 1}"
             )
         for index in chosen:
-            if self._is_absent(part, index):
+            if self.blocks[index].output(part) is None:
                 raise InputError(f"block {index} has no {'FFN' if part == 'ffn' else part}: it was dropped")
         for index in chosen:
             sublayer, norm = self._paths(part, index)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from layerfold.errors import InputError
 from layerfold.model.decoder import Decoder
-from layerfold.model.ffn import MASK
+from layerfold.model.matrix import MASK
 
 
 def hold_(decoder: Decoder, kept: Mapping[str, Tensor]) -> None:

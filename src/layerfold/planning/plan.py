@@ -14,7 +14,6 @@ from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
-from layerfold.model.readout import attention_readout, ffn_readout
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.candidates import count, sizes
 from layerfold.planning.front import Front
@@ -22,6 +21,7 @@ from layerfold.planning.results import Planned, Winner
 from layerfold.planning.speed import Speeds, line, timed_beside
 from layerfold.planning.trials import FILE, PROTOCOL, Evaluation, Texts, Trials
 from layerfold.progress import SILENT, Progress
+from layerfold.repair.regression import refittable
 from layerfold.search.judging import check_rounds, judged
 from layerfold.search.run import Search, SearchRun
 from layerfold.search.stages import Blocks
@@ -83,8 +83,8 @@ class Plan(Search[tuple[Planned, Model]]):
         if decoder.n_blocks < 2:
             raise InputError(f"a plan for a model of {decoder.n_blocks} block; accepted: 2 blocks or more")
         for block in decoder.blocks:
-            for readout in (ffn_readout, attention_readout):
-                readout(block)  # raises where a repair would fill zeros that are to stay
+            for part in ("ffn", "attention"):
+                refittable(block, part)  # raises where a repair would fill zeros that are to stay
         whole = count(decoder)
         found = read_budget(self.parameters, self.speedup, self.perplexity, whole)
         # The first block with one neuron and no head, and everything outside the blocks.

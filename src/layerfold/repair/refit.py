@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,9 +14,9 @@ from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import Fit, ridge_fit
 from layerfold.model.decoder import Decoder
-from layerfold.model.readout import Readout, attention_readout, ffn_readout
+from layerfold.model.matrix import Matrix
 from layerfold.progress import SILENT, Progress
-from layerfold.repair.regression import Error, Pass, Problem, halved, held_out_windows, walk
+from layerfold.repair.regression import Error, Problem, Residuals, halved, held_out_windows, refittable, residuals
 from layerfold.text.windows import Windows
 
 _EXACT = 1e-10
@@ -77,59 +77,65 @@ def refit_(
         ModelError: activations that are not finite.
     """
     blocks = decoder.blocks
-    ffns = [ffn_readout(block) for block in blocks]
-    attentions = [attention_readout(block) if attention else None for block in blocks]
+    ffns = [refittable(block, "ffn") for block in blocks]
+    attentions = [refittable(block, "attention") if attention else None for block in blocks]
     windows = halved(windows)
     held_out = held_out_windows(windows)
     found: list[Repaired] = []
     with fused_activations(decoder.model), fused_activations(original.model):
         stream, teacher = Stream(Stepper(decoder), windows), Stream(Stepper(original), windows)
         reached = 0
-        units = list(_units(ffns))
+        tied = decoder.blocks_by_ffn
+        units = list(_units(decoder.n_blocks, tied))
         for unit in progress.track(units, "repairing, block", len(units)):
             targets = {}
             for index in unit:
                 targets[index] = teacher.states = teacher.passed(range(reached, cuts[index]))
                 reached = cuts[index]
-            last, repaired = _repair(partial(walk, stream, held_out, targets), unit, ffns, attentions)
+            last, repaired = _repair(partial(residuals, stream, held_out, targets), unit, tied, ffns, attentions)
             stream.states = last.states
             found += repaired
     return found
 
 
-def _units(ffns: Sequence[Readout | None]) -> Iterator[range]:
+def _units(n_blocks: int, tied: Iterable[Sequence[int]]) -> Iterator[range]:
     """Runs of blocks that are repaired together: from the first to the last that has an FFN."""
-    last = {readout.key: index for index, readout in enumerate(ffns) if readout is not None}
+    last = {index: blocks[-1] for blocks in tied for index in blocks}
     start = end = 0
-    for index, readout in enumerate(ffns):
-        end = max(end, index if readout is None else last[readout.key])
+    for index in range(n_blocks):
+        end = max(end, last.get(index, index))
         if index == end:
             yield range(start, index + 1)
             start = end = index + 1
 
 
-Walk = Callable[[Problem], Pass]
-"""Passes the text through a unit of blocks as they are, and collects moments for a problem."""
+Measure = Callable[[Problem], Residuals]
+"""Measures what a unit of blocks misses as it is, and collects moments for a problem."""
 
 Fits = list[tuple[Problem, Fit]]
 """What was fitted and kept."""
 
 
 def _repair(
-    passing: Walk, unit: range, ffns: Sequence[Readout | None], attentions: Sequence[Readout | None]
-) -> tuple[Pass, Iterator[Repaired]]:
+    measure: Measure,
+    unit: range,
+    tied: Iterable[Sequence[int]],
+    ffns: Sequence[Matrix | None],
+    attentions: Sequence[Matrix | None],
+) -> tuple[Residuals, Iterator[Repaired]]:
     """Repair a unit of blocks; return what leaves it, and what was done to each block."""
     ffn, attention = ffns[unit[0]], attentions[unit[0]]
     if len(unit) == 1 and ffn is not None and attention is not None:
-        first, last, fits = _jointly(passing, unit[0], attention, ffn)
+        first, last, fits = _jointly(measure, unit[0], attention, ffn)
     else:
         own = [{index: (found,)} for index in unit if (found := attentions[index]) is not None]
-        tied: dict[int, dict[int, tuple[Readout, ...]]] = {}
-        for index in unit:
-            if (found := ffns[index]) is not None:
-                tied.setdefault(found.key, {})[index] = (found,)
+        shared = [
+            {index: (found,) for index in blocks if (found := ffns[index]) is not None}
+            for blocks in tied
+            if blocks[0] in unit
+        ]
         # FFNs once more where attentions have changed what they read.
-        first, last, fits = _in_turn(passing, [*tied.values(), *own, *(tied.values() if own else ())])
+        first, last, fits = _in_turn(measure, [*shared, *own, *(shared if own else ())])
 
     def repaired() -> Iterator[Repaired]:
         for index in unit:
@@ -138,7 +144,10 @@ def _repair(
                 index,
                 first.errors[index],
                 last.errors[index],
-                ridges={" and ".join(each.part for each in readouts): fit.ridge for readouts, fit in kept},
+                ridges={
+                    " and ".join("attention" if each is attentions[index] else "ffn" for each in matrices): fit.ridge
+                    for matrices, fit in kept
+                },
                 singular=any(fit.singular for _, fit in kept),
                 idle=max((fit.idle for _, fit in kept), default=0),
             )
@@ -146,13 +155,13 @@ def _repair(
     return last, repaired()
 
 
-def _jointly(passing: Walk, index: int, attention: Readout, ffn: Readout) -> tuple[Pass, Pass, Fits]:
+def _jointly(measure: Measure, index: int, attention: Matrix, ffn: Matrix) -> tuple[Residuals, Residuals, Fits]:
     """Fit a block's attention and FFN at once, and the FFN to what is left; or the FFN alone where that does better.
 
     One after the other would not do: what either lacks, the other makes up for in part, so that each gains little.
     """
     both, alone = (attention, ffn), (ffn,)
-    first = passing({index: both})
+    first = measure({index: both})
     if first.error.all <= _EXACT:
         return first, first, []
     were = values(both)
@@ -160,66 +169,66 @@ def _jointly(passing: Walk, index: int, attention: Readout, ffn: Readout) -> tup
     first = first.without_moments()
     fits: Fits = [({index: alone}, only)]
     add_(both, joint)
-    rest = _fit(passing({index: alone}), alone)
+    rest = _fit(measure({index: alone}), alone)
     if rest.after < only.after:
         fits = [({index: both}, joint), ({index: alone}, rest)]
     else:
         restore_(both, were)
     add_(alone, fits[-1][1])
-    last = passing({})
+    last = measure({})
     if not last.error <= first.error:
         restore_(both, were)
-        last, fits = passing({}), []
+        last, fits = measure({}), []
     return first, last, fits
 
 
-def _in_turn(passing: Walk, problems: Sequence[Problem]) -> tuple[Pass, Pass, Fits]:
+def _in_turn(measure: Measure, problems: Sequence[Problem]) -> tuple[Residuals, Residuals, Fits]:
     """Fit one problem after the other."""
-    walks: list[Problem] = [*problems, {}]
-    last = passing(walks[0])
+    turns: list[Problem] = [*problems, {}]
+    last = measure(turns[0])
     first = last.without_moments()
     fits: Fits = []
-    for problem, following in pairwise(walks):
+    for problem, following in pairwise(turns):
         if last.error.all <= _EXACT:
             break
-        readouts = next(iter(problem.values()))
-        were, fit = values(readouts), _fit(last, readouts)
+        matrices = next(iter(problem.values()))
+        were, fit = values(matrices), _fit(last, matrices)
         before, last = last.error, last.without_moments()
         # Where blocks share what is fitted, each changes what the next one reads: a shorter step may do.
         for share in (1.0, 0.5, 0.25) if len(problem) > 1 else (1.0,):
-            add_(readouts, fit, share)
-            last = passing(following)
+            add_(matrices, fit, share)
+            last = measure(following)
             if last.error <= before:
                 fits.append((problem, fit))
                 break
-            restore_(readouts, were)
+            restore_(matrices, were)
         else:
-            last = passing(following)
+            last = measure(following)
     return first, last, fits
 
 
-def _fit(found: Pass, readouts: Sequence[Readout], last: int | None = None) -> Fit:
+def _fit(found: Residuals, matrices: Sequence[Matrix], last: int | None = None) -> Fit:
     moments, held_out = found.moments
-    return ridge_fit(moments, held_out, constant=readouts[-1].bias is not None, last=last)
+    return ridge_fit(moments, held_out, constant=matrices[-1].bias is not None, last=last)
 
 
-def add_(readouts: Sequence[Readout], fit: Fit, share: float = 1.0) -> None:
+def add_(matrices: Sequence[Matrix], fit: Fit, share: float = 1.0) -> None:
     """Add a change to weights, and to the last one's bias."""
     if fit.weight is None:
         return
-    widths = [each.weight.shape[1] for each in readouts]
-    for each, change in zip(readouts, fit.weight.split(widths, dim=1), strict=True):
+    widths = [each.weight.shape[1] for each in matrices]
+    for each, change in zip(matrices, fit.weight.split(widths, dim=1), strict=True):
         each.weight.add_(change, alpha=share)
-    if fit.bias is not None and (bias := readouts[-1].bias) is not None:
+    if fit.bias is not None and (bias := matrices[-1].bias) is not None:
         bias.add_(fit.bias, alpha=share)
 
 
-def values(readouts: Sequence[Readout]) -> list[Tensor]:
+def values(matrices: Sequence[Matrix]) -> list[Tensor]:
     """Return copies of weights and biases."""
-    return [tensor.clone() for each in readouts for tensor in each.tensors]
+    return [tensor.clone() for each in matrices for tensor in each.tensors]
 
 
-def restore_(readouts: Sequence[Readout], were: Sequence[Tensor]) -> None:
+def restore_(matrices: Sequence[Matrix], were: Sequence[Tensor]) -> None:
     """Give weights and biases the values that they had."""
-    for tensor, value in zip((tensor for each in readouts for tensor in each.tensors), were, strict=True):
+    for tensor, value in zip((tensor for each in matrices for tensor in each.tensors), were, strict=True):
         tensor.copy_(value)

@@ -12,7 +12,8 @@ from layerfold.errors import InputError, ModelError
 from layerfold.inference.spool import Spool
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import NOT_FINITE, RegressionMoments
-from layerfold.model.readout import Readout, reading
+from layerfold.model.block import Block
+from layerfold.model.matrix import Matrix, watching
 from layerfold.text.windows import Windows
 
 HELD_OUT = 8
@@ -27,8 +28,8 @@ SHORTEST = 128
 FLOOR = 1e-6
 """Least mean square of a state; norms add about as much before they divide."""
 
-Problem = Mapping[int, tuple[Readout, ...]]
-"""What is fitted at once: the readouts of a block, or of several whose weights are one."""
+Problem = Mapping[int, tuple[Matrix, ...]]
+"""What is fitted at once: the output matrices of a block, or of several whose weights are one."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What came of passing the text through a unit of blocks.
+class Residuals:
+    """What blocks miss of their targets, and what a regression of that needs.
 
     Attributes:
         errors: by block.
@@ -66,9 +67,24 @@ class Pass:
         each = self.errors.values()
         return Error(sum(error.all for error in each), sum(error.held_out for error in each))
 
-    def without_moments(self) -> Pass:
+    def without_moments(self) -> Residuals:
         """Return the rest, so that the moments of one pass are held at a time."""
         return replace(self, moments=())
+
+
+def refittable(block: Block, part: str) -> Matrix | None:
+    """Return the matrix of a block's ``attention`` or ``ffn`` that a repair refits; None where that part was removed.
+
+    Raises:
+        InputError: it holds pruned weights, whose zeros are to stay.
+    """
+    found = block.output(part)
+    if found is not None and found.holds_zeros:
+        raise InputError(
+            "a repair refits whole matrices, and would fill zeros that are to stay; accepted: neurons, where "
+            "weights are pruned"
+        )
+    return found
 
 
 def halved(windows: Windows) -> Windows:
@@ -112,35 +128,34 @@ def held_out_windows(windows: Windows) -> Tensor:
 
 def parts(stream: Stream, held_out: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
     """Say which positions of a batch hold text, (windows, tokens): to fit, and held out."""
-    real, apart = stream.real(batch), held_out[batch][:, None]
+    real, apart = stream.holds_text(batch), held_out[batch][:, None]
     return real & ~apart, real & apart
 
 
-def walk(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Pass:
-    """Pass the text through the blocks that have a target."""
+def residuals(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Residuals:
+    """Pass the text through the blocks that have a target, and see what they miss of it."""
     moments = RegressionMoments(), RegressionMoments()
     # Weighted sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
     sums = {index: torch.zeros(2, 2, dtype=torch.float64) for index in targets}
-    readouts = [each for some in problem.values() for each in some]
-
-    def visit(batch: slice, index: int, hidden: Tensor) -> None:
-        should = targets[index][batch]
-        for place, rows in enumerate(parts(stream, held_out, batch)):
-            wanted = should[rows]
-            missed, counts = wanted - hidden[rows], weights(wanted)
-            for which, rest in enumerate((missed, wanted)):
-                sums[index][which, place] += counts.double() @ rest.square().sum(1, dtype=torch.float64)
-            if index in problem and len(missed):
-                read = [each.features(seen[id(each.module)][rows]) for each in problem[index]]
-                moments[place].update(torch.cat(read, dim=1), missed, counts)
-        seen.clear()
-
-    with reading(readouts) as seen:
-        states = stream.passed(targets, visit)
+    states = stream.spool()
+    with watching(each for some in problem.values() for each in some) as seen:
+        for batch, index, hidden in stream.walk(targets):
+            should = targets[index][batch]
+            for place, rows in enumerate(parts(stream, held_out, batch)):
+                wanted = should[rows]
+                missed, counts = wanted - hidden[rows], weights(wanted)
+                for which, rest in enumerate((missed, wanted)):
+                    sums[index][which, place] += counts.double() @ rest.square().sum(1, dtype=torch.float64)
+                if index in problem and len(missed):
+                    read = [each.features(seen[each][rows]) for each in problem[index]]
+                    moments[place].update(torch.cat(read, dim=1), missed, counts)
+            seen.clear()
+            if index == max(targets):
+                states[batch] = hidden
     errors = {}
     for index, (missed, should) in sums.items():
         if not (missed + should).isfinite().all():
             raise ModelError(NOT_FINITE)
         should.clamp_min_(torch.finfo(torch.float32).tiny)
         errors[index] = Error(float(missed.sum() / should.sum()), float(missed[1] / should[1]))
-    return Pass(errors, moments, states)
+    return Residuals(errors, moments, states)

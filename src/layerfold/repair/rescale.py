@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerfold.errors import ModelError
 from layerfold.inference.stepping import Stepper, fused_activations
@@ -18,6 +16,7 @@ from layerfold.maths.moments import SecondMoments
 from layerfold.maths.ridge import NOT_FINITE
 from layerfold.model.decoder import Decoder
 from layerfold.model.ffn import FFN
+from layerfold.model.matrix import watching
 from layerfold.progress import SILENT, Progress
 from layerfold.text.windows import Windows
 
@@ -68,15 +67,13 @@ def rescale_(
     Source: Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", 2022, section 3.
     """
     wanted = sorted({source for each in sources.values() for source, _ in each})
-    tied: dict[int, list[int]] = {}
-    for index in sorted(sources):
-        tied.setdefault(id(decoder.blocks[index].ffn.down.module.weight), []).append(index)
+    tied = sorted(here for blocks in decoder.blocks_by_ffn if (here := [each for each in blocks if each in sources]))
     found = []
     with fused_activations(decoder.model), fused_activations(original.model):
         spreads = _spreads(Stream(Stepper(original), windows), 0, wanted)
         stream, reached = Stream(Stepper(decoder), windows), 0
-        for blocks in progress.track(tied.values(), "rescaling, block", len(tied)):
-            stream.states = stream.passed(range(reached, blocks[0]))
+        for blocks in progress.track(tied, "rescaling, block", len(tied)):
+            stream.advance(range(reached, blocks[0]))
             reached = blocks[0]
             now = _average([(each, None) for each in _spreads(stream, reached, blocks).values()])
             should = _average([(spreads[source], match) for index in blocks for source, match in sources[index]])
@@ -90,14 +87,11 @@ def _spreads(stream: Stream, first: int, blocks: Sequence[int]) -> dict[int, Spr
     every = stream.stepper.decoder.blocks
     ffns = {index: every[index].ffn for index in blocks}
     moments = {index: [SecondMoments(whole=False) for _ in ffn.matrices[:-1]] for index, ffn in ffns.items()}
-    with _given(ffns) as given:
-
-        def visit(batch: slice, index: int, hidden: Tensor) -> None:
-            rows = stream.real(batch)
-            for place, values in given.pop(index, {}).items():
-                moments[index][place].update(values[rows])
-
-        stream.passed(range(first, max(blocks) + 1), visit)
+    with watching((each for ffn in ffns.values() for each in ffn.matrices[:-1]), outputs=True) as given:
+        for batch, index, _ in stream.walk(range(first, max(blocks) + 1)):
+            if index in ffns:
+                for matrix, total in zip(ffns[index].matrices[:-1], moments[index], strict=True):
+                    total.update(stream.rows(batch, given.pop(matrix)))
     if not all(each.squares.isfinite().all() for both in moments.values() for each in both):
         raise ModelError(NOT_FINITE)
     return {
@@ -107,26 +101,6 @@ def _spreads(stream: Stream, first: int, blocks: Sequence[int]) -> dict[int, Spr
         )
         for index, both in moments.items()
     }
-
-
-@contextmanager
-def _given(ffns: Mapping[int, FFN]) -> Iterator[dict[int, dict[int, Tensor]]]:
-    """Yield a dict that a forward pass fills with what the first matrices of blocks' FFNs put out, by their place."""
-    found: dict[int, dict[int, Tensor]] = {}
-
-    def keep(index: int, place: int, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        found.setdefault(index, {})[place] = output  # whichever the FFN computes first
-
-    handles = [
-        matrix.module.register_forward_hook(partial(keep, index, place))
-        for index, ffn in ffns.items()
-        for place, matrix in enumerate(ffn.matrices[:-1])
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _average(each: Iterable[tuple[Spread, Match | None]]) -> Spread:

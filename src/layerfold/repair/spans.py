@@ -9,16 +9,15 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from layerfold.inference import memory
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import RegressionMoments, ridge_fits
 from layerfold.model.decoder import Decoder
-from layerfold.model.readout import Readout, attention_readout, ffn_readout, reading
+from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.refit import add_, restore_, values
-from layerfold.repair.regression import halved, held_out_windows, parts, weights
+from layerfold.repair.regression import halved, held_out_windows, parts, refittable, weights
 from layerfold.text.windows import Windows
 
 
@@ -81,17 +80,17 @@ def _span(
         others: of the decoders, by what their block is to stand for; and so are the targets.
         own_states: what leaves the block as it is. It weighs the rows for all targets, which share their moments.
     """
-    own = {length: _readouts(other.decoder, index, attention) for length, other in others.items()}
-    readouts = _readouts(stream.stepper.decoder, index, attention)
-    if not readouts or not targets:
+    own = {length: _matrices(other.decoder, index, attention) for length, other in others.items()}
+    matrices = _matrices(stream.stepper.decoder, index, attention)
+    if not matrices or not targets:
         return
     for each in (each for some in own.values() for each in some):
         each.own_()
-    ffn = readouts[-1:]
-    moments = _moments(stream, stream.stepper, index, readouts, list(targets.values()), own_states, held_out)
+    ffn = matrices[-1:]
+    moments = _moments(stream, stream.stepper, index, matrices, list(targets.values()), own_states, held_out)
     constant, count = ffn[0].bias is not None, len(targets)
     only = ridge_fits(*moments, constant=constant, targets=count, last=ffn[0].weight.shape[1])
-    joint = ridge_fits(*moments, constant=constant, targets=count) if len(readouts) > 1 else [None] * count
+    joint = ridge_fits(*moments, constant=constant, targets=count) if len(matrices) > 1 else [None] * count
     del moments
     for (length, target), alone, both in zip(targets.items(), only, joint, strict=True):
         mine = own[length]
@@ -108,9 +107,9 @@ def _span(
         add_(mine[-1:], alone)
 
 
-def _readouts(decoder: Decoder, index: int, attention: bool) -> list[Readout]:
+def _matrices(decoder: Decoder, index: int, attention: bool) -> list[Matrix]:
     block = decoder.blocks[index]
-    found = [attention_readout(block) if attention else None, ffn_readout(block)]
+    found = [refittable(block, "attention") if attention else None, refittable(block, "ffn")]
     return [each for each in found if each is not None]
 
 
@@ -118,21 +117,19 @@ def _moments(
     stream: Stream,
     stepper: Stepper,
     index: int,
-    readouts: Sequence[Readout],
+    matrices: Sequence[Matrix],
     targets: Sequence[Spool],
     own: Spool,
     held_out: Tensor,
 ) -> tuple[RegressionMoments, RegressionMoments]:
-    """Moments of what a block's readouts read and what its output misses of each target, one after the other."""
+    """Moments of what a block's matrices read and what its output misses of each target, one after the other."""
     moments = RegressionMoments(), RegressionMoments()
-    with reading(readouts) as seen:
-        for batch in stream.batches:
-            hidden = stepper.step(index, stream.states[batch])
+    with watching(matrices) as seen:
+        for batch, _, hidden in stream.walk([index], stepper):
             for place, rows in enumerate(parts(stream, held_out, batch)):
                 if rows.any():
-                    read = torch.cat([each.features(seen[id(each.module)][rows]) for each in readouts], dim=1)
+                    read = torch.cat([each.features(seen[each][rows]) for each in matrices], dim=1)
                     missed = torch.cat([target[batch][rows] - hidden[rows] for target in targets], dim=1)
                     moments[place].update(read, missed, weights(own[batch][rows]))
             seen.clear()
-            memory.release()
     return moments

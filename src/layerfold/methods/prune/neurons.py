@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,24 +14,13 @@ from layerfold.maths.moments import SecondMoments
 from layerfold.maths.ranking import lowest, lowest_in_rows, shares
 from layerfold.methods.prune.sparsegpt import refitted, removal_errors
 from layerfold.model.decoder import Decoder
-from layerfold.model.ffn import FFN, MASK
-
-
-def owners(decoder: Decoder) -> dict[int, list[int]]:
-    """For each distinct FFN the first block that has it: all blocks that do."""
-    first: dict[int, int] = {}
-    found: dict[int, list[int]] = {}
-    for index, width in enumerate(decoder.d_ffn):
-        if width:
-            owner = first.setdefault(id(decoder.blocks[index].ffn.down.module.weight), index)
-            found.setdefault(owner, []).append(index)
-    return found
+from layerfold.model.ffn import FFN
 
 
 def sizes(decoder: Decoder) -> tuple[Tensor, int]:
     """Count how many of each neuron's weights are not zero, (neurons,), and how many can go: each FFN keeps one."""
     counts = [torch.zeros(0, dtype=torch.int64)]
-    for index in owners(decoder):
+    for index, *_ in decoder.blocks_by_ffn:
         held = [each.count_nonzero(1) for each in decoder.blocks[index].ffn.units]
         counts.append(torch.stack(held).sum(0))
     return torch.cat(counts), sum(map(len, counts)) - len(counts) + 1
@@ -38,9 +28,8 @@ def sizes(decoder: Decoder) -> tuple[Tensor, int]:
 
 def check_refit(decoder: Decoder) -> None:
     """Raise InputError for an FFN that a refit would fill where zeros are to stay."""
-    for index in owners(decoder):
-        mask: Tensor | None = getattr(decoder.blocks[index].ffn.down.module, MASK, None)
-        if mask is not None and not mask.all():
+    for index, *_ in decoder.blocks_by_ffn:
+        if decoder.blocks[index].ffn.down.holds_zeros:
             raise InputError(
                 f"criterion 'sparsegpt' refits the FFN of block {index}, which holds zeros that are to stay; accepted: "
                 "magnitude, wanda, or neurons first and zeros then"
@@ -60,60 +49,58 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
         scope: where the lowest are chosen: ``global``, or in each ``matrix``, as many in proportion to its neurons.
         calibration: text for the criteria that need it; of an FFN that several blocks share, in all of them.
     """
-    blocks = owners(decoder)
+    blocks = {tied[0]: tied for tied in decoder.blocks_by_ffn}
     ffns = {index: decoder.blocks[index].ffn for index in blocks}
-    downs = {each.matrix.module: each.name for each in decoder.projections}
+    downs = {each.matrix.key: each.name for each in decoder.projections}
     counts = shares(removed, torch.tensor([ffn.d_ffn - 1 for ffn in ffns.values()]))
-    count_of = dict(zip(ffns, counts.tolist(), strict=True))
+    count_of = dict(zip(ffns, counts, strict=True))
 
-    def keep(index: int, kept: Tensor) -> None:
-        decoder.keep_neurons_(dict.fromkeys(blocks[index], kept))
-
-    def edit(index: int, moments: SecondMoments | None) -> None:
-        rated = scores(ffns[index], criterion, moments) if known is None else known[index]
-        lost = lowest_in_rows(rated[None], torch.tensor(count_of[index]))[0]
+    def remove(index: int, lost: Tensor, moments: SecondMoments | None = None) -> None:
         kept = (~lost).nonzero()[:, 0]
         if criterion == "sparsegpt" and lost.any():
             assert moments is not None
             refit_(ffns[index], moments, kept)
-        keep(index, kept)
+        decoder.keep_neurons_(dict.fromkeys(blocks[index], kept))
 
-    known: dict[int, Tensor] | None = None
+    def read(visit: Callable[[int, SecondMoments], None], *, whole: bool, edits: bool, doing: str) -> None:
+        assert calibration is not None
+        calibration.of(decoder).each_block(
+            lambda index, moments: visit(index, moments[downs[ffns[index].down.key]]) if index in ffns else None,
+            whole=whole,
+            edits=edits,
+            doing=doing,
+            pooled=True,
+        )
+
+    known: dict[int, Tensor] = {}
     if calibration is None:
         known = {index: scores(ffn, criterion, None) for index, ffn in ffns.items()}
     elif criterion == "taylor":
         felt = calibration.sensitivities(decoder).neurons
         known = {index: torch.stack([felt[each] for each in blocks[index]]).sum(0).float() for index in ffns}
+    elif scope == "global":
+        tokens = int(calibration.windows.lengths.sum())
+
+        def rate(index: int, moments: SecondMoments) -> None:
+            # An FFN that several blocks share is missed in each of them.
+            known[index] = scores(ffns[index], criterion, moments) * math.sqrt(moments.count / tokens)
+
+        read(rate, whole=False, edits=False, doing="calibrating, block")
     if scope == "global":
-        found = known or {}
-
-        def rate(index: int, moments: dict[str, SecondMoments]) -> None:
-            if index in ffns:
-                read = moments[downs[ffns[index].down.module]]
-                # An FFN that several blocks share is missed in each of them.
-                found[index] = scores(ffns[index], criterion, read) * math.sqrt(read.count / tokens)
-
-        if known is None:
-            assert calibration is not None
-            tokens = int(calibration.windows.lengths.sum())
-            calibration.of(decoder).each_block(rate, whole=False, edits=False, doing="calibrating, block", pooled=True)
-        for each in found.values():
+        for each in known.values():
             each[each.argmax()] = torch.inf  # so that none is left without any
-        marked = list(lowest(lambda: found.values(), removed))
-        for index, lost in zip(found, marked, strict=True):
-            keep(index, (~lost).nonzero()[:, 0])
-    elif known is not None:
-        for index in ffns:
-            edit(index, None)
+        for index, lost in zip(known, list(lowest(known.values, removed)), strict=True):
+            remove(index, lost)
+    elif calibration is None or criterion == "taylor":
+        for index, rated in known.items():
+            remove(index, lowest_in_rows(rated[None], count_of[index])[0])
     else:
-        assert calibration is not None
-        calibration.of(decoder).each_block(
-            lambda index, moments: edit(index, moments[downs[ffns[index].down.module]]) if index in ffns else None,
-            whole=criterion == "sparsegpt",
-            edits=True,
-            doing="pruning, block",
-            pooled=True,
-        )
+
+        def edit(index: int, moments: SecondMoments) -> None:
+            rated = scores(ffns[index], criterion, moments)
+            remove(index, lowest_in_rows(rated[None], count_of[index])[0], moments)
+
+        read(edit, whole=criterion == "sparsegpt", edits=True, doing="pruning, block")
 
 
 def scores(ffn: FFN, criterion: str, moments: SecondMoments | None) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from layerfold.calibration import Calibration
-from layerfold.methods.prune.neurons import owners
 from layerfold.model.decoder import Decoder
 
 
@@ -33,7 +32,7 @@ def sublayers(decoder: Decoder, *, nonzero: bool = False) -> list[Sublayer]:
     Args:
         nonzero: count the parameters that are not zero only.
     """
-    found = [("ffn", tuple(blocks), decoder.blocks[index].ffn.units) for index, blocks in owners(decoder).items()]
+    found = [("ffn", blocks, decoder.blocks[blocks[0]].ffn.units) for blocks in decoder.blocks_by_ffn]
     found += [("attention", (each.index,), each.attention.units) for each in decoder.blocks if each.heads]
     return [Sublayer(part, blocks, _sizes(units, nonzero)) for part, blocks, units in found]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from layerfold.maths.ranking import lowest, lowest_in_rows, shares
 from layerfold.methods.prune.sparsegpt import sparsify
 from layerfold.model.block import Projection
 from layerfold.model.decoder import Decoder
-from layerfold.model.ffn import Matrix
 from layerfold.model.masks import hold_
+from layerfold.model.matrix import Matrix
 
 TABLES = ("embeddings", "head")
 """What besides blocks holds a matrix: the token embedding, and the LM head."""
@@ -50,7 +49,7 @@ def _table(decoder: Decoder, part: str, module: nn.Module) -> Projection:
 def _distinct(found: Iterable[Projection]) -> list[Projection]:
     first: dict[int, Projection] = {}
     for each in found:
-        first.setdefault(id(each.matrix.module.weight), each)
+        first.setdefault(each.matrix.key, each)
     return list(first.values())
 
 
@@ -143,7 +142,7 @@ def zero_(
             doing="pruning, block",
             pooled=True,
         )
-    hold_(decoder, {each.name: cast(Tensor, each.matrix.module.weight) != 0 for each in found})
+    hold_(decoder, {each.name: each.matrix.module.weight != 0 for each in found})
 
 
 def scores(weight: Tensor, inputs: Tensor | None) -> Tensor:

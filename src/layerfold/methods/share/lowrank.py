@@ -20,7 +20,7 @@ from layerfold.maths.linalg import Directions, Match, damped, output_directions
 from layerfold.maths.moments import SecondMoments
 from layerfold.model.decoder import Decoder
 from layerfold.model.factored import Factored
-from layerfold.model.ffn import Matrix
+from layerfold.model.matrix import Matrix
 
 Base = Literal["anchor", "mean", "fitted"]
 Init = Literal["data-svd", "svd", "zero"]
@@ -93,7 +93,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Truncation:
     """For each kind and block the directions of what the base leaves, and the rank of its delta."""
 
     directions: Sequence[Sequence[Directions]]
@@ -153,7 +153,9 @@ def _read(member: Member, moments: SecondMoments, match: Match | None) -> Tensor
     return products
 
 
-def fitted(kinds: Sequence[Kind], base: Base, ranks: Ranks, rank: int, anchor: int, *, alone: bool = False) -> Fit:
+def fitted(
+    kinds: Sequence[Kind], base: Base, ranks: Ranks, rank: int, anchor: int, *, alone: bool = False
+) -> Truncation:
     """Choose the bases of a window's matrices, and the deltas' ranks.
 
     Args:
@@ -165,16 +167,16 @@ def fitted(kinds: Sequence[Kind], base: Base, ranks: Ranks, rank: int, anchor: i
     for _ in range(_ROUNDS if base == "fitted" else 0):
         # In turn the best deltas for the bases and the best bases for the deltas: with uniform ranks the error never
         # rises.
-        fit = _fit(kinds, ranks, 0 if alone else rank)
-        for kind, directions, chosen in zip(kinds, fit.directions, fit.ranks, strict=True):
+        truncation = _fit(kinds, ranks, 0 if alone else rank)
+        for kind, directions, chosen in zip(kinds, truncation.directions, truncation.ranks, strict=True):
             kind.refit_(directions, chosen)
     return _fit(kinds, ranks, rank)
 
 
-def _fit(kinds: Sequence[Kind], ranks: Ranks, rank: int) -> Fit:
+def _fit(kinds: Sequence[Kind], ranks: Ranks, rank: int) -> Truncation:
     found = [kind.directions(rank if ranks == "uniform" else None) for kind in kinds]
     uniform = [[rank] * len(kind.members) for kind in kinds]
-    return Fit(found, allotted(kinds, found, rank) if ranks == "allotted" else uniform)
+    return Truncation(found, allotted(kinds, found, rank) if ranks == "allotted" else uniform)
 
 
 def allotted(kinds: Sequence[Kind], found: Sequence[Sequence[Directions]], rank: int) -> list[list[int]]:
@@ -199,10 +201,10 @@ def allotted(kinds: Sequence[Kind], found: Sequence[Sequence[Directions]], rank:
     return ranks
 
 
-def share_(decoder: Decoder, kinds: Sequence[Kind], fit: Fit, init: Init) -> None:
+def share_(decoder: Decoder, kinds: Sequence[Kind], truncation: Truncation, init: Init) -> None:
     """Put the bases and deltas in the place of the matrices, which are left as they are."""
     seeds = count(_SEED)
-    for kind, found, ranks in zip(kinds, fit.directions, fit.ranks, strict=True):
+    for kind, found, ranks in zip(kinds, truncation.directions, truncation.ranks, strict=True):
         shared = torch.nn.Parameter(kind.base.to(kind.members[0].matrix.weight.dtype))
         for member, directions, rank in zip(kind.members, found, ranks, strict=True):
             residual = member.weight - kind.base

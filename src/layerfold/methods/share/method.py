@@ -23,7 +23,7 @@ from layerfold.methods.base import (
     told_of_search,
 )
 from layerfold.methods.share import lowrank
-from layerfold.methods.share.lowrank import BASES, INITS, RANKS, Base, Fit, Init, Kind, Ranks
+from layerfold.methods.share.lowrank import BASES, INITS, RANKS, Base, Init, Kind, Ranks, Truncation
 from layerfold.model.decoder import Decoder
 
 _K = 4
@@ -226,23 +226,23 @@ class Share(Method):
         before = decoder.size().parameters
         kinds = lowrank.kinds(decoder, window, {other: match for (_, other), match in matches.items()}, inputs)
         anchor = window.index(self.anchor_of(window))
-        fit = lowrank.fitted(kinds, self.base, self.ranks, self.rank, anchor, alone=self.init == "zero")
-        lowrank.share_(decoder, kinds, fit, self.init)
+        truncation = lowrank.fitted(kinds, self.base, self.ranks, self.rank, anchor, alone=self.init == "zero")
+        lowrank.share_(decoder, kinds, truncation, self.init)
         notes: Notes = {
             "pairs": described(matches),
             "ranks": {
                 member.path: rank
-                for kind, ranks in zip(kinds, fit.ranks, strict=True)
+                for kind, ranks in zip(kinds, truncation.ranks, strict=True)
                 for member, rank in zip(kind.members, ranks, strict=True)
             },
         }
-        warnings = [*_regularised(inputs), *self._larger(kinds, fit, before - decoder.size().parameters)]
+        warnings = [*_regularised(inputs), *self._larger(kinds, truncation, before - decoder.size().parameters)]
         return notes | ({"warning": "; ".join(warnings)} if warnings else {})
 
-    def _larger(self, kinds: Sequence[Kind], fit: Fit, removed: int) -> Iterator[str]:
+    def _larger(self, kinds: Sequence[Kind], truncation: Truncation, removed: int) -> Iterator[str]:
         if removed <= 0:
             one = [sum(kind.base.shape) for kind in kinds]
-            held = sum(each * sum(ranks) for each, ranks in zip(one, fit.ranks, strict=True))
+            held = sum(each * sum(ranks) for each, ranks in zip(one, truncation.ranks, strict=True))
             most = (removed + held - 1) // (sum(one) * self.size)
             least = f"ranks up to {most} make" if most >= 0 else "FFNs that are one already are smaller: no rank makes"
             yield f"rank {self.rank} makes the model no smaller; {least} it smaller"
