@@ -39,20 +39,27 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-@pytest.fixture
-def corpus_folder(write: Write) -> str:
-    """A folder whose test split is six documents of generated text."""
-    return str(write("corpus/test.txt", "\n\n".join(prose(30, seed) for seed in range(6))).parent)
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder whose test split is six documents of generated text; the same in all tests, which leave it alone."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "test.txt").write_text("\n\n".join(prose(30, seed) for seed in range(6)))
+    return str(folder)
 
 
-@pytest.fixture
-def study_corpus(write: Write) -> str:
-    """A file with documents enough for all four splits: 6 of test, 6 of validation, 3 of calibration, 45 of train."""
+@pytest.fixture(scope="session")
+def study_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with documents enough for all four splits: 6 of test, 6 of validation, 3 of calibration, 45 of train.
+
+    The same in all tests, which leave it alone.
+    """
     documents = [prose(30, seed) for seed in range(120)]
     kept, _ = disjoint({"all": documents}, str)
     counts = {"test": 6, "validation": 6, "calibration": 3, "train": 45}
     chosen = {document for split, count in counts.items() for document in kept[split][:count]}
-    return str(write("text/study.txt", "\n\n".join(document for document in documents if document in chosen)))
+    path = tmp_path_factory.mktemp("text") / "study.txt"
+    path.write_text("\n\n".join(document for document in documents if document in chosen))
+    return str(path)
 
 
 @pytest.fixture
