@@ -55,6 +55,7 @@ def test_zeros_are_counted_apart() -> None:
     assert details["parameters"] - details["nonzero"] == 3 * 32
 
 
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_bytes_are_those_of_the_saved_checkpoints(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     Merge(n=2, align="none", tie=True).apply(model.decoder, None)
