@@ -22,7 +22,7 @@ from lm_eval.tasks._index import TaskIndex
 from tiny import Write, prose, shared, tiny, tokenizer, unequal
 
 from layerfold.checkpoint.model import Model
-from layerfold.errors import InputError, MissingExtraError, ModelError, OfflineError, RecipeError
+from layerfold.errors import InputError, MissingExtraError, OfflineError, RecipeError
 from layerfold.evaluators import Harness, harness
 from layerfold.methods import Merge
 from layerfold.records import BASE_LABEL
@@ -468,12 +468,6 @@ def test_without_a_hub_there_is_one_attempt_and_none_where_data_is_local(
         Harness(("choosing", "far"), include_path=tasks)(tiny("gpt2"))
     assert not datasets.config.HF_HUB_OFFLINE
     Harness(("choosing",), include_path=tasks)(tiny("gpt2"))
-
-
-def test_a_model_without_a_tokenizer_is_refused(tasks: str) -> None:
-    model = tiny("gpt2")
-    with pytest.raises(ModelError, match="has no tokenizer"):
-        Harness(("choosing",), include_path=tasks)(Model(model.decoder, None, model.provenance))
 
 
 def test_a_missing_package_is_named(tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,7 @@ from torch import nn
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import InputError
-from layerfold.evaluators import Comparison, Latency
-from layerfold.evaluators.base import Evaluator
-from layerfold.evaluators.size import Size
+from layerfold.evaluators import Latency
 from layerfold.model import deltas
 
 SHORT = Latency(rounds=4, prompt_tokens=5, new_tokens=6, prefill_tokens=20)
@@ -161,25 +159,6 @@ def test_the_prefill_is_cut_to_the_context() -> None:
 def test_tokens_beyond_the_context_are_refused() -> None:
     with pytest.raises(InputError, match="prompt and new tokens 33; accepted: 32 in all"):
         Latency(prompt_tokens=20, new_tokens=13)(tiny("gpt2"))
-
-
-@pytest.mark.parametrize("settings", [{"rounds": 2}, {"prompt_tokens": 0}, {"new_tokens": -1}, {"prefill_tokens": 0}])
-def test_a_setting_out_of_range_is_refused(settings: dict[str, int]) -> None:
-    ((name, value),) = settings.items()
-    with pytest.raises(InputError, match=rf"latency {name} {value}; accepted: \d or more"):
-        Latency(**settings)
-
-
-def test_protocols_have_names_of_their_own() -> None:
-    assert Latency().protocol_id != Latency(protocol="published").protocol_id
-    with pytest.raises(InputError, match="unknown protocol 'loud'"):
-        Latency(protocol="loud")  # type: ignore[arg-type]
-
-
-def test_latency_is_a_comparison_and_size_is_not() -> None:
-    evaluator: Evaluator = Latency()
-    assert isinstance(evaluator, Comparison)
-    assert not isinstance(Size(), Comparison)
 
 
 # Low-rank deltas

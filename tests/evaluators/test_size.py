@@ -6,7 +6,6 @@ import pytest
 from tiny import BLOCKS, CONTEXT, VOCABULARY, tiny
 
 from layerfold.checkpoint.save import FORMATS
-from layerfold.errors import InputError
 from layerfold.evaluators import Size
 from layerfold.evaluators.size import flops_per_token
 from layerfold.methods import Collapse, Merge
@@ -94,8 +93,3 @@ def test_the_context_is_a_setting_and_the_models_by_default() -> None:
     assert Size()(model).details["context"] == CONTEXT
     assert Size().settings(model) == Size(context=CONTEXT).settings(model) != Size(context=8).settings(model)
     assert Size(context=8)(model).details["flops_per_token"] == flops_per_token(model.decoder, 8)
-
-
-def test_a_context_of_zero_is_refused_and_not_taken_for_the_default() -> None:
-    with pytest.raises(InputError, match="context 0"):
-        Size(context=0)(tiny("gpt2"))
