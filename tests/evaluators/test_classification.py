@@ -257,44 +257,36 @@ def test_a_fitted_head_is_the_same_however_its_rows_were_read() -> None:
         assert found.sub(expected).abs().max() < 0.01 * expected.abs().max()
 
 
-def test_a_seed_is_one_classifier_and_another_seed_another() -> None:
+def test_a_seed_is_one_classifier_and_orders_the_rows_anew_each_epoch() -> None:
     decoder = tiny("gpt2").decoder
-    rows, labels = told_by_the_last(10)
-    one = train(decoder, rows, labels, 2, SHORT, Padding())
-    torch.manual_seed(2)  # whatever the caller's generators stand at
-    two = train(decoder, rows, labels, 2, SHORT, Padding())
-    other = train(decoder, rows, labels, 2, Training(3e-3, 2, 4, seed=1), Padding())
-    pairs = list(zip(one.parameters(), two.parameters(), other.parameters(), strict=True))
-    assert all(torch.equal(first, second) for first, second, _ in pairs)
-    assert not any(torch.equal(first, third) for first, _, third in pairs)
-
-
-def test_a_seed_orders_the_rows_anew_each_epoch() -> None:
     rows, labels = told_by_the_last(12)
 
-    def order(seed: int) -> list[int]:
+    def trained(seed: int) -> tuple[Classifier, list[int]]:
         read: list[int] = []
 
         def padding(batch: list[list[int]]) -> dict[str, Tensor]:
             read.extend(rows.index(row) for row in batch)
             return Padding()(batch)
 
-        train(tiny("gpt2").decoder, rows, labels, 2, Training(1e-3, 2, 4, seed), padding)  # type: ignore[arg-type]
-        return read
+        return train(decoder, rows, labels, 2, Training(3e-3, 2, 4, seed), padding), read  # type: ignore[arg-type]
 
-    first = order(0)
+    one, first = trained(0)
+    torch.manual_seed(2)  # whatever the caller's generators stand at
+    (two, second), (other, third) = trained(0), trained(1)
+    pairs = list(zip(one.parameters(), two.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(first, second) for first, second, _ in pairs)
+    assert not any(torch.equal(first, third) for first, _, third in pairs)
     assert sorted(first[:12]) == sorted(first[12:]) == list(range(12))
     assert first[:12] != first[12:]
-    assert first == order(0) != order(1)
+    assert first == second != third
 
 
 def test_a_fitted_head_uses_up_no_random_numbers() -> None:
     decoder = tiny("gpt2").decoder
     rows, labels = told_by_the_last(10)
     before = torch.get_rng_state()
-    one = fit_head(decoder, rows, labels, 2, Padding(), 4)
+    one, two = (fit_head(decoder, rows, labels, 2, Padding(), 4) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
-    two = fit_head(decoder, rows, labels, 2, Padding(), 4)
     assert torch.equal(one.head.weight, two.head.weight)
     assert torch.equal(one.head.bias, two.head.bias)
 

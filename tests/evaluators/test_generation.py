@@ -44,7 +44,7 @@ def test_the_repeated_fraction_by_hand(tokens: list[int], fraction: float) -> No
     assert repeated_fraction(tokens) == pytest.approx(fraction)
 
 
-def test_repeats_of_other_lengths() -> None:
+def test_repeats_of_other_lengths_by_hand() -> None:
     assert repeated_fraction([1, 2, 1, 2, 1], n=2) == pytest.approx(1 / 2)
     assert repeated_fraction([7, 7, 7, 8], n=1) == pytest.approx(1 / 2)
 

@@ -44,9 +44,6 @@ def test_all_have_a_speedup_over_the_first_and_the_first_that_of_its_copy() -> N
         speedup = scores[label].details["speedup"]
         assert 0 < speedup["low"] <= speedup["value"] <= speedup["high"]
         assert scores[label].details["base_value"] == scores["a"].value
-
-
-def test_one_model_is_measured_without_a_speedup() -> None:
     assert "speedup" not in SHORT(tiny("gpt2")).details
 
 
@@ -88,13 +85,6 @@ def test_the_copy_is_of_the_first_and_made_like_those_of_variants(monkeypatch: p
     assert not own & {parameter.data_ptr() for parameter in copy.decoder.model.parameters()}
 
 
-def test_the_order_is_recorded_by_its_seed() -> None:
-    model = tiny("gpt2")
-    assert Latency(seed=3).settings(model)["seed"] == 3
-    assert Latency(seed=3).settings(model) != Latency().settings(model)
-    assert Latency().protocol_id == "latency-2"
-
-
 def test_speedups_are_medians_of_the_ratios_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {label: tiny("gpt2", n_layer=1) for label in "ab"}
     # A drifting machine: b takes half as long as a within each round, though later rounds take ten times as long.
@@ -133,13 +123,17 @@ def test_a_model_that_wants_to_stop_is_timed_over_as_many_tokens() -> None:
     assert published.details["lengths"] == generated
 
 
-def test_the_published_protocol_times_twenty_generations_of_each_model() -> None:
-    scores = Latency(protocol="published").compare({"a": tiny("gpt2"), "b": tiny("gpt2", n_layer=1)})
+def test_the_published_protocol_times_twenty_generations_of_each_model_deltas_as_they_are() -> None:
+    models = {"a": tiny("gpt2"), "b": tiny("gpt2", n_layer=1), "shared": shared(tiny("gpt2"))}
+    scores = Latency(protocol="published").compare(models)
+    assert list(scores) == list(models)
     for score in scores.values():
         assert score.unit == "ms/sample"
         assert len(score.details["lengths"]) == 20
         assert max(score.details["lengths"]) <= CONTEXT
         assert 0 < score.low <= score.value <= score.high
+        assert score.details.keys() == scores["a"].details.keys()
+        assert not [key for key in score.details if "multiplied" in key]
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -152,24 +146,26 @@ def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
         gc.enable()
 
 
-def test_the_prefill_is_cut_to_the_context() -> None:
-    assert Latency().settings(tiny("gpt2"))["prefill_tokens"] == CONTEXT
-
-
-def test_tokens_beyond_the_context_are_refused() -> None:
+def test_settings_name_the_order_and_what_fits_the_context() -> None:
+    model = tiny("gpt2")
+    assert Latency(seed=3).settings(model)["seed"] == 3
+    assert Latency(seed=3).settings(model) != Latency().settings(model)
+    assert Latency().settings(model)["prefill_tokens"] == CONTEXT
+    assert Latency().protocol_id == "latency-2"
     with pytest.raises(InputError, match="prompt and new tokens 33; accepted: 32 in all"):
-        Latency(prompt_tokens=20, new_tokens=13)(tiny("gpt2"))
+        Latency(prompt_tokens=20, new_tokens=13)(model)
 
 
 # Low-rank deltas
 
 
-def sharing() -> Model:
-    return shared(tiny("gpt2"))
-
-
 def test_a_model_with_deltas_is_timed_multiplied_out_too() -> None:
-    models = {"base": tiny("gpt2"), "shared": sharing(), "merged": tiny("gpt2"), "again": shared(tiny("llama"))}
+    models = {
+        "base": tiny("gpt2"),
+        "shared": shared(tiny("gpt2")),
+        "merged": tiny("gpt2"),
+        "again": shared(tiny("llama")),
+    }
     before = {label: hash_weights(model.decoder.model) for label, model in models.items()}
     scores = SHORT.compare(models)
     assert list(scores) == list(models)
@@ -186,19 +182,21 @@ def test_a_model_with_deltas_is_timed_multiplied_out_too() -> None:
 
 def test_the_first_may_have_deltas() -> None:
     """What is multiplied out has a speed-up over it, and it none over itself."""
-    scores = SHORT.compare({"shared": sharing(), "base": tiny("gpt2", n_layer=1)})
+    scores = SHORT.compare({"shared": shared(tiny("gpt2")), "base": tiny("gpt2", n_layer=1)})
     assert scores["shared"].details["speedup"] == scores["base"].details["same_model"]
     assert scores["shared"].details["multiplied_out_speedup"]["value"] > 0
     assert scores["base"].details["base_value"] == scores["shared"].value
-    alone = SHORT(sharing()).details
+    alone = SHORT(shared(tiny("gpt2"))).details
     assert "same_model" not in alone
     assert alone["multiplied_out"]["value"] > 0
     assert alone["multiplied_out_speedup"]["value"] > 0
+    # With deltas of rank 0 too: what is shared is each block's own in plain matrices.
+    assert "multiplied_out" in SHORT(shared(tiny("gpt2"), rank=0)).details
 
 
 def test_what_is_multiplied_out_takes_turns_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     # Names as a recipe could have them, to be taken for the others' own.
-    models = {"a": tiny("gpt2", n_layer=1), "b": sharing(), "b multiplied out": tiny("gpt2", n_layer=1)}
+    models = {"a": tiny("gpt2", n_layer=1), "b": shared(tiny("gpt2")), "b multiplied out": tiny("gpt2", n_layer=1)}
     places = {id(model): place for place, model in enumerate(models.values())}
     own = hash_weights(models["a"].decoder.model)
     order: list[int] = []
@@ -220,16 +218,3 @@ def test_what_is_multiplied_out_takes_turns_with_the_others(monkeypatch: pytest.
     assert speedups == pytest.approx({"a": 1.0, "b": 2.0, "b multiplied out": 4.0})
     assert scores["b"].details["multiplied_out_speedup"] == pytest.approx({"value": 8.0, "low": 8.0, "high": 8.0})
     assert 8 * scores["b"].details["multiplied_out"]["value"] == scores["a"].value
-
-
-def test_a_model_whose_deltas_are_of_rank_0_is_one_that_shares() -> None:
-    """It is timed beside plain matrices too: what is shared is each block's own there."""
-    assert "multiplied_out" in SHORT(shared(tiny("gpt2"), rank=0)).details
-
-
-def test_the_published_protocol_times_deltas_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerfold.evaluators.latency._PUBLISHED_GENERATIONS", 2)
-    scores = Latency(protocol="published").compare({"a": tiny("gpt2"), "b": sharing()})
-    assert list(scores) == ["a", "b"]
-    assert scores["a"].details.keys() == scores["b"].details.keys()
-    assert not [key for key in scores["b"].details if "multiplied" in key]

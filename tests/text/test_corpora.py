@@ -239,8 +239,8 @@ def test_what_is_missing_or_unknown_is_named() -> None:
 def test_a_split_without_documents_names_those_with_some(write: Write, tmp_path: Path) -> None:
     path = write("data/test.txt", "one\n\ntwo")
     assert failing(path.parent, "train").endswith("in split 'train'; splits with documents: test")
-    for suffix in ("txt", "jsonl", "csv"):
-        for content in ("", "\n\n \n"):
+    for suffix, empty in (("txt", "\n\n \n"), ("jsonl", "\n\n \n"), ("csv", "text\n")):
+        for content in ("", empty):
             said = failing(write(f"a.{suffix}", content))
             assert "has no documents in split 'test'; splits with documents: none" in said
     (tmp_path / "nothing").mkdir()
