@@ -130,7 +130,7 @@ def test_training_is_as_set_and_by_default_by_width(data: str, seen: dict[str, A
 
 @pytest.mark.parametrize("pool", ["last_token", "last_position"])
 def test_the_published_run_is_repeated(pool: Any, data: str, seen: dict[str, Any]) -> None:
-    model = tiny("gpt2", n_positions=150)
+    model = tiny("gpt2", n_positions=150, n_layer=1)
     evaluator = Imdb(data=data, protocol="published", pool=pool, body=False, train_rows=4, test_rows=3, keep="last")
     score = evaluator(model)
     rows, (training, padding) = seen["train"][1], seen["train"][4:6]
@@ -152,7 +152,7 @@ def test_the_published_run_is_repeated(pool: Any, data: str, seen: dict[str, Any
 
 
 def test_the_published_run_on_a_model_of_a_shorter_context_is_cut_there(data: str, seen: dict[str, Any]) -> None:
-    Imdb(data=data, protocol="published")(tiny("llama"))
+    Imdb(data=data, protocol="published")(tiny("llama", num_hidden_layers=1))
     assert seen["predict"][2].length == CONTEXT
 
 

@@ -20,8 +20,16 @@ from layerfold.model import deltas
 SHORT = Latency(rounds=4, prompt_tokens=5, new_tokens=6, prefill_tokens=20)
 
 
+def small() -> Model:
+    return tiny("gpt2", n_layer=1)
+
+
+def sharing(rank: int = 2) -> Model:
+    return shared(tiny("gpt2", n_layer=2), rank=rank)
+
+
 def test_scores_hold_quartiles_and_prefill_for_each_model() -> None:
-    scores = SHORT.compare({"a": tiny("gpt2"), "b": tiny("llama")})
+    scores = SHORT.compare({"a": small(), "b": tiny("llama", num_hidden_layers=1)})
     assert list(scores) == ["a", "b"]
     for score in scores.values():
         assert 0 < score.low <= score.value <= score.high
@@ -35,7 +43,7 @@ def test_scores_hold_quartiles_and_prefill_for_each_model() -> None:
 
 
 def test_all_have_a_speedup_over_the_first_and_the_first_that_of_its_copy() -> None:
-    scores = SHORT.compare({label: tiny("gpt2") for label in "abc"})
+    scores = SHORT.compare({label: small() for label in "abc"})
     assert list(scores) == ["a", "b", "c"]
     same = scores["a"].details["speedup"]
     assert 0 < same["low"] <= same["value"] <= same["high"]
@@ -56,13 +64,14 @@ def orders(monkeypatch: pytest.MonkeyPatch, models: dict[str, Model], seed: int,
         return 1.0 + len(order)
 
     monkeypatch.setattr(Latency, "_generate", note)
+    monkeypatch.setattr(Latency, "_prefill", lambda *_: 1.0)
     Latency(rounds=rounds, prompt_tokens=5, new_tokens=6, seed=seed).compare(models)
     size = len(models) + 1
     return ["".join(order[first : first + size]) for first in range(0, len(order), size)]
 
 
 def test_every_round_has_an_order_of_its_own_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {label: tiny("gpt2", n_layer=1) for label in "abc"}
+    models = {label: small() for label in "abc"}
     found = orders(monkeypatch, models, seed=0)
     assert found[0] == "abcA"
     assert {"".join(sorted(each)) for each in found} == {"Aabc"}
@@ -74,7 +83,7 @@ def test_every_round_has_an_order_of_its_own_from_the_seed(monkeypatch: pytest.M
 
 
 def test_the_copy_is_of_the_first_and_made_like_those_of_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {"base": tiny("gpt2", n_layer=1), "other": tiny("gpt2", n_layer=1)}
+    models = {"base": small(), "other": small()}
     timed: dict[int, Model] = {}
     monkeypatch.setattr(Latency, "_generate", lambda self, model: float(bool(timed.setdefault(id(model), model))))
     scores = Latency(rounds=3, prompt_tokens=5, new_tokens=6).compare(models)
@@ -86,7 +95,7 @@ def test_the_copy_is_of_the_first_and_made_like_those_of_variants(monkeypatch: p
 
 
 def test_speedups_are_medians_of_the_ratios_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {label: tiny("gpt2", n_layer=1) for label in "ab"}
+    models = {label: small() for label in "ab"}
     # A drifting machine: b takes half as long as a within each round, though later rounds take ten times as long.
     times = {
         "a": iter([0, 10.0, 100.0, 1000.0]),
@@ -124,7 +133,7 @@ def test_a_model_that_wants_to_stop_is_timed_over_as_many_tokens() -> None:
 
 
 def test_the_published_protocol_times_twenty_generations_of_each_model_deltas_as_they_are() -> None:
-    models = {"a": tiny("gpt2"), "b": tiny("gpt2", n_layer=1), "shared": shared(tiny("gpt2"))}
+    models = {"a": small(), "shared": sharing()}
     scores = Latency(protocol="published").compare(models)
     assert list(scores) == list(models)
     for score in scores.values():
@@ -140,7 +149,7 @@ def test_the_published_protocol_times_twenty_generations_of_each_model_deltas_as
 def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
     try:
-        SHORT(tiny("gpt2", n_layer=1))
+        SHORT(small())
         assert gc.isenabled() is enabled
     finally:
         gc.enable()
@@ -160,12 +169,8 @@ def test_settings_name_the_order_and_what_fits_the_context() -> None:
 
 
 def test_a_model_with_deltas_is_timed_multiplied_out_too() -> None:
-    models = {
-        "base": tiny("gpt2"),
-        "shared": shared(tiny("gpt2")),
-        "merged": tiny("gpt2"),
-        "again": shared(tiny("llama")),
-    }
+    again = shared(tiny("llama", num_hidden_layers=2))
+    models = {"base": small(), "shared": sharing(), "merged": small(), "again": again}
     before = {label: hash_weights(model.decoder.model) for label, model in models.items()}
     scores = SHORT.compare(models)
     assert list(scores) == list(models)
@@ -182,21 +187,21 @@ def test_a_model_with_deltas_is_timed_multiplied_out_too() -> None:
 
 def test_the_first_may_have_deltas() -> None:
     """What is multiplied out has a speed-up over it, and it none over itself."""
-    scores = SHORT.compare({"shared": shared(tiny("gpt2")), "base": tiny("gpt2", n_layer=1)})
+    scores = SHORT.compare({"shared": sharing(), "base": small()})
     assert scores["shared"].details["speedup"] == scores["base"].details["same_model"]
     assert scores["shared"].details["multiplied_out_speedup"]["value"] > 0
     assert scores["base"].details["base_value"] == scores["shared"].value
-    alone = SHORT(shared(tiny("gpt2"))).details
+    alone = SHORT(sharing()).details
     assert "same_model" not in alone
     assert alone["multiplied_out"]["value"] > 0
     assert alone["multiplied_out_speedup"]["value"] > 0
     # With deltas of rank 0 too: what is shared is each block's own in plain matrices.
-    assert "multiplied_out" in SHORT(shared(tiny("gpt2"), rank=0)).details
+    assert "multiplied_out" in SHORT(sharing(rank=0)).details
 
 
 def test_what_is_multiplied_out_takes_turns_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     # Names as a recipe could have them, to be taken for the others' own.
-    models = {"a": tiny("gpt2", n_layer=1), "b": shared(tiny("gpt2")), "b multiplied out": tiny("gpt2", n_layer=1)}
+    models = {"a": small(), "b": sharing(), "b multiplied out": small()}
     places = {id(model): place for place, model in enumerate(models.values())}
     own = hash_weights(models["a"].decoder.model)
     order: list[int] = []

@@ -14,12 +14,13 @@ import pytest
 
 from layerfold.errors import CorpusError, LayerfoldError, MissingExtraError, OfflineError
 from layerfold.text import sources
-from layerfold.text.corpora import SPLITS, Corpus, articles, load_corpus
+from layerfold.text.corpora import SPLITS, Corpus, articles, load_corpus, read_corpus
 
 
 @pytest.fixture(scope="module")
 def imdb() -> dict[str, Corpus]:
-    return {split: load_corpus("imdb", split) for split in SPLITS}
+    read = read_corpus("imdb")
+    return {split: read[split] for split in SPLITS}
 
 
 @pytest.fixture(scope="module")

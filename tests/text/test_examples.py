@@ -18,7 +18,7 @@ from tiny import Write
 
 from layerfold.errors import LayerfoldError, MissingExtraError, OfflineError
 from layerfold.text import sources
-from layerfold.text.corpora import load_corpus
+from layerfold.text.corpora import load_corpus, read_corpus
 from layerfold.text.examples import Labelled, Summarized, load_labelled, load_summaries
 
 
@@ -191,8 +191,9 @@ def test_an_unknown_name_is_met_with_a_suggestion() -> None:
 
 def test_the_reviews_of_the_package_are_the_corpus_with_labels() -> None:
     train, test = load_labelled("imdb")
-    assert test.corpus.sha256 == load_corpus("imdb", "test").sha256
-    assert train.corpus.sha256 == load_corpus("imdb", "train").sha256
+    corpus = read_corpus("imdb")
+    assert test.corpus.sha256 == corpus["test"].sha256
+    assert train.corpus.sha256 == corpus["train"].sha256
     assert set(train.labels) == set(test.labels) == {"0", "1"}
     # Mixed, and the labels went with their texts: there are words that tell.
     assert 80 < sum(label == "1" for label in test.labels[:200]) < 120
