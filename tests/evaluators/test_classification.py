@@ -241,7 +241,7 @@ def test_neither_side_nor_batch_changes_a_prediction(architecture: str) -> None:
         expected = [int(classifier.eval()(**Padding()([row]))["logits"].argmax()) for row in more]
         assert len(set(expected)) > 1
         for padding in PADDINGS:
-            for batch_size in (1, 4, 100):
+            for batch_size in (4, 100):
                 assert predict(classifier, more, padding, batch_size) == expected
 
 

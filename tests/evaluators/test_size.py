@@ -25,15 +25,11 @@ def test_a_tiny_gpt2_by_hand() -> None:
     assert score.lower_is_better
 
 
-def test_flops_of_a_tiny_gpt2_by_hand() -> None:
+def test_flops_by_hand_without_attention_or_ffn_too() -> None:
+    decoder = tiny("gpt2").decoder
     matrices = VOCABULARY * 32 + BLOCKS * GPT2_BLOCK_MATRICES
     # Scores and their weighted sum: two operations each, for 32 channels, over (1 + ... + 10) / 10 positions.
-    attention = BLOCKS * 4 * 32 * 5.5
-    assert flops_per_token(tiny("gpt2").decoder, 10) == 2 * matrices + attention
-
-
-def test_flops_without_attention_or_ffn_by_hand() -> None:
-    decoder = tiny("gpt2").decoder
+    assert flops_per_token(decoder, 10) == 2 * matrices + BLOCKS * 4 * 32 * 5.5
     decoder.remove_("attention", [0, 2])
     decoder.remove_("ffn", [2])
     matrices = VOCABULARY * 32 + BLOCKS * GPT2_BLOCK_MATRICES - 2 * (32 * 96 + 32 * 32) - 2 * 32 * 128
