@@ -9,7 +9,7 @@ demo: .venv/ready-imdb
 	$(BIN)/layerfold study recipes/recovery.yaml
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is imported: no test may reach for the network
@@ -9,19 +10,29 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is import
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from tiny import FAMILY_NAMES, Write, prose, tiny
 
-from layerfold import cli
-from layerfold.text.sources import disjoint
+from layerfold.model.families import FAMILIES
 
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+if TYPE_CHECKING:
+    from tiny import Write
+
+# What imports torch is imported where it is needed: a process that hands tests out to others does without.
 
 
-@pytest.fixture(params=FAMILY_NAMES)
+def pytest_collection_finish() -> None:
+    """Set up a process that is about to run tests."""
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    # What is imported would be gone through by every collection of garbage, with which each training begins.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -40,20 +51,33 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-@pytest.fixture
-def corpus_folder(write: Write) -> str:
-    """A folder whose test split is six documents of generated text."""
-    return str(write("corpus/test.txt", "\n\n".join(prose(30, seed) for seed in range(6))).parent)
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder whose test split is six documents of generated text; the same in all tests, which leave it alone."""
+    from tiny import prose
+
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "test.txt").write_text("\n\n".join(prose(30, seed) for seed in range(6)))
+    return str(folder)
 
 
-@pytest.fixture
-def study_corpus(write: Write) -> str:
-    """A file with documents enough for all four splits: 6 of test, 6 of validation, 3 of calibration, 45 of train."""
+@pytest.fixture(scope="session")
+def study_corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with documents enough for all four splits: 6 of test, 6 of validation, 3 of calibration, 45 of train.
+
+    The same in all tests, which leave it alone.
+    """
+    from tiny import prose
+
+    from layerfold.text.sources import disjoint
+
     documents = [prose(30, seed) for seed in range(120)]
     kept, _ = disjoint({"all": documents}, str)
     counts = {"test": 6, "validation": 6, "calibration": 3, "train": 45}
     chosen = {document for split, count in counts.items() for document in kept[split][:count]}
-    return str(write("text/study.txt", "\n\n".join(document for document in documents if document in chosen)))
+    path = tmp_path_factory.mktemp("text") / "study.txt"
+    path.write_text("\n\n".join(document for document in documents if document in chosen))
+    return str(path)
 
 
 @pytest.fixture
@@ -73,6 +97,7 @@ class Outcome:
 @pytest.fixture
 def layerfold(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
     """Run a command in this process and return its exit code and what it printed."""
+    from layerfold import cli
 
     def run(*words: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["layerfold", *map(str, words)])
@@ -91,6 +116,8 @@ def layerfold(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of four blocks, written once."""
+    from tiny import tiny
+
     folder = tmp_path_factory.mktemp("saved") / "model"
     tiny("gpt2").save(folder)
     return folder

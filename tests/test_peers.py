@@ -39,6 +39,13 @@ peers, plan, table = _imported("peers", "plan", "table")
 METHODS = {"layerfold": plan.OWN, **peers.PEERS}
 
 
+@pytest.fixture(params=["gpt2", "qwen3"])
+def family(request: pytest.FixtureRequest) -> str:
+    """One whose matrices are transposed, and one that is gated, with heads of a width of their own."""
+    name: str = request.param
+    return name
+
+
 @functools.cache
 def text() -> Windows:
     return cut_windows(corpus(*(prose(120, seed) for seed in range(4))), tokenizer(), context=CONTEXT)

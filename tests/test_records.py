@@ -20,16 +20,11 @@ def record(**changes: Any) -> Record:
     return Record(**values | changes)
 
 
-def test_a_stored_record_comes_back_under_the_label_it_has_now(tmp_path: Path) -> None:
+def test_a_stored_record_comes_back_under_the_label_it_has_now_and_no_other_does(tmp_path: Path) -> None:
     store = RecordStore(tmp_path / "records")
     store.put(record())
     assert store.get("size", "a" * 64, "merged") == record()
     assert store.get("size", "a" * 64, "renamed") == record(label="renamed")
-
-
-def test_another_key_or_evaluator_is_missing(tmp_path: Path) -> None:
-    store = RecordStore(tmp_path)
-    store.put(record())
     assert store.get("perplexity", "a" * 64, "merged") is None
     # Files are named by the key's beginning: two that share it are still told apart.
     assert store.get("size", "a" * 24 + "b" * 40, "merged") is None
@@ -53,11 +48,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "before")]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write '.*file/record'") as raised:
         write_text(tmp_path / "file" / "record", "text")
     assert "\n" not in str(raised.value)
+    with pytest.raises(OutputError, match=r"cannot write '.*file/results.json'"):
+        write_results(results(), tmp_path / "file")
 
 
 def test_the_hash_of_json_does_not_depend_on_the_order_of_keys() -> None:
@@ -101,13 +98,10 @@ def test_results_come_back_exactly(tmp_path: Path) -> None:
     assert (tmp_path / "again" / RESULTS_FILE).read_bytes() == (tmp_path / RESULTS_FILE).read_bytes()
 
 
-def test_results_without_records_come_back(tmp_path: Path) -> None:
+def test_results_without_records_come_back_and_tuples_as_lists(tmp_path: Path) -> None:
     nothing = Results("pocket", {}, ("base",), (), {})
     write_results(nothing, tmp_path)
     assert read_results(tmp_path) == nothing
-
-
-def test_tuples_come_back_as_lists(tmp_path: Path) -> None:
     write_results(Results("pocket", {"sizes": (2, 4), "by": {2: "two", 10: "ten"}}, ("base",), (), {}), tmp_path)
     assert read_results(tmp_path).recipe == {"sizes": [2, 4], "by": {"2": "two", "10": "ten"}}
 
@@ -164,9 +158,3 @@ def test_a_folder_without_results_says_what_it_is(tmp_path: Path) -> None:
     (tmp_path / RESULTS_FILE).mkdir()
     with pytest.raises(InputError, match=r"cannot read '.*results.json': Is a directory"):
         read_results(tmp_path)
-
-
-def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "run").touch()
-    with pytest.raises(OutputError, match=r"cannot write '.*run/results.json'"):
-        write_results(results(), tmp_path / "run")

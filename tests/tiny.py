@@ -33,6 +33,7 @@ CONTEXT = 32
 BLOCKS = 4
 END_OF_TEXT = "<|endoftext|>"
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("Ġ", "a")]
+MERGED = ["".join(merge) for merge in MERGES]
 VOCABULARY = 256 + len(MERGES) + 1
 WORDS = ["the", "a", "river", "film", "in", "her", "other", "winter", "anthem", "café", "naïve", "映画", "🎬", "storm"]
 
@@ -130,8 +131,13 @@ def deep(n_blocks: int) -> Decoder:
 
 @functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(merge) for merge in MERGES] + [END_OF_TEXT]
-    backend = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=MERGES))
+    return byte_level(sorted(pre_tokenizers.ByteLevel.alphabet()) + MERGED)
+
+
+def byte_level(symbols: list[str], merges: list[tuple[str, str]] = MERGES) -> PreTrainedTokenizerFast:
+    """A tokenizer whose ids are the places of symbols, with end-of-text behind them."""
+    vocabulary = {symbol: i for i, symbol in enumerate([*symbols, END_OF_TEXT])}
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)

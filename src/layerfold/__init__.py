@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from layerfold.calibration import Calibration
     from layerfold.checkpoint.load import load
     from layerfold.checkpoint.model import Model
-    from layerfold.errors import LayerfoldError
+    from layerfold.errors import InputError, LayerfoldError
     from layerfold.evaluators import Evaluator, Generation, Harness, Imdb, Latency, Perplexity, Rouge, Score, Size
     from layerfold.methods import Collapse, Drop, Merge, Method, Notes, Prune, Share, Steps
     from layerfold.model.decoder import Decoder
@@ -36,6 +36,7 @@ _WHERE = {
     "Generation": "evaluators",
     "Harness": "evaluators",
     "Imdb": "evaluators",
+    "InputError": "errors",
     "Latency": "evaluators",
     "LayerfoldError": "errors",
     "LowRank": "recovery",
@@ -75,6 +76,7 @@ __all__ = [
     "Generation",
     "Harness",
     "Imdb",
+    "InputError",
     "Latency",
     "LayerfoldError",
     "LowRank",

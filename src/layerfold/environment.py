@@ -28,6 +28,11 @@ def environment() -> dict[str, Json]:
 
 def versions() -> dict[str, str]:
     """Versions of what a figure depends on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("layerfold", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "scipy"):
         with contextlib.suppress(PackageNotFoundError):
@@ -35,6 +40,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def _processor() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:

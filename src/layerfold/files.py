@@ -14,15 +14,37 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from layerfold.errors import ModelError, OutputError, first_line
+from layerfold.errors import LayerfoldError, ModelError, OutputError, first_line
 
 Json = Any
 """A value that json.dumps takes."""
+
+_OF_TORCH = ("PytorchStreamWriter", "inline_container", "iostream")
+"""Signs that torch could not write a file."""
 
 
 def hash_json(value: Json) -> str:
     """SHA-256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Say in one line that a file or folder cannot be written, whichever library finds out.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        yield
+    except LayerfoldError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # What torch raises where the disk is full is a RuntimeError too.
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _OF_TORCH):
+            raise
+        said = getattr(error, "strerror", None) or first_line(error)
+        raise OutputError(f"cannot write {str(path)!r}: {said}") from error
 
 
 @contextlib.contextmanager
@@ -32,22 +54,17 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
-            os.umask(mask := os.umask(0))
-            os.chmod(temporary, 0o666 & ~mask)
+            _open_up(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OutputError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,7 +124,7 @@ def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder beside `directory` that takes its place when the block ends without an error."""
     check_folder(directory, overwrite=overwrite)
     directory = directory.resolve()
-    try:
+    with output_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.", suffix=".tmp"))
         try:
@@ -126,18 +143,13 @@ def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
                 os.replace(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OutputError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {str(directory)!r}: {first_line(error)}") from error
 
 
-def _open_up(folder: Path) -> None:
-    """Give what was written the permissions that a plain write gives; temporary folders and safetensors are private."""
+def _open_up(path: Path) -> None:
+    """Give what was written the permissions that a plain write gives; temporary files and safetensors are private."""
     os.umask(mask := os.umask(0))
-    os.chmod(folder, 0o777 & ~mask)
-    for file in folder.rglob("*"):
-        os.chmod(file, (0o777 if file.is_dir() else 0o666) & ~mask)
+    for each in (path, *path.rglob("*")):
+        os.chmod(each, (0o777 if each.is_dir() else 0o666) & ~mask)
 
 
 def hash_file(path: Path, more: str = "") -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from tiny import Write, prose, tiny
 from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, RecipeError
 from layerfold.evaluators import Imdb, Rouge, Score
-from layerfold.records import BASE_LABEL, Record, read_results, write_results
+from layerfold.records import BASE_LABEL, read_results, write_results
 from layerfold.report import print_report, study_report, write_csv, write_page
 from layerfold.report.columns import columns
 from layerfold.report.report import MISSING
@@ -39,16 +42,24 @@ def base() -> Model:
     return tiny("gpt2")
 
 
-@pytest.fixture
-def tasks(write: Write) -> list[Any]:
-    """The two tasks on a few texts."""
+@pytest.fixture(scope="module")
+def _tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in ("reviews", "papers"):
+        (folder / name).mkdir()
     for split, rows in (("train", REVIEWS[:16]), ("test", REVIEWS[16:])):
-        file = io.StringIO()
-        csv.writer(file).writerows([("text", "label"), *rows])
-        reviews = write(f"reviews/{split}.csv", file.getvalue()).parent
+        with (folder / "reviews" / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
     lines = [json.dumps({"document": document, "summary": summary}) for document, summary in PAPERS]
-    papers = write("papers/test.jsonl", "\n".join(lines)).parent
-    return [{"imdb": {"data": str(reviews), "body": False}}, {"rouge": {"data": str(papers), "new_tokens": 4}}]
+    (folder / "papers" / "test.jsonl").write_text("\n".join(lines))
+    reviews, papers = str(folder / "reviews"), str(folder / "papers")
+    return [{"imdb": {"data": reviews, "body": False}}, {"rouge": {"data": papers, "new_tokens": 4}}]
+
+
+@pytest.fixture
+def tasks(_tasks: list[Any]) -> list[Any]:
+    """The two tasks on a few texts."""
+    return copy.deepcopy(_tasks)
 
 
 def recipe(tasks: list[Any], **changes: Any) -> Recipe:
@@ -59,25 +70,44 @@ def run(study: Study) -> list[tuple[str, str]]:
     return [(record.label, record.evaluator) for record in study.run()]
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry for each time that an evaluator measures its baselines."""
+@contextmanager
+def asking() -> Iterator[list[str]]:
+    """Yield a list with one entry for each time that an evaluator measures its baselines."""
     found: list[str] = []
-    for kind in (Imdb, Rouge):
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (Imdb, Rouge):
 
-        def baselines(self: Any, *arguments: Any, original: Any = kind.baselines) -> dict[str, Score]:
-            found.append(self.name)
-            scores: dict[str, Score] = original(self, *arguments)
-            return scores
+            def baselines(self: Any, *arguments: Any, original: Any = kind.baselines) -> dict[str, Score]:
+                found.append(self.name)
+                scores: dict[str, Score] = original(self, *arguments)
+                return scores
 
-        monkeypatch.setattr(kind, "baselines", baselines)
-    return found
+            patch.setattr(kind, "baselines", baselines)
+        yield found
 
 
-def test_baselines_stand_once_after_the_variants(base: Model, tasks: list[Any], tmp_path: Path, asked: Any) -> None:
-    study = Study(recipe(tasks), tmp_path / "run", base=base)
-    done = run(study)
-    assert sorted(done) == sorted(
+@pytest.fixture
+def asked() -> Iterator[list[str]]:
+    with asking() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(base: Model, _tasks: list[Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Any, Any]:
+    study = Study(recipe(_tasks), tmp_path_factory.mktemp("done") / "run", base=base)
+    with asking() as asked:
+        return study, run(study), asked
+
+
+@pytest.fixture
+def done(whole: tuple[Study, Any, Any], tmp_path: Path) -> Path:
+    """The folder of a study that was run to its end."""
+    return shutil.copytree(whole[0].output_dir, tmp_path / "run")
+
+
+def test_baselines_stand_once_after_the_variants(base: Model, whole: tuple[Study, Any, Any]) -> None:
+    study, order, asked = whole
+    assert sorted(order) == sorted(
         [(label, name) for label in (BASE_LABEL, "halved") for name in ("size", "imdb", "rouge")] + list(OWNER.items())
     )
     assert asked == ["imdb", "rouge"]
@@ -98,53 +128,48 @@ def test_baselines_stand_once_after_the_variants(base: Model, tasks: list[Any], 
     assert document["variants"][-1]["scores"].keys() == {"rouge"}
 
 
-def test_without_such_tasks_there_are_none(base: Model, tasks: list[Any], tmp_path: Path) -> None:
-    run(Study(recipe(tasks), tmp_path / "run", base=base))
-    plain = Study(recipe([]), tmp_path / "run", base=base)
+def test_there_are_none_without_such_tasks_and_before_anything_is_measured(
+    base: Model, tasks: list[Any], done: Path, tmp_path: Path
+) -> None:
+    plain = Study(recipe([]), done, base=base)
     assert run(plain) == []
     assert plain.results().labels == (BASE_LABEL, "halved")
-    one = Study(recipe(tasks[1:]), tmp_path / "run", base=base)
+    one = Study(recipe(tasks[1:]), done, base=base)
     assert one.results().labels == (BASE_LABEL, "halved", "lead-3", "random sentences")
+    assert Study(recipe(tasks), tmp_path / "new", base=base).results().labels == (BASE_LABEL, "halved")
 
 
-def test_before_anything_is_measured_there_are_none_either(base: Model, tasks: list[Any], tmp_path: Path) -> None:
-    assert Study(recipe(tasks), tmp_path / "run", base=base).results().labels == (BASE_LABEL, "halved")
-
-
-def test_running_again_measures_none_of_them(base: Model, tasks: list[Any], tmp_path: Path, asked: list[str]) -> None:
-    run(Study(recipe(tasks), tmp_path / "run", base=base))
-    asked.clear()
-    assert run(Study(recipe(tasks), tmp_path / "run", base=base)) == []
+def test_running_again_measures_none_of_them(base: Model, tasks: list[Any], done: Path, asked: list[str]) -> None:
+    assert run(Study(recipe(tasks), done, base=base)) == []
     other = [{"label": "other", "drop": {"blocks": "0"}}]
-    assert {label for label, _ in run(Study(recipe(tasks, variants=other), tmp_path / "run", base=base))} == {"other"}
-    assert run(Study(recipe(tasks, variants=[]), tmp_path / "run", base=tiny("gpt2", seed=1))) == [
+    assert {label for label, _ in run(Study(recipe(tasks, variants=other), done, base=base))} == {"other"}
+    assert run(Study(recipe(tasks, variants=[]), done, base=tiny("gpt2", seed=1))) == [
         (BASE_LABEL, name) for name in ("size", "imdb", "rouge")
     ], "no figure of theirs is the base's"
     assert asked == []
 
 
-def test_stopping_amid_them_loses_none(base: Model, tasks: list[Any], tmp_path: Path, asked: list[str]) -> None:
-    done: list[Record] = []
-    for record in Study(recipe(tasks), tmp_path / "run", base=base).run():
-        done.append(record)
+def test_stopping_amid_them_loses_none(
+    base: Model, tasks: list[Any], tmp_path: Path, whole: tuple[Study, Any, Any], asked: list[str]
+) -> None:
+    for record in Study(recipe(tasks, variants=[]), tmp_path / "run", base=base).run():
         if record.label == "bag of words":
             break
     asked.clear()
-    again = Study(recipe(tasks), tmp_path / "run", base=base)
+    again = Study(recipe(tasks, variants=[]), tmp_path / "run", base=base)
     assert run(again) == [("lead-3", "rouge"), ("random sentences", "rouge")]
     assert asked == ["rouge"]
-    whole = Study(recipe(tasks), tmp_path / "whole", base=base)
-    run(whole)
     for place in OWNER.items():
-        assert again.results().records[place].score == whole.results().records[place].score
+        assert again.results().records[place].score == whole[0].results().records[place].score
 
 
-def test_a_damaged_one_is_measured_again(base: Model, tasks: list[Any], tmp_path: Path, asked: list[str]) -> None:
-    records = {record.label: record for record in Study(recipe(tasks), tmp_path / "run", base=base).run()}
-    path = tmp_path / "run" / "records" / f"rouge-{records['random sentences'].key[:24]}.json"
+def test_a_damaged_one_is_measured_again(
+    base: Model, tasks: list[Any], done: Path, whole: tuple[Study, Any, Any], asked: list[str]
+) -> None:
+    key = whole[0].results().records["random sentences", "rouge"].key
+    path = done / "records" / f"rouge-{key[:24]}.json"
     path.write_text(path.read_text()[:40])
-    asked.clear()
-    assert ("random sentences", "rouge") in run(Study(recipe(tasks), tmp_path / "run", base=base))
+    assert ("random sentences", "rouge") in run(Study(recipe(tasks), done, base=base))
     assert asked == ["rouge"]
 
 
@@ -161,14 +186,12 @@ def test_a_damaged_one_is_measured_again(base: Model, tasks: list[Any], tmp_path
     ids=str,
 )
 def test_they_are_measured_again_where_it_matters(
-    task: int, changes: dict[str, Any], again: list[str], base: Model, tasks: list[Any], tmp_path: Path
+    task: int, changes: dict[str, Any], again: list[str], base: Model, tasks: list[Any], done: Path
 ) -> None:
-    only = {"variants": []}
-    run(Study(recipe(tasks, **only), tmp_path / "run", base=base))
     ((name, settings),) = tasks[task].items()
     tasks[task] = {name: settings | changes}
-    done = run(Study(recipe(tasks, **only), tmp_path / "run", base=base))
-    assert {label for label, _ in done} - {BASE_LABEL} == set(again)
+    measured = run(Study(recipe(tasks, variants=[]), done, base=base))
+    assert {label for label, _ in measured} - {BASE_LABEL} == set(again)
 
 
 @pytest.mark.parametrize("where", ["recipe", "evaluator"])
@@ -191,11 +214,8 @@ def test_another_seed_draws_other_sentences_and_changes_no_other_figure(
 # How they are shown
 
 
-def test_what_they_have_not_is_a_dash(base: Model, tasks: list[Any], tmp_path: Path) -> None:
-    study = Study(recipe(tasks), tmp_path / "run", base=base)
-    run(study)
-    results = study.results()
-    folder = tmp_path / "run"
+def test_what_they_have_not_is_a_dash(whole: tuple[Study, Any, Any], tmp_path: Path) -> None:
+    results, folder = whole[0].results(), tmp_path
     write_results(results, folder)
     read = read_results(folder)
     assert read.labels == results.labels

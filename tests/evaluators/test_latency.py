@@ -14,16 +14,22 @@ from torch import nn
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import InputError
-from layerfold.evaluators import Comparison, Latency
-from layerfold.evaluators.base import Evaluator
-from layerfold.evaluators.size import Size
+from layerfold.evaluators import Latency
 from layerfold.model import deltas
 
 SHORT = Latency(rounds=4, prompt_tokens=5, new_tokens=6, prefill_tokens=20)
 
 
+def small() -> Model:
+    return tiny("gpt2", n_layer=1)
+
+
+def sharing(rank: int = 2) -> Model:
+    return shared(tiny("gpt2", n_layer=2), rank=rank)
+
+
 def test_scores_hold_quartiles_and_prefill_for_each_model() -> None:
-    scores = SHORT.compare({"a": tiny("gpt2"), "b": tiny("llama")})
+    scores = SHORT.compare({"a": small(), "b": tiny("llama", num_hidden_layers=1)})
     assert list(scores) == ["a", "b"]
     for score in scores.values():
         assert 0 < score.low <= score.value <= score.high
@@ -37,7 +43,7 @@ def test_scores_hold_quartiles_and_prefill_for_each_model() -> None:
 
 
 def test_all_have_a_speedup_over_the_first_and_the_first_that_of_its_copy() -> None:
-    scores = SHORT.compare({label: tiny("gpt2") for label in "abc"})
+    scores = SHORT.compare({label: small() for label in "abc"})
     assert list(scores) == ["a", "b", "c"]
     same = scores["a"].details["speedup"]
     assert 0 < same["low"] <= same["value"] <= same["high"]
@@ -46,9 +52,6 @@ def test_all_have_a_speedup_over_the_first_and_the_first_that_of_its_copy() -> N
         speedup = scores[label].details["speedup"]
         assert 0 < speedup["low"] <= speedup["value"] <= speedup["high"]
         assert scores[label].details["base_value"] == scores["a"].value
-
-
-def test_one_model_is_measured_without_a_speedup() -> None:
     assert "speedup" not in SHORT(tiny("gpt2")).details
 
 
@@ -61,13 +64,14 @@ def orders(monkeypatch: pytest.MonkeyPatch, models: dict[str, Model], seed: int,
         return 1.0 + len(order)
 
     monkeypatch.setattr(Latency, "_generate", note)
+    monkeypatch.setattr(Latency, "_prefill", lambda *_: 1.0)
     Latency(rounds=rounds, prompt_tokens=5, new_tokens=6, seed=seed).compare(models)
     size = len(models) + 1
     return ["".join(order[first : first + size]) for first in range(0, len(order), size)]
 
 
 def test_every_round_has_an_order_of_its_own_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {label: tiny("gpt2", n_layer=1) for label in "abc"}
+    models = {label: small() for label in "abc"}
     found = orders(monkeypatch, models, seed=0)
     assert found[0] == "abcA"
     assert {"".join(sorted(each)) for each in found} == {"Aabc"}
@@ -79,7 +83,7 @@ def test_every_round_has_an_order_of_its_own_from_the_seed(monkeypatch: pytest.M
 
 
 def test_the_copy_is_of_the_first_and_made_like_those_of_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {"base": tiny("gpt2", n_layer=1), "other": tiny("gpt2", n_layer=1)}
+    models = {"base": small(), "other": small()}
     timed: dict[int, Model] = {}
     monkeypatch.setattr(Latency, "_generate", lambda self, model: float(bool(timed.setdefault(id(model), model))))
     scores = Latency(rounds=3, prompt_tokens=5, new_tokens=6).compare(models)
@@ -90,15 +94,8 @@ def test_the_copy_is_of_the_first_and_made_like_those_of_variants(monkeypatch: p
     assert not own & {parameter.data_ptr() for parameter in copy.decoder.model.parameters()}
 
 
-def test_the_order_is_recorded_by_its_seed() -> None:
-    model = tiny("gpt2")
-    assert Latency(seed=3).settings(model)["seed"] == 3
-    assert Latency(seed=3).settings(model) != Latency().settings(model)
-    assert Latency().protocol_id == "latency-2"
-
-
 def test_speedups_are_medians_of_the_ratios_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = {label: tiny("gpt2", n_layer=1) for label in "ab"}
+    models = {label: small() for label in "ab"}
     # A drifting machine: b takes half as long as a within each round, though later rounds take ten times as long.
     times = {
         "a": iter([0, 10.0, 100.0, 1000.0]),
@@ -135,62 +132,45 @@ def test_a_model_that_wants_to_stop_is_timed_over_as_many_tokens() -> None:
     assert published.details["lengths"] == generated
 
 
-def test_the_published_protocol_times_twenty_generations_of_each_model() -> None:
-    scores = Latency(protocol="published").compare({"a": tiny("gpt2"), "b": tiny("gpt2", n_layer=1)})
+def test_the_published_protocol_times_twenty_generations_of_each_model_deltas_as_they_are() -> None:
+    models = {"a": small(), "shared": sharing()}
+    scores = Latency(protocol="published").compare(models)
+    assert list(scores) == list(models)
     for score in scores.values():
         assert score.unit == "ms/sample"
         assert len(score.details["lengths"]) == 20
         assert max(score.details["lengths"]) <= CONTEXT
         assert 0 < score.low <= score.value <= score.high
+        assert score.details.keys() == scores["a"].details.keys()
+        assert not [key for key in score.details if "multiplied" in key]
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
     try:
-        SHORT(tiny("gpt2", n_layer=1))
+        SHORT(small())
         assert gc.isenabled() is enabled
     finally:
         gc.enable()
 
 
-def test_the_prefill_is_cut_to_the_context() -> None:
-    assert Latency().settings(tiny("gpt2"))["prefill_tokens"] == CONTEXT
-
-
-def test_tokens_beyond_the_context_are_refused() -> None:
+def test_settings_name_the_order_and_what_fits_the_context() -> None:
+    model = tiny("gpt2")
+    assert Latency(seed=3).settings(model)["seed"] == 3
+    assert Latency(seed=3).settings(model) != Latency().settings(model)
+    assert Latency().settings(model)["prefill_tokens"] == CONTEXT
+    assert Latency().protocol_id == "latency-2"
     with pytest.raises(InputError, match="prompt and new tokens 33; accepted: 32 in all"):
-        Latency(prompt_tokens=20, new_tokens=13)(tiny("gpt2"))
-
-
-@pytest.mark.parametrize("settings", [{"rounds": 2}, {"prompt_tokens": 0}, {"new_tokens": -1}, {"prefill_tokens": 0}])
-def test_a_setting_out_of_range_is_refused(settings: dict[str, int]) -> None:
-    ((name, value),) = settings.items()
-    with pytest.raises(InputError, match=rf"latency {name} {value}; accepted: \d or more"):
-        Latency(**settings)
-
-
-def test_protocols_have_names_of_their_own() -> None:
-    assert Latency().protocol_id != Latency(protocol="published").protocol_id
-    with pytest.raises(InputError, match="unknown protocol 'loud'"):
-        Latency(protocol="loud")  # type: ignore[arg-type]
-
-
-def test_latency_is_a_comparison_and_size_is_not() -> None:
-    evaluator: Evaluator = Latency()
-    assert isinstance(evaluator, Comparison)
-    assert not isinstance(Size(), Comparison)
+        Latency(prompt_tokens=20, new_tokens=13)(model)
 
 
 # Low-rank deltas
 
 
-def sharing() -> Model:
-    return shared(tiny("gpt2"))
-
-
 def test_a_model_with_deltas_is_timed_multiplied_out_too() -> None:
-    models = {"base": tiny("gpt2"), "shared": sharing(), "merged": tiny("gpt2"), "again": shared(tiny("llama"))}
+    again = shared(tiny("llama", num_hidden_layers=2))
+    models = {"base": small(), "shared": sharing(), "merged": small(), "again": again}
     before = {label: hash_weights(model.decoder.model) for label, model in models.items()}
     scores = SHORT.compare(models)
     assert list(scores) == list(models)
@@ -207,7 +187,7 @@ def test_a_model_with_deltas_is_timed_multiplied_out_too() -> None:
 
 def test_the_first_may_have_deltas() -> None:
     """What is multiplied out has a speed-up over it, and it none over itself."""
-    scores = SHORT.compare({"shared": sharing(), "base": tiny("gpt2", n_layer=1)})
+    scores = SHORT.compare({"shared": sharing(), "base": small()})
     assert scores["shared"].details["speedup"] == scores["base"].details["same_model"]
     assert scores["shared"].details["multiplied_out_speedup"]["value"] > 0
     assert scores["base"].details["base_value"] == scores["shared"].value
@@ -215,11 +195,13 @@ def test_the_first_may_have_deltas() -> None:
     assert "same_model" not in alone
     assert alone["multiplied_out"]["value"] > 0
     assert alone["multiplied_out_speedup"]["value"] > 0
+    # With deltas of rank 0 too: what is shared is each block's own in plain matrices.
+    assert "multiplied_out" in SHORT(sharing(rank=0)).details
 
 
 def test_what_is_multiplied_out_takes_turns_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     # Names as a recipe could have them, to be taken for the others' own.
-    models = {"a": tiny("gpt2", n_layer=1), "b": sharing(), "b multiplied out": tiny("gpt2", n_layer=1)}
+    models = {"a": small(), "b": sharing(), "b multiplied out": small()}
     places = {id(model): place for place, model in enumerate(models.values())}
     own = hash_weights(models["a"].decoder.model)
     order: list[int] = []
@@ -241,16 +223,3 @@ def test_what_is_multiplied_out_takes_turns_with_the_others(monkeypatch: pytest.
     assert speedups == pytest.approx({"a": 1.0, "b": 2.0, "b multiplied out": 4.0})
     assert scores["b"].details["multiplied_out_speedup"] == pytest.approx({"value": 8.0, "low": 8.0, "high": 8.0})
     assert 8 * scores["b"].details["multiplied_out"]["value"] == scores["a"].value
-
-
-def test_a_model_whose_deltas_are_of_rank_0_is_one_that_shares() -> None:
-    """It is timed beside plain matrices too: what is shared is each block's own there."""
-    assert "multiplied_out" in SHORT(shared(tiny("gpt2"), rank=0)).details
-
-
-def test_the_published_protocol_times_deltas_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerfold.evaluators.latency._PUBLISHED_GENERATIONS", 2)
-    scores = Latency(protocol="published").compare({"a": tiny("gpt2"), "b": sharing()})
-    assert list(scores) == ["a", "b"]
-    assert scores["a"].details.keys() == scores["b"].details.keys()
-    assert not [key for key in scores["b"].details if "multiplied" in key]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import sys
@@ -18,9 +17,8 @@ from scipy.special import stdtrit
 from tiny import CONTEXT, Write, prose, tiny, tokenizer
 
 from layerfold.checkpoint.model import POCKET, Model, Provenance
-from layerfold.errors import CorpusError, InputError, MissingExtraError, ModelError, OfflineError
+from layerfold.errors import InputError, MissingExtraError
 from layerfold.evaluators import Rouge, rouge
-from layerfold.evaluators.base import Baselined, HeldOut
 from layerfold.model.decoder import Decoder
 
 DOCUMENTS = [
@@ -125,9 +123,12 @@ def test_a_longer_one_keeps_its_beginning_and_the_cue_is_whole(cue: str, data: D
     assert score.details["truncated"] == 2, "the two that are longer, not the one that just fits"
 
 
-def test_the_window_is_no_longer_than_studies_take_by_default(data: Data, writing: Any) -> None:
-    model, writer = tiny("gpt2", n_positions=3000), writing()
-    Rouge(data([prose(2000)], ["the film"]), new_tokens=10)(model)
+def test_the_window_is_no_longer_than_studies_take_by_default_and_what_it_holds_scores_nothing(
+    data: Data, writing: Any
+) -> None:
+    writer = writing("qqq")
+    name = data([prose(2000)], [f"{prose(2000)[:500]} tl dr"])
+    assert Rouge(name, new_tokens=10)(tiny("gpt2", n_positions=3000)).value == 0
     assert len(writer.prompts[0]) == 2048 - 10
 
 
@@ -177,12 +178,6 @@ def test_a_summary_is_the_new_tokens_alone(data: Data, family: str) -> None:
     assert [each["text"] for each in shown] == texts
     assert [each["summary"] for each in shown] == SUMMARIES[:3]
     assert [each["document"] for each in shown] == DOCUMENTS[:3]
-
-
-def test_a_prompt_that_would_score_by_itself_scores_nothing(data: Data, writing: Any) -> None:
-    writing("qqq")
-    score = Rouge(data(["the storm in winter"], ["the storm in winter tl dr"]), new_tokens=8)(tiny("gpt2"))
-    assert score.value == 0
 
 
 def test_each_summary_is_compared_with_its_own_document_s(data: Data, writing: Any) -> None:
@@ -319,13 +314,6 @@ def test_random_sentences_are_drawn_from_all_of_a_document(data: Data) -> None:
     assert random.getstate() == state
 
 
-def test_it_has_baselines_and_names_what_is_held_out(data: Data) -> None:
-    evaluator = Rouge(data(), limit=3)
-    assert isinstance(evaluator, Baselined)
-    assert isinstance(evaluator, HeldOut)
-    assert evaluator.held_out(tiny("gpt2")).documents == tuple(DOCUMENTS[:3])
-
-
 # The published protocol
 
 
@@ -360,7 +348,7 @@ def test_the_published_protocol_in_a_short_context_takes_half_of_it(data: Data, 
 
 
 def test_the_published_protocol_with_a_real_model(data: Data) -> None:
-    model = tiny("gpt2", n_positions=LONG)
+    model = tiny("gpt2", n_positions=LONG, n_layer=1)
     one, many = (Rouge(data(), protocol="published", batch_size=size)(model) for size in (1, 16))
     assert one == many
     for document, each in zip(DOCUMENTS[:3], one.details["summaries"], strict=True):
@@ -407,38 +395,6 @@ def test_documents_that_fit_the_base() -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("name", ["limit", "new_tokens", "batch_size"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_numbers_below_one_are_refused(name: str, value: int) -> None:
-    with pytest.raises(InputError, match=f"^rouge {name} {value}; accepted: 1 or more$"):
-        Rouge(**{name: value})
-
-
-def test_an_unknown_protocol_is_refused() -> None:
-    with pytest.raises(InputError, match=r"unknown protocol 'sonud'; did you mean 'sound'\?"):
-        Rouge(protocol="sonud")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ([{"document": "a", "summary": "b"}, {"document": " \n", "summary": "b"}], "line 2: field 'document' is empty"),
-        ([{"document": "a", "summary": ""}], "line 1: field 'summary' is empty"),
-        ([{"document": "a", "summary": "b"}, {"document": "c"}], "line 2 has no field 'summary'; accepted: document"),
-        ([{"article": "a", "summary": "b"}], "line 1 has no field 'document'"),
-        ([{"document": "a", "summary": 3}], "line 1: field 'summary' is int, not text"),
-        ([], "have none in split 'test'"),
-    ],
-    ids=str,
-)
-def test_a_row_that_cannot_be_used_is_named(rows: list[dict[str, Any]], said: str, write: Write) -> None:
-    source = write("bad/test.jsonl", "".join(json.dumps(row) + "\n" for row in rows)).parent
-    with pytest.raises(CorpusError) as caught:
-        Rouge(str(source))(tiny("gpt2", n_positions=LONG))
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_the_missing_package_is_named_before_anything_is_generated(
     data: Data, writing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,26 +405,3 @@ def test_the_missing_package_is_named_before_anything_is_generated(
         with pytest.raises(MissingExtraError, match=r"^the package 'rouge-score' is not installed: .*\[rouge\]'$"):
             ask(model)
     assert writer.prompts == []
-
-
-def test_the_missing_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "aclsum" else find(name, *rest)
-    )
-    with pytest.raises(MissingExtraError, match=r"^the package 'aclsum' is not installed: .*\[rouge\]'$"):
-        Rouge("aclsum").settings(tiny("gpt2"))
-
-
-def test_without_the_hub_and_a_cache_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerfold.text.sources.hub_reachable", lambda: False)
-    with pytest.raises(
-        OfflineError, match=r"^the Hub cannot be reached and .*cnn_dailymail/3.0.0.* not in the local cache$"
-    ):
-        Rouge().settings(tiny("gpt2"))
-
-
-def test_a_model_without_a_tokenizer_is_refused(data: Data) -> None:
-    model = tiny("gpt2")
-    with pytest.raises(ModelError, match="has no tokenizer"):
-        Rouge(data(), new_tokens=8)(Model(model.decoder, None, model.provenance))

@@ -6,7 +6,6 @@ import pytest
 from tiny import BLOCKS, CONTEXT, VOCABULARY, tiny
 
 from layerfold.checkpoint.save import FORMATS
-from layerfold.errors import InputError
 from layerfold.evaluators import Size
 from layerfold.evaluators.size import flops_per_token
 from layerfold.methods import Collapse, Merge
@@ -26,15 +25,11 @@ def test_a_tiny_gpt2_by_hand() -> None:
     assert score.lower_is_better
 
 
-def test_flops_of_a_tiny_gpt2_by_hand() -> None:
+def test_flops_by_hand_without_attention_or_ffn_too() -> None:
+    decoder = tiny("gpt2").decoder
     matrices = VOCABULARY * 32 + BLOCKS * GPT2_BLOCK_MATRICES
     # Scores and their weighted sum: two operations each, for 32 channels, over (1 + ... + 10) / 10 positions.
-    attention = BLOCKS * 4 * 32 * 5.5
-    assert flops_per_token(tiny("gpt2").decoder, 10) == 2 * matrices + attention
-
-
-def test_flops_without_attention_or_ffn_by_hand() -> None:
-    decoder = tiny("gpt2").decoder
+    assert flops_per_token(decoder, 10) == 2 * matrices + BLOCKS * 4 * 32 * 5.5
     decoder.remove_("attention", [0, 2])
     decoder.remove_("ffn", [2])
     matrices = VOCABULARY * 32 + BLOCKS * GPT2_BLOCK_MATRICES - 2 * (32 * 96 + 32 * 32) - 2 * 32 * 128
@@ -55,6 +50,7 @@ def test_zeros_are_counted_apart() -> None:
     assert details["parameters"] - details["nonzero"] == 3 * 32
 
 
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_bytes_are_those_of_the_saved_checkpoints(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     Merge(n=2, align="none", tie=True).apply(model.decoder, None)
@@ -93,8 +89,3 @@ def test_the_context_is_a_setting_and_the_models_by_default() -> None:
     assert Size()(model).details["context"] == CONTEXT
     assert Size().settings(model) == Size(context=CONTEXT).settings(model) != Size(context=8).settings(model)
     assert Size(context=8)(model).details["flops_per_token"] == flops_per_token(model.decoder, 8)
-
-
-def test_a_context_of_zero_is_refused_and_not_taken_for_the_default() -> None:
-    with pytest.raises(InputError, match="context 0"):
-        Size(context=0)(tiny("gpt2"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import runs
@@ -12,15 +12,10 @@ from tiny import prose, tokenizer
 
 from layerfold.checkpoint.model import Model, Provenance
 from layerfold.model.decoder import Decoder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quick_collection() -> Iterator[None]:
-    """Keep what is imported out of the garbage collection that each training begins with: most of its time, here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+from layerfold.model.masks import held
+from layerfold.recovery import Recovery
+from layerfold.recovery import trainer as training
+from layerfold.recovery.run import Outcome
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +32,47 @@ def _taught() -> Model:
 def taught(_taught: Model) -> Model:
     """Four blocks of 16, trained on the kind of text that `prose` makes."""
     return _taught.copy()
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Model, Outcome]]:
+    """Train a model in one go, once for all tests that compare with it; what is returned is to be looked at only."""
+    done: dict[Any, tuple[Model, Outcome]] = {}
+
+    def straight(model: Model, recovery: Recovery, teacher: Model | None = None) -> tuple[Model, Outcome]:
+        key = model.sha256, tuple(held(model.decoder)), recovery, teacher and teacher.sha256
+        if key not in done:
+            done[key] = runs.train(model, recovery, tmp_path_factory.mktemp("straight"), teacher=teacher)
+        return done[key]
+
+    return straight
+
+
+@pytest.fixture
+def validation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the validation text score what a test says, by step."""
+
+    def script(nats: dict[int, float] | list[float]) -> None:
+        def evaluate(self: Any, *_: Any, **__: Any) -> dict[str, float]:
+            metrics = {"eval_loss": nats[self.state.global_step]}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        monkeypatch.setattr(training.RecoveryTrainer, "evaluate", evaluate)
+
+    return script
+
+
+@pytest.fixture
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of every step that any training begins, those of trials of a learning rate too."""
+    taken: list[int] = []
+    original = training.RecoveryTrainer.compute_loss
+
+    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
+        taken.append(self.state.global_step + 1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
+    return taken

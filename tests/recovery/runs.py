@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from tiny import tiny, tokenizer
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from layerfold.checkpoint.model import Model
 from layerfold.model import deltas
-from layerfold.recovery import Distill, Finetune, LowRank, Recovery
+from layerfold.recovery import Distill, Finetune, LowRank, Recovery, callbacks
 from layerfold.recovery.run import Outcome, Run
 from layerfold.text.corpora import load_corpus
 
@@ -60,6 +62,42 @@ def lowrank(corpus: str, steps: int = 6, **changes: Any) -> LowRank:
 
 def train(model: Model, recovery: Recovery, folder: Path, **options: Any) -> tuple[Model, Outcome]:
     return Run(model, recovery, folder, **options)()
+
+
+class Killed(BaseException):
+    """What no layer may catch, as none can catch a signal."""
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def at_the_end_of(step: int) -> Patch:
+    """Kill after a step has been taken, before anything of it is logged, scored or written."""
+
+    def on_step_end(self: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == step:
+            raise Killed
+
+    return lambda monkeypatch: monkeypatch.setattr(callbacks.Bar, "on_step_end", on_step_end)
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, where: int | Patch, *arguments: Any, **options: Any) -> None:
+    """Train until the training is killed, at the end of a step or where a patch says."""
+    with monkeypatch.context() as inner:
+        (at_the_end_of(where) if isinstance(where, int) else where)(inner)
+        with pytest.raises(Killed):
+            train(*arguments, **options)
+
+
+def assert_equal(one: tuple[Model, Outcome], two: tuple[Model, Outcome], drifted: float = 1e-5) -> None:
+    """The same weights, but for rounding where the optimiser magnifies it, and the same course."""
+    assert drift(one[0], two[0]) <= drifted
+    for name in ("train", "validation"):
+        assert np.array(one[1].curve[name]).shape == np.array(two[1].curve[name]).shape
+        assert np.allclose(one[1].curve[name], two[1].curve[name], atol=drifted)
+    for name in ("tokens", "steps", "best_step", "learning_rate", "search_tokens", "parameters_trained"):
+        assert getattr(one[1], name) == getattr(two[1], name), name
+    assert one[1].validation_perplexity == pytest.approx(two[1].validation_perplexity, rel=1e-5)
 
 
 def weights(model: Model | nn.Module) -> dict[str, Tensor]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import runs
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import assert_masks_equal, chosen, halve_, logits, token_ids
+from tiny import assert_masks_equal, chosen, halve_, logits, sparsify, tiny, token_ids
 from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
@@ -18,9 +18,8 @@ from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import FORMATS
 from layerfold.errors import InputError, ModelError
 from layerfold.methods import Merge
-from layerfold.model.masks import held
-from layerfold.recovery import Recovery, callbacks
-from layerfold.recovery.run import Outcome
+from layerfold.model.masks import held, hold_
+from layerfold.recovery import Recovery
 from layerfold.recovery.trainer import RecoveryTrainer
 
 
@@ -70,14 +69,18 @@ def assert_zeros(model: Model, like: Model) -> None:
     ("make", "family", "settings"),
     [
         (masked, "gpt2", {"weight_decay": 0.1, "accumulation": 2}),
-        (uneven, "gpt2", {}),
         (uneven, "qwen2", {"weight_decay": 0.1, "accumulation": 4}),
         (tied, "llama", {}),
         (lacking, "mistral", {}),
     ],
 )
-def test_zeros_and_widths_survive_training_and_its_checkpoints(
-    make: Any, family: str, settings: dict[str, Any], study_corpus: str, tmp_path: Path
+def test_zeros_and_widths_survive_training_its_checkpoints_and_a_kill(
+    make: Any,
+    family: str,
+    settings: dict[str, Any],
+    study_corpus: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make(family)
     recovery = runs.finetune(study_corpus, steps=4, learning_rate=3e-3, **settings)
@@ -92,6 +95,9 @@ def test_zeros_and_widths_survive_training_and_its_checkpoints(
         if path.is_dir():
             plain, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
             assert not any(info.values())
+            for name, mask in held(model.decoder).items():
+                weight = plain.get_parameter(name)[: len(mask), : mask.shape[1]]
+                assert torch.equal(weight != 0, mask), name
     assert torch.allclose(plain(token_ids()).logits, logits(recovered.decoder), atol=1e-5)
     for form in FORMATS:
         recovered.save(tmp_path / form, format=form)
@@ -99,6 +105,29 @@ def test_zeros_and_widths_survive_training_and_its_checkpoints(
         assert_masks_equal(held(loaded.decoder), held(recovered.decoder))
         assert loaded.decoder.d_ffn == model.decoder.d_ffn
         assert torch.equal(logits(loaded.decoder), logits(recovered.decoder))
+    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "killed")
+    again = runs.train(model, recovery, tmp_path / "killed")
+    runs.assert_equal(again, (recovered, outcome))
+    assert_zeros(again[0], model)
+
+
+def test_zeros_that_are_not_held_are_filled(study_corpus: str, tmp_path: Path) -> None:
+    plain, kept = runs.small(), halve_(runs.small().decoder)
+    with torch.no_grad():
+        for name, mask in kept.items():
+            plain.decoder.model.get_parameter(name).masked_fill_(~mask, 0)
+    trained, _ = runs.train(plain, runs.finetune(study_corpus, steps=3), tmp_path)
+    assert all(int((runs.weights(trained)[name] == 0).sum()) < int((~mask).sum()) // 2 for name, mask in kept.items())
+
+
+def test_zeros_are_held_for_each_block_of_a_tie_whichever_names_them(study_corpus: str, tmp_path: Path) -> None:
+    model = tiny("gpt2")
+    Merge(n=4, align="none", tie=True).apply(model.decoder, None)
+    kept = sparsify(model.decoder.blocks[0].ffn.up.module.weight)
+    hold_(model.decoder, {"transformer.h.2.mlp.c_fc.weight": kept})
+    trained, _ = runs.train(model, runs.finetune(study_corpus, steps=3), tmp_path)
+    for block in trained.decoder.blocks:
+        assert torch.equal(block.ffn.up.module.weight != 0, kept)
 
 
 def test_each_step_is_a_plain_one_of_the_weights_that_are_kept(study_corpus: str, tmp_path: Path) -> None:
@@ -193,95 +222,42 @@ def test_the_search_of_a_rate_holds_zeros_too(
 # Killed and resumed
 
 
-class Killed(BaseException):
-    """What no layer may catch."""
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    def on_step_end(self: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        if state.global_step == step:
-            raise Killed
-
-    monkeypatch.setattr(callbacks.Bar, "on_step_end", on_step_end)
-
-
-def killed(monkeypatch: pytest.MonkeyPatch, step: int, *arguments: Any, **options: Any) -> None:
-    with monkeypatch.context() as inner:
-        kill_at(inner, step)
-        with pytest.raises(Killed):
-            runs.train(*arguments, **options)
-
-
 def three_checkpoints(corpus: str, **changes: Any) -> Recovery:
     return runs.finetune(corpus, **{"steps": 6, "evaluations": 3, "learning_rate": 3e-3, "weight_decay": 0.1} | changes)
 
 
-def assert_equal(one: tuple[Model, Outcome], two: tuple[Model, Outcome]) -> None:
-    assert runs.drift(one[0], two[0]) < 1e-5
-    for name in ("train", "validation"):
-        assert np.allclose(one[1].curve[name], two[1].curve[name], atol=1e-5)
-    assert one[1].best_step == two[1].best_step
-    assert one[1].parameters_trained == two[1].parameters_trained
-
-
-@pytest.mark.parametrize(
-    ("make", "family", "settings"),
-    [
-        (uneven, "gpt2", {"accumulation": 2}),
-        (masked, "llama", {}),
-        (tied, "gpt2", {}),
-        (lacking, "qwen3", {}),
-    ],
-)
-def test_a_killed_run_goes_on_with_its_zeros_and_widths(
-    make: Any,
-    family: str,
-    settings: dict[str, Any],
-    study_corpus: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, recovery = make(family), three_checkpoints(study_corpus, **settings)
-    whole = runs.train(model, recovery, tmp_path / "whole")
-    for step in (3, 5):
-        killed(monkeypatch, step, model, recovery, tmp_path / "run")
-    again = runs.train(model, recovery, tmp_path / "run")
-    assert_equal(again, whole)
-    for recovered, _ in (again, whole):
-        assert_zeros(recovered, model)
-
-
 def test_a_reloaded_model_goes_on_with_the_run_of_the_one_that_was_saved(
-    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    straight: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, recovery = uneven(), three_checkpoints(study_corpus)
-    whole = runs.train(model, recovery, tmp_path / "whole")
+    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run")
     for form in FORMATS:
         model.save(tmp_path / form, format=form)
-        killed(monkeypatch, 3, model, recovery, tmp_path / f"run-{form}")
-        assert_equal(runs.train(load(tmp_path / form), recovery, tmp_path / f"run-{form}"), whole)
+        folder = shutil.copytree(tmp_path / "run", tmp_path / f"run-{form}")
+        runs.assert_equal(runs.train(load(tmp_path / form), recovery, folder), straight(model, recovery))
 
 
-@pytest.mark.parametrize("kind", ["mask", "width"])
 @pytest.mark.parametrize("over", [False, True], ids=["resumed", "finished"])
 def test_a_checkpoint_that_is_not_zero_where_it_must_be_is_refused(
-    kind: str, over: bool, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    over: bool, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, recovery = uneven(), three_checkpoints(study_corpus)
     if over:
         assert runs.train(model, recovery, tmp_path / "run")[1].best_step == 6
     else:
-        killed(monkeypatch, 3, model, recovery, tmp_path / "run")
+        runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run")
     path = tmp_path / "run" / f"checkpoint-{6 if over else 2}" / "model.safetensors"
-    found = load_file(path)
     name = "transformer.h.1.mlp.c_fc.weight"  # (d_model, d_ffn)
-    assert found[name].shape[1] == 30
-    if kind == "mask":
-        found[name][tuple(torch.nonzero(~held(model.decoder)[name])[0])] = 1e-9
-    else:
-        found[name][0, 17] = 1e-9
-    save_file(found, path, metadata={"format": "pt"})
-    said = "is not zero everywhere that its mask says" if kind == "mask" else "is not zero where the model has nothing"
-    with pytest.raises(ModelError, match=f"'{name}' {said}$") as caught:
-        runs.train(model, recovery, tmp_path / "run")
-    assert "\n" not in str(caught.value)
+    whole = load_file(path)[name]
+    assert whole.shape[1] == 30
+    masked_at = tuple(torch.nonzero(~held(model.decoder)[name])[0])
+    for place, said in (
+        (masked_at, "is not zero everywhere that its mask says"),
+        ((0, 17), "is not zero where the model has nothing"),
+    ):
+        changed = whole.clone()
+        changed[place] = 1e-9
+        save_file(load_file(path) | {name: changed}, path, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=f"'{name}' {said}$") as caught:
+            runs.train(model, recovery, tmp_path / "run")
+        assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import runs
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tiny import assert_masks_equal, logits, shared, token_ids, unequal
 from transformers import AutoModelForCausalLM
 
@@ -19,23 +19,8 @@ from layerfold.errors import InputError, ModelError
 from layerfold.methods import Merge, Prune
 from layerfold.model import deltas
 from layerfold.model.masks import held
-from layerfold.recovery import Recovery, callbacks
+from layerfold.recovery import Recovery
 from layerfold.recovery import trainer as training
-
-
-class Killed(BaseException):
-    """What no layer may catch."""
-
-
-def killed(monkeypatch: pytest.MonkeyPatch, step: int, *arguments: Any, **options: Any) -> None:
-    def on_step_end(self: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        if state.global_step == step:
-            raise Killed
-
-    with monkeypatch.context() as inner:
-        inner.setattr(callbacks.Bar, "on_step_end", on_step_end)
-        with pytest.raises(Killed):
-            runs.train(*arguments, **options)
 
 
 def plain(family: str = "gpt2") -> Model:
@@ -68,29 +53,48 @@ def beside_ties(family: str = "gpt2") -> Model:
     return shared(model, window="2:2")
 
 
-@pytest.mark.parametrize("make", [plain, uneven, narrow, masked, beside_ties])
-@pytest.mark.parametrize("kind", [runs.lowrank, runs.finetune])
-def test_a_run_killed_twice_gives_the_same_weights_to_the_bit(
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        (runs.lowrank, uneven),
+        (runs.lowrank, masked),
+        (runs.lowrank, narrow),
+        (runs.finetune, plain),
+        (runs.finetune, masked),
+        (runs.finetune, beside_ties),
+    ],
+)
+def test_a_killed_run_gives_the_same_weights_to_the_bit_and_checkpoints_that_plain_transformers_loads(
     kind: Any, make: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make()
-    recovery: Recovery = kind(study_corpus, evaluations=3, learning_rate=3e-3, accumulation=2)
-    whole, outcome = runs.train(model, recovery, tmp_path / "whole")
-    for step in (3, 5):
-        killed(monkeypatch, step, model, recovery, tmp_path / "run")
-    again, resumed = runs.train(model, recovery, tmp_path / "run")
-    assert outcome.best_step == resumed.best_step == 6
-    assert runs.drift(whole, again) == 0
-    assert runs.difference(whole, model) > 1e-3
-    assert resumed.curve == outcome.curve
+    recovery: Recovery = kind(study_corpus, evaluations=3, learning_rate=3e-3, accumulation=2, weight_decay=0.1)
+    whole = runs.train(model, recovery, tmp_path / "whole")
+    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run")
+    again, outcome = runs.train(model, recovery, tmp_path / "run")
+    assert outcome.best_step == 6
+    runs.assert_equal((again, outcome), whole, drifted=0)
+    assert runs.difference(again, model) > 1e-3
     runs.assert_shared(again, model)
     if kind is runs.finetune:
         assert outcome.parameters_trained == model.decoder.size().parameters, "what is shared counts once"
+    # Zeros that are held elsewhere stay.
+    kept = held(model.decoder)
+    assert len(kept) == 4 * (make is masked)
+    assert_masks_equal(held(again.decoder), kept)
+    for name, mask in kept.items():
+        assert torch.count_nonzero(again.decoder.model.get_parameter(name)) == mask.sum()
+    # Nothing pickled but the optimizer.
+    folder = tmp_path / "run" / "checkpoint-6"
+    loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.allclose(loaded(token_ids()).logits, logits(again.decoder), atol=1e-5)
+    pickled = {path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")}
+    assert pickled <= {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}
 
 
-@pytest.mark.parametrize("make", [plain, uneven])
-def test_fine_tuning_trains_what_is_shared_once(make: Any, study_corpus: str, tmp_path: Path) -> None:
-    model = make()
+def test_fine_tuning_trains_what_is_shared_once(study_corpus: str, tmp_path: Path) -> None:
+    model = uneven()
     recovery = runs.finetune(study_corpus, warmup=1 / 6, weight_decay=0.1)
     recovered, outcome = runs.train(model, recovery, tmp_path / "run")
     assert outcome.best_step == 6
@@ -100,8 +104,9 @@ def test_fine_tuning_trains_what_is_shared_once(make: Any, study_corpus: str, tm
     assert all(not torch.equal(tensor, moved[name]) for name, tensor in runs.weights(model).items() if tensor.numel())
 
 
-@pytest.mark.parametrize("kind", [runs.lowrank, runs.finetune])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("gpt2", runs.finetune), ("llama", runs.lowrank), ("qwen2", runs.finetune)]
+)
 def test_what_was_trained_is_saved_and_loaded_as_it_is(
     family: str, kind: Any, study_corpus: str, tmp_path: Path
 ) -> None:
@@ -122,7 +127,7 @@ def test_a_reloaded_model_goes_on_with_the_run_of_the_one_that_was_saved(
 ) -> None:
     model, recovery = uneven(), runs.lowrank(study_corpus, evaluations=3)
     model.save(tmp_path / "model", format="compact")
-    killed(monkeypatch, 3, model, recovery, tmp_path / "run")
+    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run")
     again, _ = runs.train(load(tmp_path / "model"), recovery, tmp_path / "run")
     assert runs.difference(again, runs.train(model, recovery, tmp_path / "whole")[0]) == 0
 
@@ -147,51 +152,20 @@ def test_the_best_weights_are_read_back_to_the_bit(
     assert runs.difference(recovered, kept[6]) > 1e-3
 
 
-@pytest.mark.parametrize("make", [plain, narrow, masked, beside_ties])
-def test_its_checkpoints_load_in_plain_transformers_and_hold_nothing_pickled_but_the_optimizer(
-    make: Any, study_corpus: str, tmp_path: Path
-) -> None:
-    model = make()
-    recovered, _ = runs.train(model, runs.lowrank(study_corpus, steps=2, evaluations=1), tmp_path / "run")
-    folder = tmp_path / "run" / "checkpoint-2"
-    loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(info.values())
-    assert torch.allclose(loaded(token_ids()).logits, logits(recovered.decoder), atol=1e-5)
-    pickled = {path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")}
-    assert pickled <= {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "rank"])
-def test_a_checkpoint_without_its_deltas_is_an_error_and_not_other_weights(
-    damage: str, study_corpus: str, tmp_path: Path
-) -> None:
+def test_a_checkpoint_without_its_deltas_is_an_error_and_not_other_weights(study_corpus: str, tmp_path: Path) -> None:
     model, recovery = plain(), runs.lowrank(study_corpus, steps=2, evaluations=1)
     assert runs.train(model, recovery, tmp_path / "run")[1].best_step == 2
     file = tmp_path / "run" / "checkpoint-2" / DELTAS
-    if damage == "missing":
-        file.unlink()
-    elif damage == "cut":
-        file.write_bytes(file.read_bytes()[:-8])
-    else:
-        tensors = load_file(file)
-        name = next(name for name in tensors if name.endswith(".a"))
-        save_file(tensors | {name: tensors[name][:, :1].contiguous()}, file)
-    with pytest.raises(ModelError, match=r"cannot be read: .") as caught:
-        runs.train(model, recovery, tmp_path / "run")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", [runs.lowrank, runs.finetune])
-def test_zeros_that_are_held_elsewhere_stay(kind: Any, study_corpus: str, tmp_path: Path) -> None:
-    model = masked()
-    kept = held(model.decoder)
-    assert len(kept) == 4
-    recovered, outcome = runs.train(model, kind(study_corpus, learning_rate=3e-3, weight_decay=0.1), tmp_path / "run")
-    assert outcome.best_step == 6
-    assert_masks_equal(held(recovered.decoder), kept)
-    for name, mask in kept.items():
-        assert torch.count_nonzero(recovered.decoder.model.get_parameter(name)) == mask.sum()
-    runs.assert_shared(recovered, model)
+    whole, tensors = file.read_bytes(), load_file(file)
+    name = next(name for name in tensors if name.endswith(".a"))
+    cut = save(tensors | {name: tensors[name][:, :1].contiguous()})
+    for damaged in (None, whole[:-8], cut):
+        file.unlink(missing_ok=True)
+        if damaged is not None:
+            file.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"cannot be read: .") as caught:
+            runs.train(model, recovery, tmp_path / "run")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("make", [shared, lambda model: shared(model, rank=0)], ids=["deltas", "none"])
@@ -202,7 +176,7 @@ def test_a_student_that_shares_stays_so(
     recovery = runs.distill(study_corpus, evaluations=3, hidden_weight=0.5, learning_rate=3e-3)
     whole, outcome = runs.train(model, recovery, tmp_path / "whole", teacher=taught)
     assert outcome.parameters_trained == model.decoder.size().parameters < taught.decoder.size().parameters
-    killed(monkeypatch, 3, model, recovery, tmp_path / "run", teacher=taught)
+    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run", teacher=taught)
     again, _ = runs.train(model, recovery, tmp_path / "run", teacher=taught)
     assert runs.drift(whole, again) == 0
     runs.assert_shared(again, model)

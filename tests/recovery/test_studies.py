@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, InputError, LayerfoldError, TrainingError
 from layerfold.files import hash_json
+from layerfold.methods import Merge
 from layerfold.records import BASE_LABEL, RECOVERY, Record
 from layerfold.recovery import callbacks
 from layerfold.recovery import trainer as training
@@ -44,32 +47,44 @@ def run(study: Study) -> list[tuple[str, str]]:
     return [(record.label, record.evaluator) for record in study.run()]
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each step that any training takes, its number."""
-    taken: list[int] = []
+@dataclass
+class Done:
+    """A study that was run to its end, with recovery by distillation."""
+
+    folder: Path
+    study: Study
+    order: list[tuple[str, str]]
+    steps_taken: int
+
+
+@pytest.fixture(scope="session")
+def _done(_taught: Model, study_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    taken = []
     original = training.RecoveryTrainer.compute_loss
 
     def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
-        taken.append(self.state.global_step + 1)
+        taken.append(self.state.global_step)
         return original(self, *arguments, **options)
 
-    monkeypatch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
-    return taken
+    study = Study(recipe(study_corpus, DISTILL), tmp_path_factory.mktemp("done") / "run", base=_taught.copy())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
+        order = run(study)
+    return Done(study.output_dir, study, order, len(taken))
 
 
-class Killed(BaseException):
-    pass
+@pytest.fixture
+def done(_done: Done, tmp_path: Path) -> Done:
+    """The study, in a folder of its own."""
+    return replace(_done, folder=shutil.copytree(_done.folder, tmp_path / "run"))
 
 
 def test_every_row_is_measured_before_and_after_and_the_base_is_trained_too(
-    taught: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+    done: Done, taught: Model, study_corpus: str
 ) -> None:
-    before = taught.sha256
-    study = Study(recipe(study_corpus, DISTILL), tmp_path / "run", base=taught)
-    done = run(study)
-    assert done == [(label, name) for label in LABELS for name in ("perplexity", RECOVERY, "size", "perplexity")]
-    assert len(trained) == 3 * 4
+    study = done.study
+    assert done.order == [(label, name) for label in LABELS for name in ("perplexity", RECOVERY, "size", "perplexity")]
+    assert done.steps_taken == 3 * 4
     results = study.results()
     assert results.evaluators == ("size", "perplexity", RECOVERY)
     for label in LABELS:
@@ -89,53 +104,41 @@ def test_every_row_is_measured_before_and_after_and_the_base_is_trained_too(
     assert half["value"] < results.score("half", RECOVERY)["before"]["value"]  # type: ignore[index]
     assert half["versus_base"]["value"] == pytest.approx(half["value"] / base["value"]), "the base after its training"
     assert [results.score(label, "size")["blocks"] for label in LABELS] == [4, 2, 4]  # type: ignore[index]
-    assert Model(taught.decoder, taught.tokenizer, taught.provenance).sha256 == before
+    assert runs.difference(study.base, taught) == 0
     assert json.loads(json.dumps(results.to_json(), allow_nan=False))["recipe"]["recovery"]["distill"]["tokens"] == 256
-    assert not list((tmp_path / "run").glob("training/*")), "nothing is left of training"
+    assert not list(done.folder.glob("training/*")), "nothing is left of training"
 
 
-def test_a_tied_variant_is_still_tied_after_training(taught: Model, study_corpus: str, tmp_path: Path) -> None:
-    plain = Study(recipe(study_corpus, None), tmp_path / "plain", base=taught)
-    study = Study(recipe(study_corpus), tmp_path / "run", base=taught)
-    run(plain)
-    run(study)
-    sizes = [each.results().score("tied", "size")["parameters"] for each in (plain, study)]  # type: ignore[index]
-    assert sizes[0] == sizes[1] < taught.decoder.size().parameters
-    kept = [load(folder) for folder in (tmp_path / "run" / "models").iterdir()]
-    (tied,) = (model for model in kept if model.decoder.size().parameters == sizes[1] and model.decoder.n_blocks == 4)
+def test_a_tied_variant_is_still_tied_after_training(done: Done, taught: Model) -> None:
+    untrained = layerfold.compress(taught, Merge(n=2, align="none", tie=True))
+    parameters = done.study.results().score("tied", "size")["parameters"]  # type: ignore[index]
+    assert parameters == untrained.decoder.size().parameters < taught.decoder.size().parameters
+    kept = [load(folder) for folder in (done.folder / "models").iterdir()]
+    (tied,) = (model for model in kept if model.decoder.size().parameters == parameters and model.decoder.n_blocks == 4)
     one, two, *_ = (block.ffn.down.module.weight for block in tied.decoder.blocks)
     assert one is two
 
 
 def test_running_again_trains_and_measures_nothing(
-    taught: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+    done: Done, taught: Model, study_corpus: str, steps_taken: list[int]
 ) -> None:
-    run(Study(recipe(study_corpus), tmp_path / "run", base=taught))
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()}
-    trained.clear()
-    study = Study(
-        recipe(study_corpus, {"finetune": FINETUNE["finetune"] | {"report_to": "all"}}), tmp_path / "run", base=taught
-    )
-    assert run(study) == []
-    assert trained == []
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()} == files
+    files = {path: path.stat().st_mtime_ns for path in (done.folder / "records").iterdir()}
+    tracked = recipe(study_corpus, {"distill": DISTILL["distill"] | {"report_to": "all"}})
+    assert run(Study(tracked, done.folder, base=taught)) == []
+    assert steps_taken == []
+    assert {path: path.stat().st_mtime_ns for path in (done.folder / "records").iterdir()} == files
 
 
 @pytest.mark.parametrize("changes", [{"freeze": ["*.wte.*"]}, {"tokens": 128}], ids=str)
 def test_changed_settings_train_again_and_measure_nothing_of_before(
-    taught: Model, study_corpus: str, tmp_path: Path, changes: dict[str, Any], trained: list[int]
+    done: Done, taught: Model, study_corpus: str, changes: dict[str, Any], steps_taken: list[int]
 ) -> None:
-    one = {"variants": VARIANTS[:1]}
-    run(Study(recipe(study_corpus, **one), tmp_path / "run", base=taught))
-    trained.clear()
-    changed = Study(
-        recipe(study_corpus, {"finetune": FINETUNE["finetune"] | changes}, **one), tmp_path / "run", base=taught
-    )
-    again = run(changed)
-    assert again == [(label, name) for label in (BASE_LABEL, "half") for name in (RECOVERY, "size", "perplexity")]
-    assert len(trained) == 2 * changes.get("tokens", 256) // 64
+    wanted = recipe(study_corpus, {"distill": DISTILL["distill"] | changes}, variants=VARIANTS[:1])
+    changed = Study(wanted, done.folder, base=taught)
+    assert run(changed) == [(label, name) for label in LABELS[:2] for name in (RECOVERY, "size", "perplexity")]
+    assert len(steps_taken) == 2 * changes.get("tokens", 256) // 64
     assert "before" in changed.results().score("half", RECOVERY)  # type: ignore[operator]
-    assert run(Study(recipe(study_corpus, **one), tmp_path / "run", base=taught)) == [], "the records of both are kept"
+    assert run(Study(recipe(study_corpus, DISTILL), done.folder, base=taught)) == [], "the records of both are kept"
 
 
 def test_recovery_added_to_a_study_finds_its_before_measured(taught: Model, study_corpus: str, tmp_path: Path) -> None:
@@ -172,19 +175,19 @@ def test_without_recovery_a_record_is_named_by_what_it_always_was(
 
 
 @pytest.fixture
-def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], pytest.MonkeyPatch]:
-    """Kill at the n-th step that any training takes."""
+def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Callable[[], None]]:
+    """Kill at the n-th step that any training takes; what is returned takes that back."""
 
-    def at(count: int) -> pytest.MonkeyPatch:
-        left = [count]
+    def at(count: int) -> Callable[[], None]:
+        left, original = [count], callbacks.Bar.on_step_end
 
         def on_step_end(self: Any, *_: Any, **__: Any) -> None:
             left[0] -= 1
             if not left[0]:
-                raise Killed
+                raise runs.Killed
 
         monkeypatch.setattr(callbacks.Bar, "on_step_end", on_step_end)
-        return monkeypatch
+        return lambda: monkeypatch.setattr(callbacks.Bar, "on_step_end", original)
 
     return at
 
@@ -200,83 +203,76 @@ def figures(study: Study) -> list[Any]:
 
 
 def test_a_study_killed_in_the_midst_of_training_goes_on_from_there(
-    taught: Model, study_corpus: str, tmp_path: Path, trained: list[int], kill: Any
+    taught: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int], kill: Any
 ) -> None:
     search = {"distill": DISTILL["distill"] | {"learning_rate": None, "search_fraction": 0.5, "evaluations": 2}}
     wanted = recipe(study_corpus, search, variants=VARIANTS[:1])
     whole = Study(wanted, tmp_path / "whole", base=taught)
     run(whole)
     trials = [len(whole.results().score(label, RECOVERY)["learning_rates"]) for label in whole.labels]  # type: ignore[index]
-    patch = kill(2 * trials[0] + 4 + 2 * trials[1] + 3)  # the base's search and training, the variant's search, 3 steps
+    # The base's search and training, the variant's search, three steps.
+    unkill = kill(2 * trials[0] + 4 + 2 * trials[1] + 3)
     done: list[Record] = []
-    with pytest.raises(Killed):
+    with pytest.raises(runs.Killed):
         done.extend(Study(wanted, tmp_path / "run", base=taught).run())
     assert [record.evaluator for record in done] == ["perplexity", RECOVERY, "size", "perplexity", "perplexity"]
-    patch.undo()
-    taken: list[int] = []
-    original = training.RecoveryTrainer.compute_loss
-
-    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
-        taken.append(self.state.global_step + 1)
-        return original(self, *arguments, **options)
-
-    patch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
+    unkill()
+    steps_taken.clear()
     again = Study(wanted, tmp_path / "run", base=taught)
     assert run(again) == [("half", name) for name in (RECOVERY, "size", "perplexity")]
-    assert taken == [3, 4], "neither the search nor what a checkpoint holds"
+    assert steps_taken == [3, 4], "neither the search nor what a checkpoint holds"
     assert figures(again) == figures(whole)
     assert not list((tmp_path / "run").glob("training/*"))
 
 
 def test_a_study_killed_between_records_of_a_trained_model_does_not_train_it_again(
-    taught: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+    done: Done, taught: Model, study_corpus: str, steps_taken: list[int]
 ) -> None:
-    done = []
-    for record in Study(recipe(study_corpus), tmp_path / "run", base=taught).run():
-        done.append(record)
-        if (record.label, record.evaluator) == ("half", RECOVERY):
-            break
-    trained.clear()
-    again = Study(recipe(study_corpus, variants=VARIANTS[:1]), tmp_path / "run", base=taught)
+    for path in (done.folder / "records").iterdir():
+        record = json.loads(path.read_text())
+        if record["label"] == "half" and RECOVERY in record["subject"] and record["evaluator"] != RECOVERY:
+            path.unlink()
+    again = Study(recipe(study_corpus, DISTILL), done.folder, base=taught)
     assert run(again) == [("half", "size"), ("half", "perplexity")]
-    assert trained == []
-    straight = Study(recipe(study_corpus, variants=VARIANTS[:1]), tmp_path / "straight", base=taught)
-    run(straight)
-    assert figures(again) == figures(straight)
+    assert steps_taken == []
+    assert figures(again) == figures(done.study)
 
 
-FILES = ("config.json", "layerfold.json", "layerfold.safetensors", "tokenizer.json")
+@pytest.fixture(scope="session")
+def short(_taught: Model, study_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study of the base alone, trained for a step."""
+    settings = FINETUNE["finetune"] | {"tokens": 64, "evaluations": 1}
+    wanted = recipe(study_corpus, {"finetune": settings}, variants=[])
+    study = Study(wanted, tmp_path_factory.mktemp("short") / "run", base=_taught.copy())
+    run(study)
+    return study
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["damaged", "missing"])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["config.json", "layerfold.json", "layerfold.safetensors", "tokenizer.json"])
 def test_a_kept_model_that_was_damaged_is_trained_again(
-    name: str, gone: bool, taught: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+    name: str, gone: bool, short: Study, taught: Model, tmp_path: Path, steps_taken: list[int]
 ) -> None:
-    wanted = recipe(study_corpus, {"finetune": FINETUNE["finetune"] | {"tokens": 64, "evaluations": 1}}, variants=[])
-    study = Study(wanted, tmp_path / "run", base=taught)
-    run(study)
-    before = figures(study)
-    (folder,) = (tmp_path / "run" / "models").iterdir()
+    output = shutil.copytree(short.output_dir, tmp_path / "run")
+    (folder,) = (output / "models").iterdir()
     path = folder / name
     if gone:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-9])
-    records = tmp_path / "run" / "records"
+    records = output / "records"
     after = [record for record in records.iterdir() if RECOVERY in json.loads(record.read_text())["subject"]]
     assert len(after) == 3
     for record in after:
         record.unlink()
-    trained.clear()
-    again = Study(wanted, tmp_path / "run", base=taught)
+    again = Study(short.recipe, output, base=taught)
     assert run(again) == [(BASE_LABEL, each) for each in (RECOVERY, "size", "perplexity")]
-    assert trained == [1]
-    assert figures(again) == before
-    trained.clear()
+    assert steps_taken == [1]
+    assert figures(again) == figures(short)
+    steps_taken.clear()
     next(records.glob("size-*")).unlink()
-    assert run(Study(wanted, tmp_path / "run", base=taught)) == [(BASE_LABEL, "size")]
-    assert trained == [], "what was written in its place is whole"
+    assert run(Study(short.recipe, output, base=taught)) == [(BASE_LABEL, "size")]
+    assert steps_taken == [], "what was written in its place is whole"
 
 
 # Variants that somebody else made
@@ -306,12 +302,9 @@ def test_a_variant_that_is_loaded_is_known_by_its_weights(taught: Model, study_c
     assert Counter(again) == Counter([("theirs", "size"), ("theirs", "perplexity")])
 
 
-@pytest.mark.parametrize("recovery", [FINETUNE, DISTILL], ids=["finetune", "distill"])
-def test_a_variant_that_is_loaded_is_trained_like_the_others(
-    recovery: dict[str, Any], taught: Model, study_corpus: str, tmp_path: Path
-) -> None:
+def test_a_variant_that_is_loaded_is_trained_like_the_others(taught: Model, study_corpus: str, tmp_path: Path) -> None:
     runs.small(seed=1).save(tmp_path / "theirs")
-    study = Study(recipe(study_corpus, recovery, variants=loading(tmp_path / "theirs")), tmp_path / "run", base=taught)
+    study = Study(recipe(study_corpus, DISTILL, variants=loading(tmp_path / "theirs")), tmp_path / "run", base=taught)
     done = run(study)
     assert [name for label, name in done if label == "theirs"] == ["perplexity", RECOVERY, "size", "perplexity"]
     score = study.results().score("theirs", "perplexity")
@@ -369,10 +362,10 @@ def test_a_training_begun_otherwise_does_not_stand_in_the_way(
 ) -> None:
     # The folder is the study's own; another machine's rounding makes other weights.
     wanted = recipe(study_corpus, variants=[], evaluate=["size"])
-    patch = kill(3)
-    with pytest.raises(Killed):
+    unkill = kill(3)
+    with pytest.raises(runs.Killed):
         run(Study(wanted, tmp_path / "run", base=taught))
-    patch.undo()
+    unkill()
     (settings,) = (tmp_path / "run" / "training").glob("*/recovery.json")
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_sha256": "other"}))
     assert (BASE_LABEL, RECOVERY) in run(Study(wanted, tmp_path / "run", base=taught))
@@ -383,7 +376,7 @@ def test_a_training_begun_otherwise_does_not_stand_in_the_way(
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_training_text_in_the_text_that_is_scored_is_named(
-    split: str, taught: Model, write: Write, tmp_path: Path, trained: list[int]
+    split: str, taught: Model, write: Write, tmp_path: Path, steps_taken: list[int]
 ) -> None:
     line = "the same words stand in both of the texts"
     for each, first in (("train", 0), ("validation", 100), ("test", 200)):
@@ -393,7 +386,7 @@ def test_training_text_in_the_text_that_is_scored_is_named(
     overlapping = recipe(str(tmp_path / "one"), evaluate=[{"perplexity": {"corpus": scored}}])
     with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {split} and .*'{line[:40]}'"):
         run(Study(overlapping, tmp_path / "run", base=taught))
-    assert trained == []
+    assert steps_taken == []
     assert not (tmp_path / "run").exists()
     without = recipe(str(tmp_path / "one"), None, evaluate=[{"perplexity": {"corpus": scored}}], variants=[])
     assert run(Study(without, tmp_path / "run", base=taught)) == [(BASE_LABEL, "perplexity")]

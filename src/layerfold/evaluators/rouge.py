@@ -150,7 +150,7 @@ class Rouge(Evaluator):
             **self.settings(model),
             **found,
             "empty": sum(not text.strip() for text in written),
-            **{metric: {"value": i.value, "low": i.low, "high": i.high} for metric, i in intervals.items()},
+            **{metric: interval.to_json() for metric, interval in intervals.items()},
             "each": each,
             "summaries": [
                 {"document": document[:_SHOWN_CHARACTERS], "summary": summary, "text": text}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -57,7 +58,7 @@ def training_arguments(
     point = max(1, text.steps // _CURVE_POINTS)
     # Whole points between checkpoints: one within a point would lose the point's first part when a run goes on there.
     between = point * math.ceil(text.steps / recovery.evaluations / point)
-    arguments = TrainingArguments(
+    return quiet_arguments(
         output_dir=str(folder),
         max_steps=text.steps,
         per_device_train_batch_size=pieces,
@@ -68,7 +69,6 @@ def training_arguments(
         warmup_steps=round(recovery.warmup * text.steps),
         weight_decay=recovery.weight_decay,
         max_grad_norm=recovery.clip,
-        optim="adamw_torch",
         seed=text.seed,
         eval_strategy="steps" if checkpoints else "no",
         save_strategy="steps" if checkpoints else "no",
@@ -79,16 +79,24 @@ def training_arguments(
         restore_callback_states_from_checkpoint=True,
         logging_strategy="steps",
         logging_steps=point,
-        logging_nan_inf_filter=False,
         report_to=recovery.report_to if checkpoints else "none",
-        use_cpu=on_cpu(),
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # masks and rotary tables: they never change
+    )
+
+
+def quiet_arguments(**settings: Any) -> TrainingArguments:
+    """Return arguments of a Trainer that prints nothing and trains with AdamW, on one device a process."""
+    arguments = TrainingArguments(
+        optim="adamw_torch",
+        logging_nan_inf_filter=False,
+        use_cpu=on_cpu(),
         disable_tqdm=True,
         log_level="error",
         log_level_replica="error",
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
+        **settings,
     )
     # One process drives one device: more of them is what `accelerate launch` is for.
     arguments._n_gpu = min(1, arguments.n_gpu)

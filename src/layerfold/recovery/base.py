@@ -133,11 +133,15 @@ class Recovery:
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
         """Return the loss of a batch of windows without padding, (windows, context) token ids.
 
+        Of a recovery that says nothing else it is the mean negative log-likelihood of each token given those before.
+
         Args:
             teacher: what the teacher makes of the same windows, where `needs_teacher`.
             counterparts: for each block of the student the teacher's block whose output it should have.
         """
-        raise NotImplementedError
+        logits, targets = student.logits.flatten(0, 1).float(), next_tokens(input_ids)
+        loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+        return Loss(loss, loss.detach())
 
     def frozen(self, decoder: Decoder) -> set[str]:
         """Return the names of tensors that are not trained, besides those that `freeze` names."""
@@ -163,13 +167,6 @@ class Recovery:
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities at every position, (windows * context, vocabulary), in float32."""
     return torch.log_softmax(logits.flatten(0, 1).float() / temperature, dim=-1)
-
-
-def language_model_loss(student: Outputs, input_ids: Tensor) -> Loss:
-    """Return the mean negative log-likelihood of each token given those before it."""
-    logits, targets = student.logits.flatten(0, 1).float(), next_tokens(input_ids)
-    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
-    return Loss(loss, loss.detach())
 
 
 def next_tokens(input_ids: Tensor) -> Tensor:

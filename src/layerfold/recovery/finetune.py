@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from layerfold.recovery.base import Loss, Outputs, Recovery, language_model_loss
+from layerfold.recovery.base import Recovery
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +13,3 @@ class Finetune(Recovery):
     """Train on text, with the mean negative log-likelihood of each token given those before it."""
 
     name: ClassVar[str] = "finetune"
-
-    def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
-        """Return the language-model loss."""
-        return language_model_loss(student, input_ids)

@@ -12,7 +12,7 @@ from torch import Tensor
 from layerfold.errors import InputError
 from layerfold.model import deltas
 from layerfold.model.decoder import Decoder
-from layerfold.recovery.base import Loss, Outputs, language_model_loss
+from layerfold.recovery.base import Loss, Outputs, Recovery
 from layerfold.recovery.distill import Distill
 
 
@@ -44,9 +44,8 @@ class LowRank(Distill):
 
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
         """Return the language-model loss, or the mixed one."""
-        if teacher is None:
-            return language_model_loss(student, input_ids)
-        return super().loss(student, input_ids, teacher, counterparts)
+        kind = Recovery if teacher is None else Distill
+        return kind.loss(self, student, input_ids, teacher, counterparts)
 
     def frozen(self, decoder: Decoder) -> set[str]:
         """Return all names but the deltas'."""

@@ -14,6 +14,7 @@ from transformers import TrainerState
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet, read_training_
 from layerfold.errors import InputError, TrainingError
+from layerfold.files import output_errors
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.arguments import check
@@ -25,7 +26,7 @@ from layerfold.recovery.rates import Trial, search
 from layerfold.recovery.teacher import check_teacher, counterparts
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.recovery.trainer import RecoveryTrainer
-from layerfold.recovery.workspace import claim, output_errors
+from layerfold.recovery.workspace import claim
 
 _SEARCH = "search.json"
 _SAMPLED = 8

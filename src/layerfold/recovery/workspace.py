@@ -1,4 +1,4 @@
-"""The folder that a run works in: whose it is, what may be removed, and what cannot be written."""
+"""The folder that a run works in: whose it is, and what may be removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 
 from layerfold.errors import InputError, LayerfoldError, OutputError, TrainingError
 from layerfold.files import write_text
@@ -101,19 +100,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-@contextmanager
-def output_errors(folder: Path) -> Iterator[None]:
-    """Say in one line that the folder cannot be written, whichever library finds out, in whichever way."""
-    try:
-        yield
-    except LayerfoldError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {str(folder)!r}: {error}") from error
-    except RuntimeError as error:
-        # What torch raises where the disk is full.
-        if any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container", "iostream")):
-            raise OutputError(f"cannot write {str(folder)!r}: {str(error).splitlines()[0]}") from error
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,15 +43,14 @@ def read_rows(path: Path, fields: Sequence[str], lines: bool = False) -> Iterato
         CorpusError: the file, or a row of it, cannot be read, or lacks a field.
         MissingExtraError: parquet without the package that reads it.
     """
-    if path.suffix not in _READERS:
+    if path.suffix not in SUFFIXES:
         raise InputError(f"cannot read {str(path)!r}: suffix {one_of(path.suffix, SUFFIXES)}")
     if path.suffix == ".txt" and len(fields) > 1:
         raise InputError(
             f"{str(path)!r} holds text alone, and {' and '.join(fields)} are needed: .csv, .jsonl, .parquet"
         )
-    reader = _read_lines if lines and path.suffix == ".txt" else _READERS[path.suffix]
     try:
-        yield from reader(path, fields)
+        yield from _read_txt(path, lines) if path.suffix == ".txt" else _READERS[path.suffix](path, fields)
     except UnicodeDecodeError as error:
         raise CorpusError(f"cannot read {str(path)!r}: {error}; accepted: UTF-8 text") from error
     except OSError as error:
@@ -58,46 +58,25 @@ def read_rows(path: Path, fields: Sequence[str], lines: bool = False) -> Iterato
 
 
 def has_blank_lines(path: Path) -> bool:
-    """Whether a blank line stands between two lines of text.
+    """Whether a blank line stands between two lines of text of a ``.txt`` file.
 
     Raises:
         CorpusError: the file cannot be read.
     """
-    blank_after_text = text = False
-    try:
-        with path.open(encoding=_ENCODING) as file:
-            for line in file:
-                if line.strip() and blank_after_text:
-                    return True
-                text = text or bool(line.strip())
-                blank_after_text = text and not line.strip()
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"cannot read {str(path)!r}: {error}; accepted: UTF-8 text") from error
-    except OSError as error:
-        raise CorpusError(f"cannot read {str(path)!r}: {error}") from error
-    return False
+    return len(list(itertools.islice(read_rows(path, ["text"]), 2))) == 2
 
 
-def _read_lines(path: Path, _: Sequence[str]) -> Iterator[Row]:
-    with path.open(encoding=_ENCODING) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield Row(f"{str(path)!r} line {number}", (line,))
-
-
-def _read_txt(path: Path, _: Sequence[str]) -> Iterator[Row]:
+def _read_txt(path: Path, lines: bool) -> Iterator[Row]:
     paragraph: list[str] = []
     first = 1
     with path.open(encoding=_ENCODING) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(itertools.chain(file, [""]), start=1):
             if line.strip():
                 first = first if paragraph else number
                 paragraph.append(line)
-            elif paragraph:
+            if paragraph and (lines or not line.strip()):
                 yield Row(f"{str(path)!r} line {first}", ("".join(paragraph),))
                 paragraph = []
-    if paragraph:
-        yield Row(f"{str(path)!r} line {first}", ("".join(paragraph),))
 
 
 def _read_csv(path: Path, fields: Sequence[str]) -> Iterator[Row]:
@@ -150,7 +129,6 @@ def _read_parquet(path: Path, fields: Sequence[str]) -> Iterator[Row]:
 
 
 _READERS: Mapping[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
-    ".txt": _read_txt,
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer
 
 from layerfold.errors import TrainingError
 from layerfold.evaluators.classification import logistic
@@ -21,8 +21,8 @@ from layerfold.inference.stepping import fused_activations
 from layerfold.model import masks
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
+from layerfold.recovery.arguments import quiet_arguments
 from layerfold.recovery.callbacks import Bar
-from layerfold.recovery.processes import on_cpu
 from layerfold.recovery.trainer import HeldZeros, without_dropout
 
 Side = Literal["left", "right"]
@@ -133,7 +133,7 @@ def train(
     classifier = Classifier(decoder, classes, training.seed)
     steps = math.ceil(len(rows) / training.batch_size) * training.epochs
     with tempfile.TemporaryDirectory() as folder, fused_activations(decoder.model):
-        arguments = TrainingArguments(
+        arguments = quiet_arguments(
             output_dir=folder,
             per_device_train_batch_size=training.batch_size,
             num_train_epochs=training.epochs,
@@ -141,19 +141,11 @@ def train(
             warmup_steps=round(steps / 10),
             weight_decay=0.0,
             max_grad_norm=training.clip,
-            optim="adamw_torch",
             seed=training.seed,
             save_strategy="no",
             logging_strategy="no",
-            logging_nan_inf_filter=False,
             report_to="none",
-            use_cpu=on_cpu(),
-            disable_tqdm=True,
-            log_level="error",
-            dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,
         )
-        arguments._n_gpu = min(1, arguments.n_gpu)
         trainer = _Trainer(
             model=classifier,
             args=arguments,
