@@ -10,6 +10,7 @@ import torch
 from tiny import BLOCKS, tiny
 
 import layerfold
+from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint.load import load
 from layerfold.errors import InputError
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share, Steps
@@ -36,6 +37,14 @@ def test_steps_are_what_one_compression_after_the_other_comes_to(study_corpus: s
     at_once = layerfold.compress(tiny("gpt2"), Steps((LACKING, NEURONS)), **text)
     first = layerfold.compress(tiny("gpt2"), LACKING, **text)
     assert same(at_once, layerfold.compress(first, NEURONS, **text))
+
+
+def test_steps_apply_without_a_model_too(study_corpus: str) -> None:
+    model, steps = tiny("gpt2"), Steps((LACKING, NEURONS))
+    notes = steps.apply(model.decoder, Calibration(model.decoder, calibration_windows(model, study_corpus, 300, 0)))
+    made = layerfold.compress(tiny("gpt2"), steps, corpus=study_corpus, tokens=300)
+    assert same(model, made)
+    assert notes == made.provenance.steps[-1]["notes"]
 
 
 def test_each_step_reads_the_decoder_as_the_one_before_left_it(study_corpus: str) -> None:
