@@ -32,22 +32,6 @@ def test_correlations_equal_a_direct_computation(family: str) -> None:
         assert (found[pair] - expected).abs().max() < 1e-4, pair
 
 
-def test_padded_positions_are_excluded() -> None:
-    decoder, cut = tiny("gpt2").decoder, windows()
-    before = Calibration(decoder, cut).correlations([(0, 1)])[0, 1]
-    cut.input_ids[-1, cut.lengths[-1] :] = 77
-    assert (Calibration(decoder, cut).correlations([(0, 1)])[0, 1] - before).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("tokens", [1, 64, 1 << 20])
-def test_the_batch_size_changes_nothing(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, cut = tiny("llama").decoder, windows()
-    expected = Calibration(decoder, cut).correlations(PAIRS)
-    monkeypatch.setattr(streaming, "_BATCH_TOKENS", tokens)
-    found = Calibration(decoder, cut).correlations(PAIRS)
-    assert max(float((found[pair] - expected[pair]).abs().max()) for pair in PAIRS) < 1e-4
-
-
 def test_matches_are_of_the_correlations_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = Calibration(tiny("gpt2").decoder, windows())
     expected = {pair: match_neurons(c) for pair, c in calibration.correlations(PAIRS).items()}
@@ -57,8 +41,11 @@ def test_matches_are_of_the_correlations_and_remembered(monkeypatch: pytest.Monk
         assert torch.equal(found[pair].order, expected[pair].order)
         assert found[pair].mean_correlation == expected[pair].mean_correlation
     monkeypatch.setattr(module, "Stepper", None)  # a second pass would need it
-    again = calibration.matches([PAIRS[3], PAIRS[0]])
+    again = calibration.matches([PAIRS[3], PAIRS[0], PAIRS[3]])
+    assert list(again) == [PAIRS[3], PAIRS[0]], "a pair may be asked for twice"
     assert again[PAIRS[3]] is found[PAIRS[3]]
+    with pytest.raises(TypeError):  # one that is missing is computed
+        calibration.matches([PAIRS[0], (1, 3)])
 
 
 def test_sensitivities_of_the_same_weights_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,19 +62,6 @@ def test_sensitivities_of_the_same_weights_are_remembered(monkeypatch: pytest.Mo
         decoder.model.get_input_embeddings().weight[0] += 1
     with pytest.raises(TypeError):  # it would be worked out anew
         calibration.sensitivities(decoder)
-
-
-def test_only_what_is_missing_is_computed() -> None:
-    calibration = Calibration(tiny("gpt2").decoder, windows())
-    first = calibration.matches([(0, 1)])[0, 1]
-    both = calibration.matches([(0, 1), (0, 2)])
-    assert both[0, 1] is first
-    assert set(both) == {(0, 1), (0, 2)}
-
-
-def test_a_pair_may_be_asked_for_twice_in_one_call() -> None:
-    calibration = Calibration(tiny("gpt2").decoder, windows())
-    assert set(calibration.matches([(0, 1), (0, 1)])) == {(0, 1)}
 
 
 def test_calibrating_leaves_the_model_as_it_was(family: str) -> None:
@@ -180,22 +154,25 @@ def test_a_block_sees_what_the_edited_blocks_before_it_make(family: str) -> None
             assert same == (index == 0), name
 
 
-def test_padded_positions_are_in_no_moment() -> None:
+def test_padded_positions_count_nowhere() -> None:
     decoder, cut = tiny("gpt2").decoder, windows()
-    before = moments(decoder, cut)
+    before, pairs = moments(decoder, cut), Calibration(decoder, cut).correlations([(0, 1)])
     cut.input_ids[-1, cut.lengths[-1] :] = 77
     after = moments(decoder, cut)
     assert all(torch.equal(after[name].products, before[name].products) for name in before)
+    assert (Calibration(decoder, cut).correlations([(0, 1)])[0, 1] - pairs[0, 1]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 1 << 20])
-@pytest.mark.parametrize("edits", [True, False])
-def test_moments_do_not_depend_on_the_batch_size(tokens: int, edits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_changes_nothing(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, cut = tiny("qwen3").decoder, windows()
-    expected = reads(decoder, cut)
+    expected, pairs = reads(decoder, cut), Calibration(decoder, cut).correlations(PAIRS)
     monkeypatch.setattr(streaming, "_BATCH_TOKENS", tokens)
-    for name, each in moments(decoder, cut, edits=edits).items():
-        assert_moments_of(each, expected[name])
+    for edits in (True, False):
+        for name, each in moments(decoder, cut, edits=edits).items():
+            assert_moments_of(each, expected[name])
+    found = Calibration(decoder, cut).correlations(PAIRS)
+    assert max(float((found[pair] - pairs[pair]).abs().max()) for pair in PAIRS) < 1e-4
 
 
 def test_blocks_that_lack_a_part_have_moments_of_the_other() -> None:

@@ -51,7 +51,7 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
     """
     blocks = {tied[0]: tied for tied in decoder.blocks_by_ffn}
     ffns = {index: decoder.blocks[index].ffn for index in blocks}
-    downs = {each.matrix.key: each.name for each in decoder.projections}
+    downs = {each.matrix.module: each.name for each in decoder.projections}
     counts = shares(removed, torch.tensor([ffn.d_ffn - 1 for ffn in ffns.values()]))
     count_of = dict(zip(ffns, counts, strict=True))
 
@@ -65,7 +65,7 @@ def narrow_(decoder: Decoder, removed: int, criterion: str, scope: str, calibrat
     def read(visit: Callable[[int, SecondMoments], None], *, whole: bool, edits: bool, doing: str) -> None:
         assert calibration is not None
         calibration.of(decoder).each_block(
-            lambda index, moments: visit(index, moments[downs[ffns[index].down.key]]) if index in ffns else None,
+            lambda index, moments: visit(index, moments[downs[ffns[index].down.module]]) if index in ffns else None,
             whole=whole,
             edits=edits,
             doing=doing,
