@@ -102,18 +102,16 @@ def distances(decoder: Decoder, windows: Windows) -> Tensor:
     total = torch.zeros(depth + 1, depth + 1, dtype=torch.float64)
     states: list[Tensor] = []
 
-    def visit(batch: slice, index: int, hidden: Tensor) -> None:
-        real = stream.real(batch)
-        if index == 0:
-            states[:] = [normalize(stream.states[batch][real], dim=-1)]
-        states.append(normalize(hidden[real], dim=-1))
-        if index == depth - 1:
-            each = torch.stack(states, dim=1)
-            total.add_((each @ each.mT).sum(0, dtype=torch.float64))
-
     with fused_activations(decoder.model):
         stream = Stream(Stepper(decoder), windows)
-        stream.passed(range(depth), visit)
+        for batch, index, hidden in stream.walk(range(depth)):
+            real = stream.holds_text(batch)
+            if index == 0:
+                states[:] = [normalize(stream.states[batch][real], dim=-1)]
+            states.append(normalize(hidden[real], dim=-1))
+            if index == depth - 1:
+                each = torch.stack(states, dim=1)
+                total.add_((each @ each.mT).sum(0, dtype=torch.float64))
     return 1 - total / int(windows.lengths.sum())
 
 
@@ -181,18 +179,16 @@ def linear_map(decoder: Decoder, windows: Windows, first: int, gone: int) -> Ten
     added: list[Tensor] = []
     before: list[Tensor] = []
 
-    def visit(batch: slice, index: int, hidden: Tensor) -> None:
-        if index == first - 1:
-            before[:] = [hidden]
-        if index == first + gone - 1:
-            rows = stream.real(batch)
-            moments.update(added.pop()[rows], (hidden - before[0])[rows])
-
     with fused_activations(decoder.model):
         stream = Stream(Stepper(decoder), windows)
         handle = ffn_module(decoder.blocks[first - 1]).register_forward_hook(lambda _, __, out: added.append(out))
         try:
-            stream.passed(range(first + gone), visit)
+            for batch, index, hidden in stream.walk(range(first + gone)):
+                if index == first - 1:
+                    before[:] = [hidden]
+                if index == first + gone - 1:
+                    rows = stream.holds_text(batch)
+                    moments.update(added.pop()[rows], (hidden - before[0])[rows])
         finally:
             handle.remove()
     gram, products = (each(constant=False).double() for each in (moments.gram, moments.products))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import pytest
-from layerfold.study.presets import PRESETS
 
 import layerfold as package
 from layerfold.checkpoint.load import load
@@ -21,19 +20,20 @@ from layerfold.cli import options, recover
 from layerfold.cli.declared import declared, methods
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols
-from layerfold.methods import METHODS, Collapse, Drop, Merge, Prune, Share
+from layerfold.methods import METHODS, Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
 from layerfold.planning import Plan
 from layerfold.recovery import RECOVERIES, Recovery
 from layerfold.repair.repair import Level
 from layerfold.search import DropSearch, WindowSearch
+from layerfold.study.recipe import PRESETS
 
 DATACLASSES = [*METHODS.values(), DropSearch, WindowSearch, Plan, Recovery]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toy:
+class Toy(Method):
     """Keep every other block.
 
     Attributes:
@@ -46,8 +46,6 @@ class Toy:
     pace: Literal["slow", "fast"] = "slow"
     dry: bool = False
     name: ClassVar[str] = "toy"
-    version: ClassVar[int] = 1
-    needs_calibration: ClassVar[bool] = False
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         return {"name": self.name, "first_block": self.first_block, "pace": self.pace, "dry": self.dry}

@@ -10,6 +10,7 @@ from dataclasses import replace
 import matplotlib as mpl
 import pytest
 from pages import HOSTILE, Page, csv_of, drawn_page, on_page, printed, shown_in
+from plans import saying
 
 from layerfold.errors import OutputError
 from layerfold.report import drop_report, plan_report, study_report, window_report, write_csv, write_page
@@ -63,8 +64,8 @@ def hostile(request, hostile_results, hostile_recovery, make_found, make_windows
         attack = {HOSTILE: HOSTILE, "share": {HOSTILE: HOSTILE}}
         return window_report(make_windows(model=model, **dict.fromkeys((*texts, "work", "settings"), attack)))
     plain, attack = make_plan(), {HOSTILE: HOSTILE}
-    first = replace(plain.trials[1], said=HOSTILE, family=HOSTILE)
-    endless = replace(plain.trials[2], said=HOSTILE, perplexity=float("inf"))
+    first = saying(plain.trials[1], HOSTILE, HOSTILE)
+    endless = saying(plain.trials[2], HOSTILE, perplexity=float("inf"))
     planned = replace(
         plain,
         model=model,

@@ -18,7 +18,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import CorpusError, InputError
 from layerfold.evaluators import Perplexity
 from layerfold.methods import Collapse, Merge, Share
-from layerfold.methods.base import spelled
+from layerfold.methods.average import spelled
 from layerfold.search import WindowSearch
 from layerfold.search.auto import selection_text
 from layerfold.search.groups import search

@@ -56,6 +56,7 @@ class Declared:
         for base in map(self._module.evaluate, self._node.bases):
             found |= base.fields if isinstance(base, Declared) else {}
         said = _attributes(ast.get_docstring(self._node) or "")
+        found = {name: field._replace(help=said.get(name, field.help)) for name, field in found.items()}
         for name, node in self._assigned.items():
             if not ast.unparse(node.annotation).startswith("ClassVar"):
                 default = MISSING if node.value is None else self._module.evaluate(node.value)

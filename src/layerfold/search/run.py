@@ -35,9 +35,9 @@ class Search(Generic[R]):
     """What all searches have in common.
 
     Attributes:
-        corpus: its ``validation`` split selects, its ``test`` split judges, and its ``calibration`` split is what
-            methods and repairs read; None takes the model's own.
-        tokens, test_tokens: limits of the selection text and of the test text.
+        corpus: text that calibrates, selects (validation split) and judges (test split); by default the model's own.
+        tokens: selection tokens.
+        test_tokens: test tokens.
         seed: orders the calibration documents, and the windows of a race.
     """
 
