@@ -56,8 +56,9 @@ def limit(decoder: Decoder, context: int) -> float:
 
 def walk_against_scratch(decoder: Decoder, windows: Windows, sample: int) -> Figures:
     """Time the walk over all subsets, and between its slices candidates from scratch, drawn from all of them."""
-    scores = Scores(Lacking(decoder), windows)
-    candidates = sorted(subsets(decoder.n_blocks), key=scores.path)
+    stages = Lacking(decoder)
+    scores = Scores(stages, windows)
+    candidates = sorted(subsets(decoder.n_blocks), key=stages.path)
     drawn = random.Random(0).sample([removed for removed in candidates if len(removed) < decoder.n_blocks], sample)
     scores.measure([()])  # what the divergence needs of the model as it is; a search takes it once
     from_scratch(decoder, (), windows)
@@ -91,7 +92,7 @@ def best_of_each_size(decoder: Decoder, windows: Windows, sample: int) -> Figure
     before = [from_scratch(decoder, removed, windows)[1] for removed in half[0]]
     scores = Scores(Lacking(decoder), windows)
     select = Selection(scores, "perplexity", race=True, seed=0, progress=SILENT)
-    took = seconds(lambda: exhaustive(select, range(n), range(1, n)))
+    took = seconds(lambda: exhaustive(select, range(n), range(1, n), 1))
     after = [from_scratch(decoder, removed, windows)[1] for removed in half[1]]
     brute = (2**n - 2) * mean(before + after)
     return {
@@ -105,12 +106,12 @@ def best_of_each_size(decoder: Decoder, windows: Windows, sample: int) -> Figure
 def regrets(scores: Scores, n: int) -> Figures:
     """What strategies lose against the full enumeration that `scores` holds; nothing is measured again."""
     counts = range(1, n)
-    exact = exhaustive(Selection(scores, "perplexity", race=False, seed=0, progress=SILENT), range(n), counts)
+    exact = exhaustive(Selection(scores, "perplexity", race=False, seed=0, progress=SILENT), range(n), counts, 1)
 
-    def regret(best: dict[int, Blocks]) -> list[float]:
+    def regret(best: dict[int, list[Blocks]]) -> list[float]:
         """Perplexity over the best one's, less 1, by how many are removed."""
         return [
-            float(np.expm1(scores.mean(best[count], "perplexity") - scores.mean(exact[count], "perplexity")))
+            float(np.expm1(scores.mean(best[count][0], "perplexity") - scores.mean(exact[count][0], "perplexity")))
             for count in counts
         ]
 
@@ -118,7 +119,7 @@ def regrets(scores: Scores, n: int) -> Figures:
     raced, scored = [], []
     for seed in range(SEEDS):
         select = Selection(scores, "perplexity", race=True, seed=seed, progress=SILENT)
-        raced.append(regret(exhaustive(select, range(n), counts)))
+        raced.append(regret(exhaustive(select, range(n), counts, 1)))
         scored.append(select.scored / select.all_windows)
     figures["race, seeds"] = SEEDS
     figures["race, seeds with regret at any size from 1 to 6"] = sum(max(each[:6]) > 0 for each in raced)
@@ -127,7 +128,7 @@ def regrets(scores: Scores, n: int) -> Figures:
     figures["race, windows scored, of all, median"] = median(scored)
     for width in (1, 2, 4, 8):
         select = Selection(scores, "perplexity", race=False, seed=0, progress=SILENT)
-        lost = regret(beam(select, range(n), counts, width))
+        lost = regret(beam(select, range(n), counts, 1, width))
         name = "greedy" if width == 1 else f"beam of {width}"
         figures[f"{name}, candidates"] = len(select.finished)
         figures[f"{name}, largest regret"] = max(lost)
