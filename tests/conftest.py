@@ -127,3 +127,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(saved: Path, tmp_path: Path) -> Path:
     """A copy of a checkpoint of four blocks."""
     return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.fixture
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of every step that any training begins, those of trials of a learning rate too."""
+    from layerfold.recovery import trainer
+
+    taken: list[int] = []
+    original = trainer.RecoveryTrainer.compute_loss
+
+    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
+        taken.append(self.state.global_step + 1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(trainer.RecoveryTrainer, "compute_loss", compute_loss)
+    return taken

@@ -62,17 +62,3 @@ def validation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(training.RecoveryTrainer, "evaluate", evaluate)
 
     return script
-
-
-@pytest.fixture
-def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of every step that any training begins, those of trials of a learning rate too."""
-    taken: list[int] = []
-    original = training.RecoveryTrainer.compute_loss
-
-    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
-        taken.append(self.state.global_step + 1)
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
-    return taken

@@ -19,7 +19,6 @@ from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
 from layerfold.records import BASE_LABEL, RECOVERY, RecordStore
 from layerfold.recovery import Distill, callbacks
-from layerfold.recovery import trainer as training
 from layerfold.report.drawing import family
 from layerfold.study.recipe import Recipe, read_recipe
 from layerfold.study.rows import Load, Student
@@ -70,20 +69,6 @@ def figures(study: Study) -> list[Any]:
     results = study.results()
     scores = [dict(results.score(label, name) or {}) for label in results.labels for name in results.evaluators]
     return [{key: value for key, value in score.items() if key != "seconds"} for score in scores]
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each step that any training takes, its number."""
-    taken: list[int] = []
-    original = training.RecoveryTrainer.compute_loss
-
-    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
-        taken.append(self.state.global_step + 1)
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
-    return taken
 
 
 class Killed(BaseException):
@@ -147,10 +132,10 @@ def test_which_blocks_are_left(every: int, depth: int, gone: tuple[int, ...]) ->
 # What is done once
 
 
-def test_a_student_is_trained_once(base: Model, study_corpus: str, tmp_path: Path, trained: list[int]) -> None:
+def test_a_student_is_trained_once(base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]) -> None:
     first = Study(recipe(study_corpus), tmp_path / "run", base=base)
     run(first)
-    assert trained == list(range(1, STEPS + 1))
+    assert steps_taken == list(range(1, STEPS + 1))
     assert run(Study(recipe(study_corpus), tmp_path / "run", base=base)) == []
     more = {"evaluate": ["size", {"perplexity": {"corpus": study_corpus, "context": 16}}]}
     assert run(Study(recipe(study_corpus, **more), tmp_path / "run", base=base)) == [
@@ -163,11 +148,11 @@ def test_a_student_is_trained_once(base: Model, study_corpus: str, tmp_path: Pat
     again = Study(recipe(study_corpus), tmp_path / "run", base=base)
     assert len(run(again)) == 4
     assert figures(again) == wanted
-    assert len(trained) == STEPS, "the kept model was read"
+    assert len(steps_taken) == STEPS, "the kept model was read"
 
 
 def test_a_kept_student_that_was_damaged_is_trained_again(
-    base: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+    base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]
 ) -> None:
     study = Study(recipe(study_corpus), tmp_path / "run", base=base)
     run(study)
@@ -180,58 +165,58 @@ def test_a_kept_student_that_was_damaged_is_trained_again(
     again = Study(recipe(study_corpus), tmp_path / "run", base=base)
     run(again)
     assert figures(again) == wanted
-    assert len(trained) == 2 * STEPS
+    assert len(steps_taken) == 2 * STEPS
 
 
 @pytest.mark.parametrize("recovers", [False, True], ids=["alone", "recovered"])
 def test_a_study_killed_while_a_student_learns_goes_on(
-    recovers: bool, base: Model, study_corpus: str, tmp_path: Path, trained: list[int], kill: Any
+    recovers: bool, base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int], kill: Any
 ) -> None:
     wanted = recipe(study_corpus, STUDENT | {"tokens": 512}, recovers)
     whole = Study(wanted, tmp_path / "whole", base=base)
     run(whole)
-    trained.clear()
+    steps_taken.clear()
     call_off = kill(3 + recovers)  # the base's recovery is one step
     done = []
     with pytest.raises(Killed):
         done.extend(Study(wanted, tmp_path / "run", base=base).run())
     assert {record.label for record in done} == {BASE_LABEL}
     call_off()
-    trained.clear()
+    steps_taken.clear()
     again = Study(wanted, tmp_path / "run", base=base)
     assert {label for label, _ in run(again)} == {"pupil"}
-    assert trained[-1 - recovers] == 4
-    assert 1 not in trained[: len(trained) - recovers], "not from the beginning"
+    assert steps_taken[-1 - recovers] == 4
+    assert 1 not in steps_taken[: len(steps_taken) - recovers], "not from the beginning"
     assert figures(again) == figures(whole)
 
 
 def test_a_study_killed_in_the_recovery_of_a_student_does_not_teach_it_again(
-    base: Model, study_corpus: str, tmp_path: Path, trained: list[int], kill: Any
+    base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int], kill: Any
 ) -> None:
     wanted = recipe(study_corpus, recovers=True)
     whole = Study(wanted, tmp_path / "whole", base=base)
     run(whole)
-    assert trained == [1, 1, 2, 1], "the base's recovery, the student, its recovery"
+    assert steps_taken == [1, 1, 2, 1], "the base's recovery, the student, its recovery"
     call_off = kill(4)
     with pytest.raises(Killed):
         run(Study(wanted, tmp_path / "run", base=base))
     call_off()
     assert ("drop", "distill") in kept(tmp_path / "run")
-    trained.clear()
+    steps_taken.clear()
     again = Study(wanted, tmp_path / "run", base=base)
     assert run(again) == [("pupil", name) for name in (RECOVERY, "size", "perplexity")]
-    assert len(trained) <= 1
+    assert len(steps_taken) <= 1
     assert figures(again) == figures(whole)
 
 
-def test_recovery_comes_on_top(base: Model, study_corpus: str, tmp_path: Path, trained: list[int]) -> None:
+def test_recovery_comes_on_top(base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]) -> None:
     plain = Study(recipe(study_corpus), tmp_path / "run", base=base)
     run(plain)
-    trained.clear()
+    steps_taken.clear()
     study = Study(recipe(study_corpus, recovers=True), tmp_path / "run", base=base)
     done = run(study)
     assert done == [(label, name) for label in (BASE_LABEL, "pupil") for name in (RECOVERY, "size", "perplexity")]
-    assert trained == [1, 1], "the student is there already"
+    assert steps_taken == [1, 1], "the student is there already"
     models = kept(tmp_path / "run")
     assert models.keys() == {("drop", "distill"), ("finetune",), ("drop", "distill", "finetune")}
     pupil, recovered = models["drop", "distill"], models["drop", "distill", "finetune"]
@@ -281,7 +266,7 @@ def test_what_makes_a_student_is_in_its_subject(
 
 
 def test_a_changed_student_is_trained_again_and_no_other_row(
-    base: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+    base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]
 ) -> None:
     others = [{"label": "merged", "merge": {"n": 2, "align": "none"}}]
 
@@ -290,19 +275,19 @@ def test_a_changed_student_is_trained_again_and_no_other_row(
         return Study(recipe(study_corpus, variants=variants), tmp_path / "run", base=base)
 
     run(study())
-    trained.clear()
+    steps_taken.clear()
     assert run(study(tokens=384)) == [("pupil", "size"), ("pupil", "perplexity")]
-    assert trained == [1, 2, 3]
+    assert steps_taken == [1, 2, 3]
     assert run(study()) == [], "the records of both are kept"
 
 
 def test_students_beside_each_other_are_trained_each(
-    base: Model, study_corpus: str, tmp_path: Path, trained: list[int]
+    base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]
 ) -> None:
     variants = [{"label": f"every_{every}", "student": STUDENT | {"every": every}} for every in (2, 3, 4)]
     study = Study(recipe(study_corpus, variants=variants, evaluate=["size"]), tmp_path / "run", base=base)
     run(study)
-    assert trained == [1, 2] * 3
+    assert steps_taken == [1, 2] * 3
     assert [study.results().score(label, "size")["blocks"] for label in study.labels] == [4, 2, 2, 1]  # type: ignore[index]
 
 
@@ -310,14 +295,14 @@ def test_students_beside_each_other_are_trained_each(
 
 
 def test_a_published_student_is_loaded_for_its_base_alone(
-    model: Path, study_corpus: str, tmp_path: Path, trained: list[int]
+    model: Path, study_corpus: str, tmp_path: Path, steps_taken: list[int]
 ) -> None:
     theirs = tmp_path / "theirs"
     tiny("gpt2", seed=5, n_layer=3).save(theirs)
     student = STUDENT | {"published": {str(model): str(theirs), "gpt2": "distilgpt2"}}
     study = Study(recipe(study_corpus, student, base=str(model), evaluate=["size"]), tmp_path / "run")
     records = {record.label: record for record in study.run()}
-    assert trained == []
+    assert steps_taken == []
     assert study.recipe.variants[0].method == Load(str(theirs))
     method = records["pupil"].subject["method"]
     assert (method["name"], method["sha256"]) == ("load", load(theirs).sha256)
@@ -326,7 +311,7 @@ def test_a_published_student_is_loaded_for_its_base_alone(
     model.rename(copied)
     other = Study(recipe(study_corpus, student, base=str(copied), evaluate=["size"]), tmp_path / "other")
     assert {record.label: record.score["blocks"] for record in other.run()} == {BASE_LABEL: 4, "pupil": 2}
-    assert trained == [1, 2]
+    assert steps_taken == [1, 2]
 
 
 # What is refused
@@ -359,12 +344,14 @@ def test_a_student_may_not_learn_from_test_text(split: str, base: Model, write: 
     assert not (tmp_path / "run" / "models").exists()
 
 
-def test_each_seed_has_a_student_of_its_own(base: Model, study_corpus: str, tmp_path: Path, trained: list[int]) -> None:
+def test_each_seed_has_a_student_of_its_own(
+    base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]
+) -> None:
     study = Study(recipe(study_corpus, seeds=[1, 2]), tmp_path / "run", base=base)
     done = run(study)
     assert done.count(("pupil", "perplexity")) == 2
     assert done.count((BASE_LABEL, "perplexity")) == 1, "which depends on no seed"
-    assert trained == [1, 2] * 2
+    assert steps_taken == [1, 2] * 2
     one, two = (load(folder) for folder in (tmp_path / "run" / "models").iterdir())
     assert one.sha256 != two.sha256
     assert one.decoder.n_blocks == BLOCKS // 2
