@@ -13,7 +13,7 @@ from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.errors import InputError, OfflineError, one_of
-from layerfold.evaluators import EVALUATORS, Evaluator, HeldOut, Imdb, Latency, Perplexity, Rouge, Score
+from layerfold.evaluators import EVALUATORS, Evaluator, HeldOut, Score
 from layerfold.evaluators.base import Protocols, check_protocol
 from layerfold.methods import METHODS, Method, Steps
 from layerfold.pipeline import apply
@@ -216,14 +216,10 @@ def each_score(
             raise InputError(f"unknown metric {one_of(name, EVALUATORS)}")
     whole = corpus is not None and (split == ALL or (split is None and unsplit(corpus)))
     text = {"corpus": corpus, "split": ALL if whole else split or "test", "limit_tokens": limit_tokens}
-    settings: dict[str, dict[str, Any]] = {
-        Perplexity.name: {**text, "protocol": protocol},
-        **{each.name: {"protocol": protocol} for each in (Latency, Imdb, Rouge)},
-    }
-    evaluators = [EVALUATORS[name](**settings.get(name, {})) for name in names]
+    evaluators: list[Evaluator] = [EVALUATORS[name].asked(text, protocol) for name in names]
     loaded = model if isinstance(model, Model) else load(model)
     with progress.doing("reading text"):
-        if whole and corpus is not None and Perplexity.name in names:
+        if corpus is not None and any(getattr(each, "split", None) == ALL for each in evaluators):
             check_unread(loaded.provenance, read_corpus(corpus))
         for evaluator in evaluators:
             try:
@@ -234,10 +230,8 @@ def each_score(
                 raise OfflineError(f"{error}{_proposed(loaded)}") from error
     for evaluator in evaluators:
         score = evaluator(loaded, progress)
-        if isinstance(evaluator, Perplexity):
-            read, scored = evaluator.read(loaded), score.details.get("documents", 0)
-            some = f"; {scored:,} of them scored" if scored < len(read.documents) and limit_tokens is not None else ""
-            score = replace(score, details={**score.details, "text": read.share + some})
+        if said := evaluator.scored_text(loaded, score):
+            score = replace(score, details={**score.details, "text": said})
         yield evaluator.name, score
 
 

@@ -10,7 +10,7 @@ from pages import HOSTILE, cards_of, headers, lead_of, rows
 
 from layerfold.report import window_report
 from layerfold.report.report import DASH, MISSING, Cell
-from layerfold.report.search import best_windows_table, windows_table
+from layerfold.report.search import best_table, candidate_table
 
 HEADER = (
     "window,start,k,perplexity,kl,parameters,parameters_change_percent,perplexity_change_percent,best,"
@@ -86,7 +86,7 @@ def test_figures_that_are_not_finite(make_windows, tmp_path):
 
 
 def test_candidates_stand_in_their_order_below_the_base(make_windows):
-    table = windows_table(make_windows(), 500)
+    table = candidate_table(make_windows(), 500)
     assert (table.header, table.base) == ("window (blocks)", "none")
     assert headers(table) == ["parameters", "removed of the base", "perplexity", "perplexity × base", "KL nats"]
     assert list(rows(table)) == ["none", "0:2 (0–1)", "1:2 (1–2)", "2:2 (2–3)", "0:3 (0–2)", "1:3 (1–3)"]
@@ -96,7 +96,7 @@ def test_candidates_stand_in_their_order_below_the_base(make_windows):
 
 
 def test_the_best_of_each_size_have_their_intervals(make_windows):
-    table = best_windows_table(make_windows())
+    table = best_table(make_windows())
     assert headers(table) == [
         *("parameters", "removed of the base", "perplexity selection", "perplexity test", "perplexity test, × base"),
     ]
@@ -113,9 +113,9 @@ def test_the_best_of_each_size_have_their_intervals(make_windows):
 
 def test_of_too_many_the_best_stay_in_their_order_and_the_rest_is_counted(make_windows):
     found = make_windows()
-    assert list(rows(windows_table(found, 3))) == ["none", "1:2 (1–2)", "2:2 (2–3)", "1:3 (1–3)"]
+    assert list(rows(candidate_table(found, 3))) == ["none", "1:2 (1–2)", "2:2 (2–3)", "1:3 (1–3)"]
     by_kl = replace(found, settings={"objective": "kl"})
-    assert list(rows(windows_table(by_kl, 3))) == ["none", "0:2 (0–1)", "1:2 (1–2)", "2:2 (2–3)"]
+    assert list(rows(candidate_table(by_kl, 3))) == ["none", "0:2 (0–1)", "1:2 (1–2)", "2:2 (2–3)"]
     many = make_windows({(start, 2): 90.0 + start for start in range(120)})
     assert "20 more candidates in the CSV file\n" in printed(many)
     assert "more candidate" not in printed(found)
@@ -132,17 +132,17 @@ def test_the_lines_below_say_what_was_read_given_up_and_how_blocks_share(make_wi
 
 def test_what_is_not_measured_or_not_finite(make_windows):
     found = make_windows({(0, 2): math.nan, (1, 2): math.inf, (2, 2): 90.0}, tests={})
-    assert rows(windows_table(found, 1)).keys() == {"none", "2:2 (2–3)"}
-    assert rows(windows_table(found, 9))["0:2 (0–1)"][2:4] == ["nan", "nan"]
-    assert rows(windows_table(found, 9))["1:2 (1–2)"][2:4] == ["inf", "inf"]
-    assert rows(best_windows_table(found))["2:2 (2–3)"][3:] == [MISSING, MISSING]
+    assert rows(candidate_table(found, 1)).keys() == {"none", "2:2 (2–3)"}
+    assert rows(candidate_table(found, 9))["0:2 (0–1)"][2:4] == ["nan", "nan"]
+    assert rows(candidate_table(found, 9))["1:2 (1–2)"][2:4] == ["inf", "inf"]
+    assert rows(best_table(found))["2:2 (2–3)"][3:] == [MISSING, MISSING]
     assert "interval" not in printed(found)
 
 
 def test_a_window_that_makes_the_model_larger(make_windows):
     found = make_windows({(0, 2): 90.0})
     larger = replace(found, candidates=(replace(found.candidates[0], parameters=7656845),))
-    assert rows(windows_table(larger, 9))["0:2 (0–1)"][:2] == ["7.66M", "-10.0%"]
+    assert rows(candidate_table(larger, 9))["0:2 (0–1)"][:2] == ["7.66M", "-10.0%"]
 
 
 def test_hostile_text_is_plain_text(make_windows):

@@ -13,7 +13,7 @@ import typer
 from layerfold import defaults
 from layerfold.cli import options
 from layerfold.cli.command import Command, field_options, group, option
-from layerfold.cli.console import drawn
+from layerfold.cli.console import loaded
 from layerfold.cli.declared import Declared, methods
 from layerfold.errors import InputError
 
@@ -45,7 +45,6 @@ def compress(
 ) -> None:
     """Write a smaller checkpoint."""
     from layerfold import api, files
-    from layerfold.checkpoint.load import load
     from layerfold.methods import METHODS
     from layerfold.pipeline import told
 
@@ -55,13 +54,11 @@ def compress(
         own = {key: value for key, value in text.items() if key in methods()[name].fields}
         method = METHODS[name](**settings, **own)
     files.check_folder(output_dir, overwrite=overwrite)
-    with drawn() as progress:
-        with progress.doing(f"loading {model}"):
-            loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
-        before = loaded.decoder.size(), loaded.decoder.n_blocks
+    with loaded(model, revision, trust_remote_code) as (base, progress):
+        before = base.decoder.size(), base.decoder.n_blocks
         smaller = api.compress(
-            loaded,
-            method(loaded) if callable(method) else method,
+            base,
+            method(base) if callable(method) else method,
             **text,
             repair=repair,
             repair_tokens=repair_tokens,
@@ -71,7 +68,7 @@ def compress(
         with progress.doing(f"writing {output_dir}"):
             dtype = options.dtype_of(save_dtype)
             written = smaller.save(output_dir, format=format, overwrite=overwrite, dtype=dtype)
-    for done in smaller.provenance.steps[len(loaded.provenance.steps) :]:
+    for done in smaller.provenance.steps[len(base.provenance.steps) :]:
         for line in told(done["method"], done["notes"]):
             typer.echo(line)
         if "warning" in done["notes"]:

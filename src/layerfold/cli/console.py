@@ -1,19 +1,25 @@
-"""Progress bars on standard error."""
+"""What commands show: progress bars on standard error, reports and JSON documents on standard output."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from layerfold.progress import SILENT, Progress, Step, T
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
+
+    from layerfold.checkpoint.model import Model
+    from layerfold.report.report import Report
 
 
 class _Drawn:
@@ -90,6 +96,50 @@ def drawn(show: bool = True, *, as_json: bool = False) -> Iterator[Progress]:
         yield drawing
     # Not where the work was refused: that is one line alone.
     (sys.stderr if as_json else sys.stdout).writelines(f"{line}\n" for line in drawing.notes)
+
+
+@contextmanager
+def loaded(
+    model: str, revision: str | None, trust_remote_code: bool, *, show: bool = True, as_json: bool = False
+) -> Iterator[tuple[Model, Progress]]:
+    """Load a model; yield it with a `Progress` for the work with it, see `drawn`."""
+    from layerfold.checkpoint.load import load
+
+    with drawn(show, as_json=as_json) as progress:
+        with progress.doing(f"loading {model}"):
+            found = load(model, revision=revision, trust_remote_code=trust_remote_code)
+        yield found, progress
+
+
+def present(
+    report: Report,
+    folder: Path,
+    table: str,
+    document: Any,
+    as_json: bool,
+    at: Mapping[str, object],
+    printed: Report | None = None,
+) -> None:
+    """Write the files of a report into a folder, and print the report, or one JSON document and nothing else.
+
+    Args:
+        table: name of the CSV file; the page is ``report.html``.
+        at: where else something was written, by what it is.
+        printed: what is printed in place of the report.
+    """
+    from rich.console import Console
+
+    from layerfold.report import print_report, write_csv, write_page
+
+    page = folder / "report.html"
+    write_csv(report, folder / table)
+    write_page(report, page)
+    if as_json:
+        print_json(document)
+        return
+    print_report(printed or report, Console())
+    for name, place in {**at, "report": page}.items():
+        typer.echo(f"{name}: {place}")
 
 
 def print_json(document: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layerfold.cli import options
-from layerfold.cli.console import drawn, print_json
+from layerfold.cli.console import loaded, print_json
 
 if TYPE_CHECKING:
     from layerfold.evaluators import Score
@@ -32,16 +32,13 @@ def evaluate(
 ) -> None:
     """Measure one model."""
     from layerfold import api
-    from layerfold.checkpoint.load import load
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     scores: dict[str, Score] = {}
     try:
-        with drawn(as_json=as_json) as progress:
-            with progress.doing(f"loading {model}"):
-                loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+        with loaded(model, revision, trust_remote_code, as_json=as_json) as (subject, progress):
             measured = api.each_score(
-                loaded,
+                subject,
                 names,
                 corpus=corpus,
                 split=split,
@@ -49,8 +46,7 @@ def evaluate(
                 protocol=protocol,
                 progress=progress,
             )
-            for name, score in measured:
-                scores[name] = score
+            scores.update(measured)
     finally:
         # What was measured is shown, also where a later metric refuses.
         if as_json and scores:

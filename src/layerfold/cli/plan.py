@@ -10,7 +10,7 @@ import typer
 
 from layerfold.cli import options
 from layerfold.cli.command import Command, field_options
-from layerfold.cli.console import drawn, print_json
+from layerfold.cli.console import loaded, present
 from layerfold.cli.declared import declared
 from layerfold.errors import InputError, OutputError
 
@@ -29,13 +29,10 @@ def plan(
     **settings: Any,
 ) -> None:
     """Find, build and verify the best model within a budget."""
-    from rich.console import Console
-
-    from layerfold.checkpoint.load import load
     from layerfold.files import check_folder, write_text
     from layerfold.planning import Plan
     from layerfold.planning.results import RESULT, check_model
-    from layerfold.report import plan_report, print_report, write_csv, write_page
+    from layerfold.report import plan_report
     from layerfold.settings import yaml_text
 
     planned = Plan(**settings)
@@ -46,25 +43,18 @@ def plan(
     if written.exists() and not (folder / RESULT).is_file():
         raise OutputError(f"{str(written)!r} is no plan's, and is not replaced; accepted: another --output-dir")
     check_folder(written, overwrite=True)
-    with drawn(as_json=as_json) as progress:
-        with progress.doing(f"loading {model}"):
-            loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+    with loaded(model, revision, trust_remote_code, as_json=as_json) as (base, progress):
         if not overwrite:
-            check_model(folder, loaded)
-        found, made = planned(loaded, folder, overwrite=overwrite, progress=progress)
+            check_model(folder, base)
+        found, made = planned(base, folder, overwrite=overwrite, progress=progress)
         recipe = found.recipe(model, revision)
         write_text(folder / RESULT, json.dumps(found.to_json(), indent=1))
         with progress.doing(f"writing {written}"):
             said = made.save(written, format=format, overwrite=True, dtype=options.dtype_of(save_dtype))
-    write_text(folder / "recipe.yaml", yaml_text(recipe))
-    shown = plan_report(found, recipe)
-    write_csv(shown, folder / "trials.csv")
-    write_page(shown, folder / "report.html")
-    if as_json:
-        print_json(found.to_json())
-        return
-    print_report(shown, Console())
-    typer.echo(f"model: {written} ({said})\nrecipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")
+    again = folder / "recipe.yaml"
+    write_text(again, yaml_text(recipe))
+    where = {"model": f"{written} ({said})", "recipe": again}
+    present(plan_report(found, recipe), folder, "trials.csv", found.to_json(), as_json, where)
 
 
 command = Command(plan, lambda: field_options(declared("layerfold.planning.plan", "Plan"), without=["rivals"]))

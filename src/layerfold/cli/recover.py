@@ -9,7 +9,7 @@ import typer
 
 from layerfold.cli import options
 from layerfold.cli.command import Command, field_options
-from layerfold.cli.console import drawn
+from layerfold.cli.console import loaded
 from layerfold.cli.declared import declared
 from layerfold.errors import InputError
 
@@ -58,7 +58,6 @@ def recover(
     A run that was stopped continues where it was when it is started again.
     """
     from layerfold import api, files
-    from layerfold.checkpoint.load import load
     from layerfold.model import deltas
     from layerfold.recovery.processes import is_main
     from layerfold.recovery.workspace import clear
@@ -67,9 +66,7 @@ def recover(
     recovery = build_recovery(method, _merged(settings, setting or []))
     files.check_folder(output_dir, overwrite=overwrite)
     training_dir = output_dir.with_name(f"{output_dir.name}.training")
-    with drawn(is_main()) as progress:
-        with progress.doing(f"loading {model}"):
-            before = load(model, revision=revision, trust_remote_code=trust_remote_code)
+    with loaded(model, revision, trust_remote_code, show=is_main()) as (before, progress):
         after = api.recover(
             before,
             recovery,

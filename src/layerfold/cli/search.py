@@ -12,7 +12,7 @@ import typer
 
 from layerfold.cli import options
 from layerfold.cli.command import Command, field_options, group, option, range_text
-from layerfold.cli.console import drawn, print_json
+from layerfold.cli.console import loaded, present
 from layerfold.cli.declared import declared
 from layerfold.errors import InputError
 
@@ -34,11 +34,8 @@ def search(
     **settings: Any,
 ) -> None:
     """Run a search, and write and print what it found."""
-    from rich.console import Console
-
-    from layerfold.checkpoint.load import load
     from layerfold.methods import Share
-    from layerfold.report import drop_report, print_report, window_report, write_csv, write_page
+    from layerfold.report import drop_report, window_report
     from layerfold.search import DropSearch, WindowSearch
 
     made: DropSearch | WindowSearch
@@ -55,18 +52,10 @@ def search(
         made = WindowSearch(share=share, **settings)
         part = ""
     folder = output_dir or Path("runs") / f"{Path(model).name or model}-{kind}{part}"
-    with drawn(as_json=as_json) as progress:
-        with progress.doing(f"loading {model}"):
-            loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
-        found: Any = made(loaded, folder, overwrite=overwrite, progress=progress)
+    with loaded(model, revision, trust_remote_code, as_json=as_json) as (base, progress):
+        found: Any = made(base, folder, overwrite=overwrite, progress=progress)
     shown = drop_report(found) if kind == "drop" else window_report(found)
-    write_csv(shown, folder / "candidates.csv")
-    write_page(shown, folder / "report.html")
-    if as_json:
-        print_json(found.to_json())
-        return
-    print_report(shown, Console())
-    typer.echo(f"search: {folder / 'search.json'}\nreport: {folder / 'report.html'}")
+    present(shown, folder, "candidates.csv", found.to_json(), as_json, {"search": folder / "search.json"})
 
 
 def _drop_options() -> Iterator[Parameter]:

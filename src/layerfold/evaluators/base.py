@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, one_of
@@ -68,6 +68,21 @@ class Evaluator(Protocol):
     def settings(self, model: Model) -> dict[str, Any]:
         """Return all that determines the figure besides the model, defaults resolved, as JSON."""
         return settings_of(self)
+
+    @classmethod
+    def asked(cls, text: Mapping[str, Any], protocol: Protocols) -> Self:
+        """Return the evaluator with a text, if it has a setting ``corpus``, and a protocol, if it has one for that.
+
+        Args:
+            text: settings ``corpus``, ``split`` and ``limit_tokens``.
+        """
+        known = getattr(cls, "__dataclass_fields__", {})
+        given = {**(text if "corpus" in known else {}), "protocol": protocol}
+        return cls(**{name: value for name, value in given.items() if name in known})
+
+    def scored_text(self, model: Model, score: Score) -> str:
+        """Say how much of a text a score is of; empty where the score says it."""
+        return ""
 
     @abstractmethod
     def __call__(self, model: Model, progress: Progress = ...) -> Score:

@@ -79,6 +79,12 @@ class Perplexity(Evaluator):
             "tokens_sha256": windows.sha256,
         }
 
+    def scored_text(self, model: Model, score: Score) -> str:
+        """Say what share of the corpus the split is, and how many of its documents `limit_tokens` admitted."""
+        read, scored = self.read(model), score.details.get("documents", 0)
+        limited = scored < len(read.documents) and self.limit_tokens is not None
+        return read.share + (f"; {scored:,} of them scored" if limited else "")
+
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
         """Measure one model."""
         settings = self.settings(model)

@@ -35,23 +35,30 @@ class Winner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned(Document):
+class Planned(Document[Evaluation]):
     """What a plan found.
 
     Attributes:
         budget: what had to be met.
-        base, base_test, base_latency: the model itself: on the selection text, on the test text, and timed.
+        base_test, base_latency: the model itself on the test text, and timed.
         trials: all that was tried, the model itself included.
         winner: what was built.
     """
 
     kind: ClassVar[str] = "plan"
     budget: Budget
-    base: Evaluation
     base_test: HeldOutScore
     base_latency: Timing | None = None
     trials: Sequence[Evaluation]
     winner: Winner
+
+    def test(self, row: Evaluation) -> HeldOutScore | None:
+        """Return a trial's score on the test text, which the base and the winner alone have."""
+        return {self.winner.trial: self.winner.test, self.base: self.base_test}.get(row)
+
+    def timing(self, row: Evaluation) -> Timing | None:
+        """Return a trial's latency, which the base and the winner alone may have."""
+        return {self.winner.trial: self.winner.latency, self.base: self.base_latency}.get(row)
 
     @property
     def met(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from layerfold.files import Json
@@ -19,135 +19,144 @@ ZEROS = "zeros alone make nothing faster on dense kernels"
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Reads a figure of a variant from the records.
+
+    Attributes:
+        evaluator, key: where the records hold it; ``value`` is the score's own value, ``tasks/NAME`` that of a task.
+    """
+
+    evaluator: str
+    key: str = "value"
+
+    def __call__(self, results: Results, label: str) -> Interval | None:
+        """Return the figure, or None where it has not been measured."""
+        entry: Json = results.score(label, self.evaluator)
+        for part in () if self.key == "value" else self.key.split("/", 1):
+            entry = entry.get(part) if isinstance(entry, Mapping) else None
+        bounds = entry if isinstance(entry, Mapping) else {"value": entry}
+        value = bounds.get("value")
+        if value is None:
+            return None
+        low, high = bounds.get("low"), bounds.get("high")
+        return Interval(value, value if low is None else low, value if high is None else high, bounds.get("deviation"))
+
+
+class Removed(Scored):
+    """Reads the fraction of the base's figure that is gone."""
+
+    def __call__(self, results: Results, label: str) -> Interval | None:
+        """Return the fraction, or None where it is not known."""
+        left, base = super().__call__(results, label), super().__call__(results, BASE_LABEL)
+        if left is None or base is None or not base.value:
+            return None
+        return replace(certain(1 - left.value / base.value), deviation=left.deviation and left.deviation / base.value)
+
+
+@dataclass(frozen=True)
 class Measure(Column):
     """One figure of every variant.
 
     Attributes:
-        evaluator, key: where the records hold it; ``value`` is the score's own value, ``tasks/NAME`` that of a task.
+        group: the evaluator among whose columns it stands, and without which it is not shown; its own by default.
         optional: whether it is not shown where no row has the figure.
         detail: whether it is left to the CSV file and the page's second table.
     """
 
-    evaluator: str = ""
-    key: str = "value"
+    read: Scored
     optional: bool = False
     detail: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "group", self.group or self.evaluator)
 
-def measure(
-    name: str,
-    title: str,
-    unit: str,
-    meaning: str,
-    evaluator: str,
-    key: str = "value",
-    show: Callable[[float], str] = numerals.significant,
-    better: Direction = "",
-    interval: bool = False,
-    removed: bool = False,
-    detail: bool = False,
-    beside: str = "",
-    optional: bool = False,
-) -> Measure:
-    """Return the column of a figure in the records.
+    @property
+    def evaluator(self) -> str:
+        """What measures it."""
+        return self.read.evaluator
 
-    Args:
-        removed: whether to read the fraction of the base's value that is gone in place of the value.
-        beside: the evaluator among whose columns it stands, and without which it is not shown; empty for its own.
-    """
-
-    def read(results: Results, label: str) -> Interval | None:
-        found = _read(results.score(label, evaluator), key)
-        if not removed or found is None:
-            return found
-        base = _read(results.score(BASE_LABEL, evaluator), key)
-        if base is None or not base.value:
-            return None
-        fraction = 1 - found.value / base.value
-        return replace(certain(fraction), deviation=found.deviation and found.deviation / base.value)
-
-    return Measure(
-        title, unit, meaning, read, show, better, interval, beside or evaluator, name, evaluator, key, optional, detail
-    )
+    @property
+    def key(self) -> str:
+        """Where the evaluator's records hold it."""
+        return self.read.key
 
 
 COLUMNS = (
-    measure("blocks", "blocks", "", "transformer blocks left", "size", "blocks", numerals.whole),
-    measure("parameters", "parameters", "", "distinct parameters: a shared tensor counts once", "size", "value",
-           numerals.count, better="lower"),
-    measure("removed_fraction", "removed", "", "share of the base's parameters that is gone", "size", "value",
-           numerals.percent, better="higher", removed=True),
-    measure("nonzero_parameters", "non-zero", "parameters",
-           f"distinct parameters that are not zero; {ZEROS}", "size", "nonzero", numerals.count, better="lower",
-           detail=True),
-    measure("dense_bytes", "dense", "checkpoint", "size of the plain checkpoint on disk", "size", "bytes",
-           numerals.memory, better="lower", detail=True),
-    measure("compact_bytes", "compact", "checkpoint", "size of the checkpoint that stores shared tensors once", "size",
-           "compact_bytes", numerals.memory, better="lower", detail=True),
-    measure("flops_per_token", "FLOPs", "per token", "forward floating-point operations per token at the context used",
-           "size", "flops_per_token", numerals.count, better="lower", detail=True),
-    measure("perplexity_before", "perplexity", "before",
-           "before recovery, perplexity on the test text, with its 95% interval", RECOVERY, "before",
-           numerals.precise, "lower", interval=True, beside="perplexity"),
-    measure("perplexity", "perplexity", "", "perplexity on the test text, with its 95% interval",
-           "perplexity", "value", numerals.precise, "lower", interval=True),
-    measure("perplexity_ratio", "perplexity", TIMES_BASE,
-           "perplexity divided by the base's, with its 95% interval, paired over the same text",
-           "perplexity", "versus_base", numerals.times, better="lower", interval=True),
-    measure("bits_per_byte", "bits", "per byte",
-           "cross-entropy in bits per byte of raw text, comparable across tokenizers", "perplexity",
-           "bits_per_byte", numerals.precise, "lower", detail=True),
-    measure("latency_ms", "latency", "ms/token", "median time per generated token, with its quartiles", "latency",
-           "value", better="lower", interval=True),
-    measure("speedup", "speed-up", TIMES_BASE,
-           "how many times faster than the base, with its 95% interval; of the base, that of a copy", "latency",
-           "speedup", numerals.times, better="higher", interval=True),
-    measure("multiplied_out_ms", "multiplied out", "ms/token",
-           "median time per generated token with low-rank deltas multiplied out, with its quartiles", "latency",
-           "multiplied_out", better="lower", interval=True, optional=True),
-    measure("multiplied_out_speedup", "multiplied out", TIMES_BASE,
-           "how many times faster than the base with low-rank deltas multiplied out, with its 95% interval", "latency",
-           "multiplied_out_speedup", numerals.times, better="higher", interval=True, optional=True),
-    measure("prefill_ms", "prefill", "ms", "median time to read the prompt, with its quartiles", "latency", "prefill",
-           better="lower", interval=True, detail=True),
-    measure("repeated_4grams", "repeated", "4-grams",
-           "mean fraction of 4-grams of the generated text that occurred before in it, with its interval", "generation",
-           "value", numerals.rough_percent, "lower", interval=True),
-    measure("imdb_accuracy", "accuracy", "",
-           "share of test texts that a classifier made of the model labels rightly, with its 95% Wilson interval",
-           "imdb", "value", numerals.percent, "higher", interval=True),
-    measure("imdb_largest_class", "largest class", "",
-           "share of the test texts with the commonest label: the accuracy of answering that always",
-           "imdb", "largest_class", numerals.percent, optional=True),
-    measure("imdb_difference", "accuracy", "less the base's",
-           "accuracy less the base's, with its 95% interval, paired over the same texts",
-           "imdb", "versus_base", numerals.percent, "higher", interval=True, detail=True),
+    Measure("blocks", "blocks", "", "transformer blocks left", Scored("size", "blocks"), numerals.whole),
+    Measure("parameters", "parameters", "", "distinct parameters: a shared tensor counts once", Scored("size"),
+        numerals.count, "lower"),
+    Measure("removed_fraction", "removed", "", "share of the base's parameters that is gone", Removed("size"),
+        numerals.percent, "higher"),
+    Measure("nonzero_parameters", "non-zero", "parameters", f"distinct parameters that are not zero; {ZEROS}",
+        Scored("size", "nonzero"), numerals.count, "lower", detail=True),
+    Measure("dense_bytes", "dense", "checkpoint", "size of the plain checkpoint on disk", Scored("size", "bytes"),
+        numerals.memory, "lower", detail=True),
+    Measure("compact_bytes", "compact", "checkpoint", "size of the checkpoint that stores shared tensors once",
+        Scored("size", "compact_bytes"), numerals.memory, "lower", detail=True),
+    Measure("flops_per_token", "FLOPs", "per token", "forward floating-point operations per token at the context used",
+        Scored("size", "flops_per_token"), numerals.count, "lower", detail=True),
+    Measure("perplexity_before", "perplexity", "before",
+        "before recovery, perplexity on the test text, with its 95% interval", Scored(RECOVERY, "before"),
+        numerals.precise, "lower", interval=True, group="perplexity"),
+    Measure("perplexity", "perplexity", "", "perplexity on the test text, with its 95% interval", Scored("perplexity"),
+        numerals.precise, "lower", interval=True),
+    Measure("perplexity_ratio", "perplexity", TIMES_BASE,
+        "perplexity divided by the base's, with its 95% interval, paired over the same text",
+        Scored("perplexity", "versus_base"), numerals.times, "lower", interval=True),
+    Measure("bits_per_byte", "bits", "per byte",
+        "cross-entropy in bits per byte of raw text, comparable across tokenizers",
+        Scored("perplexity", "bits_per_byte"), numerals.precise, "lower", detail=True),
+    Measure("latency_ms", "latency", "ms/token", "median time per generated token, with its quartiles",
+        Scored("latency"), better="lower", interval=True),
+    Measure("speedup", "speed-up", TIMES_BASE,
+        "how many times faster than the base, with its 95% interval; of the base, that of a copy",
+        Scored("latency", "speedup"), numerals.times, "higher", interval=True),
+    Measure("multiplied_out_ms", "multiplied out", "ms/token",
+        "median time per generated token with low-rank deltas multiplied out, with its quartiles",
+        Scored("latency", "multiplied_out"), better="lower", interval=True, optional=True),
+    Measure("multiplied_out_speedup", "multiplied out", TIMES_BASE,
+        "how many times faster than the base with low-rank deltas multiplied out, with its 95% interval",
+        Scored("latency", "multiplied_out_speedup"), numerals.times, "higher", interval=True, optional=True),
+    Measure("prefill_ms", "prefill", "ms", "median time to read the prompt, with its quartiles",
+        Scored("latency", "prefill"), better="lower", interval=True, detail=True),
+    Measure("repeated_4grams", "repeated", "4-grams",
+        "mean fraction of 4-grams of the generated text that occurred before in it, with its interval",
+        Scored("generation"), numerals.rough_percent, "lower", interval=True),
+    Measure("imdb_accuracy", "accuracy", "",
+        "share of test texts that a classifier made of the model labels rightly, with its 95% Wilson interval",
+        Scored("imdb"), numerals.percent, "higher", interval=True),
+    Measure("imdb_largest_class", "largest class", "",
+        "share of the test texts with the commonest label: the accuracy of answering that always",
+        Scored("imdb", "largest_class"), numerals.percent, optional=True),
+    Measure("imdb_difference", "accuracy", "less the base's",
+        "accuracy less the base's, with its 95% interval, paired over the same texts", Scored("imdb", "versus_base"),
+        numerals.percent, "higher", interval=True, detail=True),
     *(
-        measure(key.lower(), f"ROUGE-{key[5:]}", "",
-               f"mean ROUGE-{key[5:]} F1 of the summaries, with its 95% interval over documents",
-               "rouge", key, numerals.percent, "higher", interval=True)
+        Measure(key.lower(), f"ROUGE-{key[5:]}", "",
+            f"mean ROUGE-{key[5:]} F1 of the summaries, with its 95% interval over documents", Scored("rouge", key),
+            numerals.percent, "higher", interval=True)
         for key in ("rouge1", "rouge2", "rougeL")
     ),
-    measure("rouge_empty", "empty", "summaries", "summaries in which nothing was written; they score 0", "rouge",
-           "empty", numerals.whole, "lower", detail=True),
-    measure("recovery_tokens", "recovery", "tokens", "tokens that recovery trained on", RECOVERY, "tokens",
-           numerals.count),
-    measure("recovery_seconds", "recovery", "seconds", "time that recovery took, choosing the learning rate included",
-           RECOVERY, "seconds"),
-    measure("recovery_validation_perplexity", "recovery", "validation perplexity",
-           "perplexity of the weights kept on the validation text that they were chosen by", RECOVERY, "value",
-           numerals.precise, "lower", detail=True),
-    measure("recovery_parameters", "recovery", "parameters trained",
-           "distinct parameters that were trained, those that were frozen left out", RECOVERY, "parameters_trained",
-           numerals.count, detail=True),
-    measure("recovery_learning_rate", "recovery", "learning rate", "learning rate at its highest", RECOVERY,
-           "learning_rate", numerals.plain, detail=True),
-    measure("recovery_search_tokens", "recovery", "search tokens",
-           "further tokens that choosing the learning rate took", RECOVERY, "search_tokens", numerals.count,
-           detail=True),
-    measure("recovery_best_step", "recovery", "best step",
-           "the step whose weights were kept; 0 stands for the weights before training", RECOVERY, "best_step",
-           numerals.whole, detail=True),
+    Measure("rouge_empty", "empty", "summaries", "summaries in which nothing was written; they score 0",
+        Scored("rouge", "empty"), numerals.whole, "lower", detail=True),
+    Measure("recovery_tokens", "recovery", "tokens", "tokens that recovery trained on", Scored(RECOVERY, "tokens"),
+        numerals.count),
+    Measure("recovery_seconds", "recovery", "seconds", "time that recovery took, choosing the learning rate included",
+        Scored(RECOVERY, "seconds")),
+    Measure("recovery_validation_perplexity", "recovery", "validation perplexity",
+        "perplexity of the weights kept on the validation text that they were chosen by", Scored(RECOVERY),
+        numerals.precise, "lower", detail=True),
+    Measure("recovery_parameters", "recovery", "parameters trained",
+        "distinct parameters that were trained, those that were frozen left out",
+        Scored(RECOVERY, "parameters_trained"), numerals.count, detail=True),
+    Measure("recovery_learning_rate", "recovery", "learning rate", "learning rate at its highest",
+        Scored(RECOVERY, "learning_rate"), numerals.plain, detail=True),
+    Measure("recovery_search_tokens", "recovery", "search tokens",
+        "further tokens that choosing the learning rate took", Scored(RECOVERY, "search_tokens"), numerals.count,
+        detail=True),
+    Measure("recovery_best_step", "recovery", "best step",
+        "the step whose weights were kept; 0 stands for the weights before training", Scored(RECOVERY, "best_step"),
+        numerals.whole, detail=True),
 )  # fmt: skip
 
 
@@ -174,7 +183,7 @@ def over_seeds(results: Results) -> bool:
 
 def timing_check(results: Results) -> str:
     """Say how far the base and a copy of it came out apart, where models were timed beside each other."""
-    checks = dict.fromkeys(_read(results.score(label, "latency"), "same_model") for label in results.labels)
+    checks = dict.fromkeys(Scored("latency", "same_model")(results, label) for label in results.labels)
     return same_model([check for check in checks if check is not None])
 
 
@@ -212,13 +221,12 @@ def _others(results: Results, evaluator: str) -> list[Measure]:
 
 def _task(evaluator: str, name: str, task: Mapping[str, Json]) -> Measure:
     what = f"{task['metric']} of {name} {task['version']}, {task['num_fewshot'] or 0} examples a prompt"
-    return measure(
-        name=f"{evaluator.replace('-', '_')}_{name}",
+    return Measure(
+        f"{evaluator.replace('-', '_')}_{name}",
         title=name,
         unit=task["metric"],
         meaning=f"{what}, {task['samples']} documents, with its 95% interval",
-        evaluator=evaluator,
-        key=f"tasks/{name}",
+        read=Scored(evaluator, f"tasks/{name}"),
         show=numerals.percent if task["unit"] == "fraction" else numerals.precise,
         better="lower" if task["lower_is_better"] else "higher",
         interval=True,
@@ -230,24 +238,12 @@ def _generic(results: Results, evaluator: str) -> Measure:
     score = next((score for score in scores if score is not None), {})
     unit = str(score.get("unit", ""))
     directions: dict[Json, Direction] = {True: "lower", False: "higher"}
-    return measure(
-        name=evaluator,
+    return Measure(
+        evaluator,
         title=evaluator,
         unit="" if unit == evaluator else unit,
         meaning=f"{evaluator}, with its interval",
-        evaluator=evaluator,
+        read=Scored(evaluator),
         better=directions.get(score.get("lower_is_better"), ""),
         interval=True,
     )
-
-
-def _read(score: Mapping[str, Json] | None, key: str) -> Interval | None:
-    entry: Json = score
-    for part in () if key == "value" else key.split("/", 1):
-        entry = entry.get(part) if isinstance(entry, Mapping) else None
-    bounds = entry if isinstance(entry, Mapping) else {"value": entry}
-    value = bounds.get("value")
-    if value is None:
-        return None
-    low, high = bounds.get("low"), bounds.get("high")
-    return Interval(value, value if low is None else low, value if high is None else high, bounds.get("deviation"))

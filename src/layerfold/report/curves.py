@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, pairwise
 from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from layerfold.files import Json
 from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import drawing, numerals
-from layerfold.report.drawing import family
+from layerfold.report.drawing import Ends, family
 from layerfold.report.placement import spread
 from layerfold.report.report import DASH, MISSING, Details, Line, Listing, Part, Plot, Plots
 
@@ -29,14 +26,13 @@ TRAINING_POINTS = 60
 # Worse than a guess among all tokens of the largest vocabularies: the scale would leave nothing to see of the others.
 MOST_NATS = 16.0
 MOST_TOKENS = 1e18
-VALIDATION: dict[str, Any] = {"linewidth": 1.8, "marker": "o", "markersize": 5.0, "zorder": 3}
+MARKED: dict[str, Any] = {"marker": "o", "zorder": 3}
+VALIDATION = MARKED | {"linewidth": 1.8, "markersize": 5.0, "markeredgecolor": drawing.CARD}
 TRAINING: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.35, "zorder": 2}
-KEPT: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 7.5, "markeredgewidth": 1.8, "zorder": 3}
+KEPT = MARKED | {"linestyle": "", "markersize": 7.5, "markeredgewidth": 1.8, "markerfacecolor": drawing.CARD}
 
 Curve = list[tuple[float, float]]
 """Tokens with the perplexity after them; both nan where they cannot be drawn, which leaves a gap in the line."""
-
-Limits = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -99,8 +95,7 @@ def curves(results: Results) -> list[Plot]:
         title = f"{TITLE}: {', '.join(families)}" if len(shown) > 1 else TITLE
         drawable = [run for run in panel if run.drawn]
         name = f"{RECOVERY}-{index}"
-        drawn = partial(_draw, name, title, drawable, *limits) if drawable else None
-        plots.append(Plot(name, title, drawn, _note(panel)))
+        plots.append(drawing.plot(name, title, _note(panel), _chart(drawable, *limits) if drawable else None))
     return plots
 
 
@@ -136,7 +131,7 @@ def _panels(runs: Sequence[_Run]) -> list[list[_Run]]:
     return [base + panel for panel in found or [[]] if base or panel]
 
 
-def _limits(points: Curve) -> tuple[Limits, Limits]:
+def _limits(points: Curve) -> tuple[Ends, Ends]:
     """Return the ends of both axes, with room for the markers."""
     finite = [point for point in points if math.isfinite(point[1])] or [(0.0, 1.0)]
     most = max(tokens for tokens, _ in finite) or 10.0
@@ -153,36 +148,28 @@ def _note(panel: Sequence[_Run]) -> str:
     )
 
 
-def _draw(name: str, title: str, runs: Sequence[_Run], across: Limits, up: Limits) -> str:
+def _chart(runs: Sequence[_Run], across: Ends, up: Ends) -> drawing.Chart:
     series = iter(drawing.SERIES)
     colours = [drawing.INK if run.label == BASE_LABEL else next(series) for run in runs]
 
-    def paint(figure: Figure, axes: Axes) -> None:
+    def paint(axes: Axes) -> dict[str, dict[str, Any]]:
         for run, colour in zip(runs, colours, strict=True):
             axes.plot(*_columns(run.training), color=colour, **TRAINING)
-            axes.plot(*_columns(run.validation), color=colour, markeredgecolor=drawing.CARD, **VALIDATION)
-            axes.plot(*_columns([_kept(run)]), color=colour, markerfacecolor=drawing.CARD, **KEPT)
-        drawing.legend(
-            figure,
-            {
-                "validation text": Line2D([], [], color=drawing.MUTED, markeredgecolor=drawing.CARD, **VALIDATION),
-                "training text": Line2D([], [], color=drawing.MUTED, **TRAINING),
-                "weights kept": Line2D([], [], color=drawing.MUTED, markerfacecolor=drawing.CARD, **KEPT),
-            },
-        )
-        drawing.scales(axes, "training tokens", numerals.count, "perplexity", numerals.precise)
-        axes.set(xlim=across, ylim=up)
+            axes.plot(*_columns(run.validation), color=colour, **VALIDATION)
+            axes.plot(*_columns([_kept(run)]), color=colour, **KEPT)
+        return {"validation text": VALIDATION, "training text": TRAINING, "weights kept": KEPT}
 
     def label(axes: Axes) -> None:
         area = axes.bbox
         last = [run.drawn[-1] for run in runs]
-        points = [drawing.on_page(axes, *point) for point in last]
+        points = drawing.on_page(axes, *_columns(last))
         heights = spread([y for _, y in points], 1.25 * drawing.FONT_SIZE, area.y0, area.y1)
         for run, colour, point, (x, y), height in zip(runs, colours, last, points, heights, strict=True):
             drawing.annotate(axes, _ends(run.label), point, (area.x1 + GAP - x, height - y), "left", colour)
 
     room = GAP + max(drawing.width(_ends(run.label)) for run in runs)
-    return drawing.draw(name, f"{title}; the table has the perplexity before and after", paint, label, room)
+    x, y = drawing.Axis("training tokens", numerals.count, across), drawing.Axis("perplexity", numerals.precise, up)
+    return drawing.Chart(x, y, paint, label, "the table has the perplexity before and after", room)
 
 
 def _ends(label: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from xml.etree import ElementTree
 
 import matplotlib.style
@@ -21,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from layerfold.records import BASE_LABEL, Results
 from layerfold.report import numerals
 from layerfold.report.placement import Box, place
+from layerfold.report.report import Plot
 
 # Stand-ins that `_embed` replaces by the page's colours, so that one drawing follows the light and the dark scheme.
 INK, MUTED, GRID, CARD = "#000001", "#000002", "#000003", "#000004"
@@ -49,8 +52,13 @@ STYLE = {
     "ytick.color": MUTED,
 }
 
-T = TypeVar("T")
+BASE_LINE: dict[str, Any] = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
+"""The style of the line at the base's figure."""
 
+TABLE, TABLES = "the figures are those of the table", "the figures are those of the tables"
+
+T = TypeVar("T")
+Ends = tuple[float, float]
 
 STUDENT = "student"
 """The family of variants that learnt before they were recovered, whatever they were made by."""
@@ -69,57 +77,96 @@ def family(results: Results, label: str) -> str:
     return numerals.printable(str(method or label.partition("_")[0] or label))
 
 
-def draw(
-    name: str,
-    description: str,
-    paint: Callable[[Figure, Axes], None],
-    label: Callable[[Axes], None],
-    right: float = 0.0,
-) -> str:
-    """Return a drawing on one pair of axes as an ``svg`` element.
+@dataclass(frozen=True)
+class Axis:
+    """A scale.
 
-    Args:
-        name: prefix of every id in the drawing.
-        description: what it shows, for those who do not see it.
-        paint: draws all that takes part in the layout.
+    Attributes:
+        title: what stands beside it.
+        show: writes its numbers.
+        ends: None takes those of what is drawn, with a margin.
+        whole: whether whole numbers alone are written.
+        margin: of what is drawn, as a fraction of it.
+    """
+
+    title: str
+    show: Callable[[float], str]
+    ends: Ends | None = None
+    whole: bool = False
+    margin: float = 0.05
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn on one pair of axes, of which y is logarithmic.
+
+    Attributes:
+        paint: draws all that takes part in the layout, and returns what the legend names: lines or their styles.
         label: draws, after the layout, what needs to know where things are.
+        figures: where the figures are, for those who do not see the drawing.
         right: points to leave free beside the axes.
     """
+
+    x: Axis
+    y: Axis
+    paint: Callable[[Axes], Mapping[str, Line2D | Mapping[str, Any]]]
+    label: Callable[[Axes], None]
+    figures: str = TABLES
+    right: float = 0.0
+
+
+def plot(name: str, title: str, note: str, chart: Chart | None) -> Plot:
+    """Return a chart as a plot, which is drawn when it is asked for; None is a plot of nothing, see `Plot`."""
+    return Plot(name, title, None if chart is None else partial(_draw, chart, name, title), note)
+
+
+def _draw(chart: Chart, name: str, title: str) -> str:
     with matplotlib.style.context(["default", STYLE | {"svg.hashsalt": name}]), warnings.catch_warnings():
         # The page's fonts draw the text; that the one used for measuring lacks a glyph does not matter.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        layout = ConstrainedLayoutEngine(rect=(0, 0, 1 - right / (72 * SIZE[0]), 1))
+        layout = ConstrainedLayoutEngine(rect=(0, 0, 1 - chart.right / (72 * SIZE[0]), 1))
         figure = Figure(figsize=SIZE, dpi=72, layout=layout)
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        paint(figure, axes)
+        _legend(figure, chart.paint(axes))
+        _scales(axes, chart.x, chart.y)
         canvas.draw()
         figure.set_layout_engine("none")
-        label(axes)
+        chart.label(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _embed(buffer.getvalue(), name, description)
+    return _embed(buffer.getvalue(), name, f"{title}; {chart.figures}")
 
 
-def scales(axes: Axes, x: str, show_x: Callable[[float], str], y: str, show_y: Callable[[float], str]) -> None:
-    """Name both axes and write their numbers; y is logarithmic."""
+def _scales(axes: Axes, x: Axis, y: Axis) -> None:
+    axes.margins(x.margin, y.margin)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > NARROW * low else MaxNLocator(6))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(show_y, value)))
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(show_x, value)))
-    axes.set_xlabel(x)
-    axes.set_ylabel(f"{y} (log scale)")
+    whole = MaxNLocator(12, integer=True, min_n_ticks=1)
+    axes.xaxis.set_major_locator(whole if x.whole else MaxNLocator(6, steps=[1, 2, 5, 10]))
+    for axis, drawn in ((x, axes.xaxis), (y, axes.yaxis)):
+        drawn.set_major_formatter(FuncFormatter(lambda value, _, show=axis.show: _tick(show, value)))
+    axes.set_xlabel(x.title)
+    axes.set_ylabel(f"{y.title} (log scale)")
     axes.grid(visible=True)
     axes.set_axisbelow(True)
+    if x.ends:
+        axes.set_xlim(*x.ends)
+    if y.ends:
+        axes.set_ylim(*y.ends)
 
 
-def legend(figure: Figure, entries: dict[str, Line2D]) -> None:
+def _legend(figure: Figure, entries: Mapping[str, Line2D | Mapping[str, Any]]) -> None:
     """Name what is drawn, above the axes."""
+    if not entries:
+        return
+    lines = [
+        each if isinstance(each, Line2D) else Line2D([], [], **{"color": MUTED, **each}) for each in entries.values()
+    ]
     # Names are set afterwards: matplotlib takes text with dollars for mathematics and leaves out leading underscores.
-    made = figure.legend(list(entries.values()), ["-"] * len(entries), loc="outside upper center", ncols=4)
+    made = figure.legend(lines, ["-"] * len(entries), loc="outside upper center", ncols=4)
     for text, name in zip(made.get_texts(), entries, strict=True):
         text.set_parse_math(False)
         text.set_text(short(name))
@@ -163,27 +210,32 @@ def name_points(
     colours: Sequence[str] | None = None,
 ) -> None:
     """Write labels beside their points of the axes' data, so that they cover no marker and no obstacle."""
-    centres = [on_page(axes, x, y) for _, x, y in points]
+    across, up = [x for _, x, _ in points], [y for _, _, y in points]
+    centres = on_page(axes, across, up)
     sizes = [(width(label), 1.15 * FONT_SIZE) for label, _, _ in points]
-    markers = [Box.around(*centre, 12, 12) for centre in centres]
     area = axes.bbox
     bounds = Box(area.x0 + 4, area.y0 + 2, area.x1, area.y1)
-    targets = place(centres, sizes, [*markers, *obstacles], bounds)
+    targets = place(centres, sizes, [*boxes(axes, across, up, 12), *obstacles], bounds)
     shown = colours or [INK] * len(points)
     for (label, *point), centre, target, colour in zip(points, centres, targets, shown, strict=True):
         offset = target[0] - centre[0], target[1] - centre[1]
         annotate(axes, label, (point[0], point[1]), offset, colour=colour)
 
 
-def on_page(axes: Axes, x: float, y: float) -> tuple[float, float]:
-    """Return where a point of the axes' data stands, in points."""
-    where = axes.transData.transform((x, y))
-    return float(where[0]), float(where[1])
+def on_page(axes: Axes, across: Sequence[float], up: Sequence[float]) -> list[tuple[float, float]]:
+    """Return where points of the axes' data stand, in points."""
+    where = (axes.transData.transform(point) for point in zip(across, up, strict=True))
+    return [(float(x), float(y)) for x, y in where]
+
+
+def boxes(axes: Axes, across: Sequence[float], up: Sequence[float], size: float = 10) -> list[Box]:
+    """Return what a label must not cover of markers, in points."""
+    return [Box.around(x, y, size, size) for x, y in on_page(axes, across, up)]
 
 
 def steps_of(axes: Axes, across: Sequence[float], up: Sequence[float]) -> list[Box]:
     """Return what a label must not cover of a line that falls in steps, in points."""
-    corners = [on_page(axes, x, y) for x, y in zip(across, up, strict=True)]
+    corners = on_page(axes, across, up)
     return [
         box
         for (x, y), (next_x, next_y) in pairwise(corners)

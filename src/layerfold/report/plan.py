@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from layerfold.maths.intervals import Interval
 from layerfold.planning import Budget, Evaluation, Planned
 from layerfold.planning.results import LABEL
 from layerfold.report import numerals
+from layerfold.report import search_columns as columns
 from layerfold.report.plan_plots import done, repaired_whole, trials_plot
 from layerfold.report.report import (
     Card,
@@ -18,34 +19,18 @@ from layerfold.report.report import (
     Details,
     Figure,
     Line,
-    Part,
     Printed,
     Report,
     Section,
     Table,
-    cells,
     certain,
     counted,
     figures,
     sentence,
     shown,
+    table_of,
 )
 from layerfold.report.search import INTERVALS, costs_section, environment_section, method_section, texts_line
-from layerfold.report.search_columns import (
-    BLOCKS,
-    MILLISECONDS,
-    PARAMETERS,
-    PARAMETERS_CHANGE,
-    PERPLEXITY,
-    PERPLEXITY_CHANGE,
-    RATIO,
-    REMOVED,
-    SPEEDUP,
-    TEST_PERPLEXITY,
-    TEST_RATIO,
-    exactly,
-    timing_check,
-)
 from layerfold.settings import yaml_text
 
 STANDINGS = ("", "front", "finalist", LABEL)
@@ -58,22 +43,22 @@ def plan_report(planned: Planned, recipe: dict[str, Any]) -> Report:
         recipe: the winner's, see `Planned.recipe`.
     """
     quartiles = "" if planned.winner.latency is None else "; quartiles below ms/token"
-    check = timing_check(planned.base_latency)
+    check = columns.timing_check(planned.base_latency)
     printed: list[Printed] = [
         front_table(planned),
         winner_table(planned),
         Line(f"{INTERVALS}{quartiles}"),
         *([Line(check)] if check else []),
         Line(f"budget: {asked(planned.budget)}: {outcome(planned)}", ""),
-        texts_line(planned.text, planned.test_text),
+        texts_line(planned),
     ]
     rows = [_row(planned, trial) for trial in planned.trials]
     return Report("plan", planned.model, _summary(planned), printed, rows, [*_sections(planned, recipe)])
 
 
 def _sections(planned: Planned, recipe: dict[str, Any]) -> Iterator[Section]:
-    tables: list[Part] = [winner_table(planned), front_table(planned), Details("All trials", [trials_table(planned)])]
-    yield Section("results", "Results", tables)
+    everything = Details("All trials", [trials_table(planned)])
+    yield Section("results", "Results", [winner_table(planned), front_table(planned), everything])
     plotted = (
         "Towards the lower left is better. The line is the front; what was planned, like every finalist, is repaired "
         "on more text than the trials that make up the front, and may lie below it."
@@ -96,19 +81,19 @@ def _summary(planned: Planned) -> str:
         f"Asked for: {asked(planned.budget)}. Found, of {counted(len(planned.trials), 'trial')}: {done(winner.trial)}. "
         f"It has {numerals.percent(gone)} fewer parameters than {planned.model}, and perplexity on the test text is "
         f"{numerals.times(winner.test.versus_base.value)} times the base's{speed}. "
-        f"The budget is {outcome(planned)}.{sentence(timing_check(planned.base_latency))}"
+        f"The budget is {outcome(planned)}.{sentence(columns.timing_check(planned.base_latency))}"
     )
 
 
 def _row(planned: Planned, trial: Evaluation) -> dict[str, Figure]:
-    size = (BLOCKS, NEURONS, HEADS, PARAMETERS, PERPLEXITY, PARAMETERS_CHANGE, PERPLEXITY_CHANGE)
+    size = (*COUNTS, columns.PARAMETERS, columns.PERPLEXITY, *columns.CHANGES)
     return {
         "said": trial.said,
         "family": trial.family,
         "repair": trial.repair,
         "whole": trial.whole,
         "standing": standing(planned, trial),
-        **figures((*size, *TESTS, *TIMES), planned, trial),
+        **figures((*size, *columns.TESTS, *columns.TIMES), planned, trial),
     }
 
 
@@ -122,34 +107,38 @@ def standing(planned: Planned, trial: Evaluation) -> str:
 
 def front_table(planned: Planned) -> Table:
     """Return the model as it is, and the best of what is smaller, the largest first."""
-    columns = (BLOCKS, NEURONS, HEADS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
     caption = (
         "The front: the model as it is, and the trials than which none with as few parameters has a lower perplexity "
         "on the selection text."
     )
     smaller = [trial for trial in planned.front if trial != planned.base]
-    return _table(planned, columns, smaller, "front", caption)
+    return _table(planned, (*COUNTS, *COMPARED), smaller, "front", caption)
 
 
 def trials_table(planned: Planned) -> Table:
     """Return the model as it is, and all that was tried, the largest first."""
-    columns = (STANDING, BLOCKS, NEURONS, HEADS, PARAMETERS, REMOVED, PERPLEXITY, RATIO)
     caption = (
         "Perplexity is that of the selection text. Repairs are fitted to a quarter of the repair tokens, those of "
         "finalists to all."
     )
     tried = [trial for trial in planned.trials if trial != planned.base and trial.whole == repaired_whole(trial)]
-    return _table(planned, columns, tried, "trials", caption)
+    return _table(planned, (STANDING, *COUNTS, *COMPARED), tried, "trials", caption)
 
 
 def winner_table(planned: Planned) -> Table:
     """Return the model as it is, and what was built of it, with what they come to on the test text."""
-    columns = (PARAMETERS, REMOVED, BLOCKS, *TESTS, *(() if planned.winner.latency is None else TIMES))
+    times = () if planned.winner.latency is None else columns.TIMES
     caption = (
         "What was built, beside the model as it is. A figure on the test text, or a speed-up, stands above its 95% "
         "interval; a time, above its quartiles."
     )
-    return _table(planned, columns, [planned.winner.trial], "winner", caption)
+    return _table(
+        planned,
+        (columns.PARAMETERS, columns.REMOVED, columns.BLOCKS, *columns.TESTS, *times),
+        [planned.winner.trial],
+        "winner",
+        caption,
+    )
 
 
 def asked(budget: Budget) -> str:
@@ -181,46 +170,14 @@ def _estimated(budget: Budget, figure: Interval, of: str = "") -> str:
     return f"{cell.value}{of}" + (f" (95% interval {cell.interval}{beyond})" if cell.interval else "")
 
 
-def _table(planned: Planned, columns: Sequence[Column], trials: Sequence[Evaluation], name: str, caption: str) -> Table:
+def _table(planned: Planned, shown: Sequence[Column], trials: Sequence[Evaluation], name: str, caption: str) -> Table:
     ordered = [planned.base, *sorted(trials, key=lambda trial: (-trial.parameters, trial.perplexity))]
-    rows = [(done(trial), cells(columns, planned, trial)) for trial in ordered]
-    return Table("what was done", planned.base.said, columns, rows, name, caption)
+    return table_of(planned, shown, ordered, done, "what was done", planned.base, name, caption)
 
 
-def _tested(key: str) -> Callable[[Planned, Evaluation], Interval | None]:
-    """Return what reads a figure on the test text, which only the base and what was planned have."""
-
-    def read(planned: Planned, trial: Evaluation) -> Interval | None:
-        tests = (planned.base, planned.base_test), (planned.winner.trial, planned.winner.test)
-        return next((getattr(measured, key) for each, measured in tests if each == trial), None)
-
-    return read
-
-
-def _timed(key: str) -> Callable[[Planned, Evaluation], Interval | None]:
-    """Return what reads how fast a trial is, which only the base and what was planned may have."""
-
-    def read(planned: Planned, trial: Evaluation) -> Interval | None:
-        timed = (planned.base, planned.base_latency), (planned.winner.trial, planned.winner.latency)
-        return next((getattr(timing, key, None) for each, timing in timed if each == trial), None)
-
-    return read
-
-
-NEURONS = Column(
-    "neurons", "", "how many neurons its FFNs have together", exactly("neurons"), numerals.whole, name="neurons"
-)
-HEADS = Column(
-    "heads", "", "how many heads of keys and values its attentions have together", exactly("heads"), numerals.whole,
-    name="heads",
-)  # fmt: skip
 STANDING = Column(
-    "standing", "", "whether it is on the front, was a finalist, or is what was planned",
+    "standing", "standing", "", "whether it is on the front, was a finalist, or is what was planned",
     lambda planned, trial: certain(STANDINGS.index(standing(planned, trial))), lambda index: STANDINGS[int(index)],
 )  # fmt: skip
-TESTS = tuple(
-    replace(column, read=_tested(key)) for column, key in ((TEST_PERPLEXITY, "perplexity"), (TEST_RATIO, "versus_base"))
-)
-TIMES = tuple(
-    replace(column, read=_timed(key)) for column, key in ((MILLISECONDS, "milliseconds"), (SPEEDUP, "speedup"))
-)
+COUNTS = (columns.BLOCKS, columns.NEURONS, columns.HEADS)
+COMPARED = (columns.PARAMETERS, columns.REMOVED, columns.PERPLEXITY, columns.RATIO)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from layerfold.planning import Evaluation, Planned
@@ -22,7 +20,8 @@ from layerfold.report.search_plots import BASE, BEST, FRONT, REACH, in_range
 TITLE = "Perplexity against parameters"
 # In the order of their colours, which are the same on every page.
 FAMILIES = ("drop + prune", "drop", "prune", "collapse", "merge", "share")
-WINNER: dict[str, Any] = BEST | {"markersize": 13.0, "markeredgewidth": 1.6, "markerfacecolor": "none"}
+RING: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": drawing.INK}
+WINNER = BEST | RING | {"markersize": 13.0, "markeredgewidth": 1.6}
 HOLLOW: dict[str, Any] = {"markerfacecolor": drawing.CARD, "markeredgewidth": 1.2}
 BUDGET: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
 
@@ -46,46 +45,46 @@ def trials_plot(planned: Planned) -> Plot:
     left_out = "; ".join(dict.fromkeys(numerals.printable(done(trial)) for trial in tried if trial not in drawn))
     ends = f", which ends at {numerals.significant(top)}" if shown else ""
     note = f"Not drawn, being out of the scale{ends}: {left_out}." if left_out else ""
-    return Plot("trials", TITLE, partial(_draw, planned, drawn) if drawn else None, note)
+    return drawing.plot("trials", TITLE, note, _chart(planned, drawn) if drawn else None)
 
 
-def _draw(planned: Planned, drawn: Sequence[Evaluation]) -> str:
+def _chart(planned: Planned, drawn: Sequence[Evaluation]) -> drawing.Chart:
     base, winner = planned.base, planned.winner.trial
     front = [trial for trial in planned.front if trial in drawn]
     named = [(trial, name) for trial, name in ((base, BASE_LABEL), (winner, LABEL)) if trial in drawn]
 
-    def paint(figure: Figure, axes: Axes) -> None:
+    def paint(axes: Axes) -> dict[str, Line2D | dict[str, Any]]:
         entries = _scatter(axes, [trial for trial in drawn if trial != base])
         (entries["front"],) = axes.plot(*_at(front), color=drawing.MUTED, **FRONT | {"marker": ""})
-        for style, trial in ((BASE | {"markeredgecolor": drawing.CARD}, base), (WINNER, winner)):
+        for style, trial in ((BASE, base), (WINNER, winner)):
             axes.plot(*_at([trial] if trial in drawn else []), color=drawing.INK, **style)
         _rule(planned, axes)
-        drawing.legend(figure, entries)
-        axes.margins(0.12)
-        drawing.scales(axes, "parameters", numerals.count, "perplexity on the selection text", numerals.precise)
+        return entries
 
     def label(axes: Axes) -> None:
         points = [(name, float(trial.parameters), trial.perplexity) for trial, name in named]
-        markers = [Box.around(*drawing.on_page(axes, trial.parameters, trial.perplexity), 10, 10) for trial in drawn]
         limit, rule = _ruled(planned, axes)
-        drawing.name_points(axes, [*points, *limit], [*markers, *rule, *drawing.steps_of(axes, *_at(front))])
+        obstacles = [*drawing.boxes(axes, *_at(drawn)), *rule, *drawing.steps_of(axes, *_at(front))]
+        drawing.name_points(axes, [*points, *limit], obstacles)
 
-    return drawing.draw("trials", f"{TITLE}; the figures are those of the tables", paint, label)
+    x = drawing.Axis("parameters", numerals.count, margin=0.12)
+    y = drawing.Axis("perplexity on the selection text", numerals.precise, margin=0.12)
+    return drawing.Chart(x, y, paint, label)
 
 
-def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Line2D]:
+def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Line2D | dict[str, Any]]:
     """Draw trials, those of a family alike and those not repaired hollow; return what a legend names."""
-    entries: dict[str, Line2D] = {}
+    entries: dict[str, Line2D | dict[str, Any]] = {}
     for index, family in enumerate(dict.fromkeys((*FAMILIES, *(trial.family for trial in trials)))):
         own = [trial for trial in trials if trial.family == family]
         colour, marker = drawing.SERIES[index % len(drawing.SERIES)], MARKERS[index % len(MARKERS)]
-        solid = BEST | {"marker": marker, "color": colour, "markeredgecolor": drawing.CARD}
+        solid = BEST | {"marker": marker, "color": colour}
         for style, repaired in ((solid | HOLLOW | {"markeredgecolor": colour}, False), (solid, True)):
             axes.plot(*_at([trial for trial in own if (trial.repair != "none") is repaired]), **style)
         if own:
-            entries[numerals.printable(family)] = Line2D([], [], **solid)
+            entries[numerals.printable(family)] = solid
     if any(trial.repair == "none" for trial in trials):
-        entries["not repaired"] = Line2D([], [], color=drawing.MUTED, **BEST | HOLLOW)
+        entries["not repaired"] = BEST | HOLLOW | {"markeredgecolor": drawing.MUTED}
     return entries
 
 
@@ -103,14 +102,14 @@ def _ruled(planned: Planned, axes: Axes) -> tuple[list[tuple[str, float, float]]
     budget, area, limit = planned.budget, axes.bbox, planned.budget.value
     to_data = axes.transData.inverted().transform
     if budget.kind == "parameters":
-        x, _ = drawing.on_page(axes, limit, planned.base.perplexity)
+        ((x, _),) = drawing.on_page(axes, [limit], [planned.base.perplexity])
         # Near the bottom, where a label beside the line has room.
         _, low = to_data((x, area.y0 + drawing.FONT_SIZE))
         return [(f"budget: {numerals.count(limit)}", limit, float(low))], [Box(x - 1.5, area.y0, x + 1.5, area.y1)]
     limit *= planned.base.perplexity
     if budget.kind == "perplexity" and in_range(limit):
         name = f"budget: {numerals.plain(budget.value)} {TIMES_BASE}"
-        _, y = drawing.on_page(axes, planned.base.parameters, limit)
+        ((_, y),) = drawing.on_page(axes, [planned.base.parameters], [limit])
         # So far from the left that a label below or above it has room.
         near, _ = to_data((area.x0 + 8 + drawing.width(name) / 2, y))
         return [(name, float(near), limit)], [Box(area.x0, y - 1.5, area.x1, y + 1.5)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from layerfold.maths.intervals import Interval
@@ -42,41 +41,35 @@ def plot(results: Results, x: Column, y: Column) -> Plot:
     title = f"{y.title} against {x.title}".capitalize()
     points, left_out, unbounded = [], [], []
     for label in results.labels:
-        across, up = x.read(results, label), y.read(results, label)
-        if across is None or up is None:
+        one, other = x.read(results, label), y.read(results, label)
+        if one is None or other is None:
             continue
-        if not (_in_range(across.value) and _in_range(up.value) and up.value > 1 / LIMIT):
+        if not (_in_range(one.value) and _in_range(other.value) and other.value > 1 / LIMIT):
             left_out.append(label)
             continue
-        if not all(map(_in_range, (across.low, across.high, up.low, up.high))):
+        if not all(map(_in_range, (one.low, one.high, other.low, other.high))):
             unbounded.append(label)
-        points.append(Point(numerals.printable(label), family(results, label), across, up))
+        points.append(Point(numerals.printable(label), family(results, label), one, other))
     note = drawing.left_out(
         (drawing.OUT_OF_RANGE, [*map(numerals.printable, left_out)]),
         ("Drawn without the bounds that are out of range", [*map(numerals.printable, unbounded)]),
     )
-    return Plot(name, title, partial(_draw, name, title, points, x, y) if points else None, note)
+    across, up = (drawing.Axis(_axis(column), column.show, margin=0.12) for column in (x, y))
+    return drawing.plot(name, title, note, scattered(points, across, up, drawing.TABLE) if points else None)
 
 
-def _draw(name: str, title: str, points: Sequence[Point], x: Column, y: Column) -> str:
-    def paint(figure: Figure, axes: Axes) -> None:
-        drawing.legend(figure, scatter(axes, points))
-        axes.margins(0.12)
-        drawing.scales(axes, _axis(x), x.show, _axis(y), y.show)
-
-    return drawing.draw(
-        name, f"{title}; the figures are those of the table", paint, lambda axes: label_points(axes, points)
-    )
+def scattered(points: Sequence[Point], x: drawing.Axis, y: drawing.Axis, figures: str) -> drawing.Chart:
+    """Return a drawing of points by name with their intervals, those of a family alike."""
+    return drawing.Chart(x, y, partial(_scatter, points), partial(_label, points), figures)
 
 
-def scatter(axes: Axes, points: Sequence[Point]) -> dict[str, Line2D]:
-    """Draw points with their intervals, those of a family alike; return what a legend names."""
+def _scatter(points: Sequence[Point], axes: Axes) -> dict[str, Line2D]:
     families = [name for name in dict.fromkeys(point.family for point in points) if name != BASE_LABEL]
     handles: dict[str, Line2D] = {}
     for index, point in enumerate(points):
         if point.family == BASE_LABEL:
             colour, marker, size = drawing.INK, "*", 13.0
-            axes.axhline(point.y.value, color=drawing.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            axes.axhline(point.y.value, **drawing.BASE_LINE)
         else:
             which = families.index(point.family)
             colour, marker, size = drawing.SERIES[which % len(drawing.SERIES)], MARKERS[which % len(MARKERS)], 6.5
@@ -114,16 +107,16 @@ def _axis(column: Column) -> str:
     return f"{column.title}, {column.unit}" if column.unit else column.title
 
 
-def label_points(axes: Axes, points: Sequence[Point]) -> None:
+def _label(points: Sequence[Point], axes: Axes) -> None:
     """Name each point, covering neither a point nor a bar."""
     bars = []
     for point in points:
-        x, y = drawing.on_page(axes, point.x.value, point.y.value)
         (before,), (after,) = _error(point.x)
-        ends = [drawing.on_page(axes, point.x.value + shift, point.y.value)[0] for shift in (-before, after)]
-        bars.append(Box(ends[0], y - 1.5, ends[1], y + 1.5))
         (below,), (above,) = _error(point.y)
-        lowest = point.y.value - below if below < point.y.value else point.y.value
-        ends = [drawing.on_page(axes, point.x.value, end)[1] for end in (lowest, point.y.value + above)]
-        bars.append(Box(x - 1.5, ends[0], x + 1.5, ends[1]))
+        x, y = point.x.value, point.y.value
+        lowest = y - below if below < y else y
+        left, right = drawing.on_page(axes, (x - before, x + after), (y, y))
+        bottom, top = drawing.on_page(axes, (x, x), (lowest, y + above))
+        bars.append(Box(left[0], left[1] - 1.5, right[0], left[1] + 1.5))
+        bars.append(Box(bottom[0] - 1.5, bottom[1], bottom[0] + 1.5, top[1]))
     drawing.name_points(axes, [(point.label, point.x.value, point.y.value) for point in points], bars)

@@ -214,20 +214,23 @@ def _sides(results: Results, metric: Metric, published: Mapping[str, Decimal], r
     for column in _columns(results, metric):
         found = [None if row.label is None else column.read(results, row.label) for row in rows]
         if any(found):
-            ours = replace(
-                column,
-                title=metric.title,
-                unit=", ".join(filter(None, ("ours", _unit(results, column)))),
-                meaning=f"ours: {column.meaning}",
-                group=metric.name,
-                name=f"ours_{column.name}",
-                read=lambda _, each: each,
+            ours = Column(
+                f"ours_{column.name}",
+                metric.title,
+                ", ".join(filter(None, ("ours", _unit(results, column)))),
+                f"ours: {column.meaning}",
+                lambda _, each: each,
+                column.show,
+                column.better,
+                column.interval,
+                metric.name,
             )
             seeds = any(each and each.deviation is not None for each in found)
             kept = [figures([ours], results, _converted(each, metric), seeds) for each in found]
             yield Side(ours, [ours.cell(results, each) for each in found], kept)
     theirs = [None if row.name is None else published.get(row.name) for row in rows]
     other = Column(
+        f"{PUBLISHED}_{metric.name}",
         metric.title,
         ", ".join(filter(None, (PUBLISHED, metric.unit))),
         "as published, digit for digit",
@@ -235,7 +238,6 @@ def _sides(results: Results, metric: Metric, published: Mapping[str, Decimal], r
         lambda value: f"{value:,}{metric.sign}",
         metric.ours[-1].better,
         group=metric.name,
-        name=f"{PUBLISHED}_{metric.name}",
     )
     yield Side(other, [other.cell(results, each) for each in theirs], [{other.name: each} for each in theirs])
 

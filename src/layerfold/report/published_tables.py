@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from layerfold.records import BASE_LABEL, RECOVERY
 from layerfold.report import numerals
-from layerfold.report.columns import COLUMNS, Measure, measure
+from layerfold.report.columns import COLUMNS, Measure, Scored
 from layerfold.report.report import TIMES_BASE
 
 
@@ -92,13 +92,15 @@ _PARAMETERS = (
     replace(_NAMED["nonzero_parameters"], name="nonzero_parameters_millions", unit="non-zero"),
 )
 _PERPLEXITY = (_NAMED["perplexity_before"], _NAMED["perplexity"])
-_ACCURACY = measure("imdb_accuracy_percent", "", "", "share of test reviews that are classified rightly, with its 95% "
-                    "interval", "imdb", "value", numerals.percent, "higher", interval=True)  # fmt: skip
+_ACCURACY = Measure(
+    "imdb_accuracy_percent", "", "", "share of test reviews that are classified rightly, with its 95% interval",
+    Scored("imdb"), numerals.percent, "higher", interval=True,
+)  # fmt: skip
 
 
 def _rouge(key: str) -> Metric:
     meaning = f"F1 of {key.replace('rouge', 'ROUGE-')}, with its 95% interval over documents"
-    ours = measure(key, "", "", meaning, "rouge", key, better="higher", interval=True)
+    ours = Measure(key, "", "", meaning, Scored("rouge", key), better="higher", interval=True)
     return Metric(key, key.replace("rouge", "ROUGE-"), ["rouge"], key, [ours])
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from layerfold.maths.intervals import Interval
+from layerfold.report.numerals import significant
 
 DASH = "\N{EN DASH}"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -36,6 +37,7 @@ class Column:
     """One figure of every row: the one definition that all media read.
 
     Attributes:
+        name: the header in the CSV file.
         title, unit: the two lines of the header for people.
         meaning: what the figure is, in a phrase.
         read: returns the figure of a row of a result, or None where it has not been measured.
@@ -43,18 +45,17 @@ class Column:
         better: which direction is better, where one is.
         interval: whether the figure has bounds.
         group: what columns that stay together have in common.
-        name: the header in the CSV file.
     """
 
+    name: str
     title: str
     unit: str
     meaning: str
     read: Callable[[Any, Any], Interval | None]
-    show: Callable[[float], str]
+    show: Callable[[float], str] = significant
     better: Direction = ""
     interval: bool = False
     group: str = ""
-    name: str = ""
 
     def cell(self, result: Any, row: Any) -> Cell:
         """Return the figure of a row as it is shown."""
@@ -235,9 +236,24 @@ def certain(value: float) -> Interval:
     return Interval(value, value, value)
 
 
-def cells(columns: Sequence[Column], result: Any, row: Any) -> list[Cell]:
-    """Return the figures of a row as they are shown."""
-    return [column.cell(result, row) for column in columns]
+def table_of(
+    result: Any,
+    columns: Sequence[Column],
+    rows: Iterable[Any],
+    label: Callable[[Any], str],
+    header: str,
+    base: Any,
+    name: str,
+    caption: str,
+) -> Table:
+    """Return columns of a result as a table, see `Table`.
+
+    Args:
+        label: returns the label of a row.
+        base: the row that the others are compared with.
+    """
+    shown = [(label(row), [column.cell(result, row) for column in columns]) for row in rows]
+    return Table(header, label(base), columns, shown, name, caption)
 
 
 def figures(columns: Iterable[Column], result: Any, row: Any, deviations: bool = False) -> dict[str, Figure]:
@@ -277,6 +293,11 @@ def same_model(checks: Sequence[Interval]) -> str:
     if all(check.low <= 1 <= check.high for check in checks):
         return said
     return f"warning: {said}. Equal models should come out equal: time them again on an idle machine"
+
+
+def summed_up(subject: str, findings: Sequence[str]) -> str:
+    """Write what was looked at and what was found, where anything was, as one sentence."""
+    return f"{subject}: {'; '.join(findings)}." if findings else f"{subject}."
 
 
 def sentence(text: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeVar
 
 from layerfold.maths.intervals import Interval
 from layerfold.report import numerals
 from layerfold.report.report import DASH, MISSING, TIMES_BASE, Column, certain, same_model
-from layerfold.search.results import Candidate, Figures, Found, Searched, Timing, Window
+from layerfold.search.results import Candidate, Document, Figures, Found, Searched, Timing, Window
 
 NONE = "none"
 NOUNS = {"attention": "attention layer", "ffn": "FFN"}
@@ -58,9 +59,10 @@ def best(found: Searched[Row]) -> list[Row]:
     return [found.best[number] for number in sorted(found.best) if number]
 
 
-def ratio(found: Searched[Row], candidate: Row) -> float:
+def ratio(found: Document[Any], row: Any) -> float:
     """Return the perplexity on the selection text divided by the base's."""
-    return candidate.perplexity / found.base.perplexity
+    factor: float = row.perplexity / found.base.perplexity
+    return factor
 
 
 def ranked(found: Searched[Any], candidates: Sequence[Row]) -> list[Row]:
@@ -86,76 +88,96 @@ def timing_check(base: Timing | None) -> str:
     return "" if base is None or base.speedup == certain(1.0) else same_model([base.speedup])
 
 
-def exactly(key: str) -> Callable[[Any, Any], Interval]:
-    """Return what reads a figure of a candidate that has no bounds."""
-    return lambda found, candidate: certain(getattr(candidate, key))
+def _reads(of: Callable[[Any, Any], float | None]) -> Callable[[Any, Any], Interval | None]:
+    """Return what reads a figure that has no bounds."""
+
+    def read(found: Document[Any], row: Any) -> Interval | None:
+        figure = of(found, row)
+        return None if figure is None else certain(figure)
+
+    return read
 
 
-def _changed(key: str) -> Callable[[Any, Any], Interval]:
-    """Return what reads the change of a figure against the base's, in percent."""
-    return lambda found, candidate: certain(100 * (getattr(candidate, key) / getattr(found.base, key) - 1))
+def _own(key: str) -> Callable[[Any, Any], Interval | None]:
+    return _reads(lambda found, row: getattr(row, key))
 
 
-def _speed_change(found: Found, candidate: Candidate) -> Interval | None:
-    change = found.speed_change_percent(candidate)
-    return None if change is None else certain(change)
+def _change(key: str) -> Callable[[Any, Any], Interval | None]:
+    return _reads(lambda found, row: found.change_percent(row, key))
 
 
 def _timing(key: str) -> Callable[[Any, Any], Interval | None]:
-    return lambda found, candidate: getattr(found.timings.get(len(candidate.removed)), key, None)
+    return lambda found, row: getattr(found.timing(row), key, None)
 
 
 def _test(key: str) -> Callable[[Any, Any], Interval | None]:
-    return lambda found, candidate: getattr(found.test(candidate), key, None)
+    return lambda found, row: getattr(found.test(row), key, None)
 
 
-BLOCKS = Column("blocks", "", "how many blocks it has", exactly("blocks"), numerals.whole, name="blocks")
-PERPLEXITY = Column(
-    "perplexity", "", "perplexity on the selection text", exactly("perplexity"), numerals.precise, "lower",
-    name="perplexity",
+def parts_left(found: Found) -> Column:
+    """Return the column of how many are left of what the search removes."""
+    title, _, unit = f"{noun(found)}s left".partition(" ")
+    return Column("left", title, unit, f"how many {noun(found)}s are left", _reads(left), numerals.whole)
+
+
+BLOCKS = Column("blocks", "blocks", "", "how many blocks it has", _own("blocks"), numerals.whole)
+NEURONS = Column("neurons", "neurons", "", "how many neurons its FFNs have together", _own("neurons"), numerals.whole)
+HEADS = Column(
+    "heads", "heads", "", "how many heads of keys and values its attentions have together", _own("heads"),
+    numerals.whole,
 )  # fmt: skip
+PERPLEXITY = Column(
+    "perplexity", "perplexity", "", "perplexity on the selection text", _own("perplexity"), numerals.precise, "lower"
+)
+SELECTED = replace(PERPLEXITY, unit="selection")
 KL = Column(
-    "KL", "nats", "mean divergence from the base's next-token distribution, on the selection text", exactly("kl"),
-    numerals.significant, "lower", name="kl",
+    "kl", "KL", "nats", "mean divergence from the base's next-token distribution, on the selection text", _own("kl"),
+    better="lower",
 )  # fmt: skip
 PARAMETERS = Column(
-    "parameters", "", "distinct parameters: a shared tensor counts once", exactly("parameters"), numerals.count,
-    "lower", name="parameters",
-)  # fmt: skip
-PARAMETERS_CHANGE = Column(
-    "parameters", "change", "distinct parameters against the base's", _changed("parameters"), numerals.change, "lower",
-    name="parameters_change_percent",
+    "parameters", "parameters", "", "distinct parameters: a shared tensor counts once", _own("parameters"),
+    numerals.count, "lower",
 )  # fmt: skip
 REMOVED = Column(
-    "removed", "of the base", "share of the base's distinct parameters that is gone",
-    lambda found, candidate: certain(1 - candidate.parameters / found.base.parameters), numerals.percent, "higher",
+    "removed_fraction", "removed", "of the base", "share of the base's distinct parameters that is gone",
+    _reads(lambda found, row: 1 - row.parameters / found.base.parameters), numerals.percent, "higher",
 )  # fmt: skip
 RATIO = Column(
-    "perplexity", TIMES_BASE, "perplexity on the selection text divided by the base's",
-    lambda found, candidate: certain(ratio(found, candidate)), numerals.times, "lower",
+    "perplexity_ratio", "perplexity", TIMES_BASE, "perplexity on the selection text divided by the base's",
+    _reads(ratio), numerals.times, "lower",
+)  # fmt: skip
+PARAMETERS_CHANGE = Column(
+    "parameters_change_percent", "parameters", "change", "distinct parameters against the base's",
+    _change("parameters"), numerals.change, "lower",
 )  # fmt: skip
 PERPLEXITY_CHANGE = Column(
-    "perplexity", "change", "perplexity on the selection text against the base's", _changed("perplexity"),
-    numerals.change, "lower", name="perplexity_change_percent",
+    "perplexity_change_percent", "perplexity", "change", "perplexity on the selection text against the base's",
+    _change("perplexity"), numerals.change, "lower",
 )  # fmt: skip
 SPEED_CHANGE = Column(
-    "latency", "change", "time per token against the base's, the median of paired rounds: less than zero is faster",
-    _speed_change, numerals.change, "lower", name="speed_change_percent",
+    "speed_change_percent", "latency", "change",
+    "time per token against the base's, the median of paired rounds: less than zero is faster",
+    _reads(Found.speed_change_percent), numerals.change, "lower",
 )  # fmt: skip
 MILLISECONDS = Column(
-    "latency", "ms/token", "median time per generated token, with its quartiles", _timing("milliseconds"),
-    numerals.significant, "lower", interval=True, group="latency", name="milliseconds",
+    "milliseconds", "latency", "ms/token", "median time per generated token, with its quartiles",
+    _timing("milliseconds"), better="lower", interval=True, group="latency",
 )  # fmt: skip
+MEDIAN = replace(MILLISECONDS, interval=False, meaning="median time per generated token")
 SPEEDUP = Column(
-    "speed-up", TIMES_BASE, "how many times faster than the base, with its 95% interval; of the base, a copy of it",
-    _timing("speedup"), numerals.times, "higher", interval=True, group="latency", name="speedup",
+    "speedup", "speed-up", TIMES_BASE,
+    "how many times faster than the base, with its 95% interval; of the base, a copy of it",
+    _timing("speedup"), numerals.times, "higher", interval=True, group="latency",
 )  # fmt: skip
 TEST_PERPLEXITY = Column(
-    "perplexity", "test", "perplexity on the test text, with its 95% interval over documents", _test("perplexity"),
-    numerals.precise, "lower", interval=True, group="test", name="test_perplexity",
+    "test_perplexity", "perplexity", "test", "perplexity on the test text, with its 95% interval over documents",
+    _test("perplexity"), numerals.precise, "lower", interval=True, group="test",
 )  # fmt: skip
 TEST_RATIO = Column(
-    "perplexity", f"test, {TIMES_BASE}",
+    "test_versus_base", "perplexity", f"test, {TIMES_BASE}",
     "perplexity on the test text divided by the base's, with its 95% interval, paired over the same documents",
-    _test("versus_base"), numerals.times, "lower", interval=True, group="test", name="test_versus_base",
+    _test("versus_base"), numerals.times, "lower", interval=True, group="test",
 )  # fmt: skip
+CHANGES = (PARAMETERS_CHANGE, PERPLEXITY_CHANGE)
+TESTS = (TEST_PERPLEXITY, TEST_RATIO)
+TIMES = (MILLISECONDS, SPEEDUP)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from layerfold.records import BASE_LABEL
 from layerfold.report import drawing, numerals
+from layerfold.report.drawing import Ends
 from layerfold.report.placement import Box
-from layerfold.report.plots import LIMIT, Point, label_points, scatter
+from layerfold.report.plots import LIMIT, Point, scattered
 from layerfold.report.report import DASH, TIMES_BASE, Plot, certain, counted
 from layerfold.report.search_columns import best, condensed, left, name, noun, ratio, spanned
 from layerfold.search.results import Candidate, Found, FoundWindows, Window
@@ -29,7 +27,10 @@ MOST_LABELS = 12
 REACH = 10.0
 CLOUD: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.0, "alpha": 0.35, "markeredgewidth": 0}
 FRONT: dict[str, Any] = {"linewidth": 1.4, "drawstyle": "steps-post", "marker": "o", "markersize": 4.0, "zorder": 2.5}
-BEST: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6.5, "markeredgewidth": 0.8, "zorder": 3}
+BEST: dict[str, Any] = {
+    **{"linestyle": "", "marker": "o", "markersize": 6.5, "markeredgewidth": 0.8, "zorder": 3},
+    "markeredgecolor": drawing.CARD,
+}
 BASE: dict[str, Any] = BEST | {"marker": "*", "markersize": 13.0}
 
 ON_SELECTION = "perplexity on the selection text"
@@ -37,8 +38,6 @@ LINE: dict[str, Any] = {"linewidth": 1.6, "marker": "o", "markersize": 3.5, "zor
 CHOSEN: dict[str, Any] = BEST | {"markersize": 9.0}
 # How far apart the boxes are that keep labels off a line, in points.
 STEP = 6.0
-
-Limits = tuple[float, float]
 
 
 def pareto_front(found: Found) -> list[Candidate]:
@@ -57,7 +56,7 @@ def trade_off(found: Found) -> Plot:
     front = pareto_front(found)
     marked = [each for each in (found.base, *best(found)) if in_range(each.perplexity)]
     if not front:
-        return Plot("trade-off", title, None, "")
+        return drawing.plot("trade-off", title, "", None)
     top = REACH * max(candidate.perplexity for candidate in (*front, *marked))
     apart = {candidate.removed for candidate in (*front, *marked)}
     others = [candidate for candidate in found.candidates if candidate.removed not in apart]
@@ -72,8 +71,7 @@ def trade_off(found: Found) -> Plot:
         notes.append(
             f"Not drawn, to keep the page small: {more}; of each number, those drawn are evenly spaced by rank."
         )
-    drawn = partial(_draw_trade_off, found, title, cloud, front, marked)
-    return Plot("trade-off", title, drawn, " ".join(notes))
+    return drawing.plot("trade-off", title, " ".join(notes), _trade_off(found, cloud, front, marked))
 
 
 def sensitivity(found: Found) -> Plot:
@@ -85,7 +83,7 @@ def sensitivity(found: Found) -> Plot:
     left_out = [str(index) for index, factor in ratios if not in_range(factor)]
     nothing = f"No candidate removes one {noun(found)} alone."
     note = drawing.left_out((drawing.OUT_OF_RANGE, left_out)) if alone else nothing
-    return Plot("sensitivity", title, partial(_draw_sensitivity, found, title, drawn) if drawn else None, note)
+    return drawing.plot("sensitivity", title, note, _sensitivity(found, drawn) if drawn else None)
 
 
 def in_range(value: float) -> bool:
@@ -105,9 +103,9 @@ def _thinned(candidates: Sequence[Candidate]) -> list[Candidate]:
     ]
 
 
-def _draw_trade_off(
-    found: Found, title: str, cloud: Sequence[Candidate], front: Sequence[Candidate], marked: Sequence[Candidate]
-) -> str:
+def _trade_off(
+    found: Found, cloud: Sequence[Candidate], front: Sequence[Candidate], marked: Sequence[Candidate]
+) -> drawing.Chart:
     def at(candidates: Sequence[Candidate]) -> tuple[list[float], list[float]]:
         return [left(found, each) for each in candidates], [each.perplexity for each in candidates]
 
@@ -120,56 +118,42 @@ def _draw_trade_off(
     # Sorted by number and perplexity, they stand one above the other.
     lowest = [next(column) for _, column in groupby(cloud, key=lambda each: len(each.removed))]
 
-    def paint(figure: Figure, axes: Axes) -> None:
+    def paint(axes: Axes) -> dict[str, Line2D]:
         (candidates,) = axes.plot(*at(cloud), color=drawing.MUTED, **CLOUD)
         (line,) = axes.plot(across, up, color=drawing.SERIES[0], markevery=slice(len(front)), **FRONT)
-        (chosen,) = axes.plot(*at(rest), color=drawing.SERIES[0], markeredgecolor=drawing.CARD, **BEST)
-        axes.plot(*at(base), color=drawing.INK, markeredgecolor=drawing.CARD, **BASE)
-        drawing.legend(figure, {"candidates": candidates, "Pareto front": line, "best of each number": chosen})
-        axes.margins(0.08, 0.12)
-        drawing.scales(axes, f"{noun(found)}s left", numerals.whole, "perplexity", numerals.precise)
-        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+        (chosen,) = axes.plot(*at(rest), color=drawing.SERIES[0], **BEST)
+        axes.plot(*at(base), color=drawing.INK, **BASE)
+        return {"candidates": candidates, "Pareto front": line, "best of each number": chosen}
 
     def label(axes: Axes) -> None:
-        steps = drawing.steps_of(axes, across, up)
-        columns = [
-            Box(x - 2, y - 2, x + 2, axes.bbox.y1)
-            for x, y in (drawing.on_page(axes, left(found, each), each.perplexity) for each in lowest)
-        ]
-        markers = [Box.around(*drawing.on_page(axes, left(found, each), each.perplexity), 10, 10) for each in rest]
+        columns = [Box(x - 2, y - 2, x + 2, axes.bbox.y1) for x, y in drawing.on_page(axes, *at(lowest))]
+        obstacles = [*drawing.steps_of(axes, across, up), *columns, *drawing.boxes(axes, *at(rest))]
         labels = [condensed(each) or BASE_LABEL for each in named]
-        drawing.name_points(axes, list(zip(labels, *at(named), strict=True)), [*steps, *columns, *markers])
+        drawing.name_points(axes, list(zip(labels, *at(named), strict=True)), obstacles)
 
-    return drawing.draw("trade-off", f"{title}; the figures are those of the tables", paint, label)
+    x = drawing.Axis(f"{noun(found)}s left", numerals.whole, whole=True, margin=0.08)
+    return drawing.Chart(x, drawing.Axis("perplexity", numerals.precise, margin=0.12), paint, label)
 
 
-def _draw_sensitivity(found: Found, title: str, drawn: Sequence[tuple[int, float]]) -> str:
+def _sensitivity(found: Found, drawn: Sequence[tuple[int, float]]) -> drawing.Chart:
     indices, ratios = [index for index, _ in drawn], [factor for _, factor in drawn]
 
-    def paint(figure: Figure, axes: Axes) -> None:
-        axes.axhline(1, color=drawing.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    def paint(axes: Axes) -> dict[str, Line2D]:
+        axes.axhline(1, **drawing.BASE_LINE)
         axes.vlines(indices, 1, ratios, color=drawing.SERIES[0], linewidth=2.0)
-        axes.plot(indices, ratios, color=drawing.SERIES[0], markeredgecolor=drawing.CARD, **BEST)
-        axes.margins(y=0.1)
-        drawing.scales(axes, f"{noun(found)} removed", numerals.whole, f"perplexity, {TIMES_BASE}", numerals.times)
-        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
-        axes.set_xlim(-0.6, found.base.blocks - 0.4)
+        axes.plot(indices, ratios, color=drawing.SERIES[0], **BEST)
+        return {}
 
     def label(axes: Axes) -> None:
         if drawing.width("0.00") > axes.bbox.width / found.base.blocks:
             return
         for index, factor in drawn:
-            away = 1 if factor >= 1 else -1
-            axes.annotate(
-                numerals.times(factor),
-                (index, factor),
-                (0, 10 * away),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-            )
+            offset = (0, 10 if factor >= 1 else -10)
+            text = axes.annotate(numerals.times(factor), (index, factor), offset, textcoords="offset points")
+            text.set(ha="center", va="center")
 
-    return drawing.draw("sensitivity", f"{title}; the figures are those of the tables", paint, label)
+    x = drawing.Axis(f"{noun(found)} removed", numerals.whole, (-0.6, found.base.blocks - 0.4), whole=True)
+    return drawing.Chart(x, drawing.Axis(f"perplexity, {TIMES_BASE}", numerals.times, margin=0.1), paint, label)
 
 
 def starts(found: FoundWindows) -> list[Plot]:
@@ -190,9 +174,9 @@ def starts(found: FoundWindows) -> list[Plot]:
     plots = []
     for index, panel in enumerate(shown):
         sizes = f": {len(panel[0][0].blocks)}{DASH}{len(panel[-1][0].blocks)} blocks" if len(shown) > 1 else ""
-        draw_panel = partial(_draw_starts, found, f"starts-{index}", f"{title}{sizes}", panel, across, up)
-        plots.append(Plot(f"starts-{index}", f"{title}{sizes}", draw_panel, note if index == len(shown) - 1 else ""))
-    return plots or [Plot("starts-0", title, None, note)]
+        said = note if index == len(shown) - 1 else ""
+        plots.append(drawing.plot(f"starts-{index}", f"{title}{sizes}", said, _starts(found, panel, across, up)))
+    return plots or [drawing.plot("starts-0", title, note, None)]
 
 
 def sizes(found: FoundWindows) -> Plot:
@@ -213,16 +197,9 @@ def sizes(found: FoundWindows) -> Plot:
     note = drawing.left_out((drawing.OUT_OF_RANGE, left_out))
     text = "perplexity on the test text" if found.tests else ON_SELECTION
 
-    def paint(figure: Figure, axes: Axes) -> None:
-        drawing.legend(figure, scatter(axes, points))
-        axes.margins(0.12)
-        drawing.scales(axes, "parameters removed", numerals.count, f"{text}, {TIMES_BASE}", numerals.times)
-
-    def label(axes: Axes) -> None:
-        label_points(axes, points)
-
-    drawn = partial(drawing.draw, "sizes", f"{title}; the figures are those of the tables", paint, label)
-    return Plot("sizes", title, drawn if len(points) > 1 else None, note)
+    x = drawing.Axis("parameters removed", numerals.count, margin=0.12)
+    y = drawing.Axis(f"{text}, {TIMES_BASE}", numerals.times, margin=0.12)
+    return drawing.plot("sizes", title, note, scattered(points, x, y, drawing.TABLES) if len(points) > 1 else None)
 
 
 def _in_reach(found: FoundWindows, window: Window) -> bool:
@@ -237,35 +214,26 @@ def _note(found: FoundWindows) -> str:
     return drawing.left_out((drawing.OUT_OF_RANGE, left_out), ("Not drawn, having been given up in the race", given_up))
 
 
-def _draw_starts(
-    found: FoundWindows, plot: str, title: str, lines: Sequence[Sequence[Window]], across: Limits, up: Limits
-) -> str:
+def _starts(found: FoundWindows, lines: Sequence[Sequence[Window]], across: Ends, up: Ends) -> drawing.Chart:
     colours = drawing.SERIES[: len(lines)]
     chosen = {window.blocks for window in best(found)}
 
-    def paint(figure: Figure, axes: Axes) -> None:
-        axes.axhline(1, color=drawing.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    def paint(axes: Axes) -> dict[str, dict[str, Any]]:
+        axes.axhline(1, **drawing.BASE_LINE)
         for line, colour in zip(lines, colours, strict=True):
             axes.plot(*_columns(found, line), color=colour, **LINE)
-            marked = [window for window in line if window.blocks in chosen]
-            axes.plot(*_columns(found, marked), color=colour, markeredgecolor=drawing.CARD, **CHOSEN)
-        entries = {"window": LINE, "best of its size": CHOSEN | {"markeredgecolor": drawing.CARD}}
-        drawing.legend(
-            figure, {entry: Line2D([], [], color=drawing.MUTED, **style) for entry, style in entries.items()}
-        )
-        drawing.scales(
-            axes, "first block of the window", numerals.whole, f"{ON_SELECTION}, {TIMES_BASE}", numerals.times
-        )
-        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
-        axes.set(xlim=across, ylim=up)
+            axes.plot(*_columns(found, [window for window in line if window.blocks in chosen]), color=colour, **CHOSEN)
+        return {"window": LINE, "best of its size": CHOSEN}
 
     def label(axes: Axes) -> None:
         ends = [(f"{len(line[-1].blocks)} blocks", line[-1].blocks[0], ratio(found, line[-1])) for line in lines]
-        corners = [[drawing.on_page(axes, x, y) for x, y in zip(*_columns(found, line), strict=True)] for line in lines]
+        corners = [drawing.on_page(axes, *_columns(found, line)) for line in lines]
         obstacles = [box for line in corners for one, two in pairwise(line) for box in _along(one, two)]
         drawing.name_points(axes, ends, obstacles, colours)
 
-    return drawing.draw(plot, f"{title}; the figures are those of the table", paint, label)
+    x = drawing.Axis("first block of the window", numerals.whole, across, whole=True)
+    y = drawing.Axis(f"{ON_SELECTION}, {TIMES_BASE}", numerals.times, up)
+    return drawing.Chart(x, y, paint, label, drawing.TABLE)
 
 
 def _columns(found: FoundWindows, line: Sequence[Window]) -> tuple[list[float], list[float]]:

@@ -12,7 +12,7 @@ from layerfold.report.columns import COLUMNS, ZEROS, columns, over_seeds, shows_
 from layerfold.report.curves import recovery_parts
 from layerfold.report.plots import plot
 from layerfold.report.provenance import environments, matched_pairs, other_notes, protocols
-from layerfold.report.published import Comparison, published_sections
+from layerfold.report.published import Comparison, published_report, published_sections
 from layerfold.report.report import (
     MISSING,
     PLUS_MINUS,
@@ -27,9 +27,10 @@ from layerfold.report.report import (
     Samples,
     Section,
     Table,
-    cells,
     figures,
     sentence,
+    summed_up,
+    table_of,
 )
 
 PLOTTED = ("parameters", "latency_ms")
@@ -39,11 +40,13 @@ PLOTTED = ("parameters", "latency_ms")
 def study_report(results: Results, published: Sequence[Comparison] = ()) -> Report:
     """Return a study's report: table, plots, recovery, generated text, protocols, notes and environment.
 
-    With comparisons, the published figures stand in sections of their own on the page, beside ours.
+    With comparisons, the published figures stand beside ours: below the table, and in sections of the page.
     """
     shown, seeds = columns(results), over_seeds(results)
     rows = [{"label": label, **figures(shown, results, label, seeds)} for label in results.labels]
     printed: list[Printed] = [table(results), *_notes(results)]
+    if published:
+        printed += [Line(""), *published_report(published).printed]
     return Report("report", results.base, _summary(results), printed, rows, [*_sections(results, published)])
 
 
@@ -56,14 +59,14 @@ def samples_report(results: Results) -> Report:
 def table(results: Results, detail: bool = False) -> Table:
     """Return the table of these results: the columns of the first, or the details."""
     chosen = [column for column in columns(results) if column.detail == detail]
-    rows = [(label, cells(chosen, results, label)) for label in results.labels]
-    seeds = _of_seeds(results)
-    if not detail:
-        caption = f"Each figure stands above its 95% interval; a time, above its quartiles.{seeds}"
-        return Table("variant", BASE_LABEL, chosen, rows, "results", f"{caption}{sentence(timing_check(results))}")
-    beyond = "time and training" if _recovered(results) else "and time"
-    what = f"Storage, work{',' * _recovered(results)} {beyond} beyond the first table."
-    return Table("variant", BASE_LABEL, chosen, rows, "further", f"{what}{seeds}")
+    recovered = any(results.score(label, RECOVERY) is not None for label in results.labels)
+    if detail:
+        what = "Storage, work, time and training" if recovered else "Storage, work and time"
+        name, caption = "further", f"{what} beyond the first table.{_of_seeds(results)}"
+    else:
+        each = f"Each figure stands above its 95% interval; a time, above its quartiles.{_of_seeds(results)}"
+        name, caption = "results", f"{each}{sentence(timing_check(results))}"
+    return table_of(results, chosen, results.labels, str, "variant", BASE_LABEL, name, caption)
 
 
 def samples_of(results: Results) -> Samples:
@@ -75,10 +78,6 @@ def samples_of(results: Results) -> Samples:
             shown = MISSING if repeated is None else numerals.rough_percent(repeated)
             prompts.setdefault(sample["prompt"], []).append(Sample(label, sample["text"], shown))
     return Samples([*prompts.items()], BASE_LABEL)
-
-
-def _recovered(results: Results) -> bool:
-    return any(results.score(label, RECOVERY) is not None for label in results.labels)
 
 
 def _of_seeds(results: Results) -> str:
@@ -165,5 +164,4 @@ def _summary(results: Results) -> str:
         elif finite and otherwise:
             findings.append(otherwise)
     subject = f"{len(variants)} compressed variant{'s' * (len(variants) > 1)} of {results.base} measured beside it"
-    said = f"{subject}: {'; '.join(findings)}." if findings else f"{subject}."
-    return said + sentence(ZEROS * shows_zeros(results))
+    return summed_up(subject, findings) + sentence(ZEROS * shows_zeros(results))

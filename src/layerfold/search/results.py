@@ -110,12 +110,16 @@ def number(figure: float) -> float | None:
     return figure if math.isfinite(figure) else None
 
 
+R = TypeVar("R")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Document:
-    """What searches and plans say of themselves.
+class Document(Generic[R]):
+    """What a search or a plan finds: its rows are candidates, each with figures on the selection text.
 
     Attributes:
         model, model_sha256: the model's name, and the hash of its weights.
+        base: the model itself, as a row.
         settings: all that determines the search besides the model and the text.
         text, test_text: corpus, split, tokens and hashes of the selection text and of the test text.
         environment: versions, threads, processor.
@@ -124,10 +128,23 @@ class Document:
     kind: ClassVar[str]
     model: str
     model_sha256: str
+    base: R
     settings: dict[str, Any]
     text: dict[str, Any]
     test_text: dict[str, Any]
     environment: dict[str, Any] = field(default_factory=dict)
+
+    def test(self, row: R) -> HeldOutScore | None:
+        """Return a row's score on the test text, or None where it was not measured on it."""
+        raise NotImplementedError
+
+    def timing(self, row: R) -> Timing | None:
+        """Return a row's latency, or None where it was not timed."""
+        return None
+
+    def change_percent(self, row: R, figure: str) -> float:
+        """Return the change of a figure of a row, as its perplexity, against the base's."""
+        return 100 * (float(getattr(row, figure)) / float(getattr(self.base, figure)) - 1)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that is written."""
@@ -147,11 +164,10 @@ C = TypeVar("C", bound=Figures)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched(Document, Generic[C]):
+class Searched(Document[C], Generic[C]):
     """What every search finds.
 
     Attributes:
-        base: the model itself.
         candidates: those measured on all of the selection text, by how many blocks they change and then by which.
         best: for each number of blocks, the candidate that the objective prefers.
         tests: scores on the test text of the base, under (), and of the best, by the blocks that they change.
@@ -159,24 +175,15 @@ class Searched(Document, Generic[C]):
         work: how many times a candidate was scored on a window of text, and how many times for all on all.
     """
 
-    base: C
     candidates: tuple[C, ...]
     best: Mapping[int, C]
     tests: Mapping[tuple[int, ...], HeldOutScore]
     eliminated: int = 0
     work: dict[str, Any] = field(default_factory=dict)
 
-    def test(self, candidate: C) -> HeldOutScore | None:
-        """Return its score on the test text, or None where it was not measured on it."""
-        return self.tests.get(candidate.changed)
-
-    def perplexity_change_percent(self, candidate: C) -> float:
-        """Return the change of perplexity on the selection text against the base."""
-        return 100 * (candidate.perplexity / self.base.perplexity - 1)
-
-    def parameters_change_percent(self, candidate: C) -> float:
-        """Return the change of the number of distinct parameters against the base."""
-        return 100 * (candidate.parameters / self.base.parameters - 1)
+    def test(self, row: C) -> HeldOutScore | None:
+        """Return a candidate's score on the test text, or None where it was not measured on it."""
+        return self.tests.get(row.changed)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that is written."""
@@ -195,8 +202,8 @@ class Searched(Document, Generic[C]):
             "perplexity": number(candidate.perplexity),
             "kl": number(candidate.kl),
             "parameters": candidate.parameters,
-            "parameters_change_percent": self.parameters_change_percent(candidate),
-            "perplexity_change_percent": number(self.perplexity_change_percent(candidate)),
+            "parameters_change_percent": self.change_percent(candidate, "parameters"),
+            "perplexity_change_percent": number(self.change_percent(candidate, "perplexity")),
             **({} if test is None else {"test": test.to_json()}),
         }
 
@@ -214,9 +221,13 @@ class Found(Searched[Candidate]):
     parts: int
     timings: Mapping[int, Timing] = field(default_factory=dict)
 
+    def timing(self, row: Candidate) -> Timing | None:
+        """Return the latency of all that removes as many, or None where nothing was timed."""
+        return self.timings.get(len(row.removed))
+
     def speed_change_percent(self, candidate: Candidate) -> float | None:
         """Return the change in milliseconds a token against the base: negative is faster."""
-        timing = self.timings.get(len(candidate.removed))
+        timing = self.timing(candidate)
         if timing is None:
             return None
         return 100 * (1 / timing.speedup.value - 1) if candidate.removed else 0.0  # the base's is that of its copy
@@ -227,7 +238,7 @@ class Found(Searched[Candidate]):
         return super().to_json() | {"parts": self.parts, "timings": timings}
 
     def _row(self, candidate: Candidate) -> dict[str, Any]:
-        timing = self.timings.get(len(candidate.removed))
+        timing = self.timing(candidate)
         return {
             "removed": list(candidate.removed),
             "blocks": candidate.blocks,

@@ -26,7 +26,7 @@ from layerfold.text.windows import Windows
 
 RESULT = "search.json"
 
-D = TypeVar("D", bound=Document)
+D = TypeVar("D", bound=Document[Any])
 R = TypeVar("R")
 
 
