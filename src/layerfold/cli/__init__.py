@@ -53,7 +53,7 @@ _SYNONYMS = {"layer": "block", "layers": "blocks"}
 
 
 def main() -> None:
-    """Run a command. What layerfold raises on purpose and what is typed wrongly is one line and exit code 2."""
+    """Run a command. A `LayerfoldError`, or a command typed wrongly, gives one line and exit code 2."""
     try:
         status = app(standalone_mode=False)
     except LayerfoldError as error:
@@ -75,7 +75,7 @@ def _refuse(said: str) -> NoReturn:
 
 
 def usage(error: Any) -> str:
-    """Return what is wrong with the words of a command, with the nearest of what is accepted, or all of it."""
+    """Return what is wrong with a command as typed, with the nearest accepted word, or all of them."""
     command, root = error.ctx.command, error.ctx.find_root().command_path
     name = error.ctx.command_path.removeprefix(root).strip()
     if hasattr(error, "possibilities"):
@@ -89,7 +89,7 @@ def usage(error: Any) -> str:
 
 
 def _one_of(received: str, options: Sequence[str]) -> str:
-    """The tail of a message: the options that are near, or all of them where none is."""
+    """Return the tail of a message: the nearest options, or all of them if none is near."""
     # Without the dashes, which all of them have in common.
     names = {option.lstrip("-"): option for option in options}
     plain = received.lstrip("-")

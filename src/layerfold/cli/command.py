@@ -150,13 +150,13 @@ def _option(name: str, field: Declaration, fields: Iterable[str], unset: bool) -
 
 
 def _help(line: str, fields: Iterable[str]) -> str:
-    """The docstring's line on a field as help: other fields are options there, and code is not quoted."""
+    """Turn a docstring's line on a field into help: fields become options, and code loses its quotes."""
     line = re.sub(r"(?<!`)`(\w+)`(?!`)", lambda found: _flag(found[1]) if found[1] in fields else found[1], line)
     return (line[:1].upper() + line[1:]).replace("``", "")
 
 
 def option(name: str, kind: Any, help: str, default: Any = None, read: Callable[..., Any] | None = None) -> Parameter:
-    """Return an option of a command: its type, its help, its default, and what reads the text that is typed."""
+    """Return an option of a command, with its type, help, default, and a reader of the text that is typed."""
     info = typer.Option(_flag(name), help=help, callback=read)
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 

@@ -83,7 +83,7 @@ def compress(
 
 
 def _searched(settings: dict[str, Any], *, repaired: bool) -> Method | Callable[[Model], Method] | None:
-    """Return what reads a drop from a search's file, where one is given; it leaves the settings of `Drop`."""
+    """Return a reader of a drop from a search's file, None if no file is given; take its settings out."""
     from layerfold.search import best_drop
 
     file, remove = settings.pop("from_search"), settings.pop("remove")

@@ -48,7 +48,7 @@ class _Drawn:
 
     @contextmanager
     def doing(self, description: str) -> Iterator[None]:
-        """Show a bar that moves without an end."""
+        """Show a bar without an end."""
         task = self._start(description, None)
         try:
             yield
@@ -68,7 +68,7 @@ class _Drawn:
 
 @contextmanager
 def drawn(show: bool = True, *, as_json: bool = False) -> Iterator[Progress]:
-    """Yield a `Progress` that draws on standard error: what is being done, how far, how long and how long yet.
+    """Yield a `Progress` that draws on standard error: the work, how far it is, the time taken and the time left.
 
     Args:
         show: off in the processes beside the first, where several are launched together.
@@ -148,7 +148,7 @@ def print_json(document: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Replace what JSON has no number for by null."""
+    """Replace numbers that JSON does not have by null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Dataclasses as their source declares them: fields, choices, defaults and the lines of their docstrings.
 
-The modules of methods and searches import torch, which takes seconds. Help, and what is typed wrongly, need none of it:
-here these modules are parsed and not imported, and of their names only those are evaluated that a field needs.
+The modules of methods and searches import torch, which takes seconds and which help and refusals do not need. Here
+they are parsed, not imported, and only the names that a field needs are evaluated.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _source(module: str) -> Source:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module of layerfold. To ask Python for it would import the packages around it."""
+    """Return the file of a module of layerfold; asking Python for it would import the packages around it."""
     package, *parts = module.split(".")
     path = _PACKAGE.joinpath(*parts)
     files = (path.with_suffix(".py"), path / "__init__.py") if package == layerfold.__name__ else ()

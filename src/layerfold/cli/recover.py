@@ -100,7 +100,7 @@ def recover(
 
 
 def _merged(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """Put the key=value settings, the values as recipes have them, beside the options that were given."""
+    """Add key=value settings, with values as in recipes, to the options that were given."""
     from layerfold.settings import read_value
 
     merged = {key: value for key, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The columns of a study: what stands where in the records, under which header, and how it is written."""
+"""The columns of a study: where the records hold each figure, its header, and how it is written."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Measure(Column):
     """One figure of every variant.
 
     Attributes:
-        group: the evaluator among whose columns it stands, and without which it is not shown; its own by default.
-        optional: whether it is not shown where no row has the figure.
+        group: the evaluator beside whose columns it stands, which must have run too; its own by default.
+        optional: whether it is left out if no row has the figure.
         detail: whether it is left to the CSV file and the page's second table.
     """
 
@@ -161,7 +161,7 @@ COLUMNS = (
 
 
 def columns(results: Results) -> tuple[Measure, ...]:
-    """Return the columns of these results: those of known evaluators, then one for each of the others, or its tasks."""
+    """Return the columns of results: those of layerfold's evaluators, then one for each other evaluator or task."""
     known = {column.evaluator for column in COLUMNS}
     measured = set(results.evaluators)
     return (
@@ -182,7 +182,7 @@ def over_seeds(results: Results) -> bool:
 
 
 def timing_check(results: Results) -> str:
-    """Say how far the base and a copy of it came out apart, where models were timed beside each other."""
+    """Compare the speed of the base with that of a copy; empty if models were not timed side by side."""
     checks = dict.fromkeys(Scored("latency", "same_model")(results, label) for label in results.labels)
     return same_model([check for check in checks if check is not None])
 
@@ -193,9 +193,9 @@ def shows_zeros(results: Results) -> bool:
 
 
 def _qualified(results: Results, column: Measure) -> Measure:
-    """Say in the header what the figures are of: the published protocols, models after recovery.
+    """Add to a header that figures are by the published protocol, or of models after recovery.
 
-    Published figures must not pass for sound ones. Zeros are worth a look where there are many.
+    Figures by the published protocol must not pass for sound ones. Zeros are shown if a row has many.
     """
     scores = [results.score(label, column.group) or {} for label in results.labels]
     published = next((score for score in scores if score.get("protocol") == "published"), None)
@@ -213,7 +213,7 @@ def _qualified(results: Results, column: Measure) -> Measure:
 
 
 def _others(results: Results, evaluator: str) -> list[Measure]:
-    """One column for each task of an evaluator that has tasks, or one for all of an evaluator that has not."""
+    """Return a column for each task of an evaluator, or one column if it has no tasks."""
     scores = [results.score(label, evaluator) or {} for label in results.labels]
     tasks = {name: task for score in scores for name, task in score.get("tasks", {}).items()}
     return [_task(evaluator, name, task) for name, task in tasks.items()] or [_generic(results, evaluator)]

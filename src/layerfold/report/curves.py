@@ -1,4 +1,4 @@
-"""What the page says of recovery: what was done, in a sentence, and its training curves, a line a variant."""
+"""What the page says of recovery: a sentence on what was done, and training curves, one line a variant."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ Score = dict[str, Json]
 
 
 def recovery_parts(results: Results, seeds: bool) -> list[Part]:
-    """Return what there is to say of recovery, over several seeds or not; nothing where no model went through it."""
+    """Return the page's parts on recovery, none if no model was recovered; `seeds`: whether there were several."""
     found = {label: results.score(label, RECOVERY) for label in results.labels}
     scores = {label: score for label, score in found.items() if score is not None}
     if not scores:
@@ -76,7 +76,7 @@ def recovery_parts(results: Results, seeds: bool) -> list[Part]:
 
 
 def curves(results: Results) -> list[Plot]:
-    """Draw the runs of all variants, few to a drawing, each time beside the base and on the same scales.
+    """Draw the runs of all variants in drawings of a few, each with the base and on the same scales.
 
     A loss that is not finite, or out of range, cannot be drawn: the plot's note names the variant.
     """
@@ -100,7 +100,7 @@ def curves(results: Results) -> list[Plot]:
 
 
 def _curve(pairs: Sequence[Sequence[Json]], most: int | None = None) -> Curve:
-    """Return the points of a curve, those of a longer one averaged to at most so many."""
+    """Return the points of a curve, averaged to at most `most` points."""
     valid = [
         (tokens, nats) if _within(tokens, MOST_TOKENS) and _within(nats, MOST_NATS) else (math.nan, math.nan)
         for tokens, nats in pairs
@@ -116,7 +116,7 @@ def _within(value: Json, most: float) -> bool:
 
 
 def _panels(runs: Sequence[_Run]) -> list[list[_Run]]:
-    """Share the runs out so that a panel has a colour for each, families staying together where they can."""
+    """Divide the runs among panels that have a colour for each, families together where possible."""
     base = [run for run in runs if run.label == BASE_LABEL]
     families: dict[str, list[_Run]] = {}
     for run in runs:
@@ -183,7 +183,7 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
 
 
 def _kept(run: _Run) -> tuple[float, float]:
-    """Return the point of the weights kept: those that did best on validation text, the first of equals."""
+    """Return the point of the weights kept: the first with the lowest validation perplexity."""
     return min(run.drawn, key=lambda point: point[1])
 
 

@@ -65,7 +65,7 @@ STUDENT = "student"
 
 
 def family(results: Results, label: str) -> str:
-    """Return what groups a variant with others: its method's name, or its label up to the first underscore."""
+    """Return a variant's group: the name of its method, or its label up to the first underscore."""
     if label == BASE_LABEL:
         return BASE_LABEL
     subjects = [record.subject for (owner, _), record in results.records.items() if owner == label]
@@ -84,9 +84,9 @@ class Axis:
     Attributes:
         title: what stands beside it.
         show: writes its numbers.
-        ends: None takes those of what is drawn, with a margin.
-        whole: whether whole numbers alone are written.
-        margin: of what is drawn, as a fraction of it.
+        ends: None takes the range of the data, with a margin.
+        whole: whether only whole numbers are written.
+        margin: on either side, as a fraction of the range of the data.
     """
 
     title: str
@@ -101,9 +101,9 @@ class Chart:
     """What is drawn on one pair of axes, of which y is logarithmic.
 
     Attributes:
-        paint: draws all that takes part in the layout, and returns what the legend names: lines or their styles.
-        label: draws, after the layout, what needs to know where things are.
-        figures: where the figures are, for those who do not see the drawing.
+        paint: draws the data, and returns the legend's entries by name: lines, or their styles.
+        label: writes labels after the layout, when positions on the page are known.
+        figures: where the figures are, for readers who do not see the drawing.
         right: points to leave free beside the axes.
     """
 
@@ -116,7 +116,7 @@ class Chart:
 
 
 def plot(name: str, title: str, note: str, chart: Chart | None) -> Plot:
-    """Return a chart as a plot, which is drawn when it is asked for; None is a plot of nothing, see `Plot`."""
+    """Return a plot that draws a chart when it is first shown; None if there is nothing to draw."""
     return Plot(name, title, None if chart is None else partial(_draw, chart, name, title), note)
 
 
@@ -180,7 +180,7 @@ def annotate(
     align: Literal["left", "center"] = "center",
     colour: str = INK,
 ) -> None:
-    """Write a variant's label so many points from what it names, with a line between the two."""
+    """Write a variant's label at an offset from its marker, in points, with a line between the two."""
     leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
     axes.annotate(
         short(label),
@@ -198,7 +198,7 @@ def annotate(
 
 
 def panels(lines: Sequence[T]) -> list[Sequence[T]]:
-    """Share lines out evenly to as few drawings as have a colour for each."""
+    """Divide lines evenly among the fewest drawings that have a colour for each."""
     size = math.ceil(len(lines) / math.ceil(len(lines) / len(SERIES))) if lines else 1
     return [lines[start : start + size] for start in range(0, len(lines), size)]
 
@@ -209,7 +209,7 @@ def name_points(
     obstacles: Sequence[Box],
     colours: Sequence[str] | None = None,
 ) -> None:
-    """Write labels beside their points of the axes' data, so that they cover no marker and no obstacle."""
+    """Write labels beside points of the data, so that they cover no marker and no obstacle."""
     across, up = [x for _, x, _ in points], [y for _, _, y in points]
     centres = on_page(axes, across, up)
     sizes = [(width(label), 1.15 * FONT_SIZE) for label, _, _ in points]
@@ -223,18 +223,18 @@ def name_points(
 
 
 def on_page(axes: Axes, across: Sequence[float], up: Sequence[float]) -> list[tuple[float, float]]:
-    """Return where points of the axes' data stand, in points."""
+    """Return where points of the data stand on the page, in points."""
     where = (axes.transData.transform(point) for point in zip(across, up, strict=True))
     return [(float(x), float(y)) for x, y in where]
 
 
 def boxes(axes: Axes, across: Sequence[float], up: Sequence[float], size: float = 10) -> list[Box]:
-    """Return what a label must not cover of markers, in points."""
+    """Return the boxes of markers, in points, which labels must not cover."""
     return [Box.around(x, y, size, size) for x, y in on_page(axes, across, up)]
 
 
 def steps_of(axes: Axes, across: Sequence[float], up: Sequence[float]) -> list[Box]:
-    """Return what a label must not cover of a line that falls in steps, in points."""
+    """Return the boxes of a line that falls in steps, in points, which labels must not cover."""
     corners = on_page(axes, across, up)
     return [
         box
@@ -244,18 +244,18 @@ def steps_of(axes: Axes, across: Sequence[float], up: Sequence[float]) -> list[B
 
 
 def left_out(*reasons: tuple[str, Sequence[str]]) -> str:
-    """Write a drawing's note: each reason with the names of what is not drawn for it, those without any left out."""
+    """Write a drawing's note: what is not drawn, by reason; a reason without names is left out."""
     return " ".join(f"{reason}: {', '.join(names)}." for reason, names in reasons if names)
 
 
 def width(label: str) -> float:
-    """Return the room that a label takes, in points."""
+    """Return the width of a label, in points."""
     # The reader's font is not known: this is wide for a sans serif.
     return 0.6 * FONT_SIZE * len(short(label))
 
 
 def short(label: str) -> str:
-    """Return a label cut to what a drawing has room for."""
+    """Return a label cut to the length that a drawing has room for."""
     return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH - 1]}…"
 
 
@@ -266,7 +266,7 @@ def _tick(show: Callable[[float], str], value: float) -> str:
 
 
 def _embed(svg: str, name: str, description: str) -> str:
-    """Make matplotlib's document an element of a page that allows no inline style and has other drawings."""
+    """Turn matplotlib's document into an element for a page with other drawings and without inline styles."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):

@@ -6,7 +6,7 @@ import math
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Write a number with so many significant digits: ``81.24``, ``9,012``, ``3.98e5``, ``nan``, ``inf``."""
+    """Write a number with a given count of significant digits: ``81.24``, ``9,012``, ``3.98e5``, ``nan``, ``inf``."""
     if not math.isfinite(value) or value == 0:
         return f"{value:.0f}"
     # The exponent of the rounded number: 99.96 is 100, not 100.0.
@@ -28,7 +28,7 @@ def precise(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """Write a number that somebody chose without digits that it does not have: ``0.001``, ``3e-5``, ``16``."""
+    """Write a setting with no more digits than it has: ``0.001``, ``3e-5``, ``16``."""
     return f"{value:g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
@@ -59,7 +59,7 @@ def percent(value: float) -> str:
 
 
 def rough_percent(value: float) -> str:
-    """Write a fraction as a percentage without the decimals that an estimate does not bear: ``3.4%``, ``17%``."""
+    """Write an estimated fraction as a percentage, without decimals from 10% on: ``3.4%``, ``17%``."""
     return f"{100 * value:.0f}%" if 0.0995 <= abs(value) < math.inf else percent(value)
 
 
@@ -72,5 +72,5 @@ def change(percent: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace what is not printable (line ends, escape sequences, surrogates), so that text stays in its place."""
+    """Replace characters that cannot be printed (line ends, escapes, surrogates), so that text stays in its place."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -15,7 +15,7 @@ from layerfold.report.report import MISSING, Part, Report
 
 
 def write_page(report: Report, path: Path) -> None:
-    """Write a report as one self-contained page, all text escaped, under a policy by which it loads and runs nothing.
+    """Write a report as one self-contained page: all text is escaped, and a policy forbids to load or run anything.
 
     The same report gives the same bytes.
 

@@ -42,8 +42,8 @@ def place(
 ) -> list[tuple[float, float]]:
     """Return the centre of each point's label.
 
-    Each label takes the cheapest of fixed candidates around its point given where the others stand, over a few
-    passes: not the optimum, but the same answer each time.
+    In each of a few passes, every label takes the cheapest of fixed places around its point, given the others. The
+    result is not the optimum, but the same each time.
 
     Args:
         points: what is labelled.
@@ -62,9 +62,9 @@ def place(
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return the heights nearest to the wanted ones, in least squares, that are a gap apart and within low and high.
+    """Return heights within low and high, a gap apart, that are nearest to the wanted ones in least squares.
 
-    They keep the order of the wanted ones; equal ones, the order given. Where the room is too small they go above high.
+    Their order is that of the wanted ones, or as given for equal ones. If there is too little room they go above high.
     """
     if not wanted:
         return []

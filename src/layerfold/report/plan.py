@@ -60,20 +60,20 @@ def _sections(planned: Planned, recipe: dict[str, Any]) -> Iterator[Section]:
     everything = Details("All trials", [trials_table(planned)])
     yield Section("results", "Results", [winner_table(planned), front_table(planned), everything])
     plotted = (
-        "Towards the lower left is better. The line is the front; what was planned, like every finalist, is repaired "
-        "on more text than the trials that make up the front, and may lie below it."
+        "Towards the lower left is better. The line is the front. What was planned, like every finalist, is repaired "
+        "on more text than the trials on the front, and may lie below it."
     )
     yield costs_section("What being smaller costs", [trials_plot(planned)], plotted)
     method = (
-        "Neurons are removed, of all FFNs together, until the size is reached. A budget of perplexity is searched for "
-        "on the selection text, and met on the test text or not."
+        "Neurons are removed from all FFNs together until the size is reached. A budget of perplexity is searched for "
+        "on the selection text, and verified on the test text."
     )
     yield method_section(planned, "what was planned", [Card([Line(method)], "Trials")])
     yield environment_section(planned, Details("Recipe of what was planned", [Code(yaml_text(recipe))]))
 
 
 def _summary(planned: Planned) -> str:
-    """Say what was asked for, what was found, what that costs, and whether it is what was asked for."""
+    """Say what was asked for, what was found, what it costs, and whether the budget is met."""
     winner = planned.winner
     gone = 1 - winner.trial.parameters / planned.base.parameters
     speed = "" if winner.latency is None else f", at {numerals.times(winner.latency.speedup.value)} times its speed"
@@ -98,7 +98,7 @@ def _row(planned: Planned, trial: Evaluation) -> dict[str, Figure]:
 
 
 def standing(planned: Planned, trial: Evaluation) -> str:
-    """Return what became of a trial; nothing where nothing did."""
+    """Return what became of a trial, see `STANDINGS`."""
     winner = planned.winner.trial
     if trial in (winner, replace(winner, whole=repaired_whole(winner))):
         return LABEL
@@ -106,17 +106,17 @@ def standing(planned: Planned, trial: Evaluation) -> str:
 
 
 def front_table(planned: Planned) -> Table:
-    """Return the model as it is, and the best of what is smaller, the largest first."""
+    """Return the original model and the front, largest first."""
     caption = (
-        "The front: the model as it is, and the trials than which none with as few parameters has a lower perplexity "
-        "on the selection text."
+        "The front: the model as it is, and the trials that no trial with as few parameters beats in perplexity on the "
+        "selection text."
     )
     smaller = [trial for trial in planned.front if trial != planned.base]
     return _table(planned, (*COUNTS, *COMPARED), smaller, "front", caption)
 
 
 def trials_table(planned: Planned) -> Table:
-    """Return the model as it is, and all that was tried, the largest first."""
+    """Return the original model and all trials, largest first."""
     caption = (
         "Perplexity is that of the selection text. Repairs are fitted to a quarter of the repair tokens, those of "
         "finalists to all."
@@ -126,7 +126,7 @@ def trials_table(planned: Planned) -> Table:
 
 
 def winner_table(planned: Planned) -> Table:
-    """Return the model as it is, and what was built of it, with what they come to on the test text."""
+    """Return the original model and the one that was built, with their figures on the test text."""
     times = () if planned.winner.latency is None else columns.TIMES
     caption = (
         "What was built, beside the model as it is. A figure on the test text, or a speed-up, stands above its 95% "
@@ -142,7 +142,7 @@ def winner_table(planned: Planned) -> Table:
 
 
 def asked(budget: Budget) -> str:
-    """Write what had to be met."""
+    """Write the budget."""
     if budget.kind == "parameters":
         return f"at most {numerals.whole(budget.value)} parameters"
     if budget.kind == "perplexity":
@@ -151,7 +151,7 @@ def asked(budget: Budget) -> str:
 
 
 def outcome(planned: Planned) -> str:
-    """Write whether the budget is met and with what; of an estimate, whether its interval says otherwise too."""
+    """Write whether the budget is met, and the figure; of an estimate, whether its interval crosses the budget."""
     budget, winner = planned.budget, planned.winner
     met = "met with" if planned.met else "not met, with"
     if budget.kind == "parameters":

@@ -27,12 +27,12 @@ BUDGET: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 
 
 
 def done(trial: Evaluation) -> str:
-    """Write what was done, and whether it was repaired on all of the text that there is for that."""
+    """Write what was done, and whether the repair was fitted to all of the text."""
     return trial.said + (" on all text" if repaired_whole(trial) else "")
 
 
 def repaired_whole(trial: Evaluation) -> bool:
-    """Whether it was repaired on all of the text; a finalist that is not repaired is no other than it was before."""
+    """Whether a repair was fitted to all of the text; without a repair a finalist is the same as its trial."""
     return trial.whole and trial.repair != "none"
 
 
@@ -73,7 +73,7 @@ def _chart(planned: Planned, drawn: Sequence[Evaluation]) -> drawing.Chart:
 
 
 def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Line2D | dict[str, Any]]:
-    """Draw trials, those of a family alike and those not repaired hollow; return what a legend names."""
+    """Draw trials, with a marker for each family, hollow without a repair; return the legend's entries."""
     entries: dict[str, Line2D | dict[str, Any]] = {}
     for index, family in enumerate(dict.fromkeys((*FAMILIES, *(trial.family for trial in trials)))):
         own = [trial for trial in trials if trial.family == family]
@@ -89,7 +89,7 @@ def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Line2D | dic
 
 
 def _rule(planned: Planned, axes: Axes) -> None:
-    """Draw the budget; one of speed is no line here."""
+    """Draw the budget as a line; a budget of speed has none."""
     budget = planned.budget
     if budget.kind == "parameters":
         axes.axvline(budget.value, color=drawing.INK, **BUDGET)
@@ -98,7 +98,7 @@ def _rule(planned: Planned, axes: Axes) -> None:
 
 
 def _ruled(planned: Planned, axes: Axes) -> tuple[list[tuple[str, float, float]], list[Box]]:
-    """Return the budget's name with the point to name, and what a label must not cover of its line."""
+    """Return the budget's label with its point, and the boxes of its line, which labels must not cover."""
     budget, area, limit = planned.budget, axes.bbox, planned.budget.value
     to_data = axes.transData.inverted().transform
     if budget.kind == "parameters":

@@ -59,7 +59,7 @@ def plot(results: Results, x: Column, y: Column) -> Plot:
 
 
 def scattered(points: Sequence[Point], x: drawing.Axis, y: drawing.Axis, figures: str) -> drawing.Chart:
-    """Return a drawing of points by name with their intervals, those of a family alike."""
+    """Return a chart of points with their names and intervals, and a marker for each family."""
     return drawing.Chart(x, y, partial(_scatter, points), partial(_label, points), figures)
 
 

@@ -56,7 +56,7 @@ def matched_pairs(results: Results) -> Pairs:
 
 
 def other_notes(results: Results) -> list[Details]:
-    """Return what else the methods noted of each variant."""
+    """Return the other notes of the methods, by variant."""
     listings = (
         (label, [_note(key, value) for key, value in notes.items() if key != "pairs"])
         for label, notes in _notes(results)
@@ -77,7 +77,7 @@ def listing(values: Mapping[str, Json]) -> Listing:
 
 
 def phrase(value: Json) -> str:
-    """Write a value in words: what it holds, parted by commas."""
+    """Write a value in words, with commas between its parts."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {phrase(of)}" for name, of in value.items())
     if isinstance(value, list | tuple):
@@ -104,7 +104,7 @@ def _words(key: str) -> str:
 
 
 def _note(key: str, value: Any) -> tuple[str, str]:
-    """What a method noted: what a search scored, and of a repair the share of each block's target that is missed."""
+    """Write one note: a search's scores, or the share of each block's target that a repair misses."""
     if key == "search":
         scored = (
             f"{name}: {each:,.4g}" if isinstance(each, float) else name for name, each in value["perplexity"].items()

@@ -39,7 +39,7 @@ _OTHER_CODE = "Ours: by the protocol of the published GPT-2 tables, which these 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the comparison: the label of ours, and the published name; at least one of them."""
+    """A row of the comparison: our label and the published name, at least one of them."""
 
     label: str | None
     name: str | None
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Side:
-    """One side's column of a metric, the cells under it, and what files hold of each row: figures by header."""
+    """One column of a metric, ours or theirs, with its cells and, for files, each row's figures by header."""
 
     column: Column
     cells: Sequence[Cell]
@@ -62,9 +62,9 @@ class Comparison:
     Attributes:
         name: of the published study, in files.
         model: its base.
-        caveat: says so where ours is another; else empty.
-        table: the sides in turn, as `sides`.
-        rows, sides: the same unrounded.
+        caveat: says that our base is another; else empty.
+        table: a column for each of `sides`.
+        rows, sides: of the table, with unrounded figures.
         notes: how the figures of each metric differ, with its title.
     """
 
@@ -101,10 +101,10 @@ class Comparison:
 def compare(results: Results) -> tuple[Comparison, ...]:
     """Return the published studies that share a row and a metric with these results, beside them.
 
-    Base stands beside base, and counts as a shared row by itself only where the two are the same model.
+    Our base stands beside the published one, and is a shared row only if both are the same model.
 
     Raises:
-        InputError: none does.
+        InputError: no published study does.
     """
     found = [comparison for study in STUDIES if (comparison := _compare(results, study)) is not None]
     if not found:
@@ -188,7 +188,7 @@ def _rows(results: Results, study: PublishedStudy) -> list[Row]:
 
 
 def _shown(label: str, name: str | None, study: PublishedStudy) -> str:
-    """Return the label of a row of ours, with the published one where that is another."""
+    """Return our label of a row, with the published name if that differs."""
     if label == BASE_LABEL:
         return f"{label} / {study.model_name}"
     return label if name is None or study.label(name) == label else f"{label} / {name}"
@@ -201,7 +201,7 @@ def _label(results: Results, study: PublishedStudy, name: str) -> str:
 
 
 def _columns(results: Results, metric: Metric) -> list[Measure]:
-    """Return our columns of a metric: how many parameters are not zero is among them where some rows have zeros."""
+    """Return our columns of a metric; that of non-zero parameters only if a row has many zeros."""
     return [column for column in metric.ours if column.key != "nonzero" or shows_zeros(results)]
 
 
@@ -260,7 +260,7 @@ def _unit(results: Results, column: Measure) -> str:
 
 
 def _same_model(results: Results, study: PublishedStudy) -> bool:
-    """Whether our base goes by the published base's name, and is of its size where that was measured."""
+    """Whether our base has the published base's name and, if it was measured, its size."""
     same = Path(results.base).name.lower() == study.model_name
     size = results.score(BASE_LABEL, "size")
     if not same or size is None:

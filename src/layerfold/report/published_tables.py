@@ -1,4 +1,4 @@
-"""The published tables, and how their figures came about: what `layerfold.report.published` puts beside a study's."""
+"""The published tables and how they were measured, for `layerfold.report.published`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Metric:
         name: in files.
         title: above its columns.
         tables, column: the packaged files that hold it, and where in them.
-        ours: what of a study's stands beside it.
+        ours: the columns of a study that stand beside it.
         unit: of the published figure, in the header.
         sign: follows the published figure where it is shown.
-        convert: brings a figure of ours into the published unit, for files; people read both with their signs.
+        convert: converts our figure to the published unit, for files; people read both with their signs.
     """
 
     name: str
@@ -70,10 +70,10 @@ class PublishedStudy:
         name: in files.
         model, model_name: its base for people, and as the last part of the name that it is loaded by.
         base: the published name of the base's row.
-        label: the label that a row of ours would have, by the published name.
+        label: returns our label for a published name.
         metrics: what was published.
         differs: by evaluator.
-        rows: what a published row is of where it is not what its name says: a title, how the names begin, and a phrase.
+        rows: notes on rows that are not what their name says: a title, how the names begin, and the note.
     """
 
     name: str

@@ -44,7 +44,7 @@ class Column:
         show: writes a number of this column for people.
         better: which direction is better, where one is.
         interval: whether the figure has bounds.
-        group: what columns that stay together have in common.
+        group: columns of one group stay together.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Table:
     Attributes:
         header: what stands above the labels.
         base: the label of the row that the others are compared with.
-        columns, rows: what is above, and what is in, the table.
+        columns, rows: headers, and cells by label.
         name, caption: what the page calls the table, and says above it.
     """
 
@@ -281,7 +281,7 @@ def shown(found: Interval | None, show: Callable[[float], str], bounded: bool) -
 
 
 def same_model(checks: Sequence[Interval]) -> str:
-    """Say how fast a copy of the base came out to be, with a warning where its interval does not hold 1.
+    """Write the measured speed of a copy of the base, with a warning if its interval does not contain 1.
 
     Args:
         checks: one of each comparison; none where nothing was timed.
@@ -296,7 +296,7 @@ def same_model(checks: Sequence[Interval]) -> str:
 
 
 def summed_up(subject: str, findings: Sequence[str]) -> str:
-    """Write what was looked at and what was found, where anything was, as one sentence."""
+    """Write a subject and the findings on it, if any, as one sentence."""
     return f"{subject}: {'; '.join(findings)}." if findings else f"{subject}."
 
 

@@ -52,8 +52,8 @@ def drop_report(found: Found) -> Report:
         f"measured once for each number, in turns with the base.{sentence(check)}"
     )
     plotted = (
-        "Perplexities are those of the selection text. On the Pareto front are those than which none that leaves as "
-        f"few {what}s or fewer has a lower perplexity."
+        "Perplexities are those of the selection text. A set is on the Pareto front if none that leaves as few "
+        f"{what}s or fewer has a lower perplexity."
     )
     return _searched(
         found,
@@ -88,8 +88,8 @@ def window_report(found: FoundWindows) -> Report:
 def candidate_table(found: Searched[Any], most: int) -> Table:
     """Return the base and the candidates.
 
-    Of sets of blocks each block alone, as the published tables have them, then so many others at most, best first; of
-    windows so many at most, the best, in their order.
+    Of sets of blocks: each block alone, as in the published tables, then the best `most` others, best first. Of
+    windows: the best `most`, in order.
     """
     rows: Sequence[Any]
     shown: Sequence[Column]
@@ -137,8 +137,7 @@ def method_section(found: Document[Any], tested: str, method: Sequence[Card], wo
         tested: what was measured on the test text besides the base.
     """
     selected = (
-        "Candidates are compared on it. Of many, the best looks better than it is: what it costs is read from the test "
-        "text."
+        "Candidates are compared on it. The best of many looks better than it is: its cost is read from the test text."
     )
     held_out = f"It took no part in choosing. Only the base and {tested} are measured on it."
     settings = found.settings | {"model": found.model, "model_sha256": found.model_sha256}
@@ -192,7 +191,7 @@ def _printed(found: Searched[Any], most: int, *notes: str) -> list[Printed]:
 
 
 def _footnotes(found: Searched[Any], table: Table) -> list[str]:
-    """Return what to say below a table of candidates: how many it leaves out, and why; and what was repaired."""
+    """Return the notes below a table of candidates: what was repaired, and how many are left out and why."""
     # One row is the base's.
     more = len(found.candidates) + 1 - len(table.rows)
     given_up = "given up in the race, before all of the text was read"

@@ -26,7 +26,7 @@ def removed(candidate: Candidate) -> str:
 
 
 def condensed(candidate: Candidate) -> str:
-    """Write what is removed in little room: of three or more in a row, the first and the last."""
+    """Write what is removed briefly: three or more in a row as the first and the last."""
     parts = []
     for _, run in groupby(enumerate(candidate.removed), key=lambda each: each[1] - each[0]):
         indices = [str(index) for _, index in run]
@@ -35,12 +35,12 @@ def condensed(candidate: Candidate) -> str:
 
 
 def noun(found: Found) -> str:
-    """Return the word for one of what the search removes."""
+    """Return the word for one part that the search removes."""
     return NOUNS.get(str(found.settings.get("part")), "block")
 
 
 def left(found: Found, candidate: Candidate) -> int:
-    """Return how many are left of what the search removes; without attention, say, all blocks are left."""
+    """Return how many of these parts are left: attention layers, say, where all blocks stay."""
     return found.parts - len(candidate.removed)
 
 
@@ -66,7 +66,7 @@ def ratio(found: Document[Any], row: Any) -> float:
 
 
 def ranked(found: Searched[Any], candidates: Sequence[Row]) -> list[Row]:
-    """Return candidates by what the search compared them by, the best first, and what is not a number last."""
+    """Return candidates sorted by the figure that the search compared, best first and nan last."""
     objective = "kl" if found.settings.get("objective") == "kl" else "perplexity"
 
     def rank(candidate: Row) -> tuple[bool, float]:
@@ -84,12 +84,12 @@ def described(text: Mapping[str, Any]) -> str:
 
 
 def timing_check(base: Timing | None) -> str:
-    """Say how far the base and a copy of it came out apart; nothing where neither was timed, or the base alone."""
+    """Compare the speed of the base with that of a copy; empty if no copy was timed."""
     return "" if base is None or base.speedup == certain(1.0) else same_model([base.speedup])
 
 
 def _reads(of: Callable[[Any, Any], float | None]) -> Callable[[Any, Any], Interval | None]:
-    """Return what reads a figure that has no bounds."""
+    """Return a reader of a figure that has no bounds."""
 
     def read(found: Document[Any], row: Any) -> Interval | None:
         figure = of(found, row)

@@ -41,7 +41,7 @@ STEP = 6.0
 
 
 def pareto_front(found: Found) -> list[Candidate]:
-    """Return those than which none with as few or fewer left has a lower perplexity, the fewest left first."""
+    """Return the Pareto front of parts left and perplexity, the fewest left first."""
     front: list[Candidate] = []
     every = [each for each in (found.base, *found.candidates) if in_range(each.perplexity)]
     for candidate in sorted(every, key=lambda each: (left(found, each), each.perplexity)):
@@ -51,7 +51,7 @@ def pareto_front(found: Found) -> list[Candidate]:
 
 
 def trade_off(found: Found) -> Plot:
-    """Draw the perplexity of the candidates against what they leave, with the Pareto front and the best by name."""
+    """Draw the candidates' perplexity against the parts left, with the Pareto front and the names of the best."""
     title = f"Perplexity against {noun(found)}s left"
     front = pareto_front(found)
     marked = [each for each in (found.base, *best(found)) if in_range(each.perplexity)]
@@ -92,7 +92,7 @@ def in_range(value: float) -> bool:
 
 
 def _thinned(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return few enough of them to draw: of each number removed the same share of ranks, the ends included."""
+    """Return few enough candidates to draw: of each number removed, ranks evenly spaced from best to worst."""
     ranked = sorted(candidates, key=lambda each: (len(each.removed), each.perplexity))
     groups = [list(group) for _, group in groupby(ranked, key=lambda each: len(each.removed))]
     most = min(MOST_POINTS_A_COUNT, MOST_POINTS // max(1, len(groups)))
@@ -157,7 +157,7 @@ def _sensitivity(found: Found, drawn: Sequence[tuple[int, float]]) -> drawing.Ch
 
 
 def starts(found: FoundWindows) -> list[Plot]:
-    """Draw the perplexity of the windows against their first block, a line a size, few to a drawing.
+    """Draw the perplexity of the windows against their first block, one line a size, a few lines a drawing.
 
     All drawings have the same scales. A figure that cannot be drawn leaves a gap: a note names the window.
     """
@@ -180,7 +180,7 @@ def starts(found: FoundWindows) -> list[Plot]:
 
 
 def sizes(found: FoundWindows) -> Plot:
-    """Draw the perplexity of the best window of each size against the parameters that it saves.
+    """Draw the perplexity of the best window of each size against the parameters removed.
 
     On the test text, with its interval, where that was measured.
     """
@@ -203,7 +203,7 @@ def sizes(found: FoundWindows) -> Plot:
 
 
 def _in_reach(found: FoundWindows, window: Window) -> bool:
-    """Whether a window is no worse than leaves room to tell the best of each size apart."""
+    """Whether a window is good enough to draw: the scale must tell the best of each size apart."""
     least = [figure for figure in (ratio(found, each) for each in best(found)) if in_range(figure)]
     return in_range(ratio(found, window)) and ratio(found, window) <= REACH * max([1.0, *least])
 
@@ -237,14 +237,14 @@ def _starts(found: FoundWindows, lines: Sequence[Sequence[Window]], across: Ends
 
 
 def _columns(found: FoundWindows, line: Sequence[Window]) -> tuple[list[float], list[float]]:
-    """Return first blocks and ratios, with nan for windows that are not there: a line leaves them out."""
+    """Return first blocks and ratios, nan for windows that were not measured, where the line has a gap."""
     ratios = {window.blocks[0]: ratio(found, window) for window in line}
     first = [float(start) for start in range(min(ratios), max(ratios) + 1)] if ratios else []
     return first, [ratios.get(int(start), math.nan) for start in first]
 
 
 def _along(one: tuple[float, float], two: tuple[float, float]) -> list[Box]:
-    """Return what a label must not cover of a line between two points of the page; nothing where one is not drawn."""
+    """Return the boxes of a line between two points of the page, which labels must not cover; none for a gap."""
     length = math.dist(one, two)
     if not math.isfinite(length):
         return []

@@ -184,7 +184,7 @@ class Load(Row):
 
 @dataclass(frozen=True)
 class Student(Row):
-    """A shallower model that begins with every second block of the base, say, and learns from the base.
+    """A shallower model that starts from every second block of the base, say, and learns from the base.
 
     As DistilGPT-2 was made (Sanh et al., arXiv 1910.01108, section 3), from far less text. A study's recovery comes
     on top, as for every row.
@@ -216,7 +216,7 @@ class Student(Row):
         return Load(self.published[base]) if base in self.published else self
 
     def drop(self, decoder: Decoder) -> Drop:
-        """Return what makes the student out of the base, before it learns.
+        """Return the method that makes the student from the base, before it learns.
 
         Raises:
             InputError: the base has one block.
@@ -268,7 +268,7 @@ class Budgeted(Row):
         self.plan()
 
     def plan(self) -> Plan:
-        """Return the plan, which tries no more than it needs: what else there is are rows of their own."""
+        """Return the plan, without rival methods: those are rows of their own."""
         return Plan(parameters=self.parameters, perplexity=self.perplexity, points=0, rivals=False)
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Replicate:
         """Measure rows side by side, in groups that fit in memory, with the base in each.
 
         Args:
-            last: whether no other comparison follows, and what is measured can go.
+            last: whether no other comparison follows, so that measured models can be freed.
         """
         left = list(labels)
         for group in waiting.groups(labels):
@@ -243,7 +243,7 @@ class Replicate:
         )
 
     def _compare_with_base(self, label: str, records: dict[tuple[str, str], Record]) -> None:
-        """Put beside a row's figures how they compare with the base's, and beside its recovery what was before."""
+        """Add to a row's scores how they compare with the base's, and to its recovery the figure before it."""
         recovered = records.get((label, RECOVERY))
         for evaluator in self.recipe.evaluate:
             own, base = (records.get((each, evaluator.name)) for each in (label, BASE_LABEL))
@@ -350,14 +350,14 @@ class Replicate:
 
 
 def recovery_score(model: Model) -> Score:
-    """Say how the last step of a model, its recovery, went."""
+    """Return the score of a model's last step, its recovery."""
     done = model.provenance.steps[-1]["notes"]
     value = done["validation_perplexity"]
     return Score(value, value, value, "validation perplexity", lower_is_better=True, details=done)
 
 
 def _along(bar: Iterator[Step], items: Iterable[T]) -> Iterator[T]:
-    """Yield items, and move a bar that several loops share on by a step for each."""
+    """Yield items, and advance a bar that several loops share by one step for each."""
     for item in items:
         next(bar)
         yield item
@@ -365,7 +365,7 @@ def _along(bar: Iterator[Step], items: Iterable[T]) -> Iterator[T]:
 
 @contextlib.contextmanager
 def _naming(label: str, *errors: type[LayerfoldError]) -> Iterator[None]:
-    """Say in errors which variant they are of."""
+    """Name the variant in errors."""
     try:
         yield
     except errors as error:

@@ -57,7 +57,7 @@ class Waiting:
         self._models[label] = added
 
     def notes(self, label: str) -> Notes:
-        """Return what building a model had to say."""
+        """Return the notes from building a model."""
         return self._base_notes if label == BASE_LABEL else self._models[label].notes
 
     def groups(self, labels: Sequence[str]) -> list[list[str]]:
@@ -87,7 +87,7 @@ class Waiting:
         return {BASE_LABEL: self._base} | {label: self._models[label].model for label in group}
 
     def drop(self, group: Sequence[str]) -> None:
-        """Let go of models that are compared no more."""
+        """Free models that are no longer needed."""
         for label in group:
             del self._models[label]
         memory.release()
