@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -39,18 +40,18 @@ def whole(value: float) -> str:
 
 def count(value: float) -> str:
     """Write a large count with a suffix: ``6.96M``, ``124M``, ``1.50B``."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size <= abs(value) < math.inf:
-            return significant(value / size) + suffix
-    return whole(value)
+    return _scaled(value, {"T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}) or whole(value)
 
 
 def memory(value: float) -> str:
     """Write a number of bytes in decimal units: ``27.8 MB``."""
-    for size, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size <= abs(value) < math.inf:
-            return f"{significant(value / size)} {suffix}"
-    return f"{whole(value)} B"
+    return _scaled(value, {" GB": 1e9, " MB": 1e6, " kB": 1e3}) or f"{whole(value)} B"
+
+
+def _scaled(value: float, units: Mapping[str, float]) -> str:
+    """Write a number in the first unit that is not larger; empty if there is none."""
+    found = (significant(value / size) + unit for unit, size in units.items() if size <= abs(value) < math.inf)
+    return next(found, "")
 
 
 def percent(value: float) -> str:

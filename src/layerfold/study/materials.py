@@ -45,6 +45,8 @@ class Materials:
     tokens: int
     repair_tokens: int
     loaded: dict[tuple[str, str | None], tuple[str, str]] = field(default_factory=dict)
+    _corpora: dict[str, Splits] = field(default_factory=dict, init=False)
+    _training_texts: dict[tuple[int, str], tuple[object, TrainingText]] = field(default_factory=dict, init=False)
 
     @cached_property
     def calibration_windows(self) -> Windows:
@@ -82,10 +84,6 @@ class Materials:
         for split in splits:
             yield self._corpora[corpus].split(split)
 
-    @cached_property
-    def _corpora(self) -> dict[str, Splits]:
-        return {}
-
     def training_text(self, model: Model, recovery: Recovery) -> TrainingText:
         """Cut a training text, once for each tokenizer: all rows but the loaded ones have the base's."""
         tokenizer = model.require_tokenizer()
@@ -94,10 +92,6 @@ class Materials:
             # The tokenizer is kept too: were it to go, another could take its id.
             self._training_texts[key] = tokenizer, training_text(model, recovery, self.seed)
         return self._training_texts[key][1]
-
-    @cached_property
-    def _training_texts(self) -> dict[tuple[int, str], tuple[object, TrainingText]]:
-        return {}
 
     def training(self, recovery: Recovery) -> dict[str, Any]:
         """Return all that determines what a recovery makes of a model, as JSON."""

@@ -297,9 +297,8 @@ class Replicate:
         return [each for each in self.recipe.evaluate if isinstance(each, Baselined)]
 
     def _baselines(self, evaluator: Baselined) -> list[Record | None]:
-        """The stored records of an evaluator's baselines, None for what is missing."""
-        subjects = {label: self._baseline_subject(label, evaluator) for label in evaluator.baseline_labels}
-        return [self._store.get(evaluator.name, hash_json(subject), label) for label, subject in subjects.items()]
+        """Return the stored records of an evaluator's baselines, None for each that is missing."""
+        return [self._get(label, self._baseline_subject(label, evaluator)) for label in evaluator.baseline_labels]
 
     def _baseline_subject(self, label: str, evaluator: Baselined) -> dict[str, Any]:
         return {"baseline": label, **self._measured_by(evaluator), "seed": getattr(evaluator, "seed", None)}
@@ -330,8 +329,10 @@ class Replicate:
         return {**subject, "evaluator": RECOVERY, "protocol": protocol, "settings": subject["recovery"]}
 
     def _stored(self, label: str, evaluator: Evaluator | None, after: bool) -> Record | None:
-        name = RECOVERY if evaluator is None else evaluator.name
-        return self._store.get(name, hash_json(self._subject(label, evaluator, after)), label)
+        return self._get(label, self._subject(label, evaluator, after))
+
+    def _get(self, label: str, subject: dict[str, Any]) -> Record | None:
+        return self._store.get(subject["evaluator"], hash_json(subject), label)
 
     def _keep(self, label: str, subject: dict[str, Any], score: Score, notes: Notes, seconds: float) -> Record:
         record = Record(
