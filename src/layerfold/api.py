@@ -216,7 +216,7 @@ def each_score(
             raise InputError(f"unknown metric {one_of(name, EVALUATORS)}")
     whole = corpus is not None and (split == ALL or (split is None and unsplit(corpus)))
     text = {"corpus": corpus, "split": ALL if whole else split or "test", "limit_tokens": limit_tokens}
-    evaluators: list[Evaluator] = [EVALUATORS[name].asked(text, protocol) for name in names]
+    evaluators: list[Evaluator] = [EVALUATORS[name]().asked(text, protocol) for name in names]
     loaded = model if isinstance(model, Model) else load(model)
     with progress.doing("reading text"):
         if corpus is not None and any(getattr(each, "split", None) == ALL for each in evaluators):

@@ -51,9 +51,8 @@ def plan(
         write_text(folder / RESULT, json.dumps(found.to_json(), indent=1))
         with progress.doing(f"writing {written}"):
             said = made.save(written, format=format, overwrite=True, dtype=options.dtype_of(save_dtype))
-    again = folder / "recipe.yaml"
-    write_text(again, yaml_text(recipe))
-    where = {"model": f"{written} ({said})", "recipe": again}
+    where = {"model": f"{written} ({said})", "recipe": folder / "recipe.yaml"}
+    write_text(folder / "recipe.yaml", yaml_text(recipe))
     present(plan_report(found, recipe), folder, "trials.csv", found.to_json(), as_json, where)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol, Self, cast, runtime_checkable
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, one_of
@@ -69,16 +69,16 @@ class Evaluator(Protocol):
         """Return all that determines the figure besides the model, defaults resolved, as JSON."""
         return settings_of(self)
 
-    @classmethod
-    def asked(cls, text: Mapping[str, Any], protocol: Protocols) -> Self:
-        """Return the evaluator with a text, if it has a setting ``corpus``, and a protocol, if it has one for that.
+    def asked(self, text: Mapping[str, Any], protocol: Protocols) -> Self:
+        """Return the evaluator with a text, if it has a setting ``corpus``, and a protocol, if it has that setting.
 
         Args:
             text: settings ``corpus``, ``split`` and ``limit_tokens``.
         """
-        known = getattr(cls, "__dataclass_fields__", {})
+        known = getattr(self, "__dataclass_fields__", {})
         given = {**(text if "corpus" in known else {}), "protocol": protocol}
-        return cls(**{name: value for name, value in given.items() if name in known})
+        changed = {name: value for name, value in given.items() if name in known}
+        return replace(cast(Any, self), **changed) if changed else self
 
     def scored_text(self, model: Model, score: Score) -> str:
         """Say how much of a text a score is of; empty where the score says it."""

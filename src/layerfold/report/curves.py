@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from statistics import fmean
-from typing import Any
 
 from matplotlib.axes import Axes
 
 from layerfold.files import Json
 from layerfold.records import BASE_LABEL, RECOVERY, Results
 from layerfold.report import drawing, numerals
-from layerfold.report.drawing import Ends, family
+from layerfold.report.drawing import Ends, Style, family
 from layerfold.report.placement import spread
 from layerfold.report.report import DASH, MISSING, Details, Line, Listing, Part, Plot, Plots
 
@@ -26,9 +25,9 @@ TRAINING_POINTS = 60
 # Worse than a guess among all tokens of the largest vocabularies: the scale would leave nothing to see of the others.
 MOST_NATS = 16.0
 MOST_TOKENS = 1e18
-MARKED: dict[str, Any] = {"marker": "o", "zorder": 3}
+MARKED: Style = {"marker": "o", "zorder": 3}
 VALIDATION = MARKED | {"linewidth": 1.8, "markersize": 5.0, "markeredgecolor": drawing.CARD}
-TRAINING: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.35, "zorder": 2}
+TRAINING: Style = {"linewidth": 1.0, "alpha": 0.35, "zorder": 2}
 KEPT = MARKED | {"linestyle": "", "markersize": 7.5, "markeredgewidth": 1.8, "markerfacecolor": drawing.CARD}
 
 Curve = list[tuple[float, float]]
@@ -152,7 +151,7 @@ def _chart(runs: Sequence[_Run], across: Ends, up: Ends) -> drawing.Chart:
     series = iter(drawing.SERIES)
     colours = [drawing.INK if run.label == BASE_LABEL else next(series) for run in runs]
 
-    def paint(axes: Axes) -> dict[str, dict[str, Any]]:
+    def paint(axes: Axes) -> dict[str, Style]:
         for run, colour in zip(runs, colours, strict=True):
             axes.plot(*_columns(run.training), color=colour, **TRAINING)
             axes.plot(*_columns(run.validation), color=colour, **VALIDATION)

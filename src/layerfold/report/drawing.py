@@ -52,13 +52,22 @@ STYLE = {
     "ytick.color": MUTED,
 }
 
-BASE_LINE: dict[str, Any] = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
+Ends = tuple[float, float]
+Style = dict[str, Any]
+"""How matplotlib draws a line and its markers."""
+
+BASE_LINE: Style = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
 """The style of the line at the base's figure."""
 
+MARKERS = "osD^vPX"
+MARKER: Style = {
+    **{"linestyle": "", "marker": "o", "markersize": 6.5, "markeredgewidth": 0.8, "zorder": 3},
+    "markeredgecolor": CARD,
+}
+BASE: Style = MARKER | {"marker": "*", "markersize": 13.0, "color": INK}
 TABLE, TABLES = "the figures are those of the table", "the figures are those of the tables"
 
 T = TypeVar("T")
-Ends = tuple[float, float]
 
 STUDENT = "student"
 """The family of variants that learnt before they were recovered, whatever they were made by."""
@@ -101,7 +110,7 @@ class Chart:
     """What is drawn on one pair of axes, of which y is logarithmic.
 
     Attributes:
-        paint: draws the data, and returns the legend's entries by name: lines, or their styles.
+        paint: draws the data, and returns the styles that the legend explains, by name.
         label: writes labels after the layout, when positions on the page are known.
         figures: where the figures are, for readers who do not see the drawing.
         right: points to leave free beside the axes.
@@ -109,7 +118,7 @@ class Chart:
 
     x: Axis
     y: Axis
-    paint: Callable[[Axes], Mapping[str, Line2D | Mapping[str, Any]]]
+    paint: Callable[[Axes], Mapping[str, Style]]
     label: Callable[[Axes], None]
     figures: str = TABLES
     right: float = 0.0
@@ -158,13 +167,12 @@ def _scales(axes: Axes, x: Axis, y: Axis) -> None:
         axes.set_ylim(*y.ends)
 
 
-def _legend(figure: Figure, entries: Mapping[str, Line2D | Mapping[str, Any]]) -> None:
-    """Name what is drawn, above the axes."""
+def _legend(figure: Figure, entries: Mapping[str, Style]) -> None:
+    """Explain styles above the axes, those without a colour in grey."""
     if not entries:
         return
-    lines = [
-        each if isinstance(each, Line2D) else Line2D([], [], **{"color": MUTED, **each}) for each in entries.values()
-    ]
+    grey: Style = {"color": MUTED}
+    lines = [Line2D([], [], **grey | style) for style in entries.values()]
     # Names are set afterwards: matplotlib takes text with dollars for mathematics and leaves out leading underscores.
     made = figure.legend(lines, ["-"] * len(entries), loc="outside upper center", ncols=4)
     for text, name in zip(made.get_texts(), entries, strict=True):
@@ -195,6 +203,11 @@ def annotate(
         arrowprops=leader | {"relpos": (0.0 if align == "left" else 0.5, 0.5)},
         zorder=4,
     )
+
+
+def series(index: int) -> Style:
+    """Return the style of the markers of one family among several."""
+    return MARKER | {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def panels(lines: Sequence[T]) -> list[Sequence[T]]:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from layerfold.planning import Evaluation, Planned
 from layerfold.planning.results import LABEL
 from layerfold.records import BASE_LABEL
 from layerfold.report import drawing, numerals
+from layerfold.report.drawing import Style
 from layerfold.report.placement import Box
-from layerfold.report.plots import LIMIT, MARKERS
+from layerfold.report.plots import LIMIT
 from layerfold.report.report import TIMES_BASE, Plot
-from layerfold.report.search_plots import BASE, BEST, FRONT, REACH, in_range
+from layerfold.report.search_plots import FRONT, REACH, in_range
 
 TITLE = "Perplexity against parameters"
 # In the order of their colours, which are the same on every page.
 FAMILIES = ("drop + prune", "drop", "prune", "collapse", "merge", "share")
-RING: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": drawing.INK}
-WINNER = BEST | RING | {"markersize": 13.0, "markeredgewidth": 1.6}
-HOLLOW: dict[str, Any] = {"markerfacecolor": drawing.CARD, "markeredgewidth": 1.2}
-BUDGET: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
+LINE = FRONT | {"marker": "", "color": drawing.MUTED}
+RING: Style = {"markerfacecolor": "none", "markeredgecolor": drawing.INK}
+WINNER = drawing.MARKER | RING | {"color": drawing.INK, "markersize": 13.0, "markeredgewidth": 1.6}
+HOLLOW: Style = {"markerfacecolor": drawing.CARD, "markeredgewidth": 1.2}
+BUDGET: Style = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
 
 
 def done(trial: Evaluation) -> str:
@@ -53,13 +53,13 @@ def _chart(planned: Planned, drawn: Sequence[Evaluation]) -> drawing.Chart:
     front = [trial for trial in planned.front if trial in drawn]
     named = [(trial, name) for trial, name in ((base, BASE_LABEL), (winner, LABEL)) if trial in drawn]
 
-    def paint(axes: Axes) -> dict[str, Line2D | dict[str, Any]]:
+    def paint(axes: Axes) -> dict[str, Style]:
         entries = _scatter(axes, [trial for trial in drawn if trial != base])
-        (entries["front"],) = axes.plot(*_at(front), color=drawing.MUTED, **FRONT | {"marker": ""})
-        for style, trial in ((BASE, base), (WINNER, winner)):
-            axes.plot(*_at([trial] if trial in drawn else []), color=drawing.INK, **style)
+        axes.plot(*_at(front), **LINE)
+        for style, trial in ((drawing.BASE, base), (WINNER, winner)):
+            axes.plot(*_at([trial] if trial in drawn else []), **style)
         _rule(planned, axes)
-        return entries
+        return entries | {"front": LINE}
 
     def label(axes: Axes) -> None:
         points = [(name, float(trial.parameters), trial.perplexity) for trial, name in named]
@@ -72,19 +72,18 @@ def _chart(planned: Planned, drawn: Sequence[Evaluation]) -> drawing.Chart:
     return drawing.Chart(x, y, paint, label)
 
 
-def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Line2D | dict[str, Any]]:
+def _scatter(axes: Axes, trials: Sequence[Evaluation]) -> dict[str, Style]:
     """Draw trials, with a marker for each family, hollow without a repair; return the legend's entries."""
-    entries: dict[str, Line2D | dict[str, Any]] = {}
+    entries: dict[str, Style] = {}
     for index, family in enumerate(dict.fromkeys((*FAMILIES, *(trial.family for trial in trials)))):
         own = [trial for trial in trials if trial.family == family]
-        colour, marker = drawing.SERIES[index % len(drawing.SERIES)], MARKERS[index % len(MARKERS)]
-        solid = BEST | {"marker": marker, "color": colour}
-        for style, repaired in ((solid | HOLLOW | {"markeredgecolor": colour}, False), (solid, True)):
+        solid = drawing.series(index)
+        for style, repaired in ((solid | HOLLOW | {"markeredgecolor": solid["color"]}, False), (solid, True)):
             axes.plot(*_at([trial for trial in own if (trial.repair != "none") is repaired]), **style)
         if own:
             entries[numerals.printable(family)] = solid
     if any(trial.repair == "none" for trial in trials):
-        entries["not repaired"] = BEST | HOLLOW | {"markeredgecolor": drawing.MUTED}
+        entries["not repaired"] = drawing.MARKER | HOLLOW | {"markeredgecolor": drawing.MUTED}
     return entries
 
 

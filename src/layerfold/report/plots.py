@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from layerfold.maths.intervals import Interval
 from layerfold.records import BASE_LABEL, Results
 from layerfold.report import drawing, numerals
-from layerfold.report.drawing import family
+from layerfold.report.drawing import Style, family
 from layerfold.report.placement import Box
 from layerfold.report.report import Column, Plot
 
-MARKERS = "osD^vPX"
 # Further out the margins of a logarithmic axis overflow.
 LIMIT = 1e100
 
@@ -63,35 +61,20 @@ def scattered(points: Sequence[Point], x: drawing.Axis, y: drawing.Axis, figures
     return drawing.Chart(x, y, partial(_scatter, points), partial(_label, points), figures)
 
 
-def _scatter(points: Sequence[Point], axes: Axes) -> dict[str, Line2D]:
+def _scatter(points: Sequence[Point], axes: Axes) -> dict[str, Style]:
     families = [name for name in dict.fromkeys(point.family for point in points) if name != BASE_LABEL]
-    handles: dict[str, Line2D] = {}
+    entries: dict[str, Style] = {}
     for index, point in enumerate(points):
         if point.family == BASE_LABEL:
-            colour, marker, size = drawing.INK, "*", 13.0
+            style = drawing.BASE
             axes.axhline(point.y.value, **drawing.BASE_LINE)
         else:
-            which = families.index(point.family)
-            colour, marker, size = drawing.SERIES[which % len(drawing.SERIES)], MARKERS[which % len(MARKERS)], 6.5
-        bars = axes.errorbar(
-            point.x.value,
-            point.y.value,
-            xerr=_error(point.x),
-            yerr=_error(point.y),
-            color=colour,
-            marker=marker,
-            markersize=size,
-            markeredgecolor=drawing.CARD,
-            markeredgewidth=0.8,
-            linestyle="",
-            ecolor=colour,
-            elinewidth=1.2,
-            capsize=3,
-            capthick=1.2,
-            zorder=3 - index / len(points),
-        )
-        handles.setdefault(point.family, bars.lines[0])
-    return handles
+            style = drawing.series(families.index(point.family))
+        bars = {"xerr": _error(point.x), "yerr": _error(point.y), "ecolor": style["color"]}
+        size = {"elinewidth": 1.2, "capsize": 3, "capthick": 1.2, "zorder": 3 - index / len(points)}
+        axes.errorbar(point.x.value, point.y.value, **style | bars | size)
+        entries.setdefault(point.family, style)
+    return entries
 
 
 def _error(interval: Interval) -> list[list[float]]:

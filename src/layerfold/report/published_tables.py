@@ -104,14 +104,6 @@ def _rouge(key: str) -> Metric:
     return Metric(key, key.replace("rouge", "ROUGE-"), ["rouge"], key, [ours])
 
 
-def _millions(value: float) -> float:
-    return value / 1e6
-
-
-def _percentage(value: float) -> float:
-    return 100 * value
-
-
 GPT2 = PublishedStudy(
     name="gpt2",
     model="GPT-2",
@@ -120,13 +112,13 @@ GPT2 = PublishedStudy(
     label=lambda name: BASE_LABEL if name == "gpt2" else name,
     metrics=(
         Metric("parameters_millions", "parameters", ["parameters"], "parameters_millions", _PARAMETERS, sign="M",
-               convert=_millions),
+               convert=lambda count: count / 1e6),
         Metric("perplexity", "perplexity", ["perplexity"], "perplexity", _PERPLEXITY),
         Metric("latency_ms_per_sample", "latency", ["latency"], "milliseconds_per_sample", [_NAMED["latency_ms"]],
                "ms/sample"),
         Metric("speedup", "speed-up", ["latency"], "speedup_vs_gpt2", [_NAMED["speedup"]], TIMES_BASE),
         Metric("imdb_accuracy_percent", "IMDb accuracy", ["imdb_accuracy"], "accuracy_percent", [_ACCURACY], sign="%",
-               convert=_percentage),
+               convert=lambda fraction: 100 * fraction),
         *map(_rouge, ("rouge1", "rouge2", "rougeL")),
     ),
     differs={
@@ -183,7 +175,7 @@ DROP = PublishedStudy(
     label=lambda name: BASE_LABEL if name == "none" else f"drop_{name.replace(' ', ',')}",
     metrics=(
         Metric("parameters_millions", "parameters", _DROP_TABLES, "parameters_millions", _PARAMETERS, sign="M",
-               convert=_millions),
+               convert=lambda count: count / 1e6),
         Metric("perplexity", "perplexity", _DROP_TABLES, "perplexity", _PERPLEXITY),
         Metric("latency_ms", "latency", _DROP_TABLES, "milliseconds", [_NAMED["latency_ms"]], "ms"),
     ),

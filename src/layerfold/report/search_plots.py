@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby, pairwise
-from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from layerfold.records import BASE_LABEL
 from layerfold.report import drawing, numerals
-from layerfold.report.drawing import Ends
+from layerfold.report.drawing import Ends, Style
 from layerfold.report.placement import Box
 from layerfold.report.plots import LIMIT, Point, scattered
 from layerfold.report.report import DASH, TIMES_BASE, Plot, certain, counted
@@ -25,17 +23,12 @@ MOST_POINTS_A_COUNT = 240
 MOST_LABELS = 12
 # How many times the worst of the best the scale reaches: what is worse still would leave no room to tell those apart.
 REACH = 10.0
-CLOUD: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.0, "alpha": 0.35, "markeredgewidth": 0}
-FRONT: dict[str, Any] = {"linewidth": 1.4, "drawstyle": "steps-post", "marker": "o", "markersize": 4.0, "zorder": 2.5}
-BEST: dict[str, Any] = {
-    **{"linestyle": "", "marker": "o", "markersize": 6.5, "markeredgewidth": 0.8, "zorder": 3},
-    "markeredgecolor": drawing.CARD,
-}
-BASE: dict[str, Any] = BEST | {"marker": "*", "markersize": 13.0}
+CLOUD: Style = {"linestyle": "", "marker": "o", "markersize": 4.0, "alpha": 0.35, "markeredgewidth": 0}
+FRONT: Style = {"linewidth": 1.4, "drawstyle": "steps-post", "marker": "o", "markersize": 4.0, "zorder": 2.5}
 
 ON_SELECTION = "perplexity on the selection text"
-LINE: dict[str, Any] = {"linewidth": 1.6, "marker": "o", "markersize": 3.5, "zorder": 2}
-CHOSEN: dict[str, Any] = BEST | {"markersize": 9.0}
+LINE: Style = {"linewidth": 1.6, "marker": "o", "markersize": 3.5, "zorder": 2}
+CHOSEN = drawing.MARKER | {"markersize": 9.0}
 # How far apart the boxes are that keep labels off a line, in points.
 STEP = 6.0
 
@@ -118,12 +111,13 @@ def _trade_off(
     # Sorted by number and perplexity, they stand one above the other.
     lowest = [next(column) for _, column in groupby(cloud, key=lambda each: len(each.removed))]
 
-    def paint(axes: Axes) -> dict[str, Line2D]:
-        (candidates,) = axes.plot(*at(cloud), color=drawing.MUTED, **CLOUD)
-        (line,) = axes.plot(across, up, color=drawing.SERIES[0], markevery=slice(len(front)), **FRONT)
-        (chosen,) = axes.plot(*at(rest), color=drawing.SERIES[0], **BEST)
-        axes.plot(*at(base), color=drawing.INK, **BASE)
-        return {"candidates": candidates, "Pareto front": line, "best of each number": chosen}
+    def paint(axes: Axes) -> dict[str, Style]:
+        line, chosen = ({"color": drawing.SERIES[0], **style} for style in (FRONT, drawing.MARKER))
+        axes.plot(*at(cloud), color=drawing.MUTED, **CLOUD)
+        axes.plot(across, up, markevery=slice(len(front)), **line)
+        axes.plot(*at(rest), **chosen)
+        axes.plot(*at(base), **drawing.BASE)
+        return {"candidates": CLOUD, "Pareto front": line, "best of each number": chosen}
 
     def label(axes: Axes) -> None:
         columns = [Box(x - 2, y - 2, x + 2, axes.bbox.y1) for x, y in drawing.on_page(axes, *at(lowest))]
@@ -138,10 +132,10 @@ def _trade_off(
 def _sensitivity(found: Found, drawn: Sequence[tuple[int, float]]) -> drawing.Chart:
     indices, ratios = [index for index, _ in drawn], [factor for _, factor in drawn]
 
-    def paint(axes: Axes) -> dict[str, Line2D]:
+    def paint(axes: Axes) -> dict[str, Style]:
         axes.axhline(1, **drawing.BASE_LINE)
         axes.vlines(indices, 1, ratios, color=drawing.SERIES[0], linewidth=2.0)
-        axes.plot(indices, ratios, color=drawing.SERIES[0], **BEST)
+        axes.plot(indices, ratios, color=drawing.SERIES[0], **drawing.MARKER)
         return {}
 
     def label(axes: Axes) -> None:
@@ -218,7 +212,7 @@ def _starts(found: FoundWindows, lines: Sequence[Sequence[Window]], across: Ends
     colours = drawing.SERIES[: len(lines)]
     chosen = {window.blocks for window in best(found)}
 
-    def paint(axes: Axes) -> dict[str, dict[str, Any]]:
+    def paint(axes: Axes) -> dict[str, Style]:
         axes.axhline(1, **drawing.BASE_LINE)
         for line, colour in zip(lines, colours, strict=True):
             axes.plot(*_columns(found, line), color=colour, **LINE)
