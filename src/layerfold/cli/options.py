@@ -20,31 +20,25 @@ Protocols = Literal["sound", "published"]
 
 MODEL = "pocket, a checkpoint folder, a .gguf file or a Hub id."
 
-ModelName = Annotated[str, typer.Option("--model", help=MODEL)]
+ModelName = Annotated[str, typer.Option(help=MODEL)]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL)]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")]
-OutputDir = Annotated[Path, typer.Option("--output-dir", help="New or empty folder to write.")]
+OutputDir = Annotated[Path, typer.Option(help="New or empty folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the whole folder where it is not empty.")]
-FormatName = Annotated[Format, typer.Option("--format", help="dense loads anywhere; compact stores each tensor once.")]
+FormatName = Annotated[Format, typer.Option(help="dense loads anywhere; compact stores each tensor once.")]
 SaveDtypeName = Annotated[
-    SaveDtype | None, typer.Option("--save-dtype", help="Type of the saved weights; by default the one they came in.")
+    SaveDtype | None, typer.Option(help="Type of the saved weights; by default the one they came in.")
 ]
-CalibrationCorpus = Annotated[
-    str | None, typer.Option("--corpus", help="Calibration text; by default the model's own.")
-]
-CalibrationTokens = Annotated[int, typer.Option("--tokens", help="Calibration tokens.")]
-RepairLevel = Annotated[
-    Level, typer.Option("--repair", help="Repair without training: neurons' statistics, or output matrices.")
-]
-RepairTokens = Annotated[int, typer.Option("--repair-tokens", help="Calibration tokens that a repair is fitted to.")]
-Seed = Annotated[int, typer.Option("--seed", help="Orders the calibration documents.")]
+CalibrationCorpus = Annotated[str | None, typer.Option(help="Calibration text; by default the model's own.")]
+CalibrationTokens = Annotated[int, typer.Option(help="Calibration tokens.")]
+RepairLevel = Annotated[Level, typer.Option(help="Repair without training: neurons' statistics, or output matrices.")]
+RepairTokens = Annotated[int, typer.Option(help="Calibration tokens that a repair is fitted to.")]
+Seed = Annotated[int, typer.Option(help="Orders the calibration documents.")]
 RecipeFile = Annotated[Path | None, typer.Argument(help="A YAML file; by default the published comparison.")]
-PresetName = Annotated[Preset | None, typer.Option("--preset", help="Instead of a file; full adds recovery and tasks.")]
-BaseModel = Annotated[str | None, typer.Option("--model", help="Replaces the recipe's base.")]
-RunFolder = Annotated[
-    Path | None, typer.Option("--output-dir", help="Folder of the run, which continues where it stopped.")
-]
+PresetName = Annotated[Preset | None, typer.Option(help="Instead of a file; full adds recovery and tasks.")]
+BaseModel = Annotated[str | None, typer.Option(help="Replaces the recipe's base.")]
+RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run, which continues where it stopped.")]
 KeepOthers = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 

@@ -20,7 +20,7 @@ def plan(
     format: options.FormatName = "compact",
     save_dtype: options.SaveDtypeName = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="Folder of the plan, which continues where it stopped.")
+        Path | None, typer.Option(help="Folder of the plan, which continues where it stopped.")
     ] = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,

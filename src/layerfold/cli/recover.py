@@ -24,13 +24,11 @@ def recover(
     method: Annotated[
         RecoveryName,
         typer.Option(
-            "--method",
-            help="finetune learns the text, distill the teacher; lowrank the text, by deltas of shared FFNs alone.",
+            help="finetune learns the text, distill the teacher; lowrank the text, by deltas of shared FFNs alone."
         ),
     ] = "distill",
     teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="Model to learn from; by default the base that the model was made from."),
+        str | None, typer.Option(help="Model to learn from; by default the base that the model was made from.")
     ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, as batch_size=16; may be repeated.")
@@ -38,14 +36,12 @@ def recover(
     held_out: Annotated[
         str | None,
         typer.Option(
-            "--held-out",
-            help="Corpus that must share no document with the training text: its test split, or all of a file.",
+            help="Corpus that must share no document with the training text: its test split, or all of a file."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Orders the training text.")] = 0,
+    seed: Annotated[int, typer.Option(help="Orders the training text.")] = 0,
     format: Annotated[
-        options.Format | None,
-        typer.Option("--format", help="By default dense; compact where there are low-rank deltas to keep."),
+        options.Format | None, typer.Option(help="By default dense; compact where there are low-rank deltas to keep.")
     ] = None,
     save_dtype: options.SaveDtypeName = None,
     revision: options.Revision = None,

@@ -25,7 +25,7 @@ def search(
     ctx: typer.Context,
     model: options.ModelName = "pocket",
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="Folder of the search, which continues where it stopped.")
+        Path | None, typer.Option(help="Folder of the search, which continues where it stopped.")
     ] = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustCode = False,
