@@ -253,7 +253,7 @@ def test_the_package_missing_or_changed_is_said(monkeypatch: pytest.MonkeyPatch,
     with monkeypatch.context() as patched:
         patched.syspath_prepend(changed.parents[2])
         patched.delitem(sys.modules, "aclsum", raising=False)
-        assert failing("aclsum", load_summaries).endswith("holds something else than it did: KeyError('abstract')")
+        assert failing("aclsum", load_summaries).endswith("has another format than expected: KeyError('abstract')")
     monkeypatch.setitem(sys.modules, "aclsum", None)
     with pytest.raises(MissingExtraError, match=r"'aclsum' is not installed: pip install 'layerfold\[rouge\]'"):
         load_summaries("aclsum")

@@ -6,11 +6,11 @@ A new one is a file beside the others, and a line here. From outside the package
 from typing import Any
 
 from layerfold.evaluators.base import Baselined as Baselined
-from layerfold.evaluators.base import Comparison as Comparison
 from layerfold.evaluators.base import Evaluator as Evaluator
 from layerfold.evaluators.base import HeldOut as HeldOut
 from layerfold.evaluators.base import Paired as Paired
 from layerfold.evaluators.base import Score as Score
+from layerfold.evaluators.base import SideBySide as SideBySide
 from layerfold.evaluators.classification.imdb import Imdb as Imdb
 from layerfold.evaluators.generation import Generation as Generation
 from layerfold.evaluators.harness import Harness as Harness
