@@ -64,13 +64,16 @@ class Generation(Evaluator):
         """Generate from each prompt."""
         samples = []
         for prompt in progress.track(self.prompts, "generating, prompts"):
-            prompt_ids = torch.tensor([self._encode(model, prompt)])
-            tokens: list[int] = greedy(model.decoder, prompt_ids, self.new_tokens).tolist()
+            tokens = self._continue(model, prompt)
             text = model.require_tokenizer().decode(tokens)
             samples.append({"prompt": prompt, "text": text, "repeated_fraction": repeated_fraction(tokens)})
         interval = mean_interval(np.array([sample["repeated_fraction"] for sample in samples], dtype=np.float64))
         details = {"new_tokens": self.new_tokens, "samples": samples}
         return Score.of(interval.within(0, 1), "repeated 4-grams", details, lower_is_better=True)
+
+    def _continue(self, model: Model, prompt: str) -> list[int]:
+        tokens: list[int] = greedy(model.decoder, torch.tensor([self._encode(model, prompt)]), self.new_tokens).tolist()
+        return tokens
 
     def _encode(self, model: Model, prompt: str) -> list[int]:
         ids: list[int] = model.require_tokenizer()(prompt, add_special_tokens=False, verbose=False)["input_ids"]
