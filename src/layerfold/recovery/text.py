@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import StackDataset, Subset
 
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.errors import InputError
@@ -99,7 +98,7 @@ def settings(recovery: Recovery, text: TrainingText, teacher: Model | None) -> d
     }
 
 
-def training_windows(text: TrainingText) -> Subset[dict[str, Tensor]]:
+def training_windows(text: TrainingText) -> list[dict[str, Tensor]]:
     """Return the windows of all steps in the order of training.
 
     The first reading follows the (shuffled) documents; every further one has a seeded order of windows.
@@ -108,9 +107,11 @@ def training_windows(text: TrainingText) -> Subset[dict[str, Tensor]]:
     order = [torch.arange(rows)]
     for reading in range(1, math.ceil(length / rows)):
         order.append(torch.randperm(rows, generator=torch.Generator().manual_seed(text.seed + reading)))
-    return Subset(windows_of(text.train), torch.cat(order)[:length].tolist())
+    windows = windows_of(text.train)
+    return [windows[index] for index in torch.cat(order)[:length].tolist()]
 
 
-def windows_of(windows: Windows) -> StackDataset[dict[str, Tensor]]:
-    """Return windows as a data set, each with its length."""
-    return StackDataset(input_ids=windows.input_ids, length=windows.lengths)
+def windows_of(windows: Windows) -> list[dict[str, Tensor]]:
+    """Return windows as the Trainer reads them, each with its length."""
+    pairs = zip(windows.input_ids, windows.lengths, strict=True)
+    return [{"input_ids": input_ids, "length": length} for input_ids, length in pairs]

@@ -71,8 +71,8 @@ class RecoveryTrainer(Trainer):
         super().__init__(
             model=model,
             args=training_arguments(recovery, text, learning_rate, folder, checkpoints),
-            train_dataset=training_windows(text),
-            eval_dataset=windows_of(text.validation),
+            train_dataset=cast("Any", training_windows(text)),
+            eval_dataset=cast("Any", windows_of(text.validation)),
             # Patience first: it must not count the score before training, which `Bookkeeper` sets as the best.
             callbacks=[*(_patience(recovery) if checkpoints else []), *callbacks],
         )
