@@ -3,7 +3,7 @@
 ::
 
     LayerfoldError
-    ├── InputError          an argument outside what is accepted
+    ├── InputError          an argument that is not accepted
     │   └── RecipeError     a study's recipe that cannot be read or does not validate
     ├── ModelError          an unsupported architecture, missing or damaged weights, a NaN
     ├── CorpusError         text that is missing, unreadable, too short, or in two splits
@@ -27,7 +27,7 @@ class LayerfoldError(Exception):
 
 
 class InputError(LayerfoldError, ValueError):
-    """An argument outside what is accepted."""
+    """An argument that is not accepted."""
 
 
 class RecipeError(InputError):

@@ -1,4 +1,4 @@
-"""Settings: from a recipe's YAML to frozen dataclasses, with one line for whatever is wrong."""
+"""Settings: from a recipe's YAML to frozen dataclasses, and errors in one line."""
 
 from __future__ import annotations
 

@@ -154,9 +154,9 @@ def test_classes_must_be_several_and_known_from_train(write: Write) -> None:
     write("data/train.jsonl", labelled(*((f"text {i}", i % 2) for i in range(20))))
     folder = write("data/test.jsonl", labelled(("a", 0), ("b", "1"))).parent
     message = failing(folder)  # the string is not the number
-    assert "label '1' stands in test, and not in train (19 texts); accepted: each label in both" in message
+    assert "label '1' is in test, but not in train (19 texts); accepted: each label in both" in message
     write("data/test.jsonl", labelled(("a", 0)))
-    assert "label 1 stands in train, and not in test (1 texts); accepted: each label in both" in failing(folder)
+    assert "label 1 is in train, but not in test (1 texts); accepted: each label in both" in failing(folder)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])

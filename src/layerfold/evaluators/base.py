@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Score:
-    """A figure with its uncertainty and what it was measured on.
+    """A figure with its uncertainty, and the details of its measurement.
 
     Attributes:
         value: the figure, in `unit`.

@@ -98,8 +98,7 @@ class Latency(Published):
         again = {_AGAIN: models[first].copy()} if len(models) > 1 else {}
         models = {**models, **{label: model for label, model in plain.items() if model is not None}, **again}
         labels = list(models)
-        decode: dict[str, list[float]] = {label: [] for label in labels}
-        prefill: dict[str, list[float]] = {label: [] for label in labels}
+        times: dict[str, list[tuple[float, float]]] = {label: [] for label in labels}
         for label in progress.track(labels, "latency, warming up"):
             self._generate(models[label])
             self._prefill(models[label])
@@ -110,15 +109,12 @@ class Latency(Published):
             for _ in progress.track(range(self.rounds), "latency, rounds"):
                 # A new order: no model always runs after the same other one.
                 for label in orders.sample(labels, len(labels)):
-                    decode[label].append(self._generate(models[label]))
-                    prefill[label].append(self._prefill(models[label]))
+                    times[label].append((self._generate(models[label]), self._prefill(models[label])))
                 gc.collect()
         finally:
             if collecting:
                 gc.enable()
-        scores = {
-            label: self._score(models[label], label, first, decode, prefill) for label in labels if label != _AGAIN
-        }
+        scores = {label: self._score(models[label], label, first, times) for label in labels if label != _AGAIN}
         for label in plain.keys() & scores.keys():
             own, timed = label.removesuffix(_PLAIN), scores.pop(label)
             beside = {
@@ -128,18 +124,12 @@ class Latency(Published):
             scores[own] = replace(scores[own], details={**scores[own].details, **beside})
         return scores
 
-    def _score(
-        self,
-        model: Model,
-        label: str,
-        first: str,
-        decode: Mapping[str, list[float]],
-        prefill: Mapping[str, list[float]],
-    ) -> Score:
+    def _score(self, model: Model, label: str, first: str, times: Mapping[str, list[tuple[float, float]]]) -> Score:
+        decode = {label: [generated for generated, _ in rounds] for label, rounds in times.items()}
         details: dict[str, Any] = {
             **self.settings(model),
             "interval": "quartiles",
-            "prefill": _quartiles(prefill[label]).to_json() | {"interval": "quartiles"},
+            "prefill": _quartiles([prefilled for _, prefilled in times[label]]).to_json() | {"interval": "quartiles"},
         }
         if _AGAIN in decode:
             details["same_model"] = _speedup(decode, first, _AGAIN).to_json()
@@ -184,12 +174,8 @@ class Latency(Published):
                 )
                 times.append(1000 * (time.perf_counter() - started))
                 lengths.append(produced.shape[1])
-            details = {
-                **self.settings(model),
-                "interval": "quartiles",
-                "mean": float(np.mean(times)),
-                "lengths": lengths,
-            }
+            mean = float(np.mean(times))
+            details = {**self.settings(model), "interval": "quartiles", "mean": mean, "lengths": lengths}
             scores[label] = Score.of(_quartiles(times), "ms/sample", details, lower_is_better=True)
         return scores
 

@@ -41,7 +41,7 @@ def frozen(decoder: Decoder, recovery: Recovery) -> set[str]:
     for pattern in recovery.freeze:
         matched = fnmatch.filter(parameters, pattern)
         if not matched:
-            raise InputError(f"freeze {one_of(pattern, list(parameters)[:8])}, ...; * stands for any characters")
+            raise InputError(f"freeze {one_of(pattern, list(parameters)[:8])}, ...; * matches any characters")
         names.update(matched)
     # Either name of a tensor with two freezes it.
     kept = {id(parameters[name]) for name in names}

@@ -44,9 +44,9 @@ class Loss:
 class Recovery:
     """Train a model on the ``train`` split of a corpus, and keep the weights that did best on its ``validation`` split.
 
-    AdamW over packed windows without padding; dropout is off. The weights that training begins with count among those
-    kept: a model that training does not improve stays as it is. In the patterns of `freeze`, ``*`` and ``?`` stand for
-    any characters and any one. The learning rates that are tried are `LEARNING_RATES`.
+    AdamW over packed windows without padding; dropout is off. A model that training does not improve keeps its weights.
+    In the patterns of `freeze`, ``*`` matches any characters and ``?`` any one. The search for a learning rate tries
+    `LEARNING_RATES`.
 
     Attributes:
         tokens: training tokens, rounded down to whole steps; shorter text is read again in another order.

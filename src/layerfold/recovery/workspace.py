@@ -20,7 +20,7 @@ _TRACKED = "runs"
 
 
 def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Reserve a folder for a run with these settings; a folder that already has them stays as it is.
+    """Reserve a folder for a run with these settings; a folder that already has them is not changed.
 
     Args:
         overwrite: start again where the folder holds a run with other settings.

@@ -121,7 +121,7 @@ def load_labelled(name: str) -> tuple[Labelled, Labelled]:
         alone = [label for label in one.labels if label not in other.labels]
         if alone:
             raise CorpusError(
-                f"labelled texts {name!r}: label {alone[0]!r} stands in {one.split}, and not in {other.split} "
+                f"labelled texts {name!r}: label {alone[0]!r} is in {one.split}, but not in {other.split} "
                 f"({len(other.texts):,} texts); accepted: each label in both, as of more texts"
             )
     return train, test
