@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -120,7 +118,7 @@ class Run:
             TrainingError: training diverged; the folder keeps the last checkpoint before that.
             OutputError: the folder cannot be written.
         """
-        with output_errors(self.folder), quiet(), _evaluating(self.teacher):
+        with output_errors(self.folder), quiet():
             known = {"model_sha256": self.model.sha256, **settings(self.recovery, self.text, self.teacher)}
             claim(self.folder, known, self._overwrite)
             if self._is_its_own_teacher() or self.recovery.lacks(self.model.decoder):
@@ -178,11 +176,10 @@ class Run:
         if self.teacher is None or not self.recovery.needs_teacher:
             return None
         device = this_process().device
-        if device.type == "cpu":
-            return self.teacher.decoder
-        copied = self.teacher.decoder.copy()
-        copied.model.to(device)
-        return copied
+        # On the processor a copy of the modules alone, not of their parameters: the caller's keep their training mode.
+        placed = self.teacher.decoder.copy(share=device.type == "cpu")
+        placed.model.eval().to(device)
+        return placed
 
     def _is_its_own_teacher(self) -> bool:
         """Whether there is nothing to learn: all gradients are rounding errors, which Adam would magnify."""
@@ -235,18 +232,3 @@ class Run:
             "notes": outcome.to_json(),
         }
         return recovered.with_step(step), outcome
-
-
-@contextmanager
-def _evaluating(model: Model | None) -> Iterator[None]:
-    """Set a model to evaluation mode, and restore its modules' modes afterwards."""
-    if model is None:
-        yield
-        return
-    were = [(module, module.training) for module in model.decoder.model.modules()]
-    model.decoder.model.eval()
-    try:
-        yield
-    finally:
-        for module, was in were:
-            module.training = was
