@@ -168,6 +168,12 @@ def end_of_text(model: Model) -> int:
     return token
 
 
+def encode(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text, without special tokens."""
+    ids: list[list[int]] = model.require_tokenizer()(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
 def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     """Return the indices of rows in batches of similar length, which need the least padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

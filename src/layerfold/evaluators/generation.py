@@ -12,7 +12,7 @@ import torch
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
-from layerfold.evaluators.base import Evaluator, Score
+from layerfold.evaluators.base import Evaluator, Score, encode
 from layerfold.inference.decoding import greedy
 from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
@@ -57,7 +57,7 @@ class Generation(Evaluator):
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""
-        prompts = {prompt: self._encode(model, prompt) for prompt in self.prompts}
+        prompts = dict(zip(self.prompts, encode(model, self.prompts), strict=True))
         return {"prompts": prompts, "new_tokens": self.new_tokens}
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
@@ -72,12 +72,8 @@ class Generation(Evaluator):
         return Score.of(interval.within(0, 1), "repeated 4-grams", details, lower_is_better=True)
 
     def _continue(self, model: Model, prompt: str) -> list[int]:
-        tokens: list[int] = greedy(model.decoder, torch.tensor([self._encode(model, prompt)]), self.new_tokens).tolist()
+        tokens: list[int] = greedy(model.decoder, torch.tensor(encode(model, [prompt])), self.new_tokens).tolist()
         return tokens
-
-    def _encode(self, model: Model, prompt: str) -> list[int]:
-        ids: list[int] = model.require_tokenizer()(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
 
 
 def repeated_fraction(tokens: Sequence[int], n: int = 4) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from layerfold.checkpoint.model import Model, is_pocket
 from layerfold.errors import InputError, MissingExtraError
-from layerfold.evaluators.base import Protocols, Published, Score, batches_by_length
+from layerfold.evaluators.base import Protocols, Published, Score, batches_by_length, encode
 from layerfold.inference.decoding import continue_each
 from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
@@ -146,11 +146,7 @@ class Rouge(Published):
 
     def _prompts(self, model: Model, documents: Sequence[str]) -> tuple[list[list[int]], int]:
         """Token ids of each prompt, and the number of documents that were cut."""
-        tokenizer = model.require_tokenizer()
-        settings: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
-        cue: list[int] = []
-        if self.cue and not self.published:
-            cue = tokenizer(self.cue, **settings)["input_ids"]
+        cue = encode(model, [self.cue])[0] if self.cue and not self.published else []
         room = model.decoder.default_context - self._new_tokens(model) - len(cue)
         if self.published:
             room = min(_PUBLISHED_TOKENS, room)
@@ -159,7 +155,7 @@ class Rouge(Published):
                 f"rouge new_tokens {self._new_tokens(model)}; accepted: less than the context, "
                 f"{model.decoder.default_context}, less the cue's {len(cue)} tokens"
             )
-        rows: list[list[int]] = tokenizer(list(documents), **settings)["input_ids"]
+        rows = encode(model, documents)
         return [[*row[:room], *cue] for row in rows], sum(len(row) > room for row in rows)
 
     def _new_tokens(self, model: Model) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from layerfold.checkpoint.model import Model, is_pocket
 from layerfold.errors import InputError, check_one_of
-from layerfold.evaluators.base import Protocols, Published, Score, end_of_text
+from layerfold.evaluators.base import Protocols, Published, Score, encode, end_of_text
 from layerfold.evaluators.classification.logistic import BagOfWords, fit
 from layerfold.maths.intervals import difference_of_shares, wilson
 from layerfold.progress import SILENT, Progress
@@ -21,8 +22,11 @@ from layerfold.text.examples import Label, Labelled, load_labelled
 
 _RATE_AT_WIDTH = 0.0576
 """The default learning rate times d_model: 3e-4 at pocket's 192, 7.5e-5 at GPT-2's 768."""
-_CONTEXT = 256
-_PUBLISHED_TOKENS = 128
+_CONTEXT, _PUBLISHED_CONTEXT = 256, 128
+_PUBLISHED: dict[str, Any] = {
+    **{"body": True, "train_rows": None, "test_rows": None, "context": None, "keep": "first"},
+    **{"learning_rate": 5e-5, "epochs": 2, "batch_size": 2},
+}
 
 Keep = Literal["first", "last"]
 Side = Literal["left", "right"]
@@ -111,14 +115,13 @@ class Imdb(Published):
             "test_rows": len(test.texts),
             "train_sha256": train.sha256,
             "test_sha256": test.sha256,
-            "body": self._body,
+            "body": self._used.body,
             "context": self._context(model),
-            "keep": "first" if self.published else self.keep,
+            "keep": self._used.keep,
             "seed": self._seed,
         }
-        if self._body:
-            rate, epochs, batch_size = self._training(model)
-            settings |= {"learning_rate": rate, "epochs": epochs, "batch_size": batch_size}
+        if self._used.body:
+            settings |= self._training(model)
         return settings | ({"pool": self.pool} if self.published else {})
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
@@ -137,9 +140,8 @@ class Imdb(Published):
             model.decoder.check_ids(torch.tensor([end]))
             pooled = self.pool == "last_position"
             padding = test_padding = classifier.Padding("right", self._context(model), pooled, end)
-        if self._body:
-            rate, epochs, batch_size = self._training(model)
-            training = classifier.Training(rate, epochs, batch_size, self._seed)
+        if self._used.body:
+            training = classifier.Training(**self._training(model), seed=self._seed)
             trained = classifier.train(model.decoder, rows, labels, len(classes), training, padding, progress)
         else:
             trained = classifier.fit_head(
@@ -170,27 +172,24 @@ class Imdb(Published):
         """Return the whole test split."""
         return self._read(base)[1].corpus
 
-    @property
-    def _body(self) -> bool:
-        return self.body or self.published
+    @cached_property
+    def _used(self) -> Imdb:
+        """These settings, or those of the published run."""
+        return replace(self, **_PUBLISHED) if self.published else self
 
     @property
     def _seed(self) -> int:
         return self.seed or 0
 
-    def _training(self, model: Model) -> tuple[float, int, int]:
-        """Learning rate, epochs and batch size."""
-        if self.published:
-            return 5e-5, 2, 2
-        return self.learning_rate or _RATE_AT_WIDTH / model.decoder.d_model, self.epochs, self.batch_size
+    def _training(self, model: Model) -> dict[str, Any]:
+        rate = self._used.learning_rate or _RATE_AT_WIDTH / model.decoder.d_model
+        return {"learning_rate": rate, "epochs": self._used.epochs, "batch_size": self._used.batch_size}
 
     def _context(self, model: Model) -> int:
-        longest = model.decoder.context
-        if self.published:
-            return min(_PUBLISHED_TOKENS, longest)
-        if self.context is not None and self.context > longest:
-            raise InputError(f"imdb context {self.context}; accepted: 1 ... {longest} (the model's maximum)")
-        return self.context or min(_CONTEXT, longest)
+        context, longest = self._used.context, model.decoder.context
+        if context is not None and context > longest:
+            raise InputError(f"imdb context {context}; accepted: 1 ... {longest} (the model's maximum)")
+        return context or min(_PUBLISHED_CONTEXT if self.published else _CONTEXT, longest)
 
     def _read(self, model: Model) -> tuple[Labelled, Labelled]:
         name = self.data or self.default_data(model)
@@ -199,22 +198,20 @@ class Imdb(Published):
     def _chosen(self, model: Model) -> tuple[Labelled, Labelled]:
         """The texts for training and for the test."""
         train, test = self._read(model)
-        train_rows, test_rows = (None, None) if self.published else (self.train_rows, self.test_rows)
-        chosen = train.drawn(train_rows, self._seed)
+        chosen = train.drawn(self._used.train_rows, self._seed)
         missing = set(train.labels) - set(chosen.labels)
         if missing:
             which = sorted(map(str, missing))[0]
             raise InputError(f"imdb train_rows {self.train_rows}; accepted: more, since none has label {which!r}")
-        return chosen, test.drawn(test_rows, 0)
+        return chosen, test.drawn(self._used.test_rows, 0)
 
     def _encode(self, model: Model, texts: tuple[str, ...]) -> tuple[list[list[int]], int]:
         """Token ids of each text, cut to the context, and the number of texts that were cut."""
-        tokenizer, longest = model.require_tokenizer(), self._context(model)
-        rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        longest, rows = self._context(model), encode(model, texts)
         if not all(rows):
             raise InputError(f"the tokenizer makes no token of the text {texts[rows.index([])][:40]!r}")
         model.decoder.check_ids(torch.tensor([max(row) for row in rows]))
-        first = self.published or self.keep == "first"
+        first = self._used.keep == "first"
         return [row[:longest] if first else row[-longest:] for row in rows], sum(len(row) > longest for row in rows)
 
 
