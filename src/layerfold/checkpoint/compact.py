@@ -40,8 +40,8 @@ def write(decoder: Decoder, folder: Path, dtype: torch.dtype | None = None) -> d
     model = decoder.model
     if readback.is_remote(model):
         raise InputError(
-            f"the compact form of a {type(model).__name__}, whose code its checkpoint brought along and the compact "
-            "form does not hold; accepted: the dense form"
+            f"the compact form of a {type(model).__name__}, which cannot hold the code of the model's checkpoint; "
+            "accepted: the dense form"
         )
     dtype = model.dtype if dtype is None else dtype
     model.config.architectures = [type(model).__name__]

@@ -117,8 +117,8 @@ def _check_no_adapter(source: str, found: bool) -> None:
     """Raise ModelError for an adapter: transformers applies it only where peft is installed."""
     if found:
         raise ModelError(
-            f"{source!r} holds an adapter (adapter_config.json), which is no part of the weights; accepted: a model "
-            "that it was merged into (peft's merge_and_unload), or the weights without that file"
+            f"{source!r} holds an adapter (adapter_config.json), which is not applied; accepted: a model merged with "
+            "its adapter (peft's merge_and_unload), or the weights without that file"
         )
 
 
@@ -156,7 +156,7 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
         # The architecture first: an unsupported one is refused before its weights are read.
         config = AutoConfig.from_pretrained(source, **options)
         if config.model_type == compact.MODEL_TYPE:
-            raise ModelError(f"{source!r} holds a compact checkpoint, and has no {structure.MANIFEST} that says so")
+            raise ModelError(f"{source!r} holds a compact checkpoint without its {structure.MANIFEST}")
         family_of(config.model_type)
         if from_gguf:
             stored = Stored()

@@ -34,7 +34,7 @@ def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], tied: Map
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118, it is no dict
                 if name not in wanted:
-                    raise OutputError(f"{file.name!r} reads back with {name!r}, which is no tensor of the model")
+                    raise OutputError(f"{file.name!r} reads back with {name!r}, which the model does not have")
                 tensor, own = opened.get_tensor(name), wanted[name]
                 if tensor.shape != own.shape or tensor.dtype != own.dtype:
                     read, asked = (f"{tuple(side.shape)} {side.dtype}" for side in (tensor, own))

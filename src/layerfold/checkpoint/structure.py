@@ -167,5 +167,5 @@ def shapes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, list[int]]
     """
     shapes = manifest.get("masks", {})
     if not isinstance(shapes, dict):
-        raise damaged(folder, f"the masks are {str(shapes)[:60]!r}, not by name")
+        raise damaged(folder, f"the masks are {str(shapes)[:60]!r}, not a mapping by name")
     return shapes

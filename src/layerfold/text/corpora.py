@@ -114,7 +114,7 @@ class Splits(dict[str, Corpus]):
         if every.documents and split in ("test", "validation") and self["train"].documents == every.documents:
             raise CorpusError(
                 f"corpus {every.name!r} has {len(every.documents)} documents, too few to hold out any for split "
-                f"{split!r}; accepted: {len(SPLITS)} or more (of a .txt file, parted by blank lines, or one a line)"
+                f"{split!r}; accepted: {len(SPLITS)} or more (of a .txt file, separated by blank lines, or one a line)"
             )
         have = ", ".join(name for name in SPLITS if self[name].documents) or "none"
         raise CorpusError(f"corpus {every.name!r} has no documents in split {split!r}; splits with documents: {have}")

@@ -209,7 +209,7 @@ class Imdb(Published):
         """Token ids of each text, cut to the context, and the number of texts that were cut."""
         longest, rows = self._context(model), encode(model, texts)
         if not all(rows):
-            raise InputError(f"the tokenizer makes no token of the text {texts[rows.index([])][:40]!r}")
+            raise InputError(f"the tokenizer finds no token in the text {texts[rows.index([])][:40]!r}")
         model.decoder.check_ids(torch.tensor([max(row) for row in rows]))
         first = self._used.keep == "first"
         return [row[:longest] if first else row[-longest:] for row in rows], sum(len(row) > longest for row in rows)
