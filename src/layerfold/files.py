@@ -99,16 +99,13 @@ def check_run_folder(directory: Path, marker: str, *, overwrite: bool) -> None:
         overwrite: accept any folder; nothing in it is removed.
     """
     try:
-        if directory.exists() and not directory.is_dir():
-            raise OutputError(
-                f"the output {str(directory)!r} is a file; accepted: a folder that is empty, new or a run's"
-            )
+        is_file = directory.exists() and not directory.is_dir()
         # Temporary files of a killed process do not count.
         held = directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
-    except OutputError:
-        raise
     except OSError as error:
         raise OutputError(f"the output folder {str(directory)[:60]!r}: {error.strerror or error}") from error
+    if is_file:
+        raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty, new or a run's")
     if held and not overwrite and not any(directory.glob(marker)):
         raise OutputError(
             f"the output folder {str(directory)!r} holds something other than such a run ({marker}); "

@@ -68,13 +68,15 @@ class RecoveryTrainer(Trainer):
             parameter.requires_grad_(parameter.numel() > 0)
         for name in frozen(decoder, recovery):
             model.get_parameter(name).requires_grad_(False)
+        if checkpoints and recovery.patience is not None:
+            # First: it must not count the score before training, which `Bookkeeper` sets as the best.
+            callbacks = [EarlyStoppingCallback(early_stopping_patience=recovery.patience), *callbacks]
         super().__init__(
             model=model,
             args=training_arguments(recovery, text, learning_rate, folder, checkpoints),
             train_dataset=cast("Any", training_windows(text)),
             eval_dataset=cast("Any", windows_of(text.validation)),
-            # Patience first: it must not count the score before training, which `Bookkeeper` sets as the best.
-            callbacks=[*(_patience(recovery) if checkpoints else []), *callbacks],
+            callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = False
@@ -225,10 +227,6 @@ class HeldZeros(TrainerCallback):
         """Set masked weights to zero."""
         for weight, zeros in self._zeros:
             weight.masked_fill_(zeros.to(weight.device), 0)
-
-
-def _patience(recovery: Recovery) -> list[TrainerCallback]:
-    return [] if recovery.patience is None else [EarlyStoppingCallback(early_stopping_patience=recovery.patience)]
 
 
 def without_dropout(model: PreTrainedModel) -> None:
