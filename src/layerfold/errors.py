@@ -8,7 +8,7 @@
     ├── ModelError          an unsupported architecture, missing or damaged weights, a NaN
     ├── CorpusError         text that is missing, unreadable, too short, or in two splits
     ├── TrainingError       a training run that diverged
-    ├── OutputError         a folder that may not, or cannot, be written
+    ├── OutputError         a folder that must not or cannot be written
     ├── MissingExtraError   an optional package that is not installed (names the extra)
     └── OfflineError        the Hub cannot be reached and nothing is cached
 

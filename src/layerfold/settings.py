@@ -34,7 +34,7 @@ def build(kind: str, registry: Mapping[str, type[Any]], name: Any, config: Any) 
         if key not in accepted:
             raise InputError(f"{name}: unknown key {one_of(str(key), accepted)}")
     try:
-        # From JSON types: a list is taken for a tuple, but 2.5 or "2" not for an integer.
+        # From JSON types: a list is accepted as a tuple, but not 2.5 or "2" as an integer.
         return TypeAdapter(registry[name]).validate_json(TypeAdapter(Any).dump_json(config), strict=True)
     except ValidationError as error:
         raise InputError(f"{name}{describe(error)}") from error

@@ -15,7 +15,7 @@ from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel  # not at run time: its module may be the importer of this one
+    from transformers import PreTrainedModel  # not at run time: its module may be importing this one
 
 _OF_CONFIG = {"decoder", "model_type", "transformers_version", "architectures", "dtype"}
 _OF_PLACE = {"config", "revision", "token", "cache_dir", "local_files_only", "force_download", "proxies"}

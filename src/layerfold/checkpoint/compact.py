@@ -71,7 +71,7 @@ def read_config(directory: Path) -> PreTrainedConfig:
     from transformers import CONFIG_MAPPING
 
     document = portable.read(directory / portable.CONFIG)
-    document = document["decoder"] if document["model_type"] == MODEL_TYPE else document  # as earlier versions wrote it
+    document = document["decoder"] if document["model_type"] == MODEL_TYPE else document  # earlier versions
     config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
     return config
 

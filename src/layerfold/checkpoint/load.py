@@ -133,7 +133,7 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
     options = options | {"gguf_file": path.name}
     folder = str(path.parent)
     decoder, stored = _from_pretrained(folder, options)
-    # The weights are plain float32 now, but transformers still refuses to save what came from a quantised file.
+    # The weights are plain float32 now, but transformers refuses to save a model from a quantised file.
     quantizer = getattr(decoder.model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(decoder.model)

@@ -19,16 +19,16 @@ class Distill(Recovery):
     """Train towards a teacher.
 
     The loss of a token is (1 - lm_weight) T^2 KL(teacher || student), both at temperature T, plus lm_weight times the
-    language-model loss, plus hidden_weight times the mean over blocks of |s - t|^2 / |t|^2, where s is what leaves a
-    block of the student and t what leaves its counterpart in the teacher. The teacher runs beside the student, batch
-    by batch: its logits are never stored.
+    language-model loss, plus hidden_weight times the mean over blocks of |s - t|^2 / |t|^2, where s is the
+    output of a block of the student and t that of its counterpart in the teacher. The teacher runs beside the student,
+    batch by batch: its logits are never stored.
 
     Attributes:
         temperature: T, which flattens both distributions.
         lm_weight: weight of the language-model loss, 0 to 1.
         hidden_weight: weight of the hidden states' term; 0 leaves it out.
-        counterparts: for each block of the model the index of the teacher's block whose output it should have. None
-            takes, for each block kept, the last of the teacher's before the next one kept.
+        counterparts: for each block of the model, index of the teacher's block whose output it should imitate. None
+            takes, for each kept block, the teacher's last block before the next kept one.
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; the hidden
     states' term after Jiao et al., "TinyBERT", 2020, equation 8, but relative to the teacher's norm.

@@ -24,7 +24,7 @@ class LowRank(Distill):
     `lm_weight` below 1, or a `hidden_weight`, the deltas learn from a teacher too, as in `Distill`.
 
     Attributes:
-        penalty_weight: lambda; the published one by default.
+        penalty_weight: weight of the penalty, lambda; the published one by default.
     """
 
     lm_weight: float = 1.0

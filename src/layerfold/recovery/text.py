@@ -21,7 +21,7 @@ _CONTEXT = 256
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Windows of the ``train`` and of the ``validation`` split.
+    """Windows of the ``train`` and the ``validation`` split.
 
     Attributes:
         train: full windows only, without padding; the documents in a seeded order.
