@@ -1,4 +1,4 @@
-"""Versions, processor and network: what a figure was made with, and whether the Hub can be reached."""
+"""Versions, processor and network of this machine."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def environment() -> dict[str, Json]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a figure depends on."""
+    """Versions of the packages that figures depend on."""
     return dict(_versions())
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    known = {"python": platform.python_version()}
     for name in ("layerfold", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "scipy"):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            known[name] = version(name)
+    return known
 
 
 @functools.cache
@@ -54,10 +54,10 @@ _TIMEOUT_SECONDS = 5.0
 
 @functools.cache
 def hub_reachable() -> bool:
-    """Tell whether a connection to the Hub can be opened (one attempt of at most 5 seconds, remembered).
+    """Whether a connection to the Hub opens; one attempt of at most 5 seconds, whose result is kept.
 
-    The client libraries retry for half a minute and print a line for each attempt. A user behind a proxy is taken
-    to be online, since a direct connection says nothing there.
+    The client libraries retry for half a minute and print a line for each attempt. A user behind a proxy counts as
+    online, since a direct connection proves nothing there.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         return False

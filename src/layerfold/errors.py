@@ -3,17 +3,17 @@
 ::
 
     LayerfoldError
-    ├── InputError          an argument outside what is accepted
+    ├── InputError          an argument that is not accepted
     │   └── RecipeError     a study's recipe that cannot be read or does not validate
     ├── ModelError          an unsupported architecture, missing or damaged weights, a NaN
-    ├── CorpusError         text that is missing, unreadable or too short, or that stands in two splits
+    ├── CorpusError         text that is missing, unreadable, too short, or in two splits
     ├── TrainingError       a training run that diverged
-    ├── OutputError         a folder that may not, or cannot, be written
+    ├── OutputError         a folder that must not or cannot be written
     ├── MissingExtraError   an optional package that is not installed (names the extra)
     └── OfflineError        the Hub cannot be reached and nothing is cached
 
-Each message is one line that says what was received and what is accepted. The command line prints it and exits
-with code 2; anything else that escapes is a defect.
+Each message is one line: the value received and the values accepted. The command line prints it and exits with code 2;
+any other exception that escapes is a defect.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from collections.abc import Iterable
 
 
 class LayerfoldError(Exception):
-    """Base of everything that layerfold raises on purpose."""
+    """Base of all exceptions that layerfold raises on purpose."""
 
 
 class InputError(LayerfoldError, ValueError):
-    """An argument outside what is accepted."""
+    """An argument that is not accepted."""
 
 
 class RecipeError(InputError):
@@ -39,7 +39,7 @@ class ModelError(LayerfoldError):
 
 
 class CorpusError(LayerfoldError):
-    """A corpus that is missing, unreadable or too short for what was asked."""
+    """A corpus that is missing, unreadable, too short, or that shares documents with another split."""
 
 
 class TrainingError(LayerfoldError):
@@ -56,7 +56,7 @@ class MissingExtraError(LayerfoldError, ImportError):
     Args:
         package: the distribution that could not be imported.
         extra: the extra of layerfold that installs it.
-        instead: what does without it.
+        instead: an alternative that does not need it.
     """
 
     def __init__(self, package: str, extra: str, instead: str = "") -> None:
@@ -65,22 +65,29 @@ class MissingExtraError(LayerfoldError, ImportError):
 
 
 class OfflineError(LayerfoldError, ConnectionError):
-    """The Hub cannot be reached and the local cache does not hold what was asked for."""
+    """The Hub cannot be reached, and the local cache does not hold the files."""
 
 
 def one_of(received: str, accepted: Iterable[str]) -> str:
-    """Return the tail of a message: what was received, the nearest match, and what is accepted."""
+    """Return the end of a message: the value received, its nearest match, and the accepted values."""
     options = sorted(accepted)
     return f"{received!r}; {nearest(received, options)}accepted: {', '.join(options)}"
 
 
+def check_one_of(noun: str, received: str, accepted: Iterable[str]) -> None:
+    """Raise InputError, beginning with the noun, for a value that is not accepted."""
+    options = list(accepted)
+    if received not in options:
+        raise InputError(f"{noun} {one_of(received, options)}")
+
+
 def nearest(received: str, accepted: Iterable[str]) -> str:
-    """Return a question naming the closest of what is accepted, or nothing where none is close."""
+    """Return a question that names the closest accepted value; empty where none is close."""
     near = difflib.get_close_matches(received, list(accepted), n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}? " if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, with the next one where it only announces that; else its kind."""
+    """Return an error's first line, with the next where the first ends in a colon; the error's class if it is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

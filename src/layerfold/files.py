@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and hashes of what is in them."""
+"""Files and folders that appear whole or not at all, and their hashes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from layerfold.errors import LayerfoldError, ModelError, OutputError, first_line
 
 Json = Any
-"""A value that json.dumps takes."""
+"""A value that json.dumps accepts."""
 
 _OF_TORCH = ("PytorchStreamWriter", "inline_container", "iostream")
-"""Signs that torch could not write a file."""
+"""Signs in an error's text that torch could not write a file."""
 
 
 def hash_json(value: Json) -> str:
@@ -30,17 +30,17 @@ def hash_json(value: Json) -> str:
 
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Say in one line that a file or folder cannot be written, whichever library finds out.
+    """Turn every library's errors for a path that cannot be written into one line.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the path cannot be written.
     """
     try:
         yield
     except LayerfoldError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
-        # What torch raises where the disk is full is a RuntimeError too.
+        # torch raises RuntimeError for a full disk.
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _OF_TORCH):
             raise
         said = getattr(error, "strerror", None) or first_line(error)
@@ -49,7 +49,7 @@ def output_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+    """Yield a temporary path beside `path` that replaces it after a block without an error.
 
     Raises:
         OutputError: the file cannot be written.
@@ -68,50 +68,44 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is whole or not there."""
+    """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def check_folder(directory: Path, *, overwrite: bool) -> None:
-    """Raise OutputError where `writing_folder` would: call it before long work.
+    """Raise, before long work, the OutputError of `writing_folder`.
 
-    Even `overwrite` does not take a file, a folder that the current one lies in, or one with folders in it, which no
-    checkpoint has.
+    Even `overwrite` does not replace a file, a folder that contains the current one, or a folder with folders in it,
+    which no checkpoint has.
     """
     if directory.exists() and not directory.is_dir():
         raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty or new")
     if directory.is_dir():
+        output, held = f"the output folder {str(directory)!r}", sorted(directory.iterdir())
         if Path.cwd().resolve().is_relative_to(directory.resolve()):
-            raise OutputError(f"the output folder {str(directory)!r} holds the current folder; it is not replaced")
-        held = sorted(directory.iterdir())
+            raise OutputError(f"{output} holds the current folder; it is not replaced")
         if held and not overwrite:
-            raise OutputError(f"the output folder {str(directory)!r} is not empty; --overwrite replaces it whole")
-        folders = [path.name for path in held if path.is_dir()]
-        if folders:
-            raise OutputError(
-                f"the output folder {str(directory)!r} holds folders ({folders[0]!r}); it is not replaced"
-            )
+            raise OutputError(f"{output} is not empty; --overwrite replaces it whole")
+        if folders := [path.name for path in held if path.is_dir()]:
+            raise OutputError(f"{output} holds folders ({folders[0]!r}); it is not replaced")
 
 
 def check_run_folder(directory: Path, marker: str, *, overwrite: bool) -> None:
-    """Raise OutputError for a folder that holds something other than a run, which would be gone on with.
+    """Raise OutputError for a folder that holds something other than a run, which would be resumed.
 
     Args:
-        marker: glob pattern of a file that a run's folder has.
-        overwrite: accept it all the same; nothing in it is removed.
+        marker: glob pattern of a file in every run's folder.
+        overwrite: accept any folder; nothing in it is removed.
     """
     try:
-        if directory.exists() and not directory.is_dir():
-            raise OutputError(
-                f"the output {str(directory)!r} is a file; accepted: a folder that is empty, new or a run's"
-            )
-        # What a killed process left of a file it was writing is no reason to refuse.
+        is_file = directory.exists() and not directory.is_dir()
+        # Temporary files of a killed process do not count.
         held = directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
-    except OutputError:
-        raise
     except OSError as error:
         raise OutputError(f"the output folder {str(directory)[:60]!r}: {error.strerror or error}") from error
+    if is_file:
+        raise OutputError(f"the output {str(directory)!r} is a file; accepted: a folder that is empty, new or a run's")
     if held and not overwrite and not any(directory.glob(marker)):
         raise OutputError(
             f"the output folder {str(directory)!r} holds something other than such a run ({marker}); "
@@ -121,7 +115,7 @@ def check_run_folder(directory: Path, marker: str, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder beside `directory` that takes its place when the block ends without an error."""
+    """Yield a temporary folder beside `directory` that replaces it after a block without an error."""
     check_folder(directory, overwrite=overwrite)
     directory = directory.resolve()
     with output_errors(directory):
@@ -146,14 +140,14 @@ def writing_folder(directory: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _open_up(path: Path) -> None:
-    """Give what was written the permissions that a plain write gives; temporary files and safetensors are private."""
+    """Set the usual permissions of new files: temporary files, and those of safetensors, are private."""
     os.umask(mask := os.umask(0))
-    for each in (path, *path.rglob("*")):
-        os.chmod(each, (0o777 if each.is_dir() else 0o666) & ~mask)
+    for written in (path, *path.rglob("*")):
+        os.chmod(written, (0o777 if written.is_dir() else 0o666) & ~mask)
 
 
 def hash_file(path: Path, more: str = "") -> str:
-    """SHA-256 of a file's bytes, and of more text after them."""
+    """SHA-256 of a file's bytes, followed by more text."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(more.encode())
@@ -161,6 +155,6 @@ def hash_file(path: Path, more: str = "") -> str:
 
 
 def check_hash(found: str, recorded: object, path: Path) -> None:
-    """Raise ModelError where a file's hash is not the one recorded."""
+    """Raise ModelError where a file's hash differs from the recorded one."""
     if found != recorded:
         raise ModelError(f"{str(path)!r} is damaged: SHA-256 {found[:12]}..., recorded {str(recorded)[:12]}...")

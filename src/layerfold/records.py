@@ -1,4 +1,4 @@
-"""What one run of a study leaves behind: one JSON file a variant and evaluator, and the study's own."""
+"""The records of a study: one JSON file for each variant and evaluator, and one of the whole study."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from layerfold.files import Json, hash_json, write_text
 
 BASE_LABEL = "base"
 RECOVERY = "recovery"
-"""Stands for an evaluator in the record of how a variant was trained."""
-
+"""The evaluator's name in the record of a variant's training."""
 RESULTS_FILE = "results.json"
 _STUDY_FILE = "study.json"
 _FORMAT = "layerfold results 1"
@@ -25,14 +24,14 @@ class Record:
 
     Attributes:
         key: hash of all that determines the measurement.
-        label: the variant's name in the recipe; `BASE_LABEL` for the model that all are compared with.
-        evaluator: its name, as ``perplexity``, or `RECOVERY`.
+        label: the variant's name in the recipe; `BASE_LABEL` for the base.
+        evaluator: name of the evaluator, as ``perplexity``, or `RECOVERY`.
         protocol: name and version of the protocol, as ``perplexity-2``.
-        score: ``value``, ``low``, ``high``, ``unit``, ``lower_is_better`` and what else the evaluator reports.
-        subject: what was hashed into the key: base weights, method, calibration, settings, seed.
-        notes: what the method found (as the mean correlation of each matched pair).
+        score: ``value``, ``low``, ``high``, ``unit``, ``lower_is_better`` and the evaluator's details.
+        subject: document behind the key: base weights, method, calibration, settings, seed.
+        notes: the method's notes, as the mean correlation of each matched pair.
         environment: versions, threads, processor.
-        seconds: how long the measurement took.
+        seconds: duration of the measurement.
     """
 
     key: str
@@ -53,9 +52,9 @@ class Results:
     Attributes:
         base: the base model's name.
         recipe: the resolved recipe.
-        labels: the rows: the variants' names, `BASE_LABEL` first, then the `baselines`.
-        evaluators: names, in the recipe's order.
-        records: by (label, evaluator).
+        labels: names of the rows: `BASE_LABEL`, the variants, then the `baselines`.
+        evaluators: names of the evaluators, in the recipe's order.
+        records: records by (label, evaluator).
     """
 
     base: str
@@ -66,12 +65,12 @@ class Results:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The rows that are no models: what an evaluator's figures are to be compared with."""
+        """Labels of the evaluators' baselines, which are not models."""
         rows = {label for (label, _), record in self.records.items() if "baseline" in record.subject}
         return tuple(label for label in self.labels if label in rows)
 
     def score(self, label: str, evaluator: str) -> dict[str, Json] | None:
-        """Return a score, or None where it has not been measured."""
+        """Return a score; None where it has not been measured."""
         record = self.records.get((label, evaluator))
         return None if record is None else record.score
 
@@ -98,7 +97,7 @@ class Results:
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """Write results into a run's folder, records included, so that a report can be made again without any model.
+    """Write results and records into a run's folder, from which a report can be made without any model.
 
     Raises:
         OutputError: the file cannot be written.
@@ -110,16 +109,16 @@ def write_results(results: Results, folder: Path) -> None:
         "evaluators": results.evaluators,
         "records": [[*place, asdict(record)] for place, record in results.records.items()],
     }
-    content = json.loads(json.dumps(content))  # the hash is of what will be read: no tuples, no keys but text
+    content = json.loads(json.dumps(content))  # hash the document as it will be read: lists, and keys of text
     document = {"format": _FORMAT, "sha256": hash_json(content), "results": content}
     write_text(folder / RESULTS_FILE, json.dumps(document, indent=1))
 
 
 def read_results(folder: Path) -> Results:
-    """Read what `write_results` wrote; the hash in it makes sure that nothing was changed since.
+    """Read the results of `write_results`; their hash shows that nothing has changed since.
 
     Raises:
-        InputError: the folder is no run's, or its results are missing, damaged or something else.
+        InputError: not a run's folder, or results that are missing, damaged or of another format.
     """
     path = folder / RESULTS_FILE
     again = f"run `layerfold study` with --output-dir {str(folder)!r} again, which measures only what is missing"
@@ -154,13 +153,13 @@ def _without_results(folder: Path, again: str) -> str:
 
 
 class RecordStore:
-    """Records in a folder, one file each, named by evaluator and key."""
+    """Records in a folder: one file each, named by evaluator and key."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def get(self, evaluator: str, key: str, label: str) -> Record | None:
-        """Return the finished record with this key under the label it has now; None if missing or damaged."""
+        """Return the record with this key under the row's present label; None if it is missing or damaged."""
         try:
             document = json.loads(self._path(evaluator, key).read_text(encoding="utf-8"))
             return Record(**{**document, "label": label}) if document["key"] == key else None
@@ -169,8 +168,7 @@ class RecordStore:
 
     def put(self, record: Record) -> None:
         """Write a record atomically."""
-        text = json.dumps(asdict(record), indent=1)
-        write_text(self._path(record.evaluator, record.key), text)
+        write_text(self._path(record.evaluator, record.key), json.dumps(asdict(record), indent=1))
 
     def _path(self, evaluator: str, key: str) -> Path:
         return self.directory / f"{evaluator}-{key[:24]}.json"

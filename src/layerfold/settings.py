@@ -1,4 +1,4 @@
-"""From what a recipe says to typed settings, and from what is wrong with it to one line."""
+"""Settings: from a recipe's YAML to frozen dataclasses, and errors in one line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from layerfold.errors import InputError, RecipeError, one_of
 
 
 def build(kind: str, registry: Mapping[str, type[Any]], name: Any, config: Any) -> Any:
-    """Build what a registry has under a name from the settings given for it.
+    """Build the registered class of this name from its settings.
 
     Args:
-        kind: what is in the registry, for the message.
-        config: settings by name; None stands for none.
+        kind: the registry's noun, for the message.
+        config: settings by name; None means no settings.
 
     Raises:
         InputError: an unknown name or setting, or a value that is not accepted.
@@ -34,14 +34,14 @@ def build(kind: str, registry: Mapping[str, type[Any]], name: Any, config: Any) 
         if key not in accepted:
             raise InputError(f"{name}: unknown key {one_of(str(key), accepted)}")
     try:
-        # From JSON types: a list is taken for a tuple, but 2.5 or "2" not for an integer.
+        # From JSON types: a list is accepted as a tuple, but not 2.5 or "2" as an integer.
         return TypeAdapter(registry[name]).validate_json(TypeAdapter(Any).dump_json(config), strict=True)
     except ValidationError as error:
         raise InputError(f"{name}{describe(error)}") from error
 
 
 def describe(error: ValidationError) -> str:
-    """Say the first of pydantic's errors in one line, with the place in the recipe."""
+    """Return pydantic's first error in one line, with its place in the recipe."""
     first = error.errors(include_url=False)[0]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -58,8 +58,21 @@ def settings_of(configured: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def check_least(configured: Any, noun: str = "", **least: int) -> None:
+    """Raise InputError for the first setting below its least value; None is accepted.
+
+    Args:
+        noun: begins the message.
+        least: least accepted value by the setting's name.
+    """
+    for name, smallest in least.items():
+        value = getattr(configured, name)
+        if value is not None and value < smallest:
+            raise InputError(f"{noun} {name} {value}; accepted: {smallest} or more".lstrip())
+
+
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number that everyone means, not, as YAML 1.1 has it, as text; and 3:4 as text, not as 184."""
+    """YAML 1.1, except that 1e-3 is a number, not text, and 3:4 is text, not 184."""
 
 
 _Loader.add_implicit_resolver(
@@ -78,7 +91,7 @@ for first, known in _Loader.yaml_implicit_resolvers.items():
 
 
 def read_value(text: str) -> Any:
-    """Read one value as it would stand in a recipe.
+    """Read one value in a recipe's YAML.
 
     Raises:
         InputError: it is not YAML.
@@ -90,13 +103,13 @@ def read_value(text: str) -> Any:
 
 
 def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """Read a file that holds a mapping.
+    """Read a YAML file that holds a mapping.
 
     Args:
-        keys: which it may have, to be named where it holds something else.
+        keys: accepted keys, for the message.
 
     Raises:
-        RecipeError: it cannot be read, or is not that.
+        RecipeError: the file cannot be read, or does not hold a mapping.
     """
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -116,6 +129,6 @@ def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 
 def yaml_text(document: dict[str, Any]) -> str:
-    """Return a mapping as text that `read_yaml` reads."""
+    """Return a mapping as YAML for `read_yaml`."""
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
     return text

@@ -118,7 +118,7 @@ GENERAL: list[tuple[Damage, str]] = [
     (alias_of("transformer.h.9.mlp.c_fc.weight"), SHA),
     (alias_of("transformer.ln_f.bias"), SHA),
     (alias_of(["no name"]), SHA),
-    (told(format="dense"), r"holds a compact checkpoint, and has no layerfold\.json that says so"),
+    (told(format="dense"), r"holds a compact checkpoint without its layerfold\.json"),
     (told(format="folded"), "is of format 'folded' version 1"),
     (told(format_version=99), "version 99; accepted: version 1"),
     (untold("format"), "is damaged: KeyError"),

@@ -50,7 +50,7 @@ def config_changed(folder: Path) -> None:
 FAULTS: list[tuple[Fault, str]] = [
     (changed(lambda held: {name: held[name] for name in sorted(held)[:-1]}), "read back without"),
     (one_value_changed, "other values of"),
-    (changed(lambda held: held | {"stray": torch.zeros(1)}), "'stray', which is no tensor of the model"),
+    (changed(lambda held: held | {"stray": torch.zeros(1)}), "'stray', which the model does not have"),
     (changed(lambda held: held | {max(held): torch.zeros(3)}), r"\(3,\) torch.float32, not"),
     (changed(lambda held: {name: each.half() for name, each in held.items()}), r"torch.float16, not .* torch.float32"),
     (config_changed, "reads back with layer_norm_epsilon 0.5, not 1e-05"),
@@ -148,6 +148,6 @@ def test_the_compact_form_of_a_model_with_code_of_its_own_is_refused(
 ) -> None:
     model = tiny("gpt2")
     monkeypatch.setattr(readback, "is_remote", lambda loaded: True)
-    with pytest.raises(InputError, match=r"whose code its checkpoint brought along .* accepted: the dense form"):
+    with pytest.raises(InputError, match=r"which cannot hold the code of .* accepted: the dense form"):
         model.save(tmp_path / "saved", format="compact")
     assert not (tmp_path / "saved").exists()

@@ -11,7 +11,7 @@ from tiny import Write, tiny
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, ModelError
-from layerfold.evaluators import Comparison, Generation, Harness, Imdb, Latency, Perplexity, Rouge, Size
+from layerfold.evaluators import Generation, Harness, Imdb, Latency, Perplexity, Rouge, SideBySide, Size
 from layerfold.evaluators.base import Baselined, HeldOut
 
 ROWS = [{"text": f"text {i}", "label": i % 2, "document": f"text {i}. More.", "summary": f"{i}"} for i in range(80)]
@@ -95,7 +95,7 @@ def test_a_model_without_a_tokenizer_is_refused(make: Any, data: Callable[[str],
 
 
 def test_what_else_they_are_asked_for(data: Callable[[str], str]) -> None:
-    assert [isinstance(each, Comparison) for each in (Latency(), Size())] == [True, False]
+    assert [isinstance(each, SideBySide) for each in (Latency(), Size())] == [True, False]
     for kind in (Imdb, Rouge, Perplexity, Latency):
         assert kind().protocol_id != kind(protocol="published").protocol_id  # type: ignore[call-arg]
     texts = tuple(row["text"] for row in ROWS)

@@ -258,7 +258,7 @@ def test_what_a_model_cannot_read_is_refused(data: str, write: Write) -> None:
         return {"input_ids": [[] if text.startswith("text 1") else [1] for text in texts]}
 
     path = str(write("rows.jsonl", lines([{"text": f"text {i}", "label": i % 2} for i in range(200)])))
-    with pytest.raises(InputError, match="the tokenizer makes no token of the text 'text 1"):
+    with pytest.raises(InputError, match="the tokenizer finds no token in the text 'text 1"):
         Imdb(data=path)(Model(model.decoder, silent, model.provenance))  # type: ignore[arg-type]
     with pytest.raises(CorpusError, match=r"no file or folder at 'missing\.csv'"):
         Imdb(data="missing.csv")(model)

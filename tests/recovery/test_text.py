@@ -14,7 +14,7 @@ from tiny import Write, prose, tokenizer
 import layerfold
 from layerfold.checkpoint.model import Provenance
 from layerfold.errors import CorpusError, InputError, LayerfoldError
-from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows, settings, training_text
+from layerfold.recovery.text import TrainingText, settings, training_text, training_windows, windows_of
 from layerfold.text.corpora import load_corpus
 
 
@@ -46,7 +46,7 @@ def test_tokens_are_rounded_down_to_whole_steps_and_no_more_text_is_cut(
     study_corpus: str, tokens: int, steps: int
 ) -> None:
     text = cut(study_corpus, tokens=tokens)
-    assert (text.steps, text.tokens, len(TrainingWindows(text))) == (steps, 64 * steps, 4 * steps)
+    assert (text.steps, text.tokens, len(training_windows(text))) == (steps, 64 * steps, 4 * steps)
     assert text.train.input_ids.shape == (4 * steps, 16)
     assert text.train.input_ids.flatten().tolist() == runs.train_ids(study_corpus)[: 64 * steps]
 
@@ -55,7 +55,7 @@ def test_a_text_too_short_is_read_again_in_another_order_each_window_once_a_read
     text = cut(little, steps=7)
     rows = len(text.train)
     assert 3 * rows < 28, "four readings, the last in part"
-    windows = TrainingWindows(text)
+    windows = training_windows(text)
     known = [tuple(row) for row in text.train.input_ids.tolist()]
     assert len(set(known)) == rows
     order = [known.index(tuple(windows[i]["input_ids"].tolist())) for i in range(len(windows))]
@@ -66,7 +66,7 @@ def test_a_text_too_short_is_read_again_in_another_order_each_window_once_a_read
     assert len(set(readings[-1])) == len(readings[-1])
     assert len({tuple(reading) for reading in readings[:-1]}) == 3, "each another order"
     # Whatever was asked for before, as after resuming: the order is the same.
-    again = TrainingWindows(text)
+    again = training_windows(text)
     for index in (27, 0, rows, 13, rows - 1, 27, 2 * rows):
         assert torch.equal(again[index]["input_ids"], windows[index]["input_ids"])
 
@@ -75,7 +75,7 @@ def test_another_seed_is_another_order_of_documents_and_of_readings(little: str)
     one, two = cut(little, steps=7, seed=0), cut(little, steps=7, seed=1)
     assert not torch.equal(one.train.input_ids, two.train.input_ids)
     same = TrainingText(one.train, one.validation, one.steps, one.tokens, one.batch_size, seed=1)
-    first, second = (torch.stack([w[i]["input_ids"] for i in range(28)]) for w in map(TrainingWindows, (one, same)))
+    first, second = (torch.stack([w[i]["input_ids"] for i in range(28)]) for w in map(training_windows, (one, same)))
     rows = len(one.train)
     assert torch.equal(first[:rows], second[:rows])
     assert not torch.equal(first[rows : 2 * rows], second[rows : 2 * rows])
@@ -99,7 +99,7 @@ def test_nothing_of_the_other_splits_is_read(write: Write) -> None:
 
 def test_validation_windows_keep_their_lengths(study_corpus: str) -> None:
     text = cut(study_corpus, validation_tokens=20)
-    windows = ValidationWindows(text.validation)
+    windows = windows_of(text.validation)
     assert [int(windows[i]["length"]) for i in range(len(windows))] == [16, 4]
 
 
@@ -107,8 +107,8 @@ def test_a_shortened_text_has_fewer_steps_and_the_same_windows(study_corpus: str
     text = cut(study_corpus, steps=8)
     for fraction, steps in ((0.25, 2), (0.01, 1), (1.0, 8)):
         short = text.shortened(fraction)
-        assert (short.steps, short.tokens, len(TrainingWindows(short))) == (steps, 64 * steps, 4 * steps)
-        assert torch.equal(TrainingWindows(short)[3]["input_ids"], TrainingWindows(text)[3]["input_ids"])
+        assert (short.steps, short.tokens, len(training_windows(short))) == (steps, 64 * steps, 4 * steps)
+        assert torch.equal(training_windows(short)[3]["input_ids"], training_windows(text)[3]["input_ids"])
 
 
 def test_what_the_text_is_stands_in_the_settings(study_corpus: str, little: str) -> None:

@@ -101,7 +101,7 @@ def test_a_file_too_small_to_split_serves_whole_where_nothing_is_measured_on_it(
     for split in ("test", "validation"):
         message = failing(path, split)
         assert f"has 3 documents, too few to hold out any for split {split!r}; accepted: 4 or more" in message
-        assert "parted by blank lines, or one a line" in message
+        assert "separated by blank lines, or one a line" in message
 
 
 def test_all_of_a_corpus_is_each_document_once_in_order(write: Write) -> None:

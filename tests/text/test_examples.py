@@ -154,9 +154,9 @@ def test_classes_must_be_several_and_known_from_train(write: Write) -> None:
     write("data/train.jsonl", labelled(*((f"text {i}", i % 2) for i in range(20))))
     folder = write("data/test.jsonl", labelled(("a", 0), ("b", "1"))).parent
     message = failing(folder)  # the string is not the number
-    assert "label '1' stands in test, and not in train (19 texts); accepted: each label in both" in message
+    assert "label '1' is in test, but not in train (19 texts); accepted: each label in both" in message
     write("data/test.jsonl", labelled(("a", 0)))
-    assert "label 1 stands in train, and not in test (1 texts); accepted: each label in both" in failing(folder)
+    assert "label 1 is in train, but not in test (1 texts); accepted: each label in both" in failing(folder)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])
@@ -253,7 +253,7 @@ def test_the_package_missing_or_changed_is_said(monkeypatch: pytest.MonkeyPatch,
     with monkeypatch.context() as patched:
         patched.syspath_prepend(changed.parents[2])
         patched.delitem(sys.modules, "aclsum", raising=False)
-        assert failing("aclsum", load_summaries).endswith("holds something else than it did: KeyError('abstract')")
+        assert failing("aclsum", load_summaries).endswith("has another format than expected: KeyError('abstract')")
     monkeypatch.setitem(sys.modules, "aclsum", None)
     with pytest.raises(MissingExtraError, match=r"'aclsum' is not installed: pip install 'layerfold\[rouge\]'"):
         load_summaries("aclsum")

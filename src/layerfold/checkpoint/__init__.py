@@ -1,1 +1,1 @@
-"""Loading and saving: where models come from, what was done to them, and the files that they are kept in."""
+"""Loading and saving of models: their sources, their provenance and their files."""

@@ -1,4 +1,4 @@
-"""Compact checkpoints for transformers' Auto classes, which load them once layerfold has been imported."""
+"""Compact checkpoints for transformers' Auto classes, which load them after an import of layerfold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerfold.checkpoint.structure import MANIFEST
 from layerfold.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel  # not at run time, where its module may be what imports this one
+    from transformers import PreTrainedModel  # not at run time: its module may be importing this one
 
 _OF_CONFIG = {"decoder", "model_type", "transformers_version", "architectures", "dtype"}
 _OF_PLACE = {"config", "revision", "token", "cache_dir", "local_files_only", "force_download", "proxies"}
@@ -23,10 +23,10 @@ _OF_PLACE |= {"adapter_kwargs", "trust_remote_code", "code_revision", "use_safet
 
 
 class CompactConfig(PreTrainedConfig):
-    """Says that a folder holds a compact checkpoint.
+    """Configuration of a folder with a compact checkpoint.
 
     Attributes:
-        decoder: the configuration of the decoder in it, as JSON.
+        decoder: configuration of its decoder, as JSON.
     """
 
     model_type = compact.MODEL_TYPE
@@ -37,7 +37,7 @@ class CompactConfig(PreTrainedConfig):
 
 
 class CompactForCausalLM:
-    """Loads what a compact checkpoint holds: a model of transformers' own class, with what is shared shared."""
+    """Loads a compact checkpoint as a model of transformers' own class, with its shared tensors."""
 
     config_class = CompactConfig
 
@@ -46,7 +46,7 @@ class CompactForCausalLM:
         """Load a folder.
 
         Args:
-            options: of transformers' own, ``dtype`` and those that say where to look.
+            options: of transformers' options, ``dtype`` and those that locate a checkpoint.
 
         Raises:
             InputError: another option, or no folder.
@@ -71,14 +71,14 @@ class CompactForCausalLM:
 def _dtype(wanted: object) -> torch.dtype | None:
     if wanted in (None, "auto"):
         return None
-    found = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    dtype = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype {wanted!r}; accepted: auto, or a type of floating-point numbers, as float32")
-    return found
+    return dtype
 
 
 def _absorbed(config: PreTrainedConfig | None) -> list[str]:
-    """Name the options that AutoConfig takes as the configuration's own, and hands on no more."""
+    """Name the options that AutoConfig put into the configuration, and does not pass on."""
     if config is None:
         return []
     attention = ["attn_implementation"] if getattr(config, "_attn_implementation", None) else []
@@ -86,10 +86,10 @@ def _absorbed(config: PreTrainedConfig | None) -> list[str]:
 
 
 def register_config(configurations: ModuleType) -> None:
-    """Make AutoConfig know compact checkpoints; runs as soon as its module is imported."""
+    """Register compact checkpoints with AutoConfig; called after the import of its module."""
     configurations.AutoConfig.register(compact.MODEL_TYPE, CompactConfig, exist_ok=True)
 
 
 def register_model(models: ModuleType) -> None:
-    """Make AutoModelForCausalLM know compact checkpoints; runs as soon as its module is imported."""
+    """Register compact checkpoints with AutoModelForCausalLM; called after the import of its module."""
     models.AutoModelForCausalLM.register(CompactConfig, CompactForCausalLM, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The compact form of a checkpoint: each distinct tensor once, a masked one as its mask's bits and what is kept."""
+"""The compact form of a checkpoint: each distinct tensor once, a masked one as its mask's bits and other weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,25 +23,25 @@ if TYPE_CHECKING:
 
 COMPACT_WEIGHTS = "layerfold.safetensors"
 MODEL_TYPE = "layerfold"
-"""What a configuration calls a model in this form, so that nothing loads it as a plain one."""
+"""The configuration's model type in this form, so that nothing loads it as a plain model."""
 _BITS = "#mask"
 
 
 def write(decoder: Decoder, folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """Write weights and configuration, and read them back; return what a manifest must say of them.
+    """Write weights and configuration, and read them back; return the manifest's entries for them.
 
     Args:
-        dtype: of the weights in the file; None takes the model's own.
+        dtype: dtype of the weights in the file; None takes the model's own.
 
     Raises:
-        InputError: a model that runs code which its checkpoint brought along.
-        OutputError: what was written reads back as something else.
+        InputError: a model whose code comes from its checkpoint.
+        OutputError: a file reads back with other contents.
     """
     model = decoder.model
     if readback.is_remote(model):
         raise InputError(
-            f"the compact form of a {type(model).__name__}, whose code its checkpoint brought along and the compact "
-            "form does not hold; accepted: the dense form"
+            f"the compact form of a {type(model).__name__}, which cannot hold the code of the model's checkpoint; "
+            "accepted: the dense form"
         )
     dtype = model.dtype if dtype is None else dtype
     model.config.architectures = [type(model).__name__]
@@ -64,7 +63,7 @@ def write(decoder: Decoder, folder: Path, dtype: torch.dtype | None = None) -> d
 
 
 def read_config(directory: Path) -> PreTrainedConfig:
-    """Return the configuration of the decoder that a compact form holds.
+    """Return the configuration of the decoder in a compact form.
 
     Raises:
         OSError, ValueError, TypeError, KeyError: it is missing or damaged.
@@ -72,13 +71,13 @@ def read_config(directory: Path) -> PreTrainedConfig:
     from transformers import CONFIG_MAPPING
 
     document = portable.read(directory / portable.CONFIG)
-    document = document["decoder"] if document["model_type"] == MODEL_TYPE else document  # as earlier versions wrote it
+    document = document["decoder"] if document["model_type"] == MODEL_TYPE else document  # earlier versions
     config: PreTrainedConfig = CONFIG_MAPPING[document["model_type"]].from_dict(document)
     return config
 
 
 def _unpacked(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> tuple[dict[str, Tensor], ...]:
-    """The weights, whole, and the masks that they were stored by."""
+    """The whole weights, and the masks."""
     kept = {name: masks.unpack(stored[name + _BITS], tuple(shape)) for name, shape in shapes.items()}
     tensors = {name: tensor for name, tensor in stored.items() if not name.endswith(_BITS)}
     for name, mask in kept.items():
@@ -87,7 +86,7 @@ def _unpacked(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> 
 
 
 def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
-    """Rebuild a model from its compact form, with what was tied tied.
+    """Rebuild a model from its compact form, with its ties.
 
     Raises:
         ModelError: missing or damaged weights, or a structure that does not fit them.
@@ -100,7 +99,7 @@ def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
         raise ModelError(f"the compact checkpoint {str(directory)!r} lacks its weights or its structure")
     check_hash(_hash(weights, aliases), manifest.get("sha256"), weights)
     shapes = structure.shapes_of(manifest, directory)
-    try:
+    with structure.reading(f"the compact checkpoint {str(directory)!r} cannot be read"):
         tensors, kept = _unpacked(load_file(weights), shapes)
         config = read_config(directory)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
@@ -111,21 +110,13 @@ def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
         for alias, name in aliases.items():
-            _tie(model, alias, name)
+            path, _, attribute = alias.rpartition(".")
+            setattr(model.get_submodule(path), attribute, model.get_parameter(name))
         masks.hold_(decoder, kept)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        said = " ".join(line.strip() for line in lines[:2])[:300]  # torch names the tensor in the second
-        raise ModelError(f"the compact checkpoint {str(directory)!r} cannot be read: {said}") from error
     model.eval()
     return model
 
 
-def _tie(model: PreTrainedModel, alias: str, name: str) -> None:
-    path, _, attribute = alias.rpartition(".")
-    setattr(model.get_submodule(path), attribute, model.get_parameter(name))
-
-
 def _hash(weights: Path, aliases: Mapping[str, str]) -> str:
-    """SHA-256 over the stored tensors and which names share them."""
+    """SHA-256 over the stored tensors and the names that share them."""
     return hash_file(weights, json.dumps(aliases, sort_keys=True))

@@ -1,4 +1,4 @@
-"""Where models come from: the embedded one, a folder, a GGUF file, the Hub."""
+"""Loading of models: the embedded one, a folder, a GGUF file, the Hub."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerfold.checkpoint import compact, structure, weights
-from layerfold.checkpoint.model import POCKET, Model, Provenance
-from layerfold.checkpoint.save import Stored, quiet, read_manifest, restore_
+from layerfold.checkpoint.model import POCKET, Model, Provenance, Stored
+from layerfold.checkpoint.save import quiet, read_manifest, restore_
 from layerfold.environment import hub_reachable
 from layerfold.errors import (
     InputError,
@@ -37,16 +37,16 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Model:
-    """Load a causal language model in float32; `Model.stored` says which dtype it came in.
+    """Load a causal language model in float32; `Model.stored` has the dtype of its checkpoint.
 
     Args:
         name: ``pocket``, a checkpoint folder (transformers' or either of layerfold's forms), a ``.gguf`` file, or an
             id on the Hub.
-        revision: a branch, tag or commit on the Hub.
-        trust_remote_code: run code that the checkpoint brings along.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the checkpoint's own code.
 
     Raises:
-        InputError: a name that is no model's.
+        InputError: an unknown name.
         ModelError: an unsupported architecture; missing, damaged, quantised or non-finite weights; an adapter.
         OfflineError: a Hub id that is neither cached nor reachable.
         MissingExtraError: a GGUF file without the package that reads it.
@@ -71,15 +71,14 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
         else:
             model = _load_hub(str(name), options | {"revision": revision})
     model.decoder.check_finite()
-    return replace(
-        model, provenance=replace(model.provenance, base_sha256=model.provenance.base_sha256 or model.sha256)
-    )
+    sha256 = model.provenance.base_sha256 or model.sha256
+    return replace(model, provenance=replace(model.provenance, base_sha256=sha256))
 
 
 def _beside(path: Path) -> list[str]:
-    """Return the names of the folders that lie where a path would."""
+    """Return the names of the folders beside a path."""
     try:
-        return [each.name for each in path.parent.iterdir() if each.is_dir()]
+        return [other.name for other in path.parent.iterdir() if other.is_dir()]
     except OSError:
         return []
 
@@ -96,7 +95,8 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} holds no config.json: not a checkpoint")
     weights.check_pointers(folder / name for name in ("config.json", *_TOKENIZER_FILES))
-    tokenizer = _tokenizer(str(folder), options) if _has_tokenizer(folder) else None
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    tokenizer = _tokenizer(str(folder), options) if has_tokenizer else None
     if manifest is not None and manifest["format"] == "compact":
         with _as_model_errors(str(folder)):
             model = compact.load(folder, manifest)
@@ -114,14 +114,11 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
 
 
 def _check_no_adapter(source: str, found: bool) -> None:
-    """Raise ModelError for an adapter.
-
-    transformers would put it on the model where peft is installed, and ignore it where it is not.
-    """
+    """Raise ModelError for an adapter: transformers applies it only where peft is installed."""
     if found:
         raise ModelError(
-            f"{source!r} holds an adapter (adapter_config.json), which is no part of the weights; accepted: a model "
-            "that it was merged into (peft's merge_and_unload), or the weights without that file"
+            f"{source!r} holds an adapter (adapter_config.json), which is not applied; accepted: a model merged with "
+            "its adapter (peft's merge_and_unload), or the weights without that file"
         )
 
 
@@ -136,7 +133,7 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
     options = options | {"gguf_file": path.name}
     folder = str(path.parent)
     decoder, stored = _from_pretrained(folder, options)
-    # The weights are plain float32 now, but transformers still refuses to save what came from a quantised file.
+    # The weights are plain float32 now, but transformers refuses to save a model from a quantised file.
     quantizer = getattr(decoder.model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(decoder.model)
@@ -156,10 +153,10 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
 
     from_gguf = "gguf_file" in options
     with _as_model_errors(source, offline=options.get("local_files_only", False)):
-        # The architecture first: an encoder's weights need not be read to say that it is none of ours.
+        # The architecture first: an unsupported one is refused before its weights are read.
         config = AutoConfig.from_pretrained(source, **options)
         if config.model_type == compact.MODEL_TYPE:
-            raise ModelError(f"{source!r} holds a compact checkpoint, and has no {structure.MANIFEST} that says so")
+            raise ModelError(f"{source!r} holds a compact checkpoint without its {structure.MANIFEST}")
         family_of(config.model_type)
         if from_gguf:
             stored = Stored()
@@ -177,7 +174,7 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
             **options,
         )
     model, info = loaded
-    # A constant that older GPT-2 checkpoints stored.
+    # A constant in older GPT-2 checkpoints.
     info["unexpected_keys"] = {key for key in info["unexpected_keys"] if not key.endswith(".attn.masked_bias")}
     wrong = {
         kind: sorted(map(str, info[kind]))
@@ -192,13 +189,9 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
     model.eval()
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if getattr(config, "tie_word_embeddings", False) and head is not None and head.weight is not table.weight:
-        # The files hold two tensors. transformers 5 keeps both whatever the configuration says, 4.x only by this.
+        # The files hold two tensors. transformers 5 keeps both in any case, 4.x only without this setting.
         model.config.tie_word_embeddings = False
     return Decoder(model), stored
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def _tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -211,7 +204,7 @@ def _tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
 
 @contextlib.contextmanager
 def _as_model_errors(source: str, offline: bool = False) -> Iterator[None]:
-    """Say in one line what the libraries raise, in many kinds, for a checkpoint that cannot be read."""
+    """Turn the libraries' many kinds of errors for an unreadable checkpoint into one line."""
     try:
         yield
     except LayerfoldError:

@@ -1,8 +1,9 @@
-"""A model: a decoder, its tokenizer, and where it comes from."""
+"""A model: a decoder, its tokenizer, and its provenance."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerfold.checkpoint.save import Format, Stored, hash_weights, save
+from layerfold.checkpoint import portable, readback
+from layerfold.checkpoint.save import FORMAT_VERSION, Format, hash_weights, quiet, read_manifest, write
+from layerfold.checkpoint.structure import MANIFEST
+from layerfold.checkpoint.weights import dtype_name
 from layerfold.environment import versions
-from layerfold.errors import (
-    ModelError,
-)
+from layerfold.errors import ModelError
+from layerfold.files import writing_folder
 from layerfold.model.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -27,16 +30,16 @@ POCKET = "pocket"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from and what was done to it.
+    """The origin of a model and the steps that made it.
 
     Attributes:
-        base: the name that the first model in the chain was loaded by.
-        location: the absolute path of that model, where it is a folder or a file; a checkpoint keeps it relative to
-            itself, so that the two can be moved together.
-        revision: the Hub's commit, where it came from there.
+        base: name by which the first model in the chain was loaded.
+        revision: commit on the Hub, for a model from there.
         base_sha256: hash of the base's weights as loaded.
-        steps: what was done to it, in order: each the resolved method, what calibrated it, its seed and notes.
-        versions: of layerfold and what it stands on, when it was last written.
+        steps: steps in order, each with the resolved method, its calibration text, its seed and its notes.
+        versions: versions of layerfold and the packages it uses, at the last save.
+        location: absolute path of the base, where it is a folder or a file; a checkpoint keeps it relative to itself,
+            so that the two can be moved together.
     """
 
     base: str
@@ -47,7 +50,7 @@ class Provenance:
     location: str | None = None
 
     def to_json(self, folder: Path) -> dict[str, Any]:
-        """Return what ``layerfold.json`` keeps in this folder."""
+        """Return the provenance as ``layerfold.json`` in this folder keeps it."""
         location = self.location
         if location is not None:
             with contextlib.suppress(ValueError):  # on Windows no path leads from one drive to another
@@ -56,10 +59,10 @@ class Provenance:
 
     @classmethod
     def from_json(cls, known: dict[str, Any], folder: Path) -> Provenance:
-        """Return what `to_json` wrote into a folder.
+        """Return the provenance that `to_json` described.
 
         Raises:
-            TypeError, KeyError: it is something else.
+            TypeError, KeyError: the document is something else.
         """
         location = known.get("location")
         located = None if location is None else os.path.normpath(folder.resolve() / location)
@@ -67,11 +70,24 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A decoder with its tokenizer and where it comes from.
+class Stored:
+    """Format of the checkpoint that a model was loaded from.
 
     Attributes:
-        stored: how the checkpoint that it was loaded from holds it, which `save` keeps to.
+        dtype: dtype of most of its weights; None for a model that comes from no checkpoint.
+        tokenizer_class: class in its ``tokenizer_config.json``; None where it names none.
+    """
+
+    dtype: torch.dtype | None = None
+    tokenizer_class: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder with its tokenizer and its provenance.
+
+    Attributes:
+        stored: format of the checkpoint that it was loaded from, which `save` keeps.
     """
 
     decoder: Decoder
@@ -81,19 +97,19 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The base's name, and what was done to it."""
+        """The base's name, and the methods applied to it."""
         done = [step["method"]["name"] for step in self.provenance.steps]
         return self.provenance.base + (f" after {', '.join(done)}" if done else "")
 
     @property
     def saved_dtype(self) -> torch.dtype:
-        """What `save` writes its weights in unless told otherwise: the dtype that they came in."""
+        """Default dtype of the weights in `save`: that of the checkpoint they came from."""
         own: torch.dtype = self.decoder.model.dtype
         return self.stored.dtype or own
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the weights as they were when first asked for."""
+        """Hash of the weights, as they were at the first request."""
         return hash_weights(self.decoder.model)
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -114,7 +130,7 @@ class Model:
         return replace(self, provenance=provenance)
 
     def copy(self) -> Model:
-        """Return a model whose decoder can be edited while this one stays."""
+        """Return a copy, whose decoder can be edited without effect on this one."""
         return self.of(self.decoder.copy())
 
     def of(self, decoder: Decoder) -> Model:
@@ -129,17 +145,41 @@ class Model:
         overwrite: bool = False,
         dtype: torch.dtype | None = None,
     ) -> str:
-        """Write a checkpoint; see `checkpoint.save`."""
-        return save(
-            self.decoder,
-            self.tokenizer,
-            Path(directory),
-            self.provenance.to_json(Path(directory)),
-            format=format,
-            overwrite=overwrite,
-            stored=self.stored,
-            dtype=dtype,
-        )
+        """Write a checkpoint, and read it back; the folder appears whole or not at all.
+
+        Args:
+            format: see `checkpoint.save`.
+            overwrite: replace a folder that is not empty, with everything in it.
+            dtype: dtype of the weights in the files; None takes `saved_dtype`.
+
+        Returns:
+            The form and the dtype, for the user.
+
+        Raises:
+            InputError: an unknown format, or weights that the dtype cannot hold.
+            OutputError: the folder is not empty and `overwrite` is off, it cannot be written, or a file reads back with
+                other contents. The folder then keeps its former contents.
+        """
+        dtype = self.saved_dtype if dtype is None else dtype
+        manifest = {
+            "format": format,
+            "format_version": FORMAT_VERSION,
+            "provenance": self.provenance.to_json(Path(directory)),
+            "dtype": {
+                "loaded": dtype_name(self.saved_dtype),
+                "computed": dtype_name(self.decoder.model.dtype),
+                "saved": dtype_name(dtype),
+            },
+        }
+        with quiet(), writing_folder(Path(directory), overwrite=overwrite) as folder:
+            manifest |= write(self.decoder, folder, format, dtype)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+                portable.write_tokenizer_config_(folder, self.stored.tokenizer_class)
+                readback.check_tokenizer(folder, self.tokenizer)
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            read_manifest(folder)
+        return f"{format}, {dtype_name(dtype)}"
 
 
 def is_pocket(model: Model) -> bool:
@@ -148,5 +188,5 @@ def is_pocket(model: Model) -> bool:
 
 
 def default_corpus(model: Model) -> str:
-    """Return the corpus that fits a model: pocket's own, or the one that GPT-2 studies use."""
+    """Return a model's default corpus: pocket's own, or that of GPT-2 studies."""
     return "imdb" if is_pocket(model) else "wikitext/wikitext-2-raw-v1"

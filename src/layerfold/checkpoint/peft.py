@@ -1,4 +1,4 @@
-"""A model that shares FFNs as peft loads it: a plain model of the shared weights, and a LoRA adapter of the deltas."""
+"""Shared FFNs for peft: a plain model of the shared weights, and a LoRA adapter of the deltas."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ BASE, ADAPTER = "base", "adapter"
 
 
 def check_adapter_folder(directory: Path, *, overwrite: bool) -> None:
-    """Raise what `save_adapter` would for a folder that it cannot write, or without peft: call it before long work.
+    """Check, before long work, that `save_adapter` can write to a folder.
 
     Raises:
         MissingExtraError: peft is not installed.
-        OutputError: one of the two folders in it holds something and `overwrite` is off.
+        OutputError: one of the two folders in it is not empty and `overwrite` is off.
     """
     if importlib.util.find_spec("peft") is None:
         raise MissingExtraError("peft", "peft")
@@ -38,18 +38,18 @@ def check_adapter_folder(directory: Path, *, overwrite: bool) -> None:
 
 
 def save_adapter(model: Model, directory: Path, *, overwrite: bool = False, dtype: torch.dtype | None = None) -> None:
-    """Write ``base``, a dense checkpoint with the shared weights alone, and ``adapter``, the deltas as LoRA's A and B.
+    """Write ``base``, a dense checkpoint of the shared weights, and ``adapter``, the deltas as LoRA's A and B.
 
-    LoRA's A is our B and its B our A, with a scale of 1. Biases, which stay each block's own, are the base's.
+    LoRA's A is our B and its B our A, with a scale of 1. The base keeps the biases, which each block has of its own.
 
     Args:
-        overwrite: replace what the two folders hold.
-        dtype: of the base's weights and the deltas; None takes the one that the model came in.
+        overwrite: replace the contents of the two folders.
+        dtype: dtype of the base's weights and the deltas; None takes that of the model's checkpoint.
 
     Raises:
         InputError: the model has no deltas.
         MissingExtraError: peft is not installed.
-        OutputError: a folder holds something and `overwrite` is off, or it cannot be written.
+        OutputError: a folder is not empty and `overwrite` is off, or it cannot be written.
     """
     check_adapter_folder(directory, overwrite=overwrite)
     from peft import LoraConfig, get_peft_model
@@ -72,7 +72,7 @@ def save_adapter(model: Model, directory: Path, *, overwrite: bool = False, dtyp
         init_lora_weights=False,
         inference_mode=True,
     )
-    plain.decoder.model.name_or_path = str(directory / BASE)  # what the adapter says that it is for
+    plain.decoder.model.name_or_path = str(directory / BASE)  # the adapter's record of its base
     whole = structure.filled(plain.decoder.model, plain.decoder.model.state_dict())
     with quiet(), _deprecations_hidden(), writing_folder(directory / ADAPTER, overwrite=overwrite) as folder:
         adapted: Any = get_peft_model(plain.decoder.model, config)
@@ -81,7 +81,7 @@ def save_adapter(model: Model, directory: Path, *, overwrite: bool = False, dtyp
             layer = adapted.base_model.model.get_submodule(path)
             shape = whole[f"{path}.weight"].shape
             out, inputs = shape if issubclass(module.stock, torch.nn.Linear) else reversed(shape)
-            # The base has zeros for the neurons that a narrower FFN has not; so have the deltas.
+            # A narrower FFN has zeros for its missing neurons in the base, and so in the deltas.
             for name, factor in (
                 ("lora_A", _widened(module.b, module.rank, inputs)),
                 ("lora_B", _widened(module.a, out, module.rank)),
@@ -91,7 +91,7 @@ def save_adapter(model: Model, directory: Path, *, overwrite: bool = False, dtyp
                 getattr(layer, name)["default"].weight.data = written[key]
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         readback.check_tensors(folder.glob("*.safetensors"), written)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's, a form that nobody has filled in
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty template
 
 
 def _widened(factor: Tensor, rows: int, columns: int) -> Tensor:
@@ -101,7 +101,7 @@ def _widened(factor: Tensor, rows: int, columns: int) -> Tensor:
 
 @contextlib.contextmanager
 def _deprecations_hidden() -> Iterator[None]:
-    """Hide what peft uses of transformers and is to use no more: nothing that a user could change."""
+    """Hide peft's warnings about deprecated functions of transformers, which no user can act on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -1,7 +1,7 @@
-"""What a checkpoint says so that other versions of transformers read the same model from it.
+"""Entries by which other versions of transformers read the same model from a checkpoint.
 
-transformers 5 keeps the rotary settings in ``rope_parameters``, which 4.x does not read: it takes ``rope_theta`` and
-``rope_scaling``, and 10,000 where there is none. It also names tokenizer classes that 4.x does not know.
+transformers 5 keeps the rotary settings in ``rope_parameters``. 4.x reads ``rope_theta`` and ``rope_scaling`` instead,
+and takes 10,000 without them. transformers 5 also names tokenizer classes that 4.x does not know.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 _FAST = "PreTrainedTokenizerFast"
-"""The class that reads a ``tokenizer.json`` in every version."""
+"""Class that reads a ``tokenizer.json`` in every version."""
 _ONLY_5 = {"TokenizersBackend", "PythonBackend", "SentencePieceBackend"}
 _OF_THE_MACHINE = ("backend", "is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file")
 
 
 def write_config_(folder: Path, dtype: str) -> None:
-    """Say in a configuration which dtype the weights have, and what older readers look for.
+    """Add the dtype of the weights, and the entries of older versions, to a folder's configuration.
 
-    Code that ``auto_map`` names is left out where it does not lie in the folder: what was saved needs none then.
+    An ``auto_map`` to code that is not in the folder is removed: the saved model does not need it.
     """
     config = read(folder / CONFIG)
     config["dtype"] = dtype
@@ -31,27 +31,26 @@ def write_config_(folder: Path, dtype: str) -> None:
 
 
 def older_rope(parameters: Any) -> dict[str, Any]:
-    """Return ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor`` as transformers 4 reads them.
+    """Return ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor`` for transformers 4.
 
-    Nothing where there are no rotary settings, or where they differ between kinds of layers, which 4.x has no common
-    keys for.
+    Empty without rotary settings, or where they differ between kinds of layers, for which 4.x has no common keys.
     """
     if not isinstance(parameters, dict) or "rope_theta" not in parameters:
         return {}
     scaling = {key: value for key, value in parameters.items() if key not in ("rope_theta", "partial_rotary_factor")}
     scaled = scaling.get("rope_type", "default") != "default"
-    found = {"rope_theta": parameters["rope_theta"], "rope_scaling": scaling if scaled else None}
+    older = {"rope_theta": parameters["rope_theta"], "rope_scaling": scaling if scaled else None}
     if "partial_rotary_factor" in parameters:
-        found["partial_rotary_factor"] = parameters["partial_rotary_factor"]
-    return found
+        older["partial_rotary_factor"] = parameters["partial_rotary_factor"]
+    return older
 
 
 def write_tokenizer_config_(folder: Path, tokenizer_class: str | None) -> None:
-    """Name the class that the tokenizer came with, and leave out what is true of this machine alone.
+    """Set the tokenizer's class in a folder's configuration, and remove the entries that describe this machine.
 
     Args:
-        tokenizer_class: where it is None, or one that only transformers 5 knows, the class that every version reads is
-            named.
+        tokenizer_class: class of the loaded tokenizer. A class that every version reads replaces None, and any that
+            only transformers 5 knows.
     """
     if not (folder / TOKENIZER).is_file():
         return
@@ -67,9 +66,9 @@ def write_tokenizer_config_(folder: Path, tokenizer_class: str | None) -> None:
 
 
 def _code_of(auto_map: Any) -> set[str]:
-    """Return the names of the files that an ``auto_map`` takes classes from."""
+    """Return the names of the files whose classes an ``auto_map`` names."""
     classes = auto_map.values() if isinstance(auto_map, dict) else ()
-    named = (each for entry in classes for each in (entry if isinstance(entry, list) else [entry]) if each)
+    named = (name for entry in classes for name in (entry if isinstance(entry, list) else [entry]) if name)
     return {f"{name.rpartition('--')[2].rpartition('.')[0]}.py" for name in named}
 
 
@@ -80,5 +79,5 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON document, its keys in order."""
+    """Write a JSON document with sorted keys."""
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

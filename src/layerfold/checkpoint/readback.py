@@ -1,4 +1,4 @@
-"""Reading back what was just written, before anything is replaced by it or reported as written."""
+"""Checks that written files read back the same, before they replace anything."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 OF_THE_FILES = {"_name_or_path", "transformers_version", "dtype", "architectures", "auto_map", "torch_dtype"}
-"""What a configuration says of files, not of the model."""
+"""Entries of a configuration that describe files, not the model."""
 
 
 def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], tied: Mapping[str, str] | None = None) -> None:
-    """Compare the names, shapes, dtypes and values in ``.safetensors`` files with what was to be written.
+    """Compare the names, shapes, dtypes and values in ``.safetensors`` files with the tensors in memory.
 
     Args:
         tied: names that a reader ties, each with the one it is tied to: one of the two is enough.
@@ -29,22 +29,22 @@ def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], tied: Map
     Raises:
         OutputError: they differ.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for file in files:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118, it is no dict
                 if name not in wanted:
-                    raise OutputError(f"{file.name!r} reads back with {name!r}, which is no tensor of the model")
+                    raise OutputError(f"{file.name!r} reads back with {name!r}, which the model does not have")
                 tensor, own = opened.get_tensor(name), wanted[name]
                 if tensor.shape != own.shape or tensor.dtype != own.dtype:
-                    read, asked = (f"{tuple(each.shape)} {each.dtype}" for each in (tensor, own))
+                    read, asked = (f"{tuple(side.shape)} {side.dtype}" for side in (tensor, own))
                     raise OutputError(f"{file.name!r} reads back with {name!r} as {read}, not {asked}")
                 if not torch.equal(_bits(tensor), _bits(own)):
                     raise OutputError(f"{file.name!r} reads back with other values of {name!r}")
-                found.add(name)
+                names.add(name)
     tied = tied or {}
-    there = found | {tied[name] for name in found & tied.keys()}
-    if missing := sorted(name for name in wanted.keys() - found if tied.get(name, name) not in there):
+    there = names | {tied[name] for name in names & tied.keys()}
+    if missing := sorted(name for name in wanted.keys() - names if tied.get(name, name) not in there):
         raise OutputError(f"the weights read back without {missing[0]!r} ({len(missing)} missing)")
 
 
@@ -54,7 +54,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def check_config(folder: Path, model: PreTrainedModel, wanted: Mapping[str, Tensor]) -> None:
-    """Compare a configuration with a model's, and the tensors of the model that a reader builds by it with these.
+    """Compare a configuration with a model's, and the shapes of the model that it builds with these tensors.
 
     Raises:
         OutputError: they differ.
@@ -69,7 +69,7 @@ def check_config(folder: Path, model: PreTrainedModel, wanted: Mapping[str, Tens
         raise OutputError(f"the configuration cannot be read back: {first_line(error)}") from error
     compare_configs(read, model.config)
     for name in sorted(built.keys() | wanted.keys()):
-        shapes = [tuple(each[name].shape) if name in each else None for each in (built, wanted)]
+        shapes = [tuple(state[name].shape) if name in state else None for state in (built, wanted)]
         if shapes[0] != shapes[1]:
             raise OutputError(
                 f"by its configuration the model reads back with {name!r} as {shapes[0]}, not {shapes[1]}"
@@ -77,8 +77,8 @@ def check_config(folder: Path, model: PreTrainedModel, wanted: Mapping[str, Tens
 
 
 def compare_configs(read: PreTrainedConfig, own: PreTrainedConfig) -> None:
-    """Raise OutputError naming the first setting in which two configurations differ once both are written out."""
-    read_back, asked = (json.loads(each.to_json_string(use_diff=False)) for each in (read, own))
+    """Raise OutputError, which names the first setting in which two configurations differ as JSON."""
+    read_back, asked = (json.loads(config.to_json_string(use_diff=False)) for config in (read, own))
     for key in sorted((read_back.keys() | asked.keys()) - OF_THE_FILES):
         if read_back.get(key) != asked.get(key):
             raise OutputError(
@@ -87,7 +87,7 @@ def compare_configs(read: PreTrainedConfig, own: PreTrainedConfig) -> None:
 
 
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise OutputError where the tokenizer in a folder cannot be read, or has another vocabulary."""
+    """Raise OutputError where a folder's tokenizer cannot be read, or has another vocabulary."""
     from transformers import AutoTokenizer
 
     try:
@@ -99,5 +99,5 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def is_remote(loaded: object) -> bool:
-    """Whether something runs code that its checkpoint brought along, which its user has trusted then."""
+    """Whether an object runs code from its checkpoint, which the user has then trusted."""
     return type(loaded).__module__.startswith("transformers_modules")

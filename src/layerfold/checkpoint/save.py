@@ -1,17 +1,17 @@
-"""Folders that a model is saved to and reloaded from exactly.
+"""Checkpoints: folders from which a saved model loads exactly.
 
 Two forms, and no third by tying keys:
 
-- *dense*: what transformers writes, ties between FFNs materialised, low-rank deltas multiplied out (`deltas`) and what
-  is gone (`structure`) written as zeros; loads with plain transformers. Masks (`masks`) are in a file of their own, a
-  bit a weight, whose suffix is not that of weights: some readers take every ``.safetensors`` file of a folder.
-- *compact*: each distinct tensor once, with the names that share it in ``layerfold.json``; of a masked one the bits of
-  its mask and the weights that are kept. layerfold rebuilds it exactly. Its weights are not called
-  ``model.safetensors``, so that a plain load fails instead of filling what is missing with random values.
+- *dense*: the files of transformers, with tied FFNs copied, low-rank deltas multiplied out (`deltas`) and zeros in
+  place of removed weights (`structure`); plain transformers loads it. Masks (`masks`) are in a file of their own, a bit
+  per weight, without the suffix of weights: some readers take every ``.safetensors`` file of a folder.
+- *compact*: each distinct tensor once, with the names that share it in ``layerfold.json``; a masked one as its mask's
+  bits and its other weights. layerfold rebuilds the model exactly. The weights' file is not ``model.safetensors``, so
+  that a plain load fails instead of filling missing weights with random values.
 
-Both hold the tokenizer and ``layerfold.json``, which says where the model comes from and what of it is gone or masked.
-Weights are saved in the dtype that they came in, unless another is asked for. What was written is read back before it
-takes the place of anything (`readback`).
+Both hold the tokenizer and ``layerfold.json``: the model's provenance, its structure and its masks. Weights keep the
+dtype of the checkpoint that they came from, unless another is asked for. All files are read back before they replace
+anything (`readback`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -33,99 +32,39 @@ from torch import Tensor
 from layerfold.checkpoint import compact, portable, readback, structure
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.checkpoint.weights import dtype_name, in_dtype
-from layerfold.errors import InputError, ModelError, OutputError, first_line, one_of
-from layerfold.files import check_hash, hash_file, writing_folder
+from layerfold.errors import ModelError, OutputError, check_one_of, first_line
+from layerfold.files import check_hash, hash_file
 from layerfold.model import deltas, masks
 from layerfold.model.decoder import Decoder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Format = Literal["dense", "compact"]
-FORMATS: tuple[Format, ...] = ("dense", "compact")
+FORMATS: tuple[Format, ...] = get_args(Format)
 MASKS = "layerfold_masks.bits"
 _OLD_MASKS = "layerfold_masks.safetensors"
-"""What earlier versions called it."""
+"""Name of the file in earlier versions."""
 DELTAS = "layerfold_deltas.safetensors"
 FORMAT_VERSION = 1
 
 
-def save(
-    decoder: Decoder,
-    tokenizer: PreTrainedTokenizerBase | None,
-    directory: Path,
-    provenance: Mapping[str, Any],
-    *,
-    format: Format = "dense",
-    overwrite: bool = False,
-    stored: Stored | None = None,
-    dtype: torch.dtype | None = None,
-) -> str:
-    """Write a checkpoint, and read it back; the folder appears whole or not at all.
-
-    Args:
-        provenance: JSON that `read_manifest` gives back under ``provenance``.
-        overwrite: replace a folder that holds something, and everything in it.
-        stored: how the checkpoint that the model comes from holds it; None where that is not known.
-        dtype: of the weights in the files; None takes the one that they came in.
-
-    Returns:
-        What was written: its form and its dtype.
+def write(decoder: Decoder, folder: Path, format: Format, dtype: torch.dtype) -> dict[str, Any]:
+    """Write weights, configuration and masks, and read them back; return the manifest's entries for them.
 
     Raises:
-        InputError: weights that the dtype cannot hold.
-        OutputError: the folder holds something and `overwrite` is off, it cannot be written, or what was written reads
-            back as something else. Whatever the folder held is still there then.
+        InputError: an unknown format, or weights that the dtype cannot hold.
+        OutputError: a file reads back with other contents.
     """
-    check_format(format)
-    stored = Stored() if stored is None else stored
-    came_in = decoder.model.dtype if stored.dtype is None else stored.dtype
-    dtype = came_in if dtype is None else dtype
-    with quiet(), writing_folder(directory, overwrite=overwrite) as folder:
-        decoder = decoder if format == "compact" else deltas.multiplied_out(decoder)
-        manifest: dict[str, Any] = {"format": format, "format_version": FORMAT_VERSION, "provenance": dict(provenance)}
-        manifest["dtype"] = {
-            "loaded": dtype_name(came_in),
-            "computed": dtype_name(decoder.model.dtype),
-            "saved": dtype_name(dtype),
-        }
-        manifest |= structure.describe(decoder)
-        if format == "compact":
-            manifest |= compact.write(decoder, folder, dtype)
-        else:
-            state = write_dense(decoder.model, folder, dtype=dtype)
-            readback.check_config(folder, decoder.model, state)
-            tied = {
-                alias: name for alias, name in structure.aliases(decoder.model).items() if _declared(decoder, alias)
-            }
-            readback.check_tensors(folder.glob("*.safetensors"), state, tied)
-            manifest |= _write_masks(decoder, folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-            portable.write_tokenizer_config_(folder, stored.tokenizer_class)
-            readback.check_tokenizer(folder, tokenizer)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        read_manifest(folder)
-    return f"{format}, {dtype_name(dtype)}"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How the checkpoint that a model comes from holds it.
-
-    Attributes:
-        dtype: of most of its weights; None where the model comes from no checkpoint, and is saved in its own.
-        tokenizer_class: what its ``tokenizer_config.json`` names; None where it names none.
-    """
-
-    dtype: torch.dtype | None = None
-    tokenizer_class: str | None = None
-
-
-def check_format(format: str) -> None:
-    """Raise InputError for a format that does not exist."""
-    if format not in FORMATS:
-        raise InputError(f"unknown format {one_of(format, FORMATS)}")
+    check_one_of("unknown format", format, FORMATS)
+    if format == "compact":
+        return structure.describe(decoder) | compact.write(decoder, folder, dtype)
+    decoder = deltas.multiplied_out(decoder)
+    state = write_dense(decoder.model, folder, dtype=dtype)
+    readback.check_config(folder, decoder.model, state)
+    tied = {alias: name for alias, name in structure.aliases(decoder.model).items() if _declared(decoder, alias)}
+    readback.check_tensors(folder.glob("*.safetensors"), state, tied)
+    return structure.describe(decoder) | _write_masks(decoder, folder)
 
 
 def write_dense(
@@ -135,14 +74,14 @@ def write_dense(
     *,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Write what plain transformers loads: tensors tied beyond what the architecture declares are copied.
+    """Write the files that plain transformers loads, with ties that the architecture does not declare as copies.
 
     Args:
-        state: the weights, where they are not to be taken from the model, as when it is sharded; not with deltas.
-        dtype: of the weights in the files; None takes the model's own.
+        state: weights to write instead of the model's own, as for a sharded model; not with deltas.
+        dtype: dtype of the weights in the files; None takes the model's own.
 
     Returns:
-        The weights as written, by name.
+        The written weights, by name.
     """
     if deltas.ranks(decoder := Decoder(model)):
         model, state = deltas.multiplied_out(decoder).model, None
@@ -150,7 +89,7 @@ def write_dense(
     aliases, dtype = structure.aliases(model), model.dtype if dtype is None else dtype
     written = {name: in_dtype(name, tensor, dtype) for name, tensor in whole.items() if name not in aliases}
     for alias, name in aliases.items():
-        # Where the architecture does not declare that the two are one, a plain reader looks for both.
+        # A plain reader looks for both tensors of a tie that the architecture does not declare.
         if alias in whole:
             written[alias] = written[name] if _declared(decoder, alias) else written[name].clone()
     model.save_pretrained(folder, state_dict=dict(written))
@@ -159,43 +98,41 @@ def write_dense(
 
 
 def _declared(decoder: Decoder, alias: str) -> bool:
-    """Whether the architecture itself says that a parameter is tied to another."""
+    """Whether the architecture itself ties a parameter to another."""
     return alias in decoder.model.all_tied_weights_keys
 
 
 def write_training(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write what plain transformers loads, and the deltas that are multiplied out in it: `read_training_`."""
+    """Write the files that plain transformers loads, and the deltas apart, for `read_training_`."""
     write_dense(model, folder, state)
     if factors := deltas.tensors(Decoder(model)):
         save_file(factors, folder / DELTAS)
 
 
 def read_training_(model: PreTrainedModel, folder: Path) -> None:
-    """Overwrite a model's weights by those that `write_training` wrote for one of the same structure.
+    """Overwrite a model's weights with those of `write_training` for the same structure.
 
     Raises:
-        ModelError: they are missing, damaged, of another structure, or not zero where the model's masks say.
+        ModelError: the files are missing, damaged or of another structure, or a masked weight is not zero.
     """
     decoder = Decoder(model)
     kept = masks.held(decoder)
-    try:
+    with structure.reading(f"the weights in {str(folder)!r} cannot be read"):
         state = {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
         state = structure.stripped(decoder, state, folder)
         if ranks := deltas.ranks(decoder):
             plain = {f"{path}.weight" for path in ranks}  # multiplied out
             state = {name: tensor for name, tensor in state.items() if name not in plain} | load_file(folder / DELTAS)
-        found = model.load_state_dict(state, strict=False)
+        loaded = model.load_state_dict(state, strict=False)
         masks.hold_(decoder, kept)
-    except (InputError, SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"the weights in {str(folder)!r} cannot be read: {first_line(error)}") from error
-    missing = set(found.missing_keys) - set(structure.aliases(model))
-    if missing or found.unexpected_keys:
-        told = f"missing {sorted(missing)[:3]}, unexpected {sorted(found.unexpected_keys)[:3]}"
+    missing = set(loaded.missing_keys) - set(structure.aliases(model))
+    if missing or loaded.unexpected_keys:
+        told = f"missing {sorted(missing)[:3]}, unexpected {sorted(loaded.unexpected_keys)[:3]}"
         raise ModelError(f"the weights in {str(folder)!r} are of another model: {told}")
 
 
 def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> None:
-    """Give a decoder that was loaded from a dense checkpoint the structure and the masks that its manifest describes.
+    """Give a decoder from a dense checkpoint the structure and the masks of its manifest.
 
     Raises:
         ModelError: they do not fit the weights, or are damaged.
@@ -209,12 +146,10 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
     if not shapes:
         return
     file = folder / MASKS if (folder / MASKS).exists() else folder / _OLD_MASKS
-    try:
+    with structure.reading(f"the masks in {str(folder)!r} do not fit"):
         check_hash(hash_file(file), manifest.get("masks_sha256"), file)
         bits = load_file(file)
         masks.hold_(decoder, {name: masks.unpack(bits[name], tuple(shape)) for name, shape in shapes.items()})
-    except (InputError, SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"the masks in {str(folder)!r} do not fit: {first_line(error)}") from error
 
 
 def _write_masks(decoder: Decoder, folder: Path) -> dict[str, Any]:
@@ -229,10 +164,10 @@ def _write_masks(decoder: Decoder, folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """Return what ``layerfold.json`` says, or None where there is none.
+    """Return the manifest, ``layerfold.json``; None where there is none.
 
     Raises:
-        ModelError: it is not what layerfold writes.
+        ModelError: the manifest is damaged, or of another version.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -250,10 +185,9 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def hash_weights(model: PreTrainedModel) -> str:
-    """SHA-256 over all that a model computes with, whatever files it came from.
+    """SHA-256 over a model, whatever files it came from.
 
-    That is names, types, shapes and values of all tensors, which of them are tied, and the configuration; and what
-    training it would keep: its masks.
+    It covers names, dtypes, shapes and values of all tensors, the ties, the configuration, and the masks.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in readback.OF_THE_FILES}
     known = {"aliases": structure.aliases(model), "config": config}
@@ -268,7 +202,7 @@ def hash_weights(model: PreTrainedModel) -> str:
 
 
 def bytes_on_disk(decoder: Decoder, format: Format, dtype: torch.dtype | None = None) -> int:
-    """Write the weights to a temporary folder, in this dtype or the model's own; return the size of their files."""
+    """Return the size of the weights' files, written to a temporary folder in this dtype or the model's own."""
     try:
         with quiet(), tempfile.TemporaryDirectory(prefix="layerfold-") as name:
             folder = Path(name)
@@ -283,7 +217,7 @@ def bytes_on_disk(decoder: Decoder, format: Format, dtype: torch.dtype | None = 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing its own bars and warnings over ours; what matters is checked and raised."""
+    """Suppress the progress bars and warnings of transformers; our own checks raise errors instead."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,20 +1,22 @@
-"""What a configuration cannot say of a structure: sublayers gone, FFNs of different widths, heads gone, deltas.
+"""Structures that a configuration cannot describe: removed sublayers, narrower FFNs, fewer heads, low-rank deltas.
 
-A dense checkpoint holds zeros in the place of what is gone, which compute the same, and deltas multiplied out; a
-manifest says what the zeros stand for. A compact one holds what there is.
+A dense checkpoint holds zeros in place of the removed weights, which compute the same, and deltas multiplied out; its
+manifest names the removed parts. A compact one holds the remaining weights only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from layerfold.errors import InputError, ModelError
+from layerfold.errors import InputError, ModelError, first_line
 from layerfold.model import deltas
 from layerfold.model.block import FUSED
 from layerfold.model.decoder import Decoder
@@ -27,15 +29,21 @@ MANIFEST = "layerfold.json"
 
 
 def damaged(folder: Path, why: object) -> ModelError:
-    """Return the error of a folder whose manifest is not what layerfold writes."""
+    """Return the error of a folder with a damaged manifest."""
     return ModelError(f"{str(folder / MANIFEST)!r} is damaged: {why}")
 
 
-def describe(decoder: Decoder) -> dict[str, Any]:
-    """Return a manifest's entries.
+@contextlib.contextmanager
+def reading(refusal: str) -> Iterator[None]:
+    """Raise ModelError, the refusal and the error's first line, for the errors of libraries in damaged files."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{refusal}: {first_line(error)[:300]}") from error
 
-    The parts that are gone, the FFNs narrower than the widest, the attentions of fewer heads, the deltas' ranks.
-    """
+
+def describe(decoder: Decoder) -> dict[str, Any]:
+    """Return a manifest's entries: removed parts, narrower FFNs, attentions with fewer heads, the deltas' ranks."""
     widths = dict(enumerate(decoder.d_ffn))
     narrow = {str(index): width for index, width in widths.items() if 0 < width < max(widths.values())}
     fewer = {str(index): heads for index, heads in _fewer_heads(decoder).items()}
@@ -43,27 +51,27 @@ def describe(decoder: Decoder) -> dict[str, Any]:
 
 
 def _fewer_heads(decoder: Decoder) -> dict[int, int]:
-    """The groups of heads of those attentions that have fewer than the configuration says."""
+    """Number of key-value heads of the attentions that have fewer than the configuration says."""
     config = decoder.model.config
     whole = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     return {index: heads for index, heads in enumerate(decoder.heads) if 0 < heads < whole}
 
 
 def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> None:
-    """Give a decoder that is as its configuration says the structure that a manifest describes.
+    """Give a decoder of its configuration's structure the structure that a manifest describes.
 
     Raises:
-        ModelError: the manifest describes none that it can have.
+        ModelError: the manifest does not fit the decoder.
     """
     try:
         for part, indices in manifest.get("removed", {}).items():
             decoder.remove_(part, indices)
         narrow = {int(index): width for index, width in manifest.get("d_ffn", {}).items()}
-        have = dict(enumerate(decoder.d_ffn))
-        whole = have.keys() - narrow.keys() - set(decoder.removed_parts["ffn"])
-        if narrow and not (whole and all(_cuts(width, have.get(index, 0)) for index, width in narrow.items())):
+        widths = dict(enumerate(decoder.d_ffn))
+        whole = widths.keys() - narrow.keys() - set(decoder.removed_parts["ffn"])
+        if narrow and not (whole and all(_cuts(width, widths.get(index, 0)) for index, width in narrow.items())):
             raise InputError(
-                f"d_ffn {narrow}; accepted: blocks, not all, each with a number below {max(have.values())}"
+                f"d_ffn {narrow}; accepted: blocks, not all, each with a number below {max(decoder.d_ffn)}"
             )
         decoder.keep_neurons_({index: torch.arange(width) for index, width in narrow.items()})
         heads = {int(index): number for index, number in manifest.get("heads", {}).items()}
@@ -81,39 +89,39 @@ def _cuts(width: object, of: int) -> bool:
 
 
 def filled(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with zeros for all that the model lacks of what its configuration says."""
-    found, decoder = dict(state), Decoder(model)
+    """Return a state dict of the configuration's shapes, with zeros for the weights that the model lacks."""
+    filled, decoder = dict(state), Decoder(model)
     for name, shape in _lacking(decoder).items():
         whole = torch.zeros(shape, dtype=model.dtype)
-        if name in found:
-            inside = _inside(decoder, name, whole, found[name].shape)
-            inside.copy_(found[name].view(inside.shape))
-        found[name] = whole
-    return found
+        if name in filled:
+            inside = _inside(decoder, name, whole, filled[name].shape)
+            inside.copy_(filled[name].view(inside.shape))
+        filled[name] = whole
+    return filled
 
 
 def stripped(decoder: Decoder, state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Return what `filled` was given.
+    """Return the state dict that `filled` was given.
 
     Raises:
-        ModelError: there are no zeros where it put them.
+        ModelError: a weight that the model lacks is not zero.
     """
-    found = dict(state)
+    stripped = dict(state)
     own = decoder.model.state_dict()
     for name, shape in _lacking(decoder).items():
-        whole = found.pop(name, torch.zeros(0))
+        whole = stripped.pop(name, torch.zeros(0))
         if whole.shape != shape:
             raise ModelError(f"the weights in {str(folder)!r}: {name!r} is {tuple(whole.shape)}, not {tuple(shape)}")
         inside = _inside(decoder, name, whole, own[name].shape) if name in own else whole.new_zeros(0)
         if torch.count_nonzero(whole) != torch.count_nonzero(inside):
             raise ModelError(f"the weights in {str(folder)!r}: {name!r} is not zero where the model has nothing")
         if name in own:
-            found[name] = inside.reshape(own[name].shape)
-    return found
+            stripped[name] = inside.reshape(own[name].shape)
+    return stripped
 
 
 def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
-    """The whole shapes of the tensors that a decoder has not, or not whole."""
+    """Shapes, by the configuration, of the tensors that a decoder lacks in whole or in part."""
     if len(set(decoder.d_ffn)) == 1 and not decoder.removed_prefixes and not _fewer_heads(decoder):
         return {}
     model = decoder.model
@@ -122,16 +130,16 @@ def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
     own = model.state_dict()
     shared = {f"{path}.weight" for path in deltas.ranks(decoder)}
     return {
-        name: each.shape
-        for name, each in whole.items()
-        if name not in own or (own[name].shape != each.shape and name not in shared)
+        name: tensor.shape
+        for name, tensor in whole.items()
+        if name not in own or (own[name].shape != tensor.shape and name not in shared)
     }
 
 
 def _inside(decoder: Decoder, name: str, whole: Tensor, shape: torch.Size) -> Tensor:
-    """Return a view of the part of a tensor that a smaller one stands for; what is cut off is at the ends.
+    """Return a view of the part of a tensor that a smaller one fills; the rest, at the ends, is zero.
 
-    Of queries, keys and values that are one matrix, it is at the end of each: the view has one dimension more.
+    In a fused matrix of queries, keys and values the rest is at the end of each: the view has one dimension more.
     """
     family = decoder.family
     fused = len(family.attention_inputs) == 1 and f".{family.attention}.{family.attention_inputs[0]}." in name
@@ -141,7 +149,7 @@ def _inside(decoder: Decoder, name: str, whole: Tensor, shape: torch.Size) -> Te
 
 
 def aliases(model: PreTrainedModel) -> dict[str, str]:
-    """For each parameter name that shares its tensor with an earlier one: that earlier name."""
+    """Return, for each parameter name that shares its tensor with an earlier one, that earlier name."""
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -152,12 +160,12 @@ def aliases(model: PreTrainedModel) -> dict[str, str]:
 
 
 def shapes_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, list[int]]:
-    """Return a manifest's masks, their shapes by the weight's name.
+    """Return the shapes of a manifest's masks, by the weight's name.
 
     Raises:
-        ModelError: it holds something else in their place.
+        ModelError: the entry is something else.
     """
     shapes = manifest.get("masks", {})
     if not isinstance(shapes, dict):
-        raise damaged(folder, f"the masks are {str(shapes)[:60]!r}, not by name")
+        raise damaged(folder, f"the masks are {str(shapes)[:60]!r}, not a mapping by name")
     return shapes

@@ -1,16 +1,16 @@
-"""Evaluators, one file or package each, by the name they have in recipes and commands.
+"""Evaluators, one file or package each, by their names in recipes and commands.
 
-A new one is a file beside the others, and a line here. From outside the package, see `layerfold.register`.
+A new evaluator is a file here and a line below; from outside the package, see `layerfold.register`.
 """
 
 from typing import Any
 
 from layerfold.evaluators.base import Baselined as Baselined
-from layerfold.evaluators.base import Comparison as Comparison
 from layerfold.evaluators.base import Evaluator as Evaluator
 from layerfold.evaluators.base import HeldOut as HeldOut
 from layerfold.evaluators.base import Paired as Paired
 from layerfold.evaluators.base import Score as Score
+from layerfold.evaluators.base import SideBySide as SideBySide
 from layerfold.evaluators.classification.imdb import Imdb as Imdb
 from layerfold.evaluators.generation import Generation as Generation
 from layerfold.evaluators.harness import Harness as Harness
@@ -20,5 +20,5 @@ from layerfold.evaluators.rouge import Rouge as Rouge
 from layerfold.evaluators.size import Size as Size
 
 EVALUATORS: dict[str, type[Any]] = {
-    each.name: each for each in (Size, Perplexity, Latency, Generation, Imdb, Rouge, Harness)
+    kind.name: kind for kind in (Size, Perplexity, Latency, Generation, Imdb, Rouge, Harness)
 }

@@ -1,4 +1,4 @@
-"""Text samples, and how much of them repeats itself."""
+"""Text samples, and the fraction of their 4-grams that are repeats."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
-from layerfold.evaluators.base import Evaluator, Score
+from layerfold.evaluators.base import Evaluator, Score, encode
 from layerfold.inference.decoding import greedy
 from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
+from layerfold.settings import check_least
 
 PROMPTS = (
     "The film opens with a quiet scene in which",
@@ -30,38 +31,33 @@ PROMPTS = (
 
 
 def published_prompts() -> tuple[str, ...]:
-    """Return the prompts that the published study showed text of its models after."""
+    """Return the prompts of the published study's text samples."""
     text = (Path(__file__).parents[1] / "published" / "prompts.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
 
 @dataclass(frozen=True)
 class Generation(Evaluator):
-    """Greedy text of a fixed length for the same prompts, with the mean fraction of 4-grams that are repeats.
+    """Greedy text of a fixed length after the same prompts, with the mean fraction of 4-grams that are repeats.
 
     Attributes:
-        prompts: what the model continues.
-        new_tokens: how many tokens it adds to each; end-of-text is suppressed.
+        prompts: texts that the model continues.
+        new_tokens: number of tokens that it adds to each prompt; end-of-text is suppressed.
     """
 
     prompts: tuple[str, ...] = PROMPTS
     new_tokens: int = 40
     name: ClassVar[str] = "generation"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise InputError(f"generation prompts {list(self.prompts)}; accepted: one or more, none empty")
-        if self.new_tokens < 1:
-            raise InputError(f"generation new_tokens {self.new_tokens}; accepted: 1 or more")
-
-    @property
-    def protocol_id(self) -> str:
-        """Name and version of the protocol."""
-        return "generation-2"
+        check_least(self, "generation", new_tokens=1)
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""
-        prompts = {prompt: self._encode(model, prompt) for prompt in self.prompts}
+        prompts = dict(zip(self.prompts, encode(model, self.prompts), strict=True))
         return {"prompts": prompts, "new_tokens": self.new_tokens}
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
@@ -72,23 +68,15 @@ class Generation(Evaluator):
             text = model.require_tokenizer().decode(tokens)
             samples.append({"prompt": prompt, "text": text, "repeated_fraction": repeated_fraction(tokens)})
         interval = mean_interval(np.array([sample["repeated_fraction"] for sample in samples], dtype=np.float64))
-        interval = interval.within(0, 1)
         details = {"new_tokens": self.new_tokens, "samples": samples}
-        return Score(
-            interval.value, interval.low, interval.high, "repeated 4-grams", lower_is_better=True, details=details
-        )
+        return Score.of(interval.within(0, 1), "repeated 4-grams", details, lower_is_better=True)
 
     def _continue(self, model: Model, prompt: str) -> list[int]:
-        prompt_ids = torch.tensor([self._encode(model, prompt)])
-        continued: list[int] = greedy(model.decoder, prompt_ids, self.new_tokens).tolist()
-        return continued
-
-    def _encode(self, model: Model, prompt: str) -> list[int]:
-        ids: list[int] = model.require_tokenizer()(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        tokens: list[int] = greedy(model.decoder, torch.tensor(encode(model, [prompt])), self.new_tokens).tolist()
+        return tokens
 
 
 def repeated_fraction(tokens: Sequence[int], n: int = 4) -> float:
-    """Fraction of n-grams that have occurred before in the same text; 0 for a text too short to hold one."""
+    """Fraction of n-grams that occurred before in the same text; 0 for a text shorter than n tokens."""
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

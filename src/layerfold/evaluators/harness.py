@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, and tasks that somebody wrote in its format."""
+"""Tasks of EleutherAI's lm-evaluation-harness, and a user's own tasks in its format."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ import torch
 
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet
-from layerfold.environment import hub_reachable
-from layerfold.errors import InputError, MissingExtraError, OfflineError, first_line, nearest
+from layerfold.errors import InputError, MissingExtraError, first_line, nearest
 from layerfold.evaluators.base import Evaluator, Score
 from layerfold.files import hash_file, hash_json
 from layerfold.progress import SILENT, Progress
+from layerfold.text.sources import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 FRACTIONS = ("acc", "acc_norm", "exact_match")
 """Metrics that are a fraction of a task's documents, of which higher is better."""
 PREFERRED = (*FRACTIONS, "word_perplexity")
-"""A task's figure is the first of these that it reports; else, the first metric that it reports."""
+"""A task's figure is the first of these metrics that it reports, else its first metric."""
 
 _LEAST = {"limit": 1, "num_fewshot": 0, "batch_size": 1, "seed": 0}
 _REQUESTS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
@@ -49,24 +49,23 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Harness(Evaluator):
-    """Figures of lm-evaluation-harness, computed by it: one for each task, with 1.96 of its standard errors.
+    """Figures of lm-evaluation-harness, computed by it: one for each task, with an interval of 1.96 standard errors.
 
-    A task's figure is the metric that `PREFERRED` says; where it has several filters, the first. All others are kept
-    beside it. The score's own value is that of the only task. Of several, it is the unweighted mean of those whose
-    figures are `FRACTIONS`, or, where none is, of those with the first task's metric: what it is over stands in
-    ``mean_of``. The bounds of a mean take tasks to be independent, and figures without a standard error to be exact.
+    A task's figure is the metric given by `PREFERRED`, under its first filter. The record keeps all other metrics too.
+    The score's own value is the figure of a single task. For several tasks it is the unweighted mean of the figures
+    that are `FRACTIONS`, or, without any, of those with the first task's metric; ``mean_of`` names the tasks in it. The
+    bounds of a mean assume independent tasks, and exact figures where a task reports no standard error.
 
-    A prompt longer than the model's context loses its beginning, as it does in the harness.
+    A prompt longer than the model's context loses its beginning, as in the harness.
 
     Attributes:
-        tasks: names of tasks, of groups that the harness aggregates, or of groups and tags that it does not, which
-            stand for their tasks.
-        limit: documents of each task, the first ones; None takes all.
-        num_fewshot: solved examples in each prompt; None takes each task's own number. Tasks that fix theirs at 0, as
-            the harness has it, keep it.
-        batch_size: prompts at once.
-        include_path: a folder of task files; code that they name is run.
-        seed: of the examples drawn, and of sampling where a task samples.
+        tasks: names of tasks and groups. A group that the harness does not aggregate, or a tag, means its tasks.
+        limit: number of documents of each task, the first ones; None takes all.
+        num_fewshot: number of solved examples in each prompt; None takes the task's own. A task that fixes it at 0
+            keeps 0, as in the harness.
+        batch_size: prompts in a batch.
+        include_path: folder of task files; the code that they name is run.
+        seed: seed of the examples, and of the sampling of tasks that sample.
     """
 
     tasks: tuple[str, ...] = ()
@@ -88,17 +87,12 @@ class Harness(Evaluator):
         if self._folder is not None and not self._folder.is_dir():
             raise InputError(f"lm-eval include_path: no folder at {self.include_path!r}")
 
-    @property
-    def protocol_id(self) -> str:
-        """Name and version of the protocol."""
-        return "lm-eval-1"
-
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figures besides the model; reads no data from the Hub."""
         metadata = {task: (self._register.task_index[task].cfg or {}).get("metadata") for task in self.tasks}
         return {
             "tasks": list(self.tasks),
-            "versions": {task: each.get("version") for task, each in metadata.items() if isinstance(each, dict)},
+            "versions": {task: known.get("version") for task, known in metadata.items() if isinstance(known, dict)},
             "limit": self.limit,
             "num_fewshot": self.num_fewshot,
             "seed": self.seed,
@@ -114,10 +108,12 @@ class Harness(Evaluator):
         with _apart(self.seed):
             loaded = {task: self._load(task) for task in progress.track(self.tasks, "lm-eval, reading tasks")}
             _check_once([name for each in loaded.values() for name in each["tasks"]])
-            tasks = {name: task for each in loaded.values() for name, task in each["tasks"].items()}
-            groups = {name: group for each in loaded.values() for name, group in each["groups"].items()}
-            results = self._run(model, {"tasks": tasks, "groups": groups}, progress)
-        whole = {name for name, group in groups.items() if group.has_aggregation}
+            merged = {
+                kind: {name: entry for each in loaded.values() for name, entry in each[kind].items()}
+                for kind in ("tasks", "groups")
+            }
+            results = self._run(model, merged, progress)
+        whole = {name for name, group in merged["groups"].items() if group.has_aggregation}
         names = [name for task, each in loaded.items() for name in ([task] if task in whole else each["tasks"])]
         figures = {name: _figure(name, results) for name in names}
         members = {name: _figure(name, results) for name in results["n-samples"] if name not in figures}
@@ -129,7 +125,7 @@ class Harness(Evaluator):
 
     @cached_property
     def _register(self) -> Any:
-        """The harness's task manager, of the folder alone where that suffices: its own tasks take long to read."""
+        """The harness's task manager; it skips the harness's own tasks, which take long to read, if none is named."""
         try:
             from lm_eval.tasks import TaskManager
         except ImportError as error:
@@ -141,7 +137,7 @@ class Harness(Evaluator):
                     register.task_index.setdefault(name, entry)
         for task in self.tasks:
             if task not in register.task_index:
-                # The folder's are named: what is missing among them is in a file that the harness cannot read.
+                # Lists the folder's tasks: a file whose task is missing there is one that the harness cannot read.
                 here = f" and, in {self.include_path!r}, {', '.join(register.all_tasks) or 'none'}"
                 known = f"accepted: those of lm-eval {version('lm_eval')}{here if self.include_path else ''}"
                 raise InputError(f"unknown lm-eval task {task!r}; {nearest(task, register.task_index)}{known}")
@@ -149,7 +145,7 @@ class Harness(Evaluator):
 
     @cached_property
     def _own_tasks_sha256(self) -> str | None:
-        """Hash of the folder's task files, and of local data that its tasks name: both may change unversioned."""
+        """Hash of the folder's task files and of the local data that its tasks name, neither of which has a version."""
         if (folder := self._folder) is None:
             return None
         files = {path for path in folder.rglob("*") if path.suffix in (".yaml", ".py") and path.is_file()}
@@ -158,19 +154,9 @@ class Harness(Evaluator):
         return hash_json([hash_file(path) for path in sorted(files)])
 
     def _load(self, task: str) -> Mapping[str, Any]:
-        """Read a task's data, or that of the tasks of a group; return both kinds by name."""
-        import datasets
-
-        before = datasets.config.HF_HUB_OFFLINE
-        datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
-        try:
+        """Read the data of a task, or of a group's tasks; return tasks and groups by name."""
+        with loading(f"data of lm-eval task {task!r}", InputError):
             loaded: Mapping[str, Any] = self._register.load([task])
-        except ConnectionError as error:
-            raise OfflineError(f"the Hub cannot be reached, and data of lm-eval task {task!r} is not cached") from error
-        except Exception as error:  # of many kinds; each is the task's or its data's, said in one line
-            raise InputError(f"lm-eval task {task!r} cannot be loaded: {first_line(error)}") from error
-        finally:
-            datasets.config.HF_HUB_OFFLINE = before
         for each in loaded["tasks"].values():
             own = each.get_config("num_fewshot")
             if own is None or (own and self.num_fewshot is not None):
@@ -179,12 +165,12 @@ class Harness(Evaluator):
         return loaded
 
     def _run(self, model: Model, tasks: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        from lm_eval import evaluate  # simple_evaluate also asks git and the machine who they are, at each call
+        from lm_eval import evaluate  # simple_evaluate also runs git and probes the machine, at each call
         from lm_eval.models.huggingface import HFLM
 
         context = model.decoder.context
         try:
-            # Of copies, since it writes into the model's and the tokenizer's settings; the weights are the same.
+            # Copies, since it changes the settings of the model and the tokenizer; the weights are shared.
             lm = HFLM(
                 pretrained=model.decoder.copy(share=True).model,
                 tokenizer=copy.deepcopy(model.require_tokenizer()),
@@ -196,7 +182,7 @@ class Harness(Evaluator):
                 setattr(lm, kind, partial(_answer, getattr(lm, kind), self.batch_size * _BATCHES_A_STEP, progress))
             options = {"limit": self.limit, "bootstrap_iters": _RESAMPLES, "log_samples": False}
             results: Mapping[str, Any] = evaluate(lm=lm, task_dict=tasks, **options)
-        except Exception as error:  # of many kinds; each is of a task that does not fit the model, said in one line
+        except Exception as error:  # many kinds, all due to a task that does not fit the model
             bare = isinstance(error, AssertionError) and not str(error)
             said = f"an answer that is empty, or longer than the context of {context}" if bare else first_line(error)
             raise InputError(f"lm-eval tasks {', '.join(self.tasks)} cannot be run: {said}") from error
@@ -209,13 +195,13 @@ def _check_once(tasks: Sequence[str]) -> None:
 
 
 def _answer(answer: Callable[..., list[Any]], step: int, progress: Progress, requests: Sequence[Any]) -> list[Any]:
-    """Have requests answered a few batches at a time, showing how far that is."""
+    """Answer requests a few batches at a time, to show the progress."""
     steps = [requests[first : first + step] for first in range(0, len(requests), step)]
     return [each for some in progress.track(steps, "lm-eval, requests") for each in answer(some)]
 
 
 def _figure(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a task: its figure, and all metrics under the harness's names, ``metric,filter``."""
+    """Return a task's record: its figure, and all metrics by the harness's names, ``metric,filter``."""
     reported = {key: value for key, value in results["results"][name].items() if "," in key}
     metrics = {key: float(value) if isinstance(value, Real) else None for key, value in reported.items()}
     keys = [key for key, value in metrics.items() if value is not None and "_stderr," not in key]
@@ -242,6 +228,7 @@ def _figure(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _score(figures: Mapping[str, dict[str, Any]], details: Mapping[str, Any]) -> Score:
+    """Return the mean of the comparable figures."""
     metric = next(iter(figures.values()))["metric"]
     chosen = {name: each for name, each in figures.items() if len(figures) == 1 or each["unit"] == "fraction"}
     chosen = chosen or {name: each for name, each in figures.items() if each["metric"] == metric}
@@ -255,7 +242,7 @@ def _score(figures: Mapping[str, dict[str, Any]], details: Mapping[str, Any]) ->
 
 @functools.cache
 def _built_in_tasks() -> Mapping[str, Any]:
-    """The harness's own tasks by name; more than ten thousand files are read for it, once."""
+    """The harness's own tasks by name; reads more than ten thousand files, once."""
     from lm_eval.tasks import TaskManager
 
     return dict(TaskManager().task_index)
@@ -264,7 +251,7 @@ def _built_in_tasks() -> Mapping[str, Any]:
 def _local_data(config: Mapping[str, Any]) -> Iterator[Path]:
     """Yield the files on this machine that a task's configuration names as its data."""
     waiting = [config.get("dataset_kwargs")]
-    for named in waiting:  # grows while it is gone through
+    for named in waiting:  # grows during the loop
         if isinstance(named, str):
             yield from filter(Path.is_file, map(Path, glob.glob(named, recursive=True)))
         elif isinstance(named, dict | list):
@@ -278,7 +265,7 @@ def _vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @contextlib.contextmanager
 def _apart(seed: int) -> Iterator[None]:
-    """Let the harness print nothing, start no processes, and draw from generators of random numbers of its own."""
+    """Isolate the harness: no output, no further processes, and random numbers that leave the caller's as they were."""
     from tqdm import tqdm
 
     def undrawn(bar: Any, *arguments: Any, **settings: Any) -> None:
@@ -287,8 +274,8 @@ def _apart(seed: int) -> Iterator[None]:
     drawn = tqdm.__init__
     bars, alone = patch.object(tqdm, "__init__", undrawn), patch.dict(os.environ, DISABLE_MULTIPROC="1")
     with contextlib.ExitStack() as stack:
-        for each in (quiet(), contextlib.redirect_stdout(io.StringIO()), bars, alone, torch.random.fork_rng()):
-            stack.enter_context(each)
+        for context in (quiet(), contextlib.redirect_stdout(io.StringIO()), bars, alone, torch.random.fork_rng()):
+            stack.enter_context(context)
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         stack.callback(logging.disable, logging.root.manager.disable)

@@ -1,11 +1,11 @@
-"""Latency of generation and of prefill, models timed in turn."""
+"""Latency of generation and of prefill, with models timed in turn."""
 
 from __future__ import annotations
 
 import gc
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,36 +14,38 @@ import torch
 from torch import Tensor
 
 from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.weights import dtype_name
 from layerfold.environment import environment
 from layerfold.errors import InputError
-from layerfold.evaluators.base import Evaluator, Protocols, Score, check_protocol
+from layerfold.evaluators.base import Protocols, Published, Score
 from layerfold.inference.decoding import greedy
-from layerfold.maths.intervals import Floats, Interval, exponential, median_interval
+from layerfold.maths.intervals import Interval, exponential, median_interval
 from layerfold.model.deltas import multiplied_out
 from layerfold.progress import SILENT, Progress
+from layerfold.settings import check_least
 
 _PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64
 _PLAIN = "\0multiplied out"
-"""Follows the label of a model with deltas, where they are multiplied out: nothing that a label can hold."""
+"""Suffix of the label of a model whose deltas are multiplied out; no other label can hold it."""
 _AGAIN = "\0again"
 """Label of the copy of the first model that is timed beside it."""
 
 
 @dataclass(frozen=True)
-class Latency(Evaluator):
-    """Milliseconds a generated token: greedy, batch 1, a fixed number of tokens, end-of-text suppressed.
+class Latency(Published):
+    """Milliseconds per generated token: greedy, batch 1, a fixed number of tokens, end-of-text suppressed.
 
     Models are timed in turn, in a new random order each round, after a warm-up of each. The figure is the median over
     rounds with its quartiles; the speed-up over the first model is the median of the per-round ratios with its 95 %
-    interval. Beside others the first model is timed twice, once as a copy. The copy's speed-up, the first model's
-    ``speedup`` and ``same_model`` in every score, says how far equal models differ here; its interval should hold 1. A
-    model with low-rank deltas is timed as it is and, beside it, with them multiplied out.
+    interval. Where several models are timed, a copy of the first is timed too. Its speed-up (the first model's
+    ``speedup`` and ``same_model`` in every score) shows how far equal models differ here; its interval should contain
+    1. A model with low-rank deltas is timed twice: with its deltas, and with the deltas multiplied out.
 
     Attributes:
-        rounds: how often each model is timed.
-        seed: draws the order of each round.
-        prompt_tokens, new_tokens: of each generation.
-        prefill_tokens: length of the prompt whose single forward pass is timed on its own; at most the context.
+        rounds: number of timings of each model.
+        seed: seed of the order in each round.
+        prompt_tokens, new_tokens: number of tokens in each generation.
+        prefill_tokens: length of the prompt whose forward pass is timed alone; at most the context.
         protocol: ``published`` repeats the published measurement instead: 20 generations to a length of 64, free to
             stop early, one model after another.
     """
@@ -55,49 +57,39 @@ class Latency(Evaluator):
     seed: int = 0
     protocol: Protocols = "sound"
     name: ClassVar[str] = "latency"
+    task: ClassVar[str] = name
+    published_version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_protocol(self.protocol)
-        for name, least in (("rounds", 3), ("prompt_tokens", 1), ("new_tokens", 1), ("prefill_tokens", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"latency {name} {getattr(self, name)}; accepted: {least} or more")
-
-    @property
-    def protocol_id(self) -> str:
-        """Name and version of the protocol."""
-        return "latency-2" if self.protocol == "sound" else "latency-published-1"
+        super().__post_init__()
+        check_least(self, "latency", rounds=3, prompt_tokens=1, new_tokens=1, prefill_tokens=1)
 
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model, this machine included."""
-        found = environment()
-        machine = {key: found[key] for key in ("threads", "processor", "device")}
-        machine |= {name: found["versions"].get(name) for name in ("torch", "transformers")}
-        machine["dtype"] = str(model.decoder.model.dtype).removeprefix("torch.")
-        if self.protocol == "published":
-            return {
-                "protocol": self.protocol,
-                "generations": _PUBLISHED_GENERATIONS,
-                "length": _PUBLISHED_LENGTH,
-                **machine,
+        run = environment()
+        machine = {key: run[key] for key in ("threads", "processor", "device")}
+        machine |= {name: run["versions"].get(name) for name in ("torch", "transformers")}
+        machine["dtype"] = dtype_name(model.decoder.model.dtype)
+        if self.published:
+            amount = {"generations": _PUBLISHED_GENERATIONS, "length": _PUBLISHED_LENGTH}
+        else:
+            amount = {
+                "rounds": self.rounds,
+                "prompt_tokens": self.prompt_tokens,
+                "new_tokens": self.new_tokens,
+                "prefill_tokens": min(self.prefill_tokens, model.decoder.context),
+                "seed": self.seed,
             }
-        return {
-            "protocol": self.protocol,
-            "rounds": self.rounds,
-            "prompt_tokens": self.prompt_tokens,
-            "new_tokens": self.new_tokens,
-            "prefill_tokens": min(self.prefill_tokens, model.decoder.context),
-            "seed": self.seed,
-            **machine,
-        }
+        return {"protocol": self.protocol, **amount, **machine}
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
         """Measure one model."""
         return self.compare({"": model}, progress)[""]
 
     def compare(self, models: Mapping[str, Model], progress: Progress = SILENT) -> dict[str, Score]:
-        """Measure models side by side; the first is what the others' speed-up is over."""
-        if self.protocol == "published":
-            return self._published(models, progress)
+        """Time models in turn; speed-ups are over the first."""
+        if self.published:
+            return self._published_times(models, progress)
         wanted, room = self.prompt_tokens + self.new_tokens, min(model.decoder.context for model in models.values())
         if wanted > room:
             raise InputError(f"latency prompt and new tokens {wanted}; accepted: {room} in all, the context")
@@ -106,8 +98,7 @@ class Latency(Evaluator):
         again = {_AGAIN: models[first].copy()} if len(models) > 1 else {}
         models = {**models, **{label: model for label, model in plain.items() if model is not None}, **again}
         labels = list(models)
-        decode: dict[str, list[float]] = {label: [] for label in labels}
-        prefill: dict[str, list[float]] = {label: [] for label in labels}
+        times: dict[str, list[tuple[float, float]]] = {label: [] for label in labels}
         for label in progress.track(labels, "latency, warming up"):
             self._generate(models[label])
             self._prefill(models[label])
@@ -116,17 +107,14 @@ class Latency(Evaluator):
         try:
             orders = random.Random(self.seed)
             for _ in progress.track(range(self.rounds), "latency, rounds"):
-                # No model always runs in another's wake.
+                # A new order: no model always runs after the same other one.
                 for label in orders.sample(labels, len(labels)):
-                    decode[label].append(self._generate(models[label]))
-                    prefill[label].append(self._prefill(models[label]))
+                    times[label].append((self._generate(models[label]), self._prefill(models[label])))
                 gc.collect()
         finally:
             if collecting:
                 gc.enable()
-        scores = {
-            label: self._score(models[label], label, first, decode, prefill) for label in labels if label != _AGAIN
-        }
+        scores = {label: self._score(models[label], label, first, times) for label in labels if label != _AGAIN}
         for label in plain.keys() & scores.keys():
             own, timed = label.removesuffix(_PLAIN), scores.pop(label)
             beside = {
@@ -136,19 +124,12 @@ class Latency(Evaluator):
             scores[own] = replace(scores[own], details={**scores[own].details, **beside})
         return scores
 
-    def _score(
-        self,
-        model: Model,
-        label: str,
-        first: str,
-        decode: Mapping[str, list[float]],
-        prefill: Mapping[str, list[float]],
-    ) -> Score:
-        times = np.array(decode[label])
+    def _score(self, model: Model, label: str, first: str, times: Mapping[str, list[tuple[float, float]]]) -> Score:
+        decode = {label: [generated for generated, _ in rounds] for label, rounds in times.items()}
         details: dict[str, Any] = {
             **self.settings(model),
             "interval": "quartiles",
-            "prefill": _quartiles(np.array(prefill[label])) | {"interval": "quartiles"},
+            "prefill": _quartiles([prefilled for _, prefilled in times[label]]).to_json() | {"interval": "quartiles"},
         }
         if _AGAIN in decode:
             details["same_model"] = _speedup(decode, first, _AGAIN).to_json()
@@ -156,10 +137,10 @@ class Latency(Evaluator):
         if label != first:
             details["speedup"] = _speedup(decode, first, label).to_json()
             details["base_value"] = float(np.median(decode[first]))
-        return Score(**_quartiles(times), unit="ms/token", lower_is_better=True, details=details)
+        return Score.of(_quartiles(decode[label]), "ms/token", details, lower_is_better=True)
 
     def _generate(self, model: Model) -> float:
-        """Milliseconds a new token."""
+        """Milliseconds per new token."""
         prompt = _prompt(model, self.prompt_tokens)
         started = time.perf_counter()
         produced = greedy(model.decoder, prompt, self.new_tokens)
@@ -176,7 +157,7 @@ class Latency(Evaluator):
         return 1000 * (time.perf_counter() - started)
 
     @torch.no_grad()
-    def _published(self, models: Mapping[str, Model], progress: Progress) -> dict[str, Score]:
+    def _published_times(self, models: Mapping[str, Model], progress: Progress) -> dict[str, Score]:
         scores = {}
         for label in progress.track(list(models), "published latency, models"):
             model = models[label]
@@ -193,34 +174,29 @@ class Latency(Evaluator):
                 )
                 times.append(1000 * (time.perf_counter() - started))
                 lengths.append(produced.shape[1])
-            details = {
-                **self.settings(model),
-                "interval": "quartiles",
-                "mean": float(np.mean(times)),
-                "lengths": lengths,
-            }
-            scores[label] = Score(
-                **_quartiles(np.array(times)), unit="ms/sample", lower_is_better=True, details=details
-            )
+            mean = float(np.mean(times))
+            details = {**self.settings(model), "interval": "quartiles", "mean": mean, "lengths": lengths}
+            scores[label] = Score.of(_quartiles(times), "ms/sample", details, lower_is_better=True)
         return scores
 
 
 def _multiplied_out(model: Model) -> Model | None:
-    """The model with plain matrices; None where it has no others."""
+    """The model with its low-rank deltas multiplied out; None where it has none."""
     plain = multiplied_out(model.decoder)
     return None if plain is model.decoder else model.of(plain)
 
 
 def _speedup(times: Mapping[str, list[float]], first: str, label: str) -> Interval:
-    """How many times as fast as the first, from the ratios within rounds; in logarithms both ways come out alike."""
+    """Speed-up over the first model, from the ratios within rounds; logarithms make it symmetric in the two models."""
     return median_interval(np.log(np.array(times[first]) / np.array(times[label]))).map(exponential)
 
 
 def _prompt(model: Model, tokens: int) -> Tensor:
-    """A fixed prompt; which tokens it holds does not matter to the time."""
+    """A fixed prompt; its tokens do not affect the time."""
     return (torch.arange(1, tokens + 1) % int(model.decoder.model.config.vocab_size))[None]
 
 
-def _quartiles(times: Floats) -> dict[str, Any]:
+def _quartiles(times: Sequence[float]) -> Interval:
+    """The median, with the quartiles as its bounds."""
     low, value, high = (float(q) for q in np.quantile(times, [0.25, 0.5, 0.75]))
-    return {"value": value, "low": low, "high": high}
+    return Interval(value, low, high)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.errors import CorpusError, InputError
-from layerfold.evaluators.base import Evaluator, Protocols, Score, check_protocol
+from layerfold.evaluators.base import Protocols, Published, Score, end_of_text
 from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats, exponential, ratio_interval
 from layerfold.progress import SILENT, Progress
@@ -22,19 +21,31 @@ from layerfold.text.windows import Windows, cut_windows
 _PUBLISHED_LINES, _PUBLISHED_BATCH, _PUBLISHED_TOKENS = 200, 2, 128
 
 
+def versus(score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
+    """Perplexity divided by the base's, with the 95 % interval of the differences on the documents that they share.
+
+    None where the two were measured on different documents, or one by an earlier protocol.
+    """
+    tokens = score.get("unit_tokens")
+    if tokens is None or any(score.get(key) != base.get(key) for key in ("tokens_sha256", "unit_tokens")):
+        return None
+    difference = np.array(score["unit_nats"]) - np.array(base["unit_nats"])
+    return ratio_interval(difference, np.array(tokens, dtype=np.float64)).map(exponential).to_json()
+
+
 @dataclass(frozen=True)
-class Perplexity(Evaluator):
+class Perplexity(Published):
     """exp(nats / scored tokens), with a 95 % interval over documents.
 
-    The interval says how far the figure may be from that of many more documents of the same kind. For a text of one
-    document it is over its windows, and says nothing of other documents.
+    The interval estimates how far the figure may be from that of many more documents of the same kind. For a text of
+    one document it is over the document's windows, and does not cover other documents.
 
     Attributes:
-        corpus: see `corpora`; None takes the one that fits the model.
+        corpus: see `corpora`; None takes the model's default.
         split: ``test`` by default.
         context: window length in tokens; None takes the model's maximum, 2,048 at most.
-        stride: how far windows advance, in tokens or, below 1, as a fraction of `context`; None takes `context`.
-        limit_tokens: score this many tokens of the split at most; None scores all.
+        stride: step from window to window, in tokens or, below 1, as a fraction of `context`; None takes `context`.
+        limit_tokens: maximum number of scored tokens; None scores the whole split.
         protocol: ``published`` repeats the published measurement instead: the first 200 non-empty lines, cut at 128
             tokens, in batches of two padded with end-of-text, the padding scored.
     """
@@ -46,38 +57,29 @@ class Perplexity(Evaluator):
     limit_tokens: int | None = None
     protocol: Protocols = "sound"
     name: ClassVar[str] = "perplexity"
+    task: ClassVar[str] = name
     before_recovery: ClassVar[bool] = True
 
+    versus = staticmethod(versus)
+
     def __post_init__(self) -> None:
-        check_protocol(self.protocol)
+        super().__post_init__()
         if isinstance(self.stride, float) and not 0 < self.stride < 1:
             raise InputError(f"perplexity stride {self.stride}; accepted: whole tokens, or a fraction of the context")
 
-    @property
-    def protocol_id(self) -> str:
-        """Name and version of the protocol."""
-        return "perplexity-2" if self.protocol == "sound" else "perplexity-published-2"
-
     def settings(self, model: Model) -> dict[str, Any]:
         """Return what determines the figure besides the model."""
-        if self.protocol == "published":
-            corpus = self.read(model)
-            return {
-                "protocol": self.protocol,
-                "corpus": corpus.name,
-                "split": self.split,
-                "corpus_sha256": corpus.sha256,
-            }
-        windows = self.windows(model)
-        return {
+        corpus = self.read(model)
+        text = {
             "protocol": self.protocol,
-            "corpus": windows.corpus,
-            "split": windows.split,
-            "corpus_sha256": windows.corpus_sha256,
-            "context": windows.context,
-            "stride": windows.stride,
-            "tokens_sha256": windows.sha256,
+            "corpus": corpus.name,
+            "split": corpus.split,
+            "corpus_sha256": corpus.sha256,
         }
+        if self.published:
+            return text
+        windows = self.windows(model)
+        return text | {"context": windows.context, "stride": windows.stride, "tokens_sha256": windows.sha256}
 
     def scored_text(self, model: Model, score: Score) -> str:
         """Say what share of the corpus the split is, and how many of its documents `limit_tokens` admitted."""
@@ -88,8 +90,8 @@ class Perplexity(Evaluator):
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
         """Measure one model."""
         settings = self.settings(model)
-        if self.protocol == "published":
-            nats, tokens = self._published(model, progress)
+        if self.published:
+            nats, tokens = self._published_nats(model, progress)
             described: dict[str, Any] = {"bits_per_byte": None, "interval_over": "batches"}
         else:
             windows = self.windows(model)
@@ -100,7 +102,6 @@ class Perplexity(Evaluator):
                 "documents": windows.units.documents,
                 "interval_over": windows.units.kind,
             }
-        interval = ratio_interval(nats, tokens).map(exponential)
         details = {
             "tokens": int(tokens.sum()),
             **described,
@@ -108,30 +109,15 @@ class Perplexity(Evaluator):
             "unit_nats": nats.tolist(),
             "unit_tokens": tokens.astype(int).tolist(),
         }
-        return Score(interval.value, interval.low, interval.high, "perplexity", lower_is_better=True, details=details)
-
-    @cached_property
-    def _read(self) -> dict[str, Corpus]:
-        return {}
-
-    @cached_property
-    def _cut(self) -> dict[tuple[int, int], tuple[object, Windows]]:
-        return {}
+        interval = ratio_interval(nats, tokens).map(exponential)
+        return Score.of(interval, "perplexity", details, lower_is_better=True)
 
     def read(self, model: Model) -> Corpus:
         """Return the corpus, read once."""
         name = self.corpus or default_corpus(model)
-        if name not in self._read:
-            self._read[name] = load_corpus(name, self.split)
-        return self._read[name]
+        return self._once(name, lambda: load_corpus(name, self.split))
 
-    def held_out(self, base: Model) -> Corpus:
-        """Return the corpus."""
-        return self.read(base)
-
-    def versus(self, score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
-        """Return perplexity divided by the base's; see `versus`."""
-        return versus(score, base)
+    held_out = read
 
     def windows(self, model: Model) -> Windows:
         """Return the windows for this model's tokenizer and context, cut once."""
@@ -139,22 +125,15 @@ class Perplexity(Evaluator):
         context = model.decoder.default_context if self.context is None else self.context
         if context > model.decoder.context:
             raise InputError(f"context {context}; accepted: 2 ... {model.decoder.context} (the model's maximum)")
-        if (id(tokenizer), context) not in self._cut:
-            stride = max(1, round(self.stride * context)) if isinstance(self.stride, float) else self.stride
-            windows = cut_windows(
-                self.read(model), tokenizer, context=context, stride=stride, limit_tokens=self.limit_tokens
-            )
-            # The tokenizer is kept too: were it to go, another could take its id.
-            self._cut[id(tokenizer), context] = tokenizer, windows
-        return self._cut[id(tokenizer), context][1]
+        stride = max(1, round(self.stride * context)) if isinstance(self.stride, float) else self.stride
+        options: dict[str, Any] = {"context": context, "stride": stride, "limit_tokens": self.limit_tokens}
+        # Under the tokenizer itself, which lives as long as the key: another could take over its id.
+        return self._once((tokenizer, context), lambda: cut_windows(self.read(model), tokenizer, **options))
 
     @torch.no_grad()
-    def _published(self, model: Model, progress: Progress) -> tuple[Floats, Floats]:
+    def _published_nats(self, model: Model, progress: Progress) -> tuple[Floats, Floats]:
         """Nats and tokens of each batch, padding included in both, as the published notebooks count them."""
-        tokenizer = model.require_tokenizer()
-        end_of_text = tokenizer.eos_token_id
-        if end_of_text is None:
-            raise InputError("the tokenizer has no end-of-text token to pad with")
+        tokenizer, padding = model.require_tokenizer(), end_of_text(model)
         lines = [line for document in self.read(model).documents for line in document.split("\n") if line.strip()]
         if not lines:
             raise CorpusError(f"corpus {self.corpus!r} has no line to score")
@@ -166,7 +145,7 @@ class Perplexity(Evaluator):
                 for line in lines[first : first + _PUBLISHED_BATCH]
             ]
             width = max(2, *map(len, rows))
-            ids = torch.full((len(rows), width), end_of_text)
+            ids = torch.full((len(rows), width), padding)
             mask = torch.zeros_like(ids)
             for i, row in enumerate(rows):
                 ids[i, : len(row)] = torch.tensor(row)
@@ -176,15 +155,3 @@ class Perplexity(Evaluator):
             nats.append(loss.item() * ids.numel())
             tokens.append(ids.numel())
         return np.array(nats), np.array(tokens, dtype=np.float64)
-
-
-def versus(score: dict[str, Any], base: dict[str, Any]) -> dict[str, float] | None:
-    """Perplexity divided by the base's, with the 95 % interval of the differences on the documents that they share.
-
-    None where the two were not measured on the same documents, or one by an earlier protocol.
-    """
-    tokens = score.get("unit_tokens")
-    if tokens is None or any(score.get(key) != base.get(key) for key in ("tokens_sha256", "unit_tokens")):
-        return None
-    difference = np.array(score["unit_nats"]) - np.array(base["unit_nats"])
-    return ratio_interval(difference, np.array(tokens, dtype=np.float64)).map(exponential).to_json()

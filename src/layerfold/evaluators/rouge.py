@@ -1,21 +1,21 @@
-"""Summaries that a model writes, compared with summaries that people wrote."""
+"""ROUGE: summaries that a model generates, compared with reference summaries."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 from layerfold.checkpoint.model import Model, is_pocket
 from layerfold.errors import InputError, MissingExtraError
-from layerfold.evaluators.base import Evaluator, Protocols, Score, check_protocol
+from layerfold.evaluators.base import Protocols, Published, Score, batches_by_length, encode
 from layerfold.inference.decoding import continue_each
 from layerfold.maths.intervals import mean_interval
 from layerfold.progress import SILENT, Progress
+from layerfold.settings import check_least
 from layerfold.text.corpora import Corpus
 from layerfold.text.examples import Summarized, load_summaries
 from layerfold.text.words import in_english_letters, sentences, terms
@@ -31,25 +31,25 @@ Rater = Callable[[str, str], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Rouge(Evaluator):
+class Rouge(Published):
     """ROUGE-1, ROUGE-2 and ROUGE-L F1 by the ``rouge-score`` package, with 95 % intervals over documents.
 
-    English summaries are cut into words by the package, with stemming; those of other languages by `words`, without.
+    The package cuts English summaries into words, with stemming; `words` cuts those of other languages, without.
 
-    The prompt is the document, cut so that prompt and summary fit the context, and a cue. The summary is what is
-    generated greedily after it, the new tokens alone. One that is empty scores 0. The score's own value is ROUGE-L.
+    The prompt is the document, cut so that prompt and summary fit the context, and a cue. The summary is the greedy
+    continuation without the prompt. An empty one scores 0. The score's own value is ROUGE-L.
 
     Attributes:
         data: see `examples`; None takes ``aclsum`` for pocket, else ``cnn_dailymail/3.0.0``.
         split: ``test`` by default.
-        limit: the first so many documents; None takes all.
-        new_tokens: the longest summary.
-        cue: what follows the document.
-        batch_size: documents that are generated from at once; changes no figure.
-        seed: of the baseline of random sentences; None takes the recipe's.
+        limit: number of documents, the first ones; None takes all.
+        new_tokens: maximum length of a summary.
+        cue: text after the document.
+        batch_size: documents in a batch; changes no figure.
+        seed: seed of the baseline of random sentences; None takes the recipe's.
         protocol: ``published`` repeats the published run instead: the first 100 documents cut after 128 tokens, no
-            cue, three beams, 60 new tokens, no pair of tokens twice, and what is scored, without stemming, begins
-            with the prompt itself.
+            cue, three beams, 60 new tokens, no pair of tokens twice; the scored text, without stemming, includes the
+            prompt.
     """
 
     data: str | None = None
@@ -61,22 +61,16 @@ class Rouge(Evaluator):
     seed: int | None = None
     protocol: Protocols = "sound"
     name: ClassVar[str] = "rouge"
+    task: ClassVar[str] = "summarization"
     cost: ClassVar[float] = 1.5
     baseline_labels: ClassVar[tuple[str, ...]] = ("lead-3", "random sentences")
 
     def __post_init__(self) -> None:
-        check_protocol(self.protocol)
-        for name in ("limit", "new_tokens", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"rouge {name} {getattr(self, name)}; accepted: 1 or more")
-
-    @property
-    def protocol_id(self) -> str:
-        """Name and version of the protocol."""
-        return "summarization-2" if self.protocol == "sound" else "summarization-published-2"
+        super().__post_init__()
+        check_least(self, "rouge", limit=1, new_tokens=1, batch_size=1)
 
     def default_data(self, base: Model) -> str:
-        """Return the documents that fit a base."""
+        """Return the name of the default documents for a base."""
         return "aclsum" if is_pocket(base) else "cnn_dailymail/3.0.0"
 
     def settings(self, model: Model) -> dict[str, Any]:
@@ -90,37 +84,28 @@ class Rouge(Evaluator):
             "documents_sha256": pairs.sha256,
             "context": model.decoder.default_context,
         }
-        if self.protocol == "published":
+        if self.published:
             return settings
         return settings | {"new_tokens": self.new_tokens, "cue": self.cue, "stemming": _english(pairs)}
 
     def __call__(self, model: Model, progress: Progress = SILENT) -> Score:
-        """Write a summary of each document and rate it."""
+        """Generate a summary of each document and rate it."""
         pairs = self._pairs(model)
         rate = self._rater(pairs)
-        tokenizer = model.require_tokenizer()
+        tokenizer, new_tokens = model.require_tokenizer(), self._new_tokens(model)
         prompts, cut = self._prompts(model, pairs.documents)
-        published = self.protocol == "published"
-        end = tokenizer.eos_token_id
+        search = _PUBLISHED_SEARCH if self.published else {}
         written: list[str] = [""] * len(prompts)
-        # Prompts of like length together: the least padding.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
-        for chosen in progress.track(batches, "summarizing, batches"):
-            new = continue_each(
-                model.decoder,
-                [prompts[i] for i in chosen],
-                self._new_tokens(model),
-                end,
-                **(_PUBLISHED_SEARCH if published else {}),
-            )
-            for i, tokens in zip(chosen, new, strict=True):
-                shown = [*prompts[i], *tokens] if published else tokens
-                written[i] = str(tokenizer.decode(shown, skip_special_tokens=True))
+        for batch in progress.track(batches_by_length(prompts, self.batch_size), "summarizing, batches"):
+            batch_prompts = [prompts[i] for i in batch]
+            new = continue_each(model.decoder, batch_prompts, new_tokens, tokenizer.eos_token_id, **search)
+            for i, tokens in zip(batch, new, strict=True):
+                scored = [*prompts[i], *tokens] if self.published else tokens
+                written[i] = str(tokenizer.decode(scored, skip_special_tokens=True))
         return self._score(model, written, rate, {"truncated": cut})
 
     def baselines(self, base: Model, progress: Progress = SILENT) -> dict[str, Score]:
-        """Return what needs no model: each document's first three sentences, and three drawn at random."""
+        """Rate each document's first three sentences, and three drawn at random."""
         pairs = self._pairs(base)
         rate = self._rater(pairs)
         drawn = random.Random(self.seed or 0)
@@ -130,58 +115,51 @@ class Rouge(Evaluator):
             lead.append(" ".join(parts[:_LEAD]))
             chosen.append(" ".join(drawn.sample(parts, min(_LEAD, len(parts)))))
         with progress.doing("summarizing, baselines"):
-            found = {"lead-3": lead, "random sentences": chosen}
-            return {label: self._score(base, texts, rate, {}) for label, texts in found.items()}
+            texts = dict(zip(self.baseline_labels, (lead, chosen), strict=True))
+            return {label: self._score(base, written, rate, {}) for label, written in texts.items()}
 
     def held_out(self, base: Model) -> Corpus:
-        """Return the documents that are summarized, and make sure at this early time that summaries can be rated."""
+        """Return the documents; fails here, early, where the package that rates summaries is missing."""
         pairs = self._pairs(base)
         self._rater(pairs)
         return pairs.corpus
 
-    def _score(self, model: Model, written: Sequence[str], rate: Rater, found: dict[str, Any]) -> Score:
+    def _score(self, model: Model, written: Sequence[str], rate: Rater, more: dict[str, Any]) -> Score:
         pairs = self._pairs(model)
         rated = [rate(summary, text) for summary, text in zip(pairs.summaries, written, strict=True)]
-        each = {metric: [one[metric] for one in rated] for metric in METRICS}
+        figures = {metric: [rating[metric] for rating in rated] for metric in METRICS}
         intervals = {
-            metric: mean_interval(np.array(values, dtype=np.float64)).within(0, 1) for metric, values in each.items()
+            metric: mean_interval(np.array(values, dtype=np.float64)).within(0, 1) for metric, values in figures.items()
         }
         details = {
             **self.settings(model),
-            **found,
+            **more,
             "empty": sum(not text.strip() for text in written),
             **{metric: interval.to_json() for metric, interval in intervals.items()},
-            "each": each,
+            "each": figures,
             "summaries": [
                 {"document": document[:_SHOWN_CHARACTERS], "summary": summary, "text": text}
                 for document, summary, text in zip(pairs.documents, pairs.summaries, written, strict=True)
             ][:_SHOWN],
         }
-        whole = intervals["rougeL"]
-        return Score(whole.value, whole.low, whole.high, "ROUGE-L", lower_is_better=False, details=details)
+        return Score.of(intervals["rougeL"], "ROUGE-L", details, lower_is_better=False)
 
     def _prompts(self, model: Model, documents: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Token ids to continue, and how many documents had to be cut."""
-        tokenizer = model.require_tokenizer()
-        settings: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
-        cue: list[int] = []
-        if self.cue and self.protocol == "sound":
-            cue = tokenizer(self.cue, **settings)["input_ids"]
+        """Token ids of each prompt, and the number of documents that were cut."""
+        cue = encode(model, [self.cue])[0] if self.cue and not self.published else []
         room = model.decoder.default_context - self._new_tokens(model) - len(cue)
-        if self.protocol == "published":
+        if self.published:
             room = min(_PUBLISHED_TOKENS, room)
         if room < 1:
             raise InputError(
                 f"rouge new_tokens {self._new_tokens(model)}; accepted: less than the context, "
                 f"{model.decoder.default_context}, less the cue's {len(cue)} tokens"
             )
-        rows: list[list[int]] = tokenizer(list(documents), **settings)["input_ids"]
+        rows = encode(model, documents)
         return [[*row[:room], *cue] for row in rows], sum(len(row) > room for row in rows)
 
     def _new_tokens(self, model: Model) -> int:
-        if self.protocol == "published":
-            return min(_PUBLISHED_NEW, model.decoder.default_context // 2)
-        return self.new_tokens
+        return min(_PUBLISHED_NEW, model.decoder.default_context // 2) if self.published else self.new_tokens
 
     def _rater(self, pairs: Summarized) -> Rater:
         try:
@@ -189,22 +167,15 @@ class Rouge(Evaluator):
         except ImportError as error:
             raise MissingExtraError("rouge-score", "rouge") from error
         words = {} if _english(pairs) else {"tokenizer": _Words()}
-        scorer = RougeScorer(list(METRICS), use_stemmer=self.protocol != "published", **words)
+        scorer = RougeScorer(list(METRICS), use_stemmer=not self.published, **words)
         return lambda summary, text: {
-            metric: float(found.fmeasure) for metric, found in scorer.score(summary, text).items()
+            metric: float(rating.fmeasure) for metric, rating in scorer.score(summary, text).items()
         }
-
-    @cached_property
-    def _found(self) -> dict[str, Summarized]:
-        return {}
 
     def _pairs(self, model: Model) -> Summarized:
         name = self.data or self.default_data(model)
-        if name not in self._found:
-            read = load_summaries(name, self.split)
-            limit = _PUBLISHED_LIMIT if self.protocol == "published" else self.limit
-            self._found[name] = Summarized(name, self.split, read.documents[:limit], read.summaries[:limit])
-        return self._found[name]
+        limit = _PUBLISHED_LIMIT if self.published else self.limit
+        return self._once(name, lambda: load_summaries(name, self.split).first(limit))
 
 
 def _english(pairs: Summarized) -> bool:
@@ -212,7 +183,7 @@ def _english(pairs: Summarized) -> bool:
 
 
 class _Words:
-    """What the package takes for a tokenizer: words of any script, none of them stemmed."""
+    """A tokenizer for the package: words of any script, without stemming."""
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words in order."""

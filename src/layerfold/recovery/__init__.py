@@ -1,10 +1,10 @@
-"""Recoveries, one file each, by the name they have in recipes and commands; `run` runs them."""
+"""Recoveries, one file each, by their names in recipes and commands; `run` runs them."""
 
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
 from layerfold.recovery.finetune import Finetune
 from layerfold.recovery.lowrank import LowRank
 
-RECOVERIES: dict[str, type[Recovery]] = {each.name: each for each in (Finetune, Distill, LowRank)}
+RECOVERIES: dict[str, type[Recovery]] = {kind.name: kind for kind in (Finetune, Distill, LowRank)}
 
 __all__ = ["RECOVERIES", "Distill", "Finetune", "LowRank", "Recovery"]

@@ -1,4 +1,4 @@
-"""A recovery's settings in the Trainer's terms, and what of them can be refused before anything is written."""
+"""A recovery's settings as the Trainer's arguments, and their checks before anything is written."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from layerfold.recovery.processes import on_cpu, this_process
 from layerfold.recovery.text import TrainingText
 
 _CURVE_POINTS = 200
-"""About so many points a long run's curve has."""
+"""Approximate number of points in a long run's curve."""
 
 
 def check(decoder: Decoder, recovery: Recovery) -> None:
-    """Raise InputError for settings that the model, the machine or the processes do not admit."""
+    """Raise InputError for settings that do not fit the model, the machine or the processes."""
     frozen(decoder, recovery)
     _windows_a_piece(recovery)
     installed = {"none", "all", *get_available_reporting_integrations()}
@@ -31,23 +31,23 @@ def check(decoder: Decoder, recovery: Recovery) -> None:
 
 
 def frozen(decoder: Decoder, recovery: Recovery) -> set[str]:
-    """Return the names of the tensors that are not trained.
+    """Return the names of the untrained tensors.
 
     Raises:
-        InputError: a pattern that no name matches, or none left to train.
+        InputError: a pattern that matches no name, or no tensor left to train.
     """
     parameters = dict(decoder.model.named_parameters(remove_duplicate=False))
-    found = recovery.frozen(decoder)
+    names = recovery.frozen(decoder)
     for pattern in recovery.freeze:
         matched = fnmatch.filter(parameters, pattern)
         if not matched:
-            raise InputError(f"freeze {one_of(pattern, list(parameters)[:8])}, ...; * stands for any characters")
-        found.update(matched)
-    # A tensor with two names is frozen by either.
-    kept = {id(parameters[name]) for name in found}
+            raise InputError(f"freeze {one_of(pattern, list(parameters)[:8])}, ...; * matches any characters")
+        names.update(matched)
+    # Either name of a tensor with two freezes it.
+    kept = {id(parameters[name]) for name in names}
     if all(id(parameter) in kept for parameter in parameters.values()) and not recovery.lacks(decoder):
         raise InputError(f"freeze {', '.join(recovery.freeze)} leaves nothing to train")
-    return found
+    return names
 
 
 def training_arguments(
@@ -56,7 +56,7 @@ def training_arguments(
     """Return the Trainer's arguments."""
     pieces = _windows_a_piece(recovery)
     point = max(1, text.steps // _CURVE_POINTS)
-    # Whole points between checkpoints: one within a point would lose the point's first part when a run goes on there.
+    # Whole points between checkpoints: a run resumed within a point would lose the point's first part.
     between = point * math.ceil(text.steps / recovery.evaluations / point)
     return quiet_arguments(
         output_dir=str(folder),
@@ -81,12 +81,12 @@ def training_arguments(
         logging_steps=point,
         report_to=recovery.report_to if checkpoints else "none",
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # masks and rotary tables: they never change
+        ddp_broadcast_buffers=False,  # masks and rotary tables never change
     )
 
 
 def quiet_arguments(**settings: Any) -> TrainingArguments:
-    """Return arguments of a Trainer that prints nothing and trains with AdamW, on one device a process."""
+    """Return arguments of a Trainer that prints nothing and trains with AdamW, on one device per process."""
     arguments = TrainingArguments(
         optim="adamw_torch",
         logging_nan_inf_filter=False,
@@ -98,7 +98,7 @@ def quiet_arguments(**settings: Any) -> TrainingArguments:
         remove_unused_columns=False,
         **settings,
     )
-    # One process drives one device: more of them is what `accelerate launch` is for.
+    # One device per process: `accelerate launch` starts a process for each device.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 

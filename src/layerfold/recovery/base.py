@@ -1,30 +1,31 @@
-"""What all recoveries are: training on equal terms, described by one frozen dataclass."""
+"""The base of all recoveries: a frozen dataclass that describes training on equal terms."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from layerfold.errors import InputError, one_of
+from layerfold.errors import InputError, check_one_of
 from layerfold.model.decoder import Decoder
+from layerfold.settings import check_least, settings_of
 
-SCHEDULES = ("linear", "cosine", "constant")
+Schedule = Literal["linear", "cosine", "constant"]
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FIRST_LEARNING_RATE = 1e-3
-"""Where no learning rate is given this one is tried first, then its neighbours, downhill."""
+"""The search for a learning rate tries this one first, then its neighbours, downhill."""
 
 IGNORED = -100
-"""Stands where there is no token to predict, as in torch's losses."""
+"""Target of a position without a next token, as in torch's losses."""
 
 
 class Outputs(Protocol):
-    """What a causal LM returns: logits, (windows, context, vocabulary), and where asked for hidden states.
+    """Output of a causal LM: logits, (windows, context, vocabulary), and on request hidden states.
 
-    These are n_blocks + 1 tensors (windows, context, d_model): what enters the first block, then what leaves each.
+    These are n_blocks + 1 tensors (windows, context, d_model): the first block's input, then each block's output.
     """
 
     logits: Tensor
@@ -33,7 +34,7 @@ class Outputs(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one batch: what is minimised, and the language-model part of it, both in nats per token."""
+    """The loss of one batch: the objective, and its language-model part, both in nats per token."""
 
     objective: Tensor
     language_model: Tensor
@@ -43,9 +44,9 @@ class Loss:
 class Recovery:
     """Train a model on the ``train`` split of a corpus, and keep the weights that did best on its ``validation`` split.
 
-    AdamW over packed windows without padding; dropout is off. The weights that training begins with count among those
-    kept: a model that training does not improve stays as it is. In the patterns of `freeze`, ``*`` and ``?`` stand for
-    any characters and any one. The learning rates that are tried are `LEARNING_RATES`.
+    AdamW over packed windows without padding; dropout is off. A model that training does not improve keeps its weights.
+    In the patterns of `freeze`, ``*`` matches any characters and ``?`` any one. The search for a learning rate tries
+    `LEARNING_RATES`.
 
     Attributes:
         tokens: training tokens, rounded down to whole steps; shorter text is read again in another order.
@@ -75,24 +76,20 @@ class Recovery:
     learning_rate: float | None = None
     search_fraction: float = 0.25
     warmup: float = 0.1
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Schedule = "linear"
     weight_decay: float = 0.0
     clip: float = 1.0
     freeze: tuple[str, ...] = ()
     validation_tokens: int = 8192
     evaluations: int = 4
     patience: int | None = None
-    report_to: str = field(default="none", metadata={"changes_numbers": False})
+    report_to: str = "none"
 
     name: ClassVar[str]
     version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_size", "accumulation", "evaluations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}; accepted: 1 or more")
-        if self.validation_tokens < 2:
-            raise InputError(f"validation_tokens {self.validation_tokens}; accepted: 2 or more")
+        check_least(self, tokens=1, batch_size=1, accumulation=1, evaluations=1, validation_tokens=2)
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience {self.patience}; accepted: 1 or more evaluations")
         if self.context is not None and self.context < 2:
@@ -112,63 +109,60 @@ class Recovery:
             raise InputError(
                 f"weight_decay {self.weight_decay} and clip {self.clip}; accepted: 0 or more, and more than 0"
             )
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule {one_of(self.schedule, SCHEDULES)}")
+        check_one_of("schedule", self.schedule, get_args(Schedule))
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether `loss` reads what a teacher makes of the text."""
+        """Whether `loss` needs a teacher's outputs."""
         return False
 
     @property
     def needs_hidden_states(self) -> bool:
-        """Whether `loss` reads what leaves each block."""
+        """Whether `loss` needs the blocks' outputs."""
         return False
 
     @property
     def only_imitates(self) -> bool:
-        """Whether the teacher's outputs are all that is learnt."""
+        """Whether the student learns from the teacher's outputs alone."""
         return False
 
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
         """Return the loss of a batch of windows without padding, (windows, context) token ids.
 
-        Of a recovery that says nothing else it is the mean negative log-likelihood of each token given those before.
+        The default is the mean negative log-likelihood of each token given those before it.
 
         Args:
-            teacher: what the teacher makes of the same windows, where `needs_teacher`.
-            counterparts: for each block of the student the teacher's block whose output it should have.
+            teacher: the teacher's outputs for the same windows, where `needs_teacher`.
+            counterparts: for each block of the student, the teacher's block whose output it should imitate.
         """
         logits, targets = student.logits.flatten(0, 1).float(), next_tokens(input_ids)
         loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
         return Loss(loss, loss.detach())
 
     def frozen(self, decoder: Decoder) -> set[str]:
-        """Return the names of tensors that are not trained, besides those that `freeze` names."""
+        """Return the names of untrained tensors, in addition to those of `freeze`."""
         return set()
 
     def lacks(self, decoder: Decoder) -> str:
-        """Say what a decoder lacks that this recovery would train; nothing where it has it."""
+        """Say that a decoder lacks the tensors that this recovery trains; empty where it has them."""
         return ""
 
     def penalty(self, decoder: Decoder) -> Tensor | None:
-        """Return what is added to the loss whatever the batch, a scalar; None adds nothing."""
+        """Return a scalar to add to every batch's loss; None adds nothing."""
         return None
 
     def resolved(self) -> dict[str, Any]:
-        """Return what determines the numbers, as JSON, by name."""
-        shown = [f.name for f in fields(self) if f.metadata.get("changes_numbers", True)]
-        values = {name: getattr(self, name) for name in shown}
-        return {"name": self.name, "version": self.version} | {
-            name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-        }
+        """Return all settings that change figures, by name, as JSON."""
+        settings = settings_of(self)
+        del settings["report_to"]
+        return {"name": self.name, "version": self.version} | settings
 
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities at every position, (windows * context, vocabulary), in float32."""
+    """Return the log-probabilities at every position, (windows * context, vocabulary), in float32."""
     return torch.log_softmax(logits.flatten(0, 1).float() / temperature, dim=-1)
 
 
 def next_tokens(input_ids: Tensor) -> Tensor:
-    """The token that each position is to predict, (windows * context); `IGNORED` at the last of each window."""
+    """Return the next token of every position, (windows * context); `IGNORED` at the last of each window."""
     return torch.nn.functional.pad(input_ids[:, 1:], (0, 1), value=IGNORED).flatten()

@@ -1,4 +1,4 @@
-"""What goes on beside the training steps: the bar, the clock, and which checkpoints are whole."""
+"""Callbacks of training: the progress bar, the clock, and the marks of complete checkpoints."""
 
 from __future__ import annotations
 
@@ -19,58 +19,56 @@ _WHOLE = "layerfold-training.json"
 
 
 class Bar(TrainerCallback):
-    """Moves a bar by a step a step."""
+    """Advances a progress bar with every training step."""
 
     def __init__(self, progress: Progress, description: str) -> None:
         self._progress, self._description = progress, description
         self._bar: Iterator[int] = iter(())
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Draw the bar, as far along as the run is."""
+        """Draw the bar at the run's current step."""
         if state.is_world_process_zero:
             self._bar = iter(self._progress.track(range(state.max_steps), self._description))
             for _step in range(state.global_step + 1):
                 next(self._bar, None)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move it."""
+        """Advance the bar."""
         next(self._bar, None)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Run it out, should training have stopped early."""
+        """Complete the bar, where training stopped early."""
         for _step in self._bar:
             pass
 
 
 class Bookkeeper(TrainerCallback):
-    """Marks each checkpoint as whole once it is, and keeps the newest and the best.
+    """Marks each checkpoint as complete, and keeps the newest and the best.
 
-    Beside the mark stand the time spent so far, the first loss, and whether training is over.
-
-    The weights that training begins with count as the first that validation text was scored with: what is not better
-    is not kept.
+    The mark holds the time spent so far, the first loss, and whether training is over. The weights before training
+    count as the first to be scored: only better ones are kept.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._before, self._started = 0.0, time.perf_counter()
         self.trainer: Any = None
-        """Whose first loss is kept; set once there is one."""
+        """The trainer whose first loss is recorded; set after its construction."""
         self.over = False
-        """Whether the checkpoint to go on from is the last."""
+        """Whether the checkpoint to resume from is the last."""
 
     @property
     def seconds(self) -> float:
-        """Time spent, over all resumptions."""
+        """Time spent, resumed runs included."""
         return self._before + time.perf_counter() - self._started
 
     def newest(self) -> Path | None:
-        """Return the newest checkpoint that is whole."""
+        """Return the newest complete checkpoint."""
         whole = [path.parent for path in self._folder.glob(f"checkpoint-*/{_WHOLE}")]
         return max(whole, key=_step, default=None)
 
     def resume(self) -> str | None:
-        """Remove what a killed process left half-written; return what training can go on from."""
+        """Remove the incomplete checkpoints of a killed process; return the checkpoint to resume from."""
         process, newest = this_process(), self.newest()
         if process.is_main_process:
             for path in self._folder.glob("checkpoint-*"):
@@ -86,7 +84,7 @@ class Bookkeeper(TrainerCallback):
         return str(newest)
 
     def _point_at_best(self, checkpoint: Path) -> None:
-        """Name the best checkpoint by where the folder is now: it may have been moved since."""
+        """Correct the path of the best checkpoint: the folder may have been moved."""
         path = checkpoint / "trainer_state.json"
         state = json.loads(path.read_text(encoding="utf-8"))
         if state["best_model_checkpoint"] is not None:
@@ -96,12 +94,12 @@ class Bookkeeper(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
-        """Take the first score for the one to beat."""
+        """Take the score before training as the best so far."""
         if state.global_step == 0:
             state.best_metric = metrics["eval_loss"]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the checkpoint as whole."""
+        """Mark the checkpoint as complete, and remove all but the newest and the best."""
         if state.is_world_process_zero:
             marker = {
                 "seconds": self.seconds,
@@ -113,7 +111,7 @@ class Bookkeeper(TrainerCallback):
             best = Path(state.best_model_checkpoint or newest).name
             for path in self._folder.glob("checkpoint-*"):
                 if path.name not in (newest.name, best):
-                    # The mark first: what is half removed is as little a checkpoint as what is half written.
+                    # The mark first: a half removed checkpoint is incomplete too.
                     (path / _WHOLE).unlink(missing_ok=True)
                     shutil.rmtree(path)
 

@@ -1,4 +1,4 @@
-"""Distillation: learn the teacher's distribution over the next token, not only the token that came."""
+"""Distillation: learn the teacher's distribution over the next token, not only the token itself."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Distill(Recovery):
     """Train towards a teacher.
 
     The loss of a token is (1 - lm_weight) T^2 KL(teacher || student), both at temperature T, plus lm_weight times the
-    language-model loss, plus hidden_weight times the mean over blocks of |s - t|^2 / |t|^2, where s is what leaves a
-    block of the student and t what leaves its counterpart in the teacher. The teacher runs beside the student, batch
-    by batch: its logits are never stored.
+    language-model loss, plus hidden_weight times the mean over blocks of |s - t|^2 / |t|^2, where s is the
+    output of a block of the student and t that of its counterpart in the teacher. The teacher runs beside the student,
+    batch by batch: its logits are never stored.
 
     Attributes:
         temperature: T, which flattens both distributions.
         lm_weight: weight of the language-model loss, 0 to 1.
         hidden_weight: weight of the hidden states' term; 0 leaves it out.
-        counterparts: for each block of the model the index of the teacher's block whose output it should have. None
-            takes, for each block kept, the last of the teacher's before the next one kept.
+        counterparts: for each block of the model, index of the teacher's block whose output it should imitate. None
+            takes, for each kept block, the teacher's last block before the next kept one.
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; the hidden
     states' term after Jiao et al., "TinyBERT", 2020, equation 8, but relative to the teacher's norm.
@@ -54,17 +54,17 @@ class Distill(Recovery):
 
     @property
     def needs_teacher(self) -> bool:
-        """Always."""
+        """True: distillation is from a teacher."""
         return True
 
     @property
     def needs_hidden_states(self) -> bool:
-        """Whether the hidden states' term is there."""
+        """Whether the loss has a term of hidden states."""
         return self.hidden_weight > 0
 
     @property
     def only_imitates(self) -> bool:
-        """Whether the text's own tokens count for nothing."""
+        """Whether the text's own tokens have no weight in the loss."""
         return self.lm_weight == 0
 
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
@@ -74,7 +74,7 @@ class Distill(Recovery):
         language_model = nll_loss(log_student, next_tokens(input_ids), ignore_index=IGNORED)
         if self.temperature != 1:
             log_student = log_probabilities(student.logits, self.temperature)
-        # Every position has a distribution to learn, the last of a window too.
+        # All positions, the last of a window too: each has a distribution to learn.
         divergence = kl_divergence(teacher.logits.flatten(0, 1).float() / self.temperature, log_student)
         loss = (1 - self.lm_weight) * self.temperature**2 * divergence
         if self.lm_weight:
@@ -93,11 +93,11 @@ class Distill(Recovery):
 def kl_divergence(logits: Tensor, log_student: Tensor) -> Tensor:
     """Mean KL(softmax(logits) || student) over positions, from (positions, vocabulary) each, in nats.
 
-    As cross-entropy less entropy, with few passes over what is large: no gradient goes to `logits`.
+    Computed as cross-entropy less entropy, with few passes over the large tensors; no gradient flows to `logits`.
     """
     with torch.no_grad():
         probabilities = torch.softmax(logits, dim=-1)
-        # Any entry gives the normaliser as its logit less its log-probability; the largest cannot underflow.
+        # The normaliser is any entry's logit less its log-probability; that of the largest cannot underflow.
         normaliser = logits.amax(-1) - probabilities.amax(-1).log()
         entropy = normaliser - (probabilities * logits).sum(-1)
     return -(probabilities * log_student).sum(-1).mean() - entropy.mean()

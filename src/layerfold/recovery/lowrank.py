@@ -1,4 +1,4 @@
-"""Low-rank recovery: of a model that shares FFNs only the deltas are trained."""
+"""Low-rank recovery: only the low-rank deltas of a model that shares FFNs are trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LowRank(Distill):
     `lm_weight` below 1, or a `hidden_weight`, the deltas learn from a teacher too, as in `Distill`.
 
     Attributes:
-        penalty_weight: lambda; the published one by default.
+        penalty_weight: weight of the penalty, lambda; the published one by default.
     """
 
     lm_weight: float = 1.0
@@ -39,21 +39,21 @@ class LowRank(Distill):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether anything is learnt from one."""
+        """Whether the loss has a term of distillation."""
         return self.lm_weight < 1 or self.hidden_weight > 0
 
     def loss(self, student: Outputs, input_ids: Tensor, teacher: Outputs | None, counterparts: tuple[int, ...]) -> Loss:
-        """Return the language-model loss, or the mixed one."""
+        """Return the language-model loss, or with a teacher the mixed one."""
         kind = Recovery if teacher is None else Distill
         return kind.loss(self, student, input_ids, teacher, counterparts)
 
     def frozen(self, decoder: Decoder) -> set[str]:
-        """Return all names but the deltas'."""
+        """Return all names except the deltas'."""
         trained = {f"{path}.{name}" for path in deltas.ranks(decoder) for name in "ab"}
         return {name for name, _ in decoder.model.named_parameters(remove_duplicate=False)} - trained
 
     def lacks(self, decoder: Decoder) -> str:
-        """Say so where the decoder has no deltas."""
+        """Say that a decoder has no deltas."""
         if any(deltas.ranks(decoder).values()):
             return ""
         return f"lowrank trains low-rank deltas, and {deltas.NONE}"

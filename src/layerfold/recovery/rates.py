@@ -1,4 +1,4 @@
-"""Choosing a learning rate by short runs, downhill."""
+"""Choice of a learning rate by short runs, downhill."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Trial:
     """A short run.
 
     Attributes:
-        nats: per token of validation text at its end; infinite where it diverged.
-        tokens: it trained on.
-        seconds: it took.
+        nats: nats per token of validation text at its end; infinite where it diverged.
+        tokens: number of training tokens.
+        seconds: duration.
     """
 
     learning_rate: float
@@ -30,39 +30,40 @@ class Trial:
 
 
 def search(run: Callable[[float], Trial], path: Path, writes: bool) -> list[Trial]:
-    """Try `FIRST_LEARNING_RATE` and its neighbours among `LEARNING_RATES`, until both of the best one's are worse.
+    """Try `FIRST_LEARNING_RATE` and its neighbours among `LEARNING_RATES`, until both neighbours of the best are worse.
 
     Args:
-        run: makes one trial.
-        path: a file that keeps what was tried, so that a killed search repeats none.
-        writes: whether this process is the one that writes it.
+        run: runs one trial.
+        path: file of the finished trials, which a resumed search does not repeat.
+        writes: whether this process writes the file.
 
     Returns:
         All trials, by learning rate.
 
     Raises:
-        TrainingError: each of them diverged.
+        TrainingError: all trials diverged.
     """
     tried: dict[float, Trial] = {}
     if path.is_file():
-        tried = {each["learning_rate"]: Trial(**each) for each in json.loads(path.read_text(encoding="utf-8"))}
+        tried = {trial["learning_rate"]: Trial(**trial) for trial in json.loads(path.read_text(encoding="utf-8"))}
 
     def nats(index: int) -> float:
         rate = LEARNING_RATES[index]
         if rate not in tried:
             tried[rate] = run(rate)
             if writes:
-                write_text(path, json.dumps([asdict(each) for each in tried.values()], indent=1))
+                write_text(path, json.dumps([asdict(trial) for trial in tried.values()], indent=1))
         return tried[rate].nats
 
-    best, stands = LEARNING_RATES.index(FIRST_LEARNING_RATE), False
-    while not stands:
-        # The lower first: it is taken where both diverge.
+    best = LEARNING_RATES.index(FIRST_LEARNING_RATE)
+    while True:
+        # In increasing order: where all diverge, the lower rate is next.
         near = [index for index in (best - 1, best, best + 1) if 0 <= index < len(LEARNING_RATES)]
-        better = min(near, key=nats)
-        best, stands = better, better == best
+        if (better := min(near, key=nats)) == best:
+            break
+        best = better
     trials = [tried[rate] for rate in LEARNING_RATES if rate in tried]
     if math.isinf(nats(best)):
-        rates = ", ".join(f"{each.learning_rate:g}" for each in trials)
+        rates = ", ".join(f"{trial.learning_rate:g}" for trial in trials)
         raise TrainingError(f"training diverged at every learning rate tried: {rates}")
     return trials

@@ -1,13 +1,12 @@
-"""Run a recovery: choose the learning rate, train, resume, and keep the best weights."""
+"""The run of a recovery: choose the learning rate, train or resume, and keep the best weights."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainerState
 
@@ -20,7 +19,6 @@ from layerfold.progress import SILENT, Progress
 from layerfold.recovery.arguments import check
 from layerfold.recovery.base import FIRST_LEARNING_RATE, Recovery
 from layerfold.recovery.callbacks import Bar, Bookkeeper
-from layerfold.recovery.outcome import Outcome, outcome_of
 from layerfold.recovery.processes import is_main, this_process
 from layerfold.recovery.rates import Trial, search
 from layerfold.recovery.teacher import check_teacher, counterparts
@@ -30,23 +28,58 @@ from layerfold.recovery.workspace import claim
 
 _SEARCH = "search.json"
 _SAMPLED = 8
-"""Windows whose text the tokenizers of a model and its teacher must cut alike."""
+"""Number of windows whose text the tokenizers of a model and its teacher must cut alike."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a recovery, as records and checkpoints keep it.
+
+    Attributes:
+        method: name of the recovery.
+        tokens: number of training tokens, without the search for a learning rate.
+        search_tokens: number of tokens of that search.
+        seconds: total duration, resumed runs and the search included.
+        learning_rate: highest learning rate; None where there was nothing to learn.
+        learning_rates: learning rates tried, each with the validation perplexity at its end; None where it diverged.
+        steps: number of optimiser steps.
+        best_step: step of the kept weights; 0 where training never improved the model.
+        validation_perplexity: validation perplexity of the kept weights.
+        curve: ``train`` and ``validation``: lists of [tokens, nats per token].
+        parameters_trained: number of distinct parameters that were trained.
+    """
+
+    method: str
+    tokens: int
+    search_tokens: int
+    seconds: float
+    learning_rate: float | None
+    learning_rates: list[dict[str, float | None]]
+    steps: int
+    best_step: int
+    validation_perplexity: float
+    curve: dict[str, list[list[float]]]
+    parameters_trained: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it."""
+        return asdict(self)
 
 
 class Run:
-    """One recovery of one model, in a folder of its own that it can be continued in.
+    """One recovery of one model, in a folder from which it can be resumed.
 
     Args:
-        model: what is to recover; stays as it is.
-        recovery: how.
-        teacher: where the recovery needs one; stays as it is.
-        folder: holds the settings, the learning rates tried and the checkpoints; made if missing.
-        text: what to train on, where it has been cut already.
-        seed: orders the training text.
-        overwrite: begin anew where the folder holds a run with other settings.
+        model: model to recover; not changed.
+        recovery: settings.
+        folder: folder of the settings, the learning rates tried and the checkpoints; made if missing.
+        teacher: teacher, where the recovery needs one; not changed.
+        text: training text, where it has been cut already.
+        seed: seed of the order of the training text.
+        overwrite: start again where the folder holds a run with other settings.
 
     Raises:
-        InputError: settings that the model, the text or the teacher do not admit.
+        InputError: settings that do not fit the model, the text or the teacher.
         CorpusError: text that is missing or too short.
     """
 
@@ -76,16 +109,16 @@ class Run:
                 self._counterparts = counterparts(model, teacher, recovery)
 
     def __call__(self, progress: Progress = SILENT) -> tuple[Model, Outcome]:
-        """Train, or go on where a killed process left off; return the recovered model and what was done.
+        """Train, or resume a killed run; return the recovered model and the outcome.
 
-        A model that lacks what the recovery trains stays as it is, after no tokens.
+        A model without the tensors that the recovery trains is returned unchanged, after no tokens.
 
         Raises:
             InputError: the folder holds a run with other settings.
-            TrainingError: it diverged; the folder keeps the last checkpoint before that.
+            TrainingError: training diverged; the folder keeps the last checkpoint before that.
             OutputError: the folder cannot be written.
         """
-        with output_errors(self.folder), quiet(), _evaluating(self.teacher):
+        with output_errors(self.folder), quiet():
             known = {"model_sha256": self.model.sha256, **settings(self.recovery, self.text, self.teacher)}
             claim(self.folder, known, self._overwrite)
             if self._is_its_own_teacher() or self.recovery.lacks(self.model.decoder):
@@ -109,7 +142,7 @@ class Run:
             return self._finish(trainer, book.seconds, rate, tried)
 
     def _search(self, progress: Progress) -> list[Trial]:
-        """Try learning rates, each over the same short run."""
+        """Try learning rates, each in the same short run."""
         text = self.text.shortened(self.recovery.search_fraction)
 
         def run(rate: float) -> Trial:
@@ -125,7 +158,7 @@ class Run:
         return search(run, self.folder / _SEARCH, is_main())
 
     def _trainer(self, text: TrainingText, rate: float, checkpoints: bool, *callbacks: Any) -> RecoveryTrainer:
-        # A copy, which the training leaves on its device, its dropout off and, under FSDP, in pieces.
+        # A copy: training moves it to the device, turns its dropout off and, under FSDP, shards it.
         return RecoveryTrainer(
             self.model.decoder.copy(),
             self.recovery,
@@ -143,14 +176,13 @@ class Run:
         if self.teacher is None or not self.recovery.needs_teacher:
             return None
         device = this_process().device
-        if device.type == "cpu":
-            return self.teacher.decoder
-        copied = self.teacher.decoder.copy()
-        copied.model.to(device)
-        return copied
+        # On the processor a copy of the modules alone, not of their parameters: the caller's keep their training mode.
+        placed = self.teacher.decoder.copy(share=device.type == "cpu")
+        placed.model.eval().to(device)
+        return placed
 
     def _is_its_own_teacher(self) -> bool:
-        """Whether there is nothing to learn; what gradients remain are rounding errors, which Adam would magnify."""
+        """Whether there is nothing to learn: all gradients are rounding errors, which Adam would magnify."""
         itself = self.teacher is not None and self.teacher.sha256 == self.model.sha256
         own_blocks = self._counterparts in ((), tuple(range(self.model.decoder.n_blocks)))
         return self.recovery.only_imitates and itself and own_blocks
@@ -164,20 +196,34 @@ class Run:
     def _finish(
         self, trainer: RecoveryTrainer, seconds: float, rate: float | None, tried: list[Trial]
     ) -> tuple[Model, Outcome]:
-        outcome = outcome_of(
-            self.recovery.name,
-            self.text,
-            trainer.state,
-            seconds=seconds,
+        """Read the outcome from the trainer's state and the trials, and the best weights from their checkpoint."""
+        state, a_step = trainer.state, self.text.train.context * self.text.batch_size
+        outcome = Outcome(
+            method=self.recovery.name,
+            tokens=state.global_step * a_step,
+            search_tokens=sum(trial.tokens for trial in tried),
+            seconds=seconds + sum(trial.seconds for trial in tried),
             learning_rate=rate,
-            tried=tried,
+            learning_rates=[
+                {
+                    "learning_rate": trial.learning_rate,
+                    "validation": None if math.isinf(trial.nats) else math.exp(trial.nats),
+                }
+                for trial in tried
+            ],
+            steps=state.global_step,
+            best_step=int(state.best_global_step or 0),
+            validation_perplexity=math.exp(cast(float, state.best_metric)),
+            curve={
+                name: [[entry["step"] * a_step, entry[key]] for entry in state.log_history if key in entry]
+                for name, key in (("train", "lm_loss"), ("validation", "eval_loss"))
+            },
             parameters_trained=trainer.parameters_trained,
         )
         recovered = self.model.copy()
         if outcome.best_step:
             read_training_(recovered.decoder.model, self.folder / f"checkpoint-{outcome.best_step}")
-        # From here on one process may remove the folder, as the command does, or a run that overwrites: not before
-        # the others have read their weights.
+        # The main process may remove the folder after this, so all others must have read their weights.
         this_process().wait_for_everyone()
         step = {
             "method": {**settings(self.recovery, self.text, self.teacher), "learning_rate": rate},
@@ -186,18 +232,3 @@ class Run:
             "notes": outcome.to_json(),
         }
         return recovered.with_step(step), outcome
-
-
-@contextmanager
-def _evaluating(model: Model | None) -> Iterator[None]:
-    """Switch a model to evaluation, and back to what it was."""
-    if model is None:
-        yield
-        return
-    were = [(module, module.training) for module in model.decoder.model.modules()]
-    model.decoder.model.eval()
-    try:
-        yield
-    finally:
-        for module, was in were:
-            module.training = was

@@ -1,4 +1,4 @@
-"""Which teacher a model can learn from, and which of its blocks answers to which of the model's."""
+"""The teacher of a model, and the teacher's counterpart of each of the model's blocks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _NAME_ONE = "name one with --teacher (from Python, teacher=)"
 
 
 def default_teacher(model: Model) -> Model:
-    """Load the model that this one was made from, known by the hash of the weights that are loaded.
+    """Load the model that this one was made from, identified by the hash of its weights.
 
     Raises:
-        InputError: it cannot be found, or is not what it was.
+        InputError: the base cannot be found, or has changed.
     """
     provenance = model.provenance
     refusal = ""
-    # Where the base lies from the checkpoint, then the name as it was typed then.
+    # The base's path relative to the checkpoint, then the name by which it was loaded.
     for name in dict.fromkeys(filter(None, (provenance.location, provenance.base))):
         try:
             teacher = load(name, revision=provenance.revision)
@@ -34,14 +34,14 @@ def default_teacher(model: Model) -> Model:
 
 
 def check_teacher(model: Model, teacher: Model, recovery: Recovery, windows: Windows, sample: str) -> None:
-    """Raise InputError where the teacher cannot read the text, or its logits are not of the same tokens.
+    """Raise InputError where the teacher cannot read the text, or its logits are for other tokens.
 
     Args:
-        windows: what it is to read.
+        windows: the training text.
         sample: text that both tokenizers must cut alike.
     """
     name = teacher.provenance.base
-    sizes = [int(each.decoder.model.config.vocab_size) for each in (teacher, model)]
+    sizes = [int(side.decoder.model.config.vocab_size) for side in (teacher, model)]
     if sizes[0] != sizes[1]:
         raise InputError(f"teacher {name!r} has a vocabulary of {sizes[0]:,} tokens, the model one of {sizes[1]:,}")
     theirs, own = teacher.require_tokenizer(), model.require_tokenizer()
@@ -61,10 +61,10 @@ def check_teacher(model: Model, teacher: Model, recovery: Recovery, windows: Win
 
 
 def counterparts(model: Model, teacher: Model, recovery: Recovery) -> tuple[int, ...]:
-    """For each block of the model, the index of the teacher's block whose output it should have.
+    """Return, for each block of the model, the index of the teacher's block whose output it should imitate.
 
-    Each block kept of the teacher's answers for those that went after it, up to the next one kept. Where the
-    teacher is not the model's base, its depth is divided evenly.
+    A kept block imitates the output of the last block before the next kept one. Where the teacher is not the model's
+    base, its depth is divided evenly.
     """
     own, theirs = model.decoder.n_blocks, teacher.decoder.n_blocks
     given = recovery.counterparts if isinstance(recovery, Distill) else None
@@ -82,7 +82,7 @@ def counterparts(model: Model, teacher: Model, recovery: Recovery) -> tuple[int,
 
 
 def kept_blocks(model: Model, n_blocks: int) -> list[int]:
-    """Return which of the base's blocks the model's are, by what its provenance says."""
+    """Return the indices of the base's blocks that a model keeps, by its provenance."""
     kept = list(range(n_blocks))
     for step in model.provenance.steps:
         indices = step.get("kept_blocks")

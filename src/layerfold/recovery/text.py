@@ -1,13 +1,13 @@
-"""The text that a recovery trains on, and the text that it is judged by."""
+"""The training and validation text of a recovery."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.errors import InputError
@@ -21,13 +21,13 @@ _CONTEXT = 256
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Windows of the ``train`` and of the ``validation`` split.
+    """Windows of the ``train`` and the ``validation`` split.
 
     Attributes:
-        train: whole windows alone, so that there is no padding; its documents in a seeded order.
-        steps: how many optimiser steps the tokens asked for make.
-        tokens: how many tokens those steps read.
-        seed: orders the documents, and the windows whenever they are read again.
+        train: full windows only, without padding; the documents in a seeded order.
+        steps: number of optimiser steps.
+        tokens: number of tokens in those steps.
+        seed: seed of the order of documents, and of the windows in every further reading.
     """
 
     train: Windows
@@ -38,7 +38,7 @@ class TrainingText:
     seed: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return what says which text it is."""
+        """Return what identifies the text."""
         return {
             "corpus": self.train.corpus,
             "corpus_sha256": self.train.corpus_sha256,
@@ -52,17 +52,15 @@ class TrainingText:
     def shortened(self, fraction: float) -> TrainingText:
         """Return the same text with fewer steps, at least one."""
         steps = max(1, round(self.steps * fraction))
-        return TrainingText(
-            self.train, self.validation, steps, steps * self.tokens // self.steps, self.batch_size, self.seed
-        )
+        return replace(self, steps=steps, tokens=steps * self.tokens // self.steps)
 
 
 def training_text(model: Model, recovery: Recovery, seed: int, progress: Progress = SILENT) -> TrainingText:
-    """Read and cut the text of a recovery, and tell how much there was.
+    """Read and cut the text of a recovery, and note its length.
 
     Raises:
-        InputError: a context beyond the model's, or fewer tokens than one step takes.
-        CorpusError: less text than one window.
+        InputError: a context beyond the model's, or fewer tokens than one step needs.
+        CorpusError: a text shorter than one window.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}; accepted: 0 ... {2**32 - 1}")
@@ -100,38 +98,20 @@ def settings(recovery: Recovery, text: TrainingText, teacher: Model | None) -> d
     }
 
 
-class TrainingWindows(Dataset[dict[str, Tensor]]):
-    """The windows in the order they are trained on, as many as the steps take.
+def training_windows(text: TrainingText) -> list[dict[str, Tensor]]:
+    """Return the windows of all steps in the order of training.
 
-    The first reading is in the order of the (shuffled) documents; each further one in a seeded order of windows.
+    The first reading follows the (shuffled) documents; every further one has a seeded order of windows.
     """
-
-    def __init__(self, text: TrainingText) -> None:
-        self._windows = text.train
-        self._length = text.steps * text.batch_size
-        self._seed = text.seed
-        self._order: tuple[int, Tensor] = 0, torch.arange(len(text.train))
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        reading, row = divmod(index, len(self._windows))
-        if reading != self._order[0]:
-            generator = torch.Generator().manual_seed(self._seed + reading)
-            rows = len(self._windows)
-            self._order = reading, torch.randperm(rows, generator=generator) if reading else torch.arange(rows)
-        return {"input_ids": self._windows.input_ids[self._order[1][row]]}
+    rows, length = len(text.train), text.steps * text.batch_size
+    order = [torch.arange(rows)]
+    for reading in range(1, math.ceil(length / rows)):
+        order.append(torch.randperm(rows, generator=torch.Generator().manual_seed(text.seed + reading)))
+    windows = windows_of(text.train)
+    return [windows[index] for index in torch.cat(order)[:length].tolist()]
 
 
-class ValidationWindows(Dataset[dict[str, Tensor]]):
-    """The windows of the validation text, each with its length."""
-
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self._windows.input_ids[index], "length": self._windows.lengths[index]}
+def windows_of(windows: Windows) -> list[dict[str, Tensor]]:
+    """Return windows as the Trainer reads them, each with its length."""
+    pairs = zip(windows.input_ids, windows.lengths, strict=True)
+    return [{"input_ids": input_ids, "length": length} for input_ids, length in pairs]

@@ -1,9 +1,9 @@
-"""transformers' Trainer with our loss, our order of text, our validation and our checkpoints."""
+"""transformers' Trainer with our loss, order of text, validation and checkpoints."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,30 +19,30 @@ from layerfold.model import deltas, masks
 from layerfold.model.decoder import Decoder, check_precision
 from layerfold.recovery.arguments import frozen, training_arguments
 from layerfold.recovery.base import IGNORED, Outputs, Recovery, next_tokens
-from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows
+from layerfold.recovery.text import TrainingText, training_windows, windows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DIVERGED = 3.0
-"""A loss this many times the first is a run that has diverged."""
+"""A run has diverged where its loss is this many times the first."""
 
 
 class RecoveryTrainer(Trainer):
-    """Trains one model by one recovery.
+    """Trains one model with one recovery.
 
     Args:
-        decoder: trained in place, moved to the device, its dropout and caching off: hand over a copy.
-        learning_rate: the highest.
-        folder: where checkpoints go, as ``checkpoint-<step>``.
-        checkpoints: whether to score validation text and write checkpoints along the way.
-        teacher: on the device already, in evaluation mode.
+        decoder: trained in place, moved to the device, its dropout and caching off: give a copy.
+        learning_rate: highest learning rate.
+        folder: folder of the checkpoints ``checkpoint-<step>``.
+        checkpoints: whether to score validation text and write checkpoints during training.
+        teacher: teacher in evaluation mode, on the device.
         counterparts: see `Recovery.loss`.
 
     Attributes:
-        parameters_trained: how many, those shared counted once.
-        first_loss: language-model loss that was measured first, on validation text where checkpoints are written and on
-            the first batch in a trial: what tells later whether the run has diverged.
+        parameters_trained: number of trained parameters, with shared ones counted once.
+        first_loss: first language-model loss, on validation text where checkpoints are written and on the first batch
+            in a trial; a multiple of it is divergence.
     """
 
     def __init__(
@@ -63,29 +63,31 @@ class RecoveryTrainer(Trainer):
         model = decoder.model
         without_dropout(model)
         for parameter in model.parameters():
-            # Whatever the caller had frozen: the recipe says what is trained. Deltas of rank 0 get no gradients, which
-            # processes that train together would wait for.
+            # The recipe alone decides what is trained, whatever the caller froze. Deltas of rank 0 get no gradients,
+            # for which processes that train together would wait.
             parameter.requires_grad_(parameter.numel() > 0)
         for name in frozen(decoder, recovery):
             model.get_parameter(name).requires_grad_(False)
+        if checkpoints and recovery.patience is not None:
+            # First: it must not count the score before training, which `Bookkeeper` sets as the best.
+            callbacks = [EarlyStoppingCallback(early_stopping_patience=recovery.patience), *callbacks]
         super().__init__(
             model=model,
             args=training_arguments(recovery, text, learning_rate, folder, checkpoints),
-            train_dataset=TrainingWindows(text),
-            eval_dataset=ValidationWindows(text.validation),
-            # Patience first: it is not to count the score before training, which `Bookkeeper` sets as the best.
-            callbacks=[*(_patience(recovery) if checkpoints else []), *callbacks],
+            train_dataset=cast("Any", training_windows(text)),
+            eval_dataset=cast("Any", windows_of(text.validation)),
+            callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = False
-        self.model_accepts_loss_kwargs = False  # what the line above was called before
+        self.model_accepts_loss_kwargs = False  # the name of the same switch in older versions
         kept = masks.held(decoder)
         if self.is_fsdp_enabled and (kept or deltas.ranks(decoder)):
             what = "zeros that are held" if kept else "low-rank deltas"
             raise InputError(f"{what}, and FSDP, which shards the tensors: accepted: one of the two")
         self._zeros = HeldZeros(model, kept)
         self.add_callback(self._zeros)
-        self.parameters_trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        self.parameters_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self._decoder = decoder
         self._recovery = recovery
         self._tokenizer = tokenizer
@@ -95,18 +97,20 @@ class RecoveryTrainer(Trainer):
         self._recent: list[Tensor] = []
 
     def _forward(self, model: nn.Module, decoder: Decoder, ids: Tensor) -> Outputs:
-        """Run a model; its last hidden state is taken before the final norm, where transformers takes it after."""
+        """Run a model; its last hidden state is that before the final norm, unlike in transformers."""
         captured: list[Tensor] = []
         hook = decoder.blocks[-1].module.register_forward_hook(
             lambda _module, _inputs, output: captured.append(output[0] if isinstance(output, tuple) else output)
         )
         try:
-            found: Any = model(input_ids=ids, use_cache=False, output_hidden_states=self._recovery.needs_hidden_states)
+            outputs: Any = model(
+                input_ids=ids, use_cache=False, output_hidden_states=self._recovery.needs_hidden_states
+            )
         finally:
             hook.remove()
         if self._recovery.needs_hidden_states:
-            found.hidden_states = (*found.hidden_states[:-1], captured[0])
-        return cast("Outputs", found)
+            outputs.hidden_states = (*outputs.hidden_states[:-1], captured[0])
+        return cast("Outputs", outputs)
 
     def compute_loss(
         self,
@@ -118,7 +122,7 @@ class RecoveryTrainer(Trainer):
         """Return the loss of a batch.
 
         Raises:
-            TrainingError: it is not finite, or beyond all bounds.
+            TrainingError: the loss is not finite, or has diverged.
         """
         ids = inputs["input_ids"]
         outputs, taught = self._forward(model, self._decoder, ids), None
@@ -131,7 +135,7 @@ class RecoveryTrainer(Trainer):
             objective = objective + penalty
         both = torch.stack([loss.language_model, objective.detach()]).float()
         if self.accelerator.num_processes > 1:
-            # Their mean, so that all processes stop together: one that stopped alone would leave the others waiting.
+            # The mean, so that all processes stop together: otherwise some would wait for ever.
             both = self.accelerator.gather(both[None]).mean(0)
         self._check(*both.tolist())
         self._recent.append(loss.language_model)
@@ -147,13 +151,13 @@ class RecoveryTrainer(Trainer):
             )
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
-        """Back-propagate; a held zero gets no gradient, which clipping would count with those of weights that move."""
+        """Back-propagate; masked weights get no gradient, so that clipping does not count them."""
         loss: Tensor = super().training_step(*arguments, **options)
         self._zeros.clear_gradients()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the mean language-model loss beside the objective's."""
+        """Log the mean language-model loss beside the objective."""
         if "loss" in logs and self._recent:
             logs["lm_loss"] = float(self.accelerator.gather(torch.stack(self._recent)).mean())
             self._recent.clear()
@@ -161,10 +165,10 @@ class RecoveryTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Score the validation text: nats per token, whatever is minimised in training.
+        """Score the validation text in nats per token, whatever the objective of training.
 
         Raises:
-            TrainingError: it is not finite, or beyond all bounds.
+            TrainingError: the loss is not finite, or has diverged.
         """
         model = self.model_wrapped
         model.eval()
@@ -173,10 +177,10 @@ class RecoveryTrainer(Trainer):
         for batch in self.get_eval_dataloader():
             ids, lengths = batch["input_ids"], batch["length"]
             logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1).float()
-            each = cross_entropy(logits, next_tokens(ids), ignore_index=IGNORED, reduction="none").view_as(ids)
+            losses = cross_entropy(logits, next_tokens(ids), ignore_index=IGNORED, reduction="none").view_as(ids)
             real = torch.arange(1, ids.shape[1] + 1, device=ids.device) < lengths[:, None]
-            # Processes that run out of windows repeat some; those are left out here.
-            sums, counts = self.accelerator.gather_for_metrics(((each * real).sum(1), real.sum(1)))
+            # Without the windows that some processes repeat to have as many as the others.
+            sums, counts = self.accelerator.gather_for_metrics(((losses * real).sum(1), real.sum(1)))
             nats += sums.double().sum().cpu()
             tokens += int(counts.sum())
         metrics = {"eval_loss": float(nats) / tokens}
@@ -186,17 +190,17 @@ class RecoveryTrainer(Trainer):
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(cast("TrainingWindows", self.train_dataset))  # the text has its order already
+        return SequentialSampler(cast("Sized", self.train_dataset))  # the windows are in order already
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read what `_save` wrote, whatever of the model is gone."""
+        """Read a checkpoint of `_save`, for every structure of the model."""
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             read_training_(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write a checkpoint that loads anywhere, tensors tied between blocks included, and nothing pickled."""
+        """Write a checkpoint that plain transformers loads, without pickled files."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
@@ -207,30 +211,26 @@ class RecoveryTrainer(Trainer):
 
 
 class HeldZeros(TrainerCallback):
-    """Keeps the zeros of some weights zero: takes their gradients, and sets them again after every step."""
+    """Keeps masked weights zero: clears their gradients, and sets them to zero after every step."""
 
     def __init__(self, model: PreTrainedModel, kept: Mapping[str, Tensor]) -> None:
         self._zeros = [(model.get_parameter(name), ~mask) for name, mask in kept.items()]
 
     def clear_gradients(self) -> None:
-        """Set their gradients to zero."""
+        """Set the gradients of masked weights to zero."""
         for weight, zeros in self._zeros:
             if weight.grad is not None:
                 weight.grad.masked_fill_(zeros.to(weight.grad.device), 0)
 
     @torch.no_grad()
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Set them."""
+        """Set masked weights to zero."""
         for weight, zeros in self._zeros:
             weight.masked_fill_(zeros.to(weight.device), 0)
 
 
-def _patience(recovery: Recovery) -> list[TrainerCallback]:
-    return [] if recovery.patience is None else [EarlyStoppingCallback(early_stopping_patience=recovery.patience)]
-
-
 def without_dropout(model: PreTrainedModel) -> None:
-    """Turn dropout off: over one reading of a text there is nothing to overfit, and it would blur the teacher."""
+    """Turn dropout off: one reading of a text does not overfit, and dropout would blur the teacher."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,4 +1,4 @@
-"""The folder that a run works in: whose it is, and what may be removed."""
+"""The folder of a run: which run it belongs to, and which of its files may be removed."""
 
 from __future__ import annotations
 
@@ -10,83 +10,76 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-
 from layerfold.errors import InputError, LayerfoldError, OutputError, TrainingError
 from layerfold.files import write_text
-from layerfold.recovery.processes import is_main, this_process
+from layerfold.recovery.processes import from_main, is_main, this_process
 
 _SETTINGS = "recovery.json"
 _TRACKED = "runs"
-"""Where TensorBoard's callback writes, below the run's folder."""
+"""Name of TensorBoard's folder in the run's."""
 
 
 def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Take a folder for a run with these settings, or find that it is theirs already.
+    """Reserve a folder for a run with these settings; a folder that already has them is not changed.
 
     Args:
-        overwrite: begin anew where it holds a run with others.
+        overwrite: start again where the folder holds a run with other settings.
 
     Raises:
-        InputError: it holds a run with others; names them.
-        OutputError: it holds something else.
+        InputError: the folder holds a run with other settings, which the message names.
+        OutputError: the folder holds something else.
     """
-    # One process looks and decides for all: another would see the folder as the first has left it.
-    refusals: list[LayerfoldError | None] = [None]
-    if is_main():
-        try:
-            _claim(folder, settings, overwrite)
-        except LayerfoldError as error:
-            refusals = [error]
-    if this_process().num_processes > 1:
-        broadcast_object_list(refusals)
-    if refusals[0] is not None:
-        raise refusals[0]
+    # One process decides for all: another would see the folder after the first one's changes.
+    if (refusal := from_main(lambda: _refusal(folder, settings, overwrite))) is not None:
+        raise refusal
 
 
-def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+def _refusal(folder: Path, settings: dict[str, Any], overwrite: bool) -> LayerfoldError | None:
+    """Write the settings into the folder, and return None; or return the error of a folder that cannot be used."""
     path = folder / _SETTINGS
     known = _read_json(path)
-    held = folder.is_dir() and any(each.suffix != ".tmp" and each.name != _TRACKED for each in folder.iterdir())
+    held = folder.is_dir() and any(path.suffix != ".tmp" and path.name != _TRACKED for path in folder.iterdir())
+    if known == settings:
+        return None
     if held and known is None:
-        raise OutputError(f"the folder {str(folder)!r} holds something other than a training run")
-    if known is not None and known != settings:
-        if not overwrite:
-            changed = [key for key in {**known, **settings} if known.get(key) != settings.get(key)]
-            told = ", ".join(f"{key} was {known.get(key)!r:.40} and is {settings.get(key)!r:.40}" for key in changed)
-            raise InputError(f"the run in {str(folder)!r} was begun with other settings: {told}")
-        _empty(folder)
-        known = None
-    if known is None:
+        return OutputError(f"the folder {str(folder)!r} holds something other than a training run")
+    if known is not None and not overwrite:
+        changed = [key for key in {**known, **settings} if known.get(key) != settings.get(key)]
+        told = ", ".join(f"{key} was {known.get(key)!r:.40} and is {settings.get(key)!r:.40}" for key in changed)
+        return InputError(f"the run in {str(folder)!r} was begun with other settings: {told}")
+    try:
+        if known is not None:
+            _empty(folder)
         write_text(path, json.dumps(settings, indent=1))
+    except LayerfoldError as error:
+        return error
+    return None
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yield a folder, the same in all processes; it stays where a run in it diverged, for it keeps a checkpoint."""
-    names = [tempfile.mkdtemp(prefix="layerfold-") if is_main() else ""]
-    if this_process().num_processes > 1:
-        broadcast_object_list(names)
+    """Yield a folder, the same in all processes; it stays after a run that diverged, since it keeps a checkpoint."""
+    folder = Path(from_main(lambda: tempfile.mkdtemp(prefix="layerfold-")))
     try:
-        yield Path(names[0])
+        yield folder
     except TrainingError:
         raise
     except BaseException:
-        shutil.rmtree(names[0], ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     this_process().wait_for_everyone()
-    shutil.rmtree(names[0], ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear(folder: Path) -> None:
-    """Remove a run's files, once the recovered model is safe elsewhere; what a tracker wrote there stays."""
+    """Remove a run's files, after the recovered model has been saved elsewhere; a tracker's files stay."""
     if is_main() and folder.is_dir():
         _empty(folder)
     this_process().wait_for_everyone()
 
 
 def _empty(folder: Path) -> None:
-    # What says whose folder it is goes last, so that one half emptied is still known.
+    # The settings last: a half emptied folder still belongs to its run.
     for path in sorted(folder.iterdir(), key=lambda path: path.name == _SETTINGS):
         if path.name != _TRACKED:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -96,7 +89,7 @@ def _empty(folder: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None

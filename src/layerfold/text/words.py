@@ -1,7 +1,7 @@
 """Words and sentences of any script.
 
-A word is a run of letters, marks and digits. Scripts that put no space between words (Chinese, Japanese, Thai, Lao,
-Khmer, Burmese) are cut into characters instead, each with the marks on it.
+A word is a run of letters, marks and digits. Scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer,
+Burmese) are cut into characters instead, each with its marks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WORD = regex.compile(rf"{_CHARACTER}|{_RUN}(?:'{_RUN})?", regex.V1)
 _TERM = regex.compile(rf"{_CHARACTER}|{_RUN.replace('_]', ']')}", regex.V1)
 _LETTER = regex.compile(r"\p{L}")
 _ENGLISH = 0.995
-"""Least share of ASCII among the letters of English text, which has a naïve café here and there."""
+"""Minimum share of ASCII among the letters of English text, which contains words such as naïve and café."""
 _CLOSING = "」』”’）"
 _SENTENCE_END = regex.compile(
     r"(?<=[.!?؟۔।։።])\s+"  # Latin and Cyrillic, Arabic, Urdu, Devanagari, Armenian, Ethiopic
@@ -27,26 +27,24 @@ _SENTENCE_END = regex.compile(
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case; one apostrophe may stand within a word, as in ``don't``."""
-    found: list[str] = _WORD.findall(text.lower())
-    return found
+    """Return the words of a text in lower case; a word may contain one apostrophe, as in ``don't``."""
+    return list(_WORD.findall(text.lower()))
 
 
 def terms(text: str) -> list[str]:
-    """Return words in lower case, split at apostrophes and underscores too: what ROUGE counts.
+    """Return the words that ROUGE counts: in lower case, split at apostrophes and underscores too.
 
-    Of a text in ASCII these are the tokens of the ``rouge-score`` package before stemming.
+    For a text in ASCII they equal the tokens of the ``rouge-score`` package before stemming.
     """
-    found: list[str] = _TERM.findall(unicodedata.normalize("NFC", text.lower()))
-    return found
+    return list(_TERM.findall(unicodedata.normalize("NFC", text.lower())))
 
 
 def in_english_letters(texts: Iterable[str]) -> bool:
-    """Whether 99.5 % of all letters are those of ASCII, or there are none."""
+    """Whether at least 99.5 % of all letters are ASCII; true without letters."""
     letters = [letter for text in texts for letter in _LETTER.findall(text)]
     return sum(map(str.isascii, letters)) >= _ENGLISH * len(letters)
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text, without the white space between them."""
+    """Return the sentences of a text, stripped of white space."""
     return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]

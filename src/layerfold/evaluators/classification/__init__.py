@@ -1,1 +1,1 @@
-"""Accuracy on labelled texts: a classifier made of the model, and a bag of words beside it."""
+"""Accuracy on labelled texts: a classifier made from the model, and a bag-of-words baseline."""

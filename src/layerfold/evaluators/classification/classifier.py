@@ -1,10 +1,10 @@
-"""A linear head on a decoder's last real token, and how it is trained: alone, or with the body."""
+"""A linear head on a decoder's last real token, trained alone or with the body."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer
 
 from layerfold.errors import TrainingError
+from layerfold.evaluators.base import batches_by_length
 from layerfold.evaluators.classification import logistic
 from layerfold.inference.stepping import fused_activations
 from layerfold.model import masks
@@ -25,30 +26,29 @@ from layerfold.recovery.arguments import quiet_arguments
 from layerfold.recovery.callbacks import Bar
 from layerfold.recovery.trainer import HeldZeros, without_dropout
 
-Side = Literal["left", "right"]
 _HEAD_DEVIATION = 0.02
 _SMALL = 1e-6
-"""Added to a feature's deviation where it is divided by that."""
+"""Added to a feature's standard deviation before the feature is divided by it."""
 
 
 @dataclass(frozen=True)
 class Padding:
-    """How rows of different lengths are put into one batch.
+    """Padding of rows of different lengths to one batch.
 
     Attributes:
-        side: where the padding goes; changes no prediction.
-        length: to which every row is padded; None takes the longest of the batch.
-        pooled: whether the last position is read, padding or not, as the published run of pruned_104M did.
-        token: what it is padded with; nothing attends to it.
+        side: side of the padding; changes no prediction.
+        length: length of every padded row; None takes that of the batch's longest.
+        pooled: whether the head reads the last position, padding or not, as in the published run of pruned_104M.
+        token: token of the padding; nothing attends to it.
     """
 
-    side: Side = "right"
+    side: Literal["left", "right"] = "right"
     length: int | None = None
     pooled: bool = False
     token: int = 0
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``attention_mask``, (rows, tokens) each, and ``last``, (rows,): what is read."""
+        """Return ``input_ids``, ``attention_mask``, (rows, tokens) each, and ``last``, (rows,), positions to read."""
         lengths = torch.tensor([len(row) for row in rows])
         width = max(int(lengths.max()), self.length or 0)
         input_ids = torch.full((len(rows), width), self.token)
@@ -65,25 +65,25 @@ class Padding:
 class Classifier(nn.Module):
     """The body of a causal LM with a linear head, without a bias, on the hidden state of one token after the norm.
 
-    What ``AutoModelForSequenceClassification`` computes, on whatever a decoder has become.
+    It computes the same as ``AutoModelForSequenceClassification``, for every structure that a decoder may have.
 
     Args:
-        decoder: used as it is: hand over a copy where it is to be trained.
-        classes: how many.
-        seed: of the head's first weights.
+        decoder: used in place: give a copy for training.
+        classes: number of classes.
+        seed: seed of the head's first weights.
     """
 
     def __init__(self, decoder: Decoder, classes: int, seed: int = 0) -> None:
         super().__init__()
         self.body: Any = decoder.model.base_model
-        # Without first values of its own, which the caller's random numbers would be used up for.
+        # skip_init draws no first values, which would advance the caller's random numbers.
         self.head: nn.Linear = nn.utils.skip_init(nn.Linear, decoder.d_model, classes, bias=False)
         with torch.no_grad():
             self.head.weight.normal_(std=_HEAD_DEVIATION, generator=torch.Generator().manual_seed(seed))
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor, last: Tensor) -> Tensor:
-        """Return the hidden state that is read of each row, (rows, d_model)."""
-        # With causal attention nothing after a token changes it: only what stands before it must be masked.
+        """Return the hidden state of each row that the head reads, (rows, d_model)."""
+        # In causal attention later tokens change nothing: only padding before the token must be masked.
         masked = {}
         if not attention_mask[:, 0].all():
             masked = {"attention_mask": attention_mask, "position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Training:
-    """How head and body are trained: AdamW, dropout off, warm-up over a tenth of the steps, then linear to zero."""
+    """Training of head and body: AdamW, dropout off, warm-up over a tenth of the steps, then linear to zero."""
 
     learning_rate: float
     epochs: int
@@ -120,10 +120,10 @@ def train(
     padding: Padding,
     progress: Progress = SILENT,
 ) -> Classifier:
-    """Train a head and a copy of the decoder's body, zeros that are held staying zero; the decoder stays as it is.
+    """Train a head and a copy of the decoder's body, in which masked weights stay zero.
 
     Raises:
-        TrainingError: the loss is no number any more.
+        TrainingError: the loss is not finite.
     """
     decoder = decoder.copy()
     without_dropout(decoder.model)
@@ -151,8 +151,8 @@ def train(
             args=arguments,
             train_dataset=cast("Any", [{"row": row, "label": label} for row, label in zip(rows, labels, strict=True)]),
             data_collator=lambda batch: {
-                **padding([each["row"] for each in batch]),
-                "labels": torch.tensor([each["label"] for each in batch]),
+                **padding([example["row"] for example in batch]),
+                "labels": torch.tensor([example["label"] for example in batch]),
             },
             callbacks=[Bar(progress, "classification, training steps"), HeldZeros(decoder.model, masks.held(decoder))],
         )
@@ -184,8 +184,8 @@ def fit_head(
     batch_size: int,
     progress: Progress = SILENT,
 ) -> Classifier:
-    """Fit the head alone, by logistic regression on what the body makes of the rows."""
-    # A copy of the modules, though not of their parameters: that one computes in evaluation mode is not to be seen.
+    """Fit the head alone, by logistic regression on the body's hidden states."""
+    # A copy of the modules, not of their parameters: the caller's modules keep their training mode.
     classifier = Classifier(decoder.copy(share=True), classes)
     features = pooled_states(classifier, rows, padding, batch_size, progress, "classification, reading rows")
     deviation = features.std(0) + _SMALL
@@ -209,17 +209,15 @@ def pooled_states(
     progress: Progress,
     description: str,
 ) -> NDArray[np.float64]:
-    """Return what the head reads of each row, (rows, d_model)."""
+    """Return the hidden states that the head reads, (rows, d_model)."""
     classifier.eval()
     device = next(classifier.parameters()).device
-    found = np.zeros((len(rows), classifier.head.in_features))
-    # Rows of like length together: the least padding.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    states = np.zeros((len(rows), classifier.head.in_features))
     with fused_activations(classifier.body):
-        for chosen in progress.track(list(_batches(order, batch_size)), description):
-            batch = padding([rows[i] for i in chosen])
-            found[chosen] = classifier.pooled(**{name: each.to(device) for name, each in batch.items()}).double().cpu()
-    return found
+        for chosen in progress.track(batches_by_length(rows, batch_size), description):
+            batch = {name: tensor.to(device) for name, tensor in padding([rows[i] for i in chosen]).items()}
+            states[chosen] = classifier.pooled(**batch).double().cpu()
+    return states
 
 
 def predict(
@@ -236,7 +234,3 @@ def predict(
     bias = torch.zeros(len(weight)) if head.bias is None else head.bias.detach().double().cpu()
     predicted: list[int] = (torch.from_numpy(states) @ weight.T + bias).argmax(1).tolist()
     return predicted
-
-
-def _batches(order: Sequence[int], size: int) -> Iterable[list[int]]:
-    return (list(order[first : first + size]) for first in range(0, len(order), size))

@@ -1,4 +1,4 @@
-"""Logistic regression: a convex fit with its ridge chosen on held-out rows, of dense or sparse features."""
+"""Logistic regression on dense or sparse features, with the ridge chosen on held-out rows."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Features = Any
 
 @dataclass(frozen=True)
 class Logistic:
-    """A fitted classifier: the class with the largest of x @ weights + bias.
+    """A fitted classifier: it predicts the class with the largest logit, x @ weights + bias.
 
     Attributes:
         weights: (d, classes).
         bias: (classes,).
-        ridge: the weight of half the squared norm of `weights` in the summed nats, which was minimised with it.
+        ridge: weight of half the squared norm of `weights` in the objective, the summed nats.
     """
 
     weights: Floats
@@ -38,18 +38,18 @@ class Logistic:
     ridge: float
 
     def logits(self, features: Features) -> Floats:
-        """Return (rows, classes)."""
-        found: Floats = features @ self.weights + self.bias
-        return found
+        """Return the logits, (rows, classes)."""
+        logits: Floats = features @ self.weights + self.bias
+        return logits
 
     def predict(self, features: Features) -> NDArray[np.int64]:
         """Return the class of each row, (rows,)."""
-        found: NDArray[np.int64] = np.argmax(self.logits(features), axis=1)
-        return found
+        classes: NDArray[np.int64] = np.argmax(self.logits(features), axis=1)
+        return classes
 
 
 def fit(features: Features, labels: NDArray[np.int64], classes: int) -> Logistic:
-    """Fit with the ridge of `RIDGES` that does best on every fifth row after fitting to the others; then to all.
+    """Fit to all rows, with the best ridge of `RIDGES` for every fifth row after a fit to the others.
 
     Args:
         labels: (rows,), each from 0 to `classes` - 1.
@@ -86,10 +86,10 @@ def _nats(logits: Floats, labels: NDArray[np.int64]) -> float:
 
 
 class BagOfWords:
-    """Which of the words of some texts a text holds, whatever their order and number.
+    """Presence of words in a text, whatever their order and number.
 
     Args:
-        texts: whose words count; others are passed over.
+        texts: texts that give the vocabulary; other words are ignored.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
