@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
+import pkgutil
+import signal
+import warnings
+from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is imported: no test may reach for the network
 
@@ -143,3 +148,31 @@ def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(trainer.RecoveryTrainer, "compute_loss", compute_loss)
     return taken
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run something in a copy of this process, which is killed as a function is called for the n-th time."""
+
+    def killed(run: Callable[[], object], name: str, number: int = 1, of: str = "") -> None:
+        """`name` is the function's; with `of`, only calls with this in their arguments count."""
+        original, calls = pkgutil.resolve_name(name), itertools.count(1)
+
+        def dying(*arguments: Any, **options: Any) -> Any:
+            if of in str(arguments) and next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a copy has none of this process's other threads
+            child = os.fork()
+        if not child:
+            signal.alarm(120)  # seconds, after which it is killed by another signal
+            monkeypatch.setattr(name, dying)
+            try:
+                run()
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    return killed

@@ -12,7 +12,8 @@ from importlib.resources import files
 
 import pages
 import pytest
-from pages import HOSTILE, Page, on_page, shown_in
+from made import make_record, make_recovered, make_results
+from pages import HOSTILE, Page, on_page, page_of, shown_in
 
 from layerfold.errors import InputError, OutputError
 from layerfold.report import study_report, write_csv
@@ -36,7 +37,7 @@ def interval(value):
 
 
 @pytest.fixture
-def make_measured(make_results, make_record):
+def make_measured():
     """Build results with IMDb and ROUGE, baselines that only ROUGE rates, and rows that were published elsewhere."""
 
     def make(base="pocket", drop=("drop_1,3", "drop_0", "drop_2,5"), more=("distilled", "lead-3"), **options):
@@ -76,10 +77,6 @@ def columns_of(comparison):
 
 def printed(comparisons, width=200):
     return pages.printed(published_report(comparisons), width)
-
-
-def page_of(results, tmp_path, comparisons):
-    return pages.page_of(study_report(results, comparisons), tmp_path)
 
 
 def sections_of(text):
@@ -173,15 +170,17 @@ def test_ours_and_theirs_are_never_in_one_column(make_measured):
 
 
 def test_our_figures_are_those_of_the_run_with_their_intervals(make_measured):
-    results = make_measured()
-    columns = columns_of(only(compare(results), "gpt2"))
-    assert columns["ours_perplexity"]["base / gpt2"].value == "81.24"
+    columns = columns_of(only(compare(make_measured()), "gpt2"))
+    for name, label, value in (
+        ("perplexity", "base / gpt2", "81.24"),
+        ("parameters_millions", "merged_4", "5.77M"),
+        ("latency_ms", "compressed_2", "4.81"),
+        ("speedup", "compressed_2", "1.87"),
+        ("rouge2", "base / gpt2", "0.00391"),
+    ):
+        assert columns[f"ours_{name}"][label].value == value
     assert columns["ours_perplexity"]["base / gpt2"].interval == "78.15\N{EN DASH}84.57"
-    assert columns["ours_parameters_millions"]["merged_4"].value == "5.77M"
-    assert columns["ours_latency_ms"]["compressed_2"].value == "4.81"
-    assert columns["ours_speedup"]["compressed_2"].value == "1.87"
     assert columns["ours_imdb_accuracy_percent"]["base / gpt2"] == Cell("50.0%", "37.5\N{EN DASH}62.5%")
-    assert columns["ours_rouge2"]["base / gpt2"].value == "0.00391"
 
 
 def test_rows_match_by_name(make_measured):
@@ -221,7 +220,7 @@ def test_rows_of_one_side_only_have_dashes_and_the_published_ones_come_last(make
     assert columns["ours_perplexity"]["lead-3"].value == MISSING
 
 
-def test_only_metrics_that_both_sides_have_are_shown(make_results, make_measured):
+def test_only_metrics_that_both_sides_have_are_shown(make_measured):
     comparison = only(compare(make_results(evaluators=("size", "generation"))), "gpt2")
     assert [side.column.name for side in comparison.sides] == [
         "ours_parameters_millions",
@@ -233,7 +232,7 @@ def test_only_metrics_that_both_sides_have_are_shown(make_results, make_measured
     assert "published_imdb_accuracy_percent" in columns_of(imdb)
 
 
-def test_perplexity_before_recovery_stands_beside_that_after(make_recovered):
+def test_perplexity_before_recovery_stands_beside_that_after():
     comparison = only(compare(make_recovered()), "gpt2")
     units = [side.column.unit for side in comparison.sides if side.column.title == "perplexity"]
     assert units == ["ours, before", "ours, after", "published"]
@@ -244,7 +243,7 @@ def test_perplexity_before_recovery_stands_beside_that_after(make_recovered):
     ]
 
 
-def test_zeros_are_counted_where_rows_have_many(make_results):
+def test_zeros_are_counted_where_rows_have_many():
     pruned = make_results(scores={("merged_2", "size"): {"nonzero": 5515453}})
     for results, units in (
         (make_results(), ["ours", "published"]),
@@ -252,6 +251,13 @@ def test_zeros_are_counted_where_rows_have_many(make_results):
     ):
         comparison = only(compare(results), "gpt2")
         assert [side.column.unit for side in comparison.sides if side.column.title == "parameters"] == units
+
+
+def of_size(results, parameters):
+    """The same results, of a base with so many parameters."""
+    size = results.records["base", "size"]
+    changed = replace(size, score=size.score | {"value": parameters})
+    return replace(results, records={**results.records, ("base", "size"): changed})
 
 
 @pytest.mark.parametrize(
@@ -268,11 +274,7 @@ def test_zeros_are_counted_where_rows_have_many(make_results):
     ],
 )
 def test_another_base_is_said_first(make_measured, base, parameters, same):
-    results = make_measured(base=base)
-    size = results.records["base", "size"]
-    changed = replace(size, score=size.score | {"value": parameters})
-    results = replace(results, records={**results.records, ("base", "size"): changed})
-    comparison = only(compare(results), "gpt2")
+    comparison = only(compare(of_size(make_measured(base=base), parameters)), "gpt2")
     assert (comparison.caveat == "") == same
     if not same:
         assert comparison.caveat.startswith(f"Published figures are of GPT-2, ours of {base}: different models")
@@ -281,10 +283,7 @@ def test_another_base_is_said_first(make_measured, base, parameters, same):
 
 
 def test_the_base_of_the_drop_tables_is_another(make_measured):
-    results = make_measured(base="distilgpt2")
-    size = results.records["base", "size"]
-    changed = replace(size, score=size.score | {"value": 81912576})
-    comparisons = compare(replace(results, records={**results.records, ("base", "size"): changed}))
+    comparisons = compare(of_size(make_measured(base="distilgpt2"), 81912576))
     assert only(comparisons, "distilgpt2_drop").caveat == ""
     assert "of GPT-2, ours of distilgpt2" in only(comparisons, "gpt2").caveat
     assert "of DistilGPT-2, ours of gpt2" in only(compare(make_measured(base="gpt2")), "distilgpt2_drop").caveat
@@ -335,14 +334,14 @@ def test_a_run_by_the_published_protocol_says_that_the_code_is_the_same(make_mea
         ("gpt2", ("base",), ()),
     ],
 )
-def test_nothing_shared_is_one_line(make_results, base, labels, evaluators):
+def test_nothing_shared_is_one_line(base, labels, evaluators):
     with pytest.raises(InputError, match="no figure of a row beside the base that the published tables have") as raised:
         compare(replace(make_results(labels=labels, evaluators=evaluators), base=base))
     assert "\n" not in str(raised.value)
     assert all(evaluator in str(raised.value) for evaluator in evaluators)
 
 
-def test_gpt2_alone_is_compared(make_results):
+def test_gpt2_alone_is_compared():
     results = replace(make_results(labels=("base",), evaluators=("perplexity",)), base="gpt2")
     (comparison,) = compare(results)
     assert comparison.caveat == ""
@@ -397,10 +396,10 @@ def test_the_terminal_cuts_no_figure_and_keeps_pairs_together(make_measured, wid
     assert all("ours" in line and "published" in line for line in headers)
 
 
-def test_the_page_has_a_section_of_each(make_measured, tmp_path):
+def test_the_page_has_a_section_of_each(make_measured):
     results = make_measured()
     comparisons = compare(results)
-    text = page_of(results, tmp_path, comparisons)
+    text = page_of(study_report(results, comparisons))
     section = sections_of(text)
     rows = Page(section).rows
     for comparison in comparisons:
@@ -409,19 +408,19 @@ def test_the_page_has_a_section_of_each(make_measured, tmp_path):
     assert text.index('id="results"') < text.index('id="published-gpt2"') < text.index('id="protocols"')
     identifiers = re.findall(r'\bid="([^"]+)"', text)
     assert len(identifiers) == len(set(identifiers))
-    assert 'id="published-' not in page_of(results, tmp_path, ())
+    assert 'id="published-' not in page_of(study_report(results, ()))
     # The rest of the page is the same, so that nothing of theirs is among ours.
     rest = re.sub(r'<section aria-labelledby="published-.*?</section>', "", text, flags=re.DOTALL)
-    assert rest.split() == page_of(results, tmp_path, ()).split()
+    assert rest.split() == page_of(study_report(results, ())).split()
 
 
-def test_hostile_text_is_escaped(make_measured, tmp_path):
+def test_hostile_text_is_escaped(make_measured):
     results = make_measured(base=HOSTILE, more=(HOSTILE, "[red]\x1b[2J"))
     perplexity = results.records["base", "perplexity"]
     changed = replace(perplexity, score=perplexity.score | {"corpus": HOSTILE})
     results = replace(results, records={**results.records, ("base", "perplexity"): changed})
     comparisons = compare(results)
-    section = sections_of(page_of(results, tmp_path, comparisons))
+    section = sections_of(page_of(study_report(results, comparisons)))
     assert "<script" not in section
     assert "<img" not in section
     assert section.count("&lt;script&gt;") >= 3

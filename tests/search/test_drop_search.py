@@ -103,6 +103,9 @@ def test_depths_are_timed_once_each_and_not_again(search: Any, tmp_path: Path, m
             assert found.speed_change_percent(candidate) == pytest.approx(100 * (1 / timing.speedup.value - 1))
     monkeypatch.setattr("layerfold.search.judging.Latency.compare", None)
     assert search(remove=(1, 2), rounds=3)(tiny("gpt2"), tmp_path / "run").timings == found.timings
+    untimed = search()(tiny("gpt2"))
+    assert untimed.timings == {}
+    assert untimed.to_json()["candidates"][0]["milliseconds"] is None
 
 
 def test_a_candidate_that_is_broken_has_no_figure(search: Any) -> None:
@@ -116,18 +119,12 @@ def test_a_candidate_that_is_broken_has_no_figure(search: Any) -> None:
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_without_rounds_nothing_is_timed(search: Any, searched: Any) -> None:
-    found = searched(search())
-    assert found.timings == {}
-    assert found.to_json()["candidates"][0]["milliseconds"] is None
-
-
 def test_too_many_candidates_are_refused_at_once(search: Any) -> None:
     model = tiny("gpt2", n_layer=48, n_embd=16, n_head=2)
     with pytest.raises(InputError, match=r"18,472 candidates; accepted: 10,000 at most; take strategy beam"):
         search(remove=(1, 3), corpus="/nowhere/text.txt")(model)  # before the text is looked for
-    found = search(remove=(1, 3), strategy="beam", width=2, race=True, tokens=64)(model)
-    assert len(found.best[3].removed) == 3
+    found = search(remove=(1, 2), strategy="beam", width=1, race=True, tokens=64)(model)
+    assert len(found.best[2].removed) == 2
 
 
 class TestBestDrop:
