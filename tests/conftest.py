@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import os
@@ -27,12 +28,28 @@ if TYPE_CHECKING:
 # What imports torch is imported where it is needed: a process that hands tests out to others does without.
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a process that runs tests read the installed reviews once, not a second long by every command."""
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        return  # it hands tests out to others
+    from layerfold.text import corpora
+
+    read = corpora.read_corpus
+    kept = functools.cache(read)
+    # Before any other module imports it.
+    corpora.read_corpus = functools.wraps(read)(lambda name: kept(name) if name == "imdb" else read(name))
+
+
 def pytest_collection_finish() -> None:
     """Set up a process that is about to run tests."""
     import torch
 
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-    # What is imported would be gone through by every collection of garbage, with which each training begins.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> None:
+    """Keep what is there out of the collections of garbage that trainings and comparisons begin with: most of them."""
     gc.collect()
     gc.freeze()
 

