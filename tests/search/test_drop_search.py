@@ -127,51 +127,51 @@ def test_too_many_candidates_are_refused_at_once(search: Any) -> None:
     assert len(found.best[2].removed) == 2
 
 
-class TestBestDrop:
-    """Reading what a search found."""
+@pytest.fixture
+def file(search: Any, searched: Any, tmp_path: Path) -> Path:
+    """What a search for FFNs to remove found."""
+    document = searched(search(remove=(1, 2), part="ffn")).to_json()
+    (tmp_path / "search.json").write_text(json.dumps(document))
+    return tmp_path / "search.json"
 
-    @pytest.fixture
-    def file(self, search: Any, searched: Any, tmp_path: Path) -> Path:
-        document = searched(search(remove=(1, 2), part="ffn")).to_json()
-        (tmp_path / "search.json").write_text(json.dumps(document))
-        return tmp_path / "search.json"
 
-    def test_the_best_of_that_many(self, file: Path, search: Any, searched: Any) -> None:
-        drop = best_drop(file, tiny("gpt2"), 2)
-        assert drop.indices(BLOCKS) == list(searched(search(remove=(1, 2), part="ffn")).best[2].removed)
-        assert drop.part == "ffn"
+def test_the_best_drop_is_that_of_a_number_which_need_not_be_named_where_there_is_one(
+    file: Path, search: Any, searched: Any
+) -> None:
+    drop = best_drop(file, tiny("gpt2"), 2)
+    assert drop.indices(BLOCKS) == list(searched(search(remove=(1, 2), part="ffn")).best[2].removed)
+    assert drop.part == "ffn"
+    found = searched(search())
+    file.write_text(json.dumps(found.to_json()))
+    assert best_drop(file, tiny("gpt2")).indices(BLOCKS) == list(found.best[1].removed)
 
-    def test_a_single_number_need_not_be_named(self, search: Any, searched: Any, tmp_path: Path) -> None:
-        found = searched(search())
-        (tmp_path / "search.json").write_text(json.dumps(found.to_json()))
-        assert best_drop(tmp_path / "search.json", tiny("gpt2")).indices(BLOCKS) == list(found.best[1].removed)
 
-    @pytest.mark.parametrize("remove", [None, 3, 0])
-    def test_a_number_that_it_does_not_tell_of(self, file: Path, remove: int | None) -> None:
-        with pytest.raises(InputError, match=rf"remove {remove}; accepted: what the search .* tells of: 1, 2"):
-            best_drop(file, tiny("gpt2"), remove)
+@pytest.mark.parametrize(
+    ("changes", "seed", "remove", "said"),
+    [
+        *(({}, 0, each, rf"remove {each}; accepted: what the search .* tells of: 1, 2") for each in (None, 3, 0)),
+        ({}, 1, 1, r"of another model: weights .*these are [0-9a-f]{12}"),
+        ({"format_version": 2}, 0, 1, "is of version 2; accepted: 1"),
+    ],
+)
+def test_a_search_that_does_not_tell_is_refused(
+    file: Path, changes: dict[str, Any], seed: int, remove: int | None, said: str
+) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(InputError, match=said):
+        best_drop(file, tiny("gpt2", seed=seed), remove)
 
-    def test_a_search_of_another_model(self, file: Path) -> None:
-        other = tiny("gpt2", seed=1)
-        with pytest.raises(InputError, match=rf"of another model: weights .*these are {other.sha256[:12]}"):
-            best_drop(file, other, 1)
 
-    @pytest.mark.parametrize(
-        "content",
-        ["", "{", "[]", "{}", '"drop"', '{"format_version": 1}', "\x00", '{"format_version": 1, "best": {"x": {}}}'],
-    )
-    def test_a_file_that_is_none(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "search.json").write_text(content)
-        with pytest.raises(InputError, match=r"cannot be read \(.*\); accepted: a search\.json"):
-            best_drop(tmp_path / "search.json", tiny("gpt2"), 1)
-        with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\)"):
-            best_drop(tmp_path / "none.json", tiny("gpt2"), 1)
-
-    def test_a_later_version(self, file: Path) -> None:
-        document = json.loads(file.read_text())
-        file.write_text(json.dumps(document | {"format_version": 2}))
-        with pytest.raises(InputError, match="is of version 2; accepted: 1"):
-            best_drop(file, tiny("gpt2"), 1)
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '"drop"', '{"format_version": 1}', "\x00", '{"format_version": 1, "best": {"x": {}}}'],
+)
+def test_a_file_that_is_no_search_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "search.json").write_text(content)
+    with pytest.raises(InputError, match=r"cannot be read \(.*\); accepted: a search\.json"):
+        best_drop(tmp_path / "search.json", tiny("gpt2"), 1)
+    with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\)"):
+        best_drop(tmp_path / "none.json", tiny("gpt2"), 1)
 
 
 def test_a_search_of_what_a_drop_left(search: Any) -> None:

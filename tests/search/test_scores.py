@@ -65,11 +65,10 @@ def test_a_model_without_any_block_is_its_embedding_and_its_head() -> None:
     assert window_sums(scores, everything) == pytest.approx(window_nats(decoder, cut), rel=1e-5)
 
 
-@pytest.mark.parametrize("blocks", [1, 48])
-def test_models_of_one_block_and_of_48(blocks: int) -> None:
+@pytest.mark.parametrize(("blocks", "candidates"), [(1, [()]), (48, [(), (0,), (47,), tuple(range(1, 48))])])
+def test_models_of_one_block_and_of_48(blocks: int, candidates: list[Blocks]) -> None:
     decoder, cut = tiny("gpt2", n_layer=blocks, n_embd=16, n_head=2).decoder, windows()
     scores = Scores(Lacking(decoder), cut)
-    candidates: list[Blocks] = [()] if blocks == 1 else [(), (0,), (47,), tuple(range(1, 48))]
     scores.measure(candidates)
     for removed in candidates:
         alone = window_nats(without(decoder, "block", removed), cut)

@@ -86,18 +86,6 @@ def test_parameters_count_what_is_shared_once(name: str) -> None:
         assert scores.parameters(window) == other.size().parameters < decoder.size().parameters
 
 
-def test_scores_are_those_of_the_other_decoder() -> None:
-    decoder, cut = tiny("mistral").decoder, windows(stride=20)
-    others = shared(decoder, "1:2", "0:4")
-    scores = Scores(Replaced(decoder, apart(decoder, others)), cut)
-    scores.measure([(), *others])
-    assert scores.values((), "perplexity") == pytest.approx(window_nats(decoder, cut), rel=1e-5)
-    assert scores.mean((), "kl") == pytest.approx(0, abs=1e-6)
-    for window, other in others.items():
-        assert scores.values(window, "perplexity") == pytest.approx(window_nats(other, cut), rel=1e-5)
-        assert scores.mean(window, "kl") > 1e-4
-
-
 def held_bytes(others: dict[Blocks, Apart], beside: Decoder) -> list[int]:
     """What each decoder has in memory of its own."""
     shared = {id(each) for each in beside.model.parameters()}
@@ -189,11 +177,17 @@ def test_decoders_of_their_own_depth_are_measured_while_they_are_held() -> None:
     scores.measure(others)  # what was measured asks for none of them
 
 
-def test_no_tensor_of_the_model_is_written_into() -> None:
-    decoder = tiny("llama").decoder
+def test_scores_are_those_of_the_other_decoder_and_no_tensor_of_the_model_is_written_into() -> None:
+    decoder, cut = tiny("mistral").decoder, windows(stride=20)
     before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
-    others = shared(decoder, "0:2", "1:3")
-    Scores(Replaced(decoder, apart(decoder, others)), windows()).measure([(), *others])
+    others = shared(decoder, "1:2", "0:4")
+    scores = Scores(Replaced(decoder, apart(decoder, others)), cut)
+    scores.measure([(), *others])
+    assert scores.values((), "perplexity") == pytest.approx(window_nats(decoder, cut), rel=1e-5)
+    assert scores.mean((), "kl") == pytest.approx(0, abs=1e-6)
+    for window, other in others.items():
+        assert scores.values(window, "perplexity") == pytest.approx(window_nats(other, cut), rel=1e-5)
+        assert scores.mean(window, "kl") > 1e-4
     after = decoder.model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
