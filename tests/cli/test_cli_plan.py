@@ -13,7 +13,7 @@ from layerfold.checkpoint.load import load
 from layerfold.planning.candidates import count
 from layerfold.study.recipe import read_recipe
 
-FEW = ("--calibration-tokens", 300, "--repair-tokens", 1200, "--tokens", 200, "--test-tokens", 150)
+FEW = ("--calibration-tokens", 300, "--repair-tokens", 600, "--tokens", 200, "--test-tokens", 150)
 QUICK = (*FEW, "--rounds", 0, "--points", 0)
 
 

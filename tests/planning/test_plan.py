@@ -32,7 +32,7 @@ from layerfold.progress import SILENT
 from layerfold.study.recipe import read_recipe
 from layerfold.study.study import Study
 
-FEW = {"calibration_tokens": 300, "repair_tokens": 1200, "tokens": 200, "test_tokens": 150, "rounds": 0, "points": 1}
+FEW = {"calibration_tokens": 300, "repair_tokens": 600, "tokens": 200, "test_tokens": 150, "rounds": 0, "points": 1}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_the_share_of_units_makes_a_model_as_fast_as_wanted() -> None:
 
 
 def trials_of(model: Any, text: str, folder: Path | None = None) -> Trials:
-    calibration, quick, whole = (calibration_windows(model, text, tokens, 0) for tokens in (300, 300, 1200))
+    calibration, quick, whole = (calibration_windows(model, text, tokens, 0) for tokens in (300, 300, 600))
     selection = Perplexity(corpus=text, split="validation", limit_tokens=200)
     return Trials(model, Texts(Calibration(model.decoder, calibration), quick, whole, selection, 0), folder)
 
@@ -264,7 +264,7 @@ class TestTrials:
     def test_a_trial_is_what_compress_and_perplexity_come_to(self, text: str) -> None:
         methods = (Drop(blocks=(1,)), _NEURONS)
         trial, made = trials_of(tiny("gpt2"), text).whole(Configuration("drop + prune", methods, "refit+attention"))
-        settings: dict[str, Any] = {"tokens": 300, "repair": "refit+attention", "repair_tokens": 1200}
+        settings: dict[str, Any] = {"tokens": 300, "repair": "refit+attention", "repair_tokens": 600}
         expected = layerfold.compress(tiny("gpt2"), Steps(methods), corpus=text, **settings)
         assert same(made, expected)
         score = Perplexity(corpus=text, split="validation", limit_tokens=200)(expected)
@@ -345,7 +345,7 @@ class TestPlan:
             "base": str(model),
             "variants": [{"label": "planned", "plan": {"parameters": "80%"}}],
             "evaluate": ["size", {"perplexity": {"corpus": text, "limit_tokens": 150}}],
-            "calibration": {"corpus": text, "tokens": 300, "repair_tokens": 1200},
+            "calibration": {"corpus": text, "tokens": 300, "repair_tokens": 600},
         }
         study = Study(read_recipe(recipe), tmp_path / "run")
         list(study.run())

@@ -176,16 +176,13 @@ def test_training_that_is_long_is_averaged():
     assert [y for _, y in training] == pytest.approx([end] * TRAINING_POINTS)
 
 
-@pytest.mark.parametrize("label", ["$x$ $", "<b>&amp;", "_x", "a\nb\x00", "数\N{SNOWMAN}", "url(#p)"])
-def test_any_label_can_be_drawn(label):
-    drawing = curves(make_recovered(rename={"merged_2": label}))[0]
-    assert label.replace("\n", "�").replace("\x00", "�") in texts(drawing)
-
-
-def test_long_labels_keep_both_ends():
-    names = {"merged_2": "pruned" * 8 + "_at_10", "merged_4": "pruned" * 8 + "_at_20"}
-    drawing = curves(make_recovered(rename=names))[0]
-    assert {"prunedprun…uned_at_10", "prunedprun…uned_at_20"} <= set(texts(drawing))
+def test_any_label_can_be_drawn_and_long_ones_keep_both_ends():
+    long = [f"{'pruned' * 8}_at_{percent}" for percent in (10, 20)]
+    labels = ["$x$ $", "<b>&amp;", "_x", "a\nb\x00", "数\N{SNOWMAN}", "url(#p)"]
+    drawings = curves(make_recovered(rename=dict(zip(LABELS, [*labels, *long], strict=False))))
+    drawn = {text for drawing in drawings for text in texts(drawing)}
+    assert {label.replace("\n", "�").replace("\x00", "�") for label in labels} <= drawn
+    assert {"prunedprun…uned_at_10", "prunedprun…uned_at_20"} <= drawn
 
 
 @pytest.mark.parametrize(

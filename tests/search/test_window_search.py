@@ -46,8 +46,9 @@ def scratch(model: Model, share: Share, blocks: tuple[int, ...], corpus: str) ->
     return layerfold.compress(model, method, corpus=corpus, tokens=512)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-@pytest.mark.parametrize("share", [CALIBRATED, PLAIN, ALLOTTED], ids=["calibrated", "plain", "allotted"])
+@pytest.mark.parametrize(
+    ("name", "share"), [("gpt2", CALIBRATED), ("llama", CALIBRATED), ("gpt2", PLAIN), ("llama", ALLOTTED)]
+)
 def test_every_window_scores_what_it_scores_from_scratch(
     search: Search, study_corpus: str, name: str, share: Share
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 from layerfold.checkpoint.load import load
 from layerfold.errors import RecipeError
 from layerfold.maths.intervals import mean_interval
-from layerfold.records import Record, Results, write_results
+from layerfold.records import Record, Results, read_results, write_results
 from layerfold.report import study_report, write_csv
 from layerfold.report.study import table
 from layerfold.study.recipe import read_recipe
@@ -101,6 +101,18 @@ def test_a_figure_is_the_mean_with_its_sample_deviation() -> None:
     assert found.records["base", "imdb"].subject["records_by_seed"] == {"3": "3", "1": "1", "2": "2"}
     assert found.records["base", "imdb"].seconds == 4.5
     assert found.recipe == {"seeds": [3, 1, 2]}
+
+
+@pytest.mark.parametrize("values", [(math.inf, 3.0), (math.inf, math.inf), (math.nan, 3.0)])
+def test_figures_that_are_not_finite_have_a_mean_and_seeds_a_list(values: tuple[float, ...], tmp_path: Path) -> None:
+    scores = [{"value": value, "low": value, "high": math.nan, "seed": seed} for seed, value in enumerate(values)]
+    found = combined({}, {seed: results(a=record("a", str(seed), score)) for seed, score in enumerate(scores)})
+    score = found.records["a", "imdb"].score
+    assert not math.isfinite(score["value"])
+    assert math.isnan(score["deviation"])
+    assert score["seed"] == [0, 1]
+    write_results(found, tmp_path)
+    assert math.isnan(read_results(tmp_path).records["a", "imdb"].score["deviation"])
 
 
 @pytest.fixture
