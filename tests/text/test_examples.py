@@ -200,23 +200,17 @@ def test_the_reviews_of_the_package_are_the_corpus_with_labels() -> None:
     assert awful.count("0") > 0.75 * len(awful)
 
 
-def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> None:
-    tables = {split: datasets.Dataset.from_dict(columns) for split, columns in content.items()}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(tables))
-    monkeypatch.setattr(sources, "hub_reachable", lambda: True)
-
-
-def test_a_data_sets_rows_without_labels_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_sets_rows_without_labels_are_no_part_of_it(hub: Any) -> None:
     both = {"text": [f"text {i}" for i in range(30)], "label": [i % 2 for i in range(30)]}
     test = {"text": ["a", "b"], "label": [0, 1]}
-    fake_hub(monkeypatch, {"train": both, "test": test, "unsupervised": {"text": ["c"], "label": [-1]}})
+    hub({"train": both, "test": test, "unsupervised": {"text": ["c"], "label": [-1]}})
     train, found = load_labelled("stanfordnlp/imdb")
     assert found.texts == ("a", "b")
     assert set(train.labels) == {0, 1}
-    fake_hub(monkeypatch, {"train": both, "test": {"text": ["a", "b"], "label": [0, None]}})
+    hub({"train": both, "test": {"text": ["a", "b"], "label": [0, None]}})
     assert failing("some/set").startswith("CorpusError: 'some/set' test row 1: field 'label' is None, NoneType")
     # The news articles' columns have names of their own.
-    fake_hub(monkeypatch, {"test": {"article": ["a"], "highlights": ["h"], "id": ["1"]}})
+    hub({"test": {"article": ["a"], "highlights": ["h"], "id": ["1"]}})
     news = load_summaries("cnn_dailymail/3.0.0")
     assert (news.documents, news.summaries) == (("a",), ("h",))
 
