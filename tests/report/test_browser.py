@@ -8,6 +8,7 @@ import subprocess
 
 import made
 import pytest
+from attacks import hostile
 from pages import page_of
 
 from layerfold.report import write_page
@@ -50,7 +51,7 @@ def open_page(tmp_path):
 
 @pytest.mark.parametrize(("kind", "drawings"), [("study", 2), ("recovered", 4), ("drop", 2), ("plan", 1)])
 def test_hostile_pages_run_nothing_and_report_no_error(kind, drawings, open_page, tmp_path):
-    write_page(made.hostile(kind), tmp_path / "report.html")
+    write_page(hostile(kind), tmp_path / "report.html")
     document, console = open_page(tmp_path / "report.html")
     assert console == []
     assert f"<title>layerfold: {'pocket' if kind == 'recovered' else '&lt;script&gt;'}" in document

@@ -10,6 +10,7 @@ from dataclasses import replace
 import made
 import matplotlib as mpl
 import pytest
+from attacks import hostile
 from pages import HOSTILE, Page, csv_of, drawn_page, on_page, printed, report_of, shown_in
 
 from layerfold.errors import OutputError
@@ -146,15 +147,15 @@ def test_the_narrowest_consoles_do_not_fail(report, width):
     ],
 )
 def test_all_text_is_escaped_on_the_page_and_plain_text_in_the_terminal(kind, times):
-    hostile = made.hostile(kind)
-    text = drawn_page(hostile)
+    attacked = hostile(kind)
+    text = drawn_page(attacked)
     page = Page(text)
     assert not {"script", "img"} & {tag for tag, _ in page.elements}
     assert not [attributes for _, attributes in page.elements if {"style", "src", "onerror"} & set(attributes)]
     assert len(page.ids) == len(set(page.ids))
     assert "".join(page.text).replace('\\"', '"').count(HOSTILE) == times
-    assert ("{{ 7 * 7 }}" in text) == (hostile.title != "pocket")
-    assert "\x1b" not in printed(hostile, 400)
+    assert ("{{ 7 * 7 }}" in text) == (attacked.title != "pocket")
+    assert "\x1b" not in printed(attacked, 400)
 
 
 @pytest.mark.parametrize("write", [write_page, write_csv])

@@ -6,7 +6,8 @@ import math
 import re
 
 import pytest
-from made import hostile_recovery, make_record, make_recovered, make_results
+from attacks import hostile_recovery
+from made import make_record, make_recovered, make_results
 from pages import HOSTILE, Page, csv_of, listed, page_of, printed, shown_in
 
 from layerfold.report.report import MISSING
