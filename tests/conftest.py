@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import itertools
 import os
+import pkgutil
+import signal
+import warnings
+from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is imported: no test may reach for the network
 
@@ -22,12 +28,28 @@ if TYPE_CHECKING:
 # What imports torch is imported where it is needed: a process that hands tests out to others does without.
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a process that runs tests read the installed reviews once, not a second long by every command."""
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        return  # it hands tests out to others
+    from layerfold.text import corpora
+
+    read = corpora.read_corpus
+    kept = functools.cache(read)
+    # Before any other module imports it.
+    corpora.read_corpus = functools.wraps(read)(lambda name: kept(name) if name == "imdb" else read(name))
+
+
 def pytest_collection_finish() -> None:
     """Set up a process that is about to run tests."""
     import torch
 
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-    # What is imported would be gone through by every collection of garbage, with which each training begins.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> None:
+    """Keep what is there out of the collections of garbage that trainings and comparisons begin with: most of them."""
     gc.collect()
     gc.freeze()
 
@@ -143,3 +165,31 @@ def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(trainer.RecoveryTrainer, "compute_loss", compute_loss)
     return taken
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run something in a copy of this process, which is killed as a function is called for the n-th time."""
+
+    def killed(run: Callable[[], object], name: str, number: int = 1, of: str = "") -> None:
+        """`name` is the function's; with `of`, only calls with this in their arguments count."""
+        original, calls = pkgutil.resolve_name(name), itertools.count(1)
+
+        def dying(*arguments: Any, **options: Any) -> Any:
+            if of in str(arguments) and next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a copy has none of this process's other threads
+            child = os.fork()
+        if not child:
+            signal.alarm(120)  # seconds, after which it is killed by another signal
+            monkeypatch.setattr(name, dying)
+            try:
+                run()
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    return killed

@@ -89,16 +89,13 @@ def results() -> Results:
     return Results("pocket", {"seed": 0, "budget": None}, ("base", "\ud800 <b>"), ("size", "rouge"), records)
 
 
-def test_results_come_back_exactly(tmp_path: Path) -> None:
+def test_results_come_back_exactly_and_tuples_as_lists(tmp_path: Path) -> None:
     write_results(results(), tmp_path)
     read = read_results(tmp_path)
     assert repr(read) == repr(results())  # nan is not equal to itself, and 3 is equal to 3.0
     assert read.score("\ud800 <b>", "size") is None
     write_results(read, tmp_path / "again")
     assert (tmp_path / "again" / RESULTS_FILE).read_bytes() == (tmp_path / RESULTS_FILE).read_bytes()
-
-
-def test_results_without_records_come_back_and_tuples_as_lists(tmp_path: Path) -> None:
     nothing = Results("pocket", {}, ("base",), (), {})
     write_results(nothing, tmp_path)
     assert read_results(tmp_path) == nothing

@@ -22,25 +22,13 @@ MATRIX, SIDES = 32 * 128, 32 + 128
 """Of each of a block's two FFN matrices."""
 
 
-@pytest.fixture
-def share(layerfold: Any, model: Path, study_corpus: str, tmp_path: Path) -> Any:
-    """Run the command on a model of four blocks."""
-
-    def run(*words: object, out: str = "out", of: Path = model) -> Any:
-        text = [] if "--corpus" in words else ["--corpus", study_corpus]
-        return layerfold("compress", "share", "--model", of, *text, "--output-dir", tmp_path / out, *words)
-
-    return run
-
-
 def step(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "layerfold.json").read_text())["provenance"]["steps"][-1]
     return found
 
 
-def test_a_named_window_is_shared_and_said_to_be(share: Any, tmp_path: Path) -> None:
-    done = share("--window", "1:2", "--rank", 3)
-    assert done.code == 0, done.err
+def test_a_named_window_is_shared_and_said_to_be(compress: Any, tmp_path: Path) -> None:
+    done = compress("share --window 1:2 --rank 3")
     parameters = PARAMETERS - 2 * MATRIX + 4 * 3 * SIDES
     read, pair, *rest = done.out.splitlines()
     assert read.startswith("calibration: ")
@@ -56,9 +44,8 @@ def test_a_named_window_is_shared_and_said_to_be(share: Any, tmp_path: Path) -> 
     assert {path.split(".")[2] for path in deltas.ranks(decoder)} == {"1", "2"}
 
 
-def test_auto_says_what_each_window_scored_and_takes_the_least(share: Any, tmp_path: Path) -> None:
-    done = share("--k", 2, "--rank", 2)
-    assert done.code == 0, done.err
+def test_auto_says_what_each_window_scored_and_takes_the_least(compress: Any, tmp_path: Path) -> None:
+    done = compress("share --k 2 --rank 2")
     found = re.findall(r"window +(\d:2): selection perplexity ([\d.e+,]+)", done.out)
     assert [window for window, _ in found] == ["0:2", "1:2", "2:2"]
     scored = {window: float(perplexity.replace(",", "")) for window, perplexity in found}
@@ -70,20 +57,17 @@ def test_auto_says_what_each_window_scored_and_takes_the_least(share: Any, tmp_p
     assert f"blocks {best} (START:K) share one FFN" in done.out
     assert kept["notes"]["search"]["text"]["split"] == "validation"
     assert kept["calibration"]["split"] == "calibration+train", "the first is short of 16,384 tokens"
-    again = share("--window", best, "--rank", 2, out="again")
-    assert again.code == 0
+    compress(f"share --window {best} --rank 2", out="again")
     assert load(tmp_path / "again").sha256 == load(tmp_path / "out").sha256, "the search leaves no mark"
 
 
-def test_auto_is_what_is_done_with_nothing_named_and_of_four_blocks(share: Any, tmp_path: Path) -> None:
-    done = share("--rank", 2)
-    assert done.code == 0, done.err
-    assert "window   0:4: selection perplexity" in done.out
+def test_auto_is_what_is_done_with_nothing_named_and_of_four_blocks(compress: Any, tmp_path: Path) -> None:
+    assert "window   0:4: selection perplexity" in compress("share --rank 2").out
     assert step(tmp_path / "out")["method"]["window"] == "0:4"
 
 
-def test_what_calibrates_is_what_is_asked_for(share: Any, tmp_path: Path) -> None:
-    assert share("--window", "0:2", "--tokens", 300, "--seed", 3, "--format", "dense").code == 0
+def test_what_calibrates_is_what_is_asked_for(compress: Any, tmp_path: Path) -> None:
+    compress("share --window 0:2 --tokens 300 --seed 3 --format dense")
     kept = step(tmp_path / "out")
     assert 200 < kept["calibration"]["tokens"] <= 300
     assert kept["seed"] == 3
@@ -91,13 +75,12 @@ def test_what_calibrates_is_what_is_asked_for(share: Any, tmp_path: Path) -> Non
     plain, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     assert plain.num_parameters() == PARAMETERS
-    done = share("--window", "0:2", "--align", "none", "--init", "svd", out="blind", of=tmp_path / "out")
-    assert done.code == 0, done.err
+    compress("share --window 0:2 --align none --init svd", out="blind", of=tmp_path / "out")
     assert step(tmp_path / "blind")["calibration"] is None, "nothing is read where nothing needs it"
 
 
-def test_ranks_that_differ_are_said_as_a_range(share: Any, tmp_path: Path) -> None:
-    done = share("--window", "0:3", "--ranks", "allotted", "--rank", 2)
+def test_ranks_that_differ_are_said_as_a_range(compress: Any, tmp_path: Path) -> None:
+    done = compress("share --window 0:3 --ranks allotted --rank 2")
     found = re.search(r"deltas of rank (\d+) to (\d+)\n", done.out)
     assert found, done.out
     ranks = deltas.ranks(load(tmp_path / "out").decoder).values()
@@ -105,73 +88,23 @@ def test_ranks_that_differ_are_said_as_a_range(share: Any, tmp_path: Path) -> No
     assert sum(ranks) <= 6 * 2
 
 
-def test_a_rank_beyond_break_even_warns(share: Any, tmp_path: Path) -> None:
+def test_a_rank_beyond_break_even_and_few_tokens_warn(compress: Any) -> None:
     """Two blocks of 32 x 128: a matrix of 4,096 less, and 2 x 160 more a rank."""
-    below = share("--window", "1:2", "--rank", 12, "--tokens", 4096)
-    assert (below.code, below.err) == (0, "")
-    done = share("--window", "1:2", "--rank", 13, "--tokens", 4096, out="larger")
-    assert done.code == 0
-    assert re.fullmatch(r"warning: rank 13 makes the model .*; ranks up to 12 make it smaller\n", done.err)
-    assert "warning" not in done.out
-    assert "60,320 distinct parameters in 4 blocks -> 60,448 in 4" in done.out
-
-
-def test_few_tokens_warn(share: Any, tmp_path: Path) -> None:
-    done = share("--window", "1:2", "--rank", 13, "--tokens", 100)
-    assert done.code == 0
+    assert compress("share --window 1:2 --rank 12 --tokens 4096").err == ""
+    larger = compress("share --window 1:2 --rank 13 --tokens 4096", out="larger")
+    assert re.fullmatch(r"warning: rank 13 makes the model .*; ranks up to 12 make it smaller\n", larger.err)
+    assert "warning" not in larger.out
+    assert "60,320 distinct parameters in 4 blocks -> 60,448 in 4" in larger.out
+    few = compress("share --window 1:2 --rank 13 --tokens 100", out="few")
     assert re.fullmatch(
         r"warning: 100 calibration tokens for \S+ of 128 .* regularised; rank 13 makes .* up to 12 make it smaller\n",
-        done.err,
+        few.err,
     )
 
 
-REFUSED: list[tuple[list[object], str]] = [
-    (["--window", "3:2"], "window '3:2' ends at block 4 of a model of blocks 0 ... 3; accepted"),
-    (["--window", "0:5"], "window '0:5' "),
-    (["--window", "3:1"], "window '3:1'; accepted: auto, or START:K"),
-    (["--window", "1-2"], "window '1-2'; accepted: auto, or START:K"),
-    (["--window", "-1:2"], "window '-1:2'; accepted: auto, or START:K"),
-    (["--window", ""], "window ''; accepted: auto, or START:K"),
-    (["--window", "1:2", "--k", 2], "k 2 beside window '1:2'; accepted: k with window auto"),
-    (["--k", 1], "k 1; accepted: 2 or more"),
-    (["--k", 5], "k 5 for a model of "),
-    (["--window", "1:2", "--rank", -1], "rank -1; accepted: 0 or more"),
-    (["--window", "1:2", "--rank", 33], "rank 33; accepted: 0 ... 32"),
-    (["--k", 2, "--rank", 33], "rank 33; accepted: 0 ... 32"),
-    (["--window", "1:2", "--tokens", 1], "limit of 1 tokens; accepted: 2 or more"),
-    (["--window", "1:2", "--corpus", "./none.txt"], "no file or folder"),
-    (["--window", "1:2", "--rank", "two"], "--rank"),
-    (["--window", "1:2", "--base", "best"], "fitted"),
-    (["--window", "1:2", "--init", "svg"], "data-svd"),
-    (["--window", "1:2", "--ranks", "even"], "allotted"),
-]
-
-
-@pytest.mark.parametrize(("words", "said"), REFUSED, ids=lambda value: str(value)[:40])
-def test_a_refused_share_writes_nothing(share: Any, tmp_path: Path, words: list[object], said: str) -> None:
-    before = sorted(tmp_path.rglob("*"))
-    done = share(*words)
-    assert (done.code, done.out) == (2, "")
-    assert said in done.err
-    assert done.err.count("\n") == 1 or done.err.startswith("Usage: ")
-    assert "Traceback" not in done.err
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("words", [["--window", "0:2"], ["--window", "1:2"], ["--k", 3]], ids=str)
-def test_blocks_that_share_already_are_refused(share: Any, tmp_path: Path, words: list[object]) -> None:
-    shared(tiny("gpt2"), window="1:2").save(tmp_path / "once", format="compact")
-    before = sorted(tmp_path.rglob("*"))
-    done = share(*words, "--rank", 2, of=tmp_path / "once")
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert "Traceback" not in done.err
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_other_blocks_of_a_model_that_shares_can_share_too(share: Any, tmp_path: Path) -> None:
-    assert share("--window", "0:2", "--rank", 2, out="once").code == 0
-    done = share("--window", "2:2", "--rank", 4, out="twice", of=tmp_path / "once")
-    assert done.code == 0, done.err
+def test_other_blocks_of_a_model_that_shares_can_share_too(compress: Any, tmp_path: Path) -> None:
+    compress("share --window 0:2 --rank 2", out="once")
+    compress("share --window 2:2 --rank 4", out="twice", of=tmp_path / "once")
     twice = load(tmp_path / "twice")
     assert [each["method"]["window"] for each in twice.provenance.steps] == ["0:2", "2:2"]
     assert sorted(deltas.ranks(twice.decoder).values()) == [2] * 4 + [4] * 4
@@ -182,15 +115,11 @@ def test_other_blocks_of_a_model_that_shares_can_share_too(share: Any, tmp_path:
 
 
 def test_shared_trained_measured_and_written_for_plain_tools(
-    layerfold: Any, share: Any, study_corpus: str, tmp_path: Path
+    layerfold: Any, compress: Any, recover: Any, export: Any, study_corpus: str, tmp_path: Path
 ) -> None:
-    assert share("--window", "1:2", "--rank", 2, out="shared").code == 0
-    few = [
-        word for setting in ("context=16", "validation_tokens=64", "penalty_weight=0") for word in ("--set", setting)
-    ]
-    words = ("--method", "lowrank", "--tokens", 256, "--learning-rate", "1e-3", "--corpus", study_corpus, *few)
-    done = layerfold("recover", tmp_path / "shared", *words, "--output-dir", tmp_path / "trained")
-    assert done.code == 0, done.err
+    compress("share --window 1:2 --rank 2", out="shared")
+    words = "--method lowrank --learning-rate 1e-3 --set penalty_weight=0"
+    done = recover(words, of=tmp_path / "shared", out="trained")
     assert done.out.endswith(f"wrote {tmp_path / 'trained'} (compact, float32)\n")
     trained = load(tmp_path / "trained")
     assert [each["method"]["name"] for each in trained.provenance.steps] == ["share", "lowrank"]
@@ -200,32 +129,27 @@ def test_shared_trained_measured_and_written_for_plain_tools(
     metrics = ("--corpus", study_corpus, "--split", "test", "--metrics", "size,perplexity", "--json")
     figures = json.loads(layerfold("eval", tmp_path / "trained", *metrics).out)
     assert figures["size"]["value"] == PARAMETERS - 2 * MATRIX + 4 * 2 * SIDES
-    assert layerfold("export", tmp_path / "trained", "--to", "dense", "--output-dir", tmp_path / "dense").code == 0
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    dense = export(tmp_path / "trained", "dense", "dense")
+    plain = AutoModelForCausalLM.from_pretrained(dense)
     assert torch.allclose(plain(token_ids()).logits, logits(trained.decoder), atol=1e-5)
-    again = json.loads(layerfold("eval", tmp_path / "dense", *metrics).out)
+    again = json.loads(layerfold("eval", dense, *metrics).out)
     assert again["perplexity"]["value"] == pytest.approx(figures["perplexity"]["value"], rel=1e-5)
     assert again["size"]["value"] == PARAMETERS
-    refused = layerfold("recover", tmp_path / "dense", *words, "--output-dir", tmp_path / "none")
-    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    refused = recover(words, of=dense, out="none", code=2)
+    assert (refused.out, refused.err.count("\n")) == ("", 1)
     assert "in the compact form (the dense form has them multiplied out)" in refused.err
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("none")]
 
 
-@pytest.mark.parametrize(
-    ("more", "form"),
-    [(["--method", "finetune"], "compact"), (["--method", "lowrank", "--format", "dense"], "dense")],
-    ids=["finetune", "dense"],
-)
-def test_recover_keeps_deltas_unless_told(
-    layerfold: Any, study_corpus: str, tmp_path: Path, more: list[str], form: str
-) -> None:
+@pytest.mark.parametrize(("method", "form"), [("finetune", "compact"), ("lowrank", "dense")])
+def test_recover_keeps_deltas_unless_told(recover: Any, tmp_path: Path, method: str, form: str) -> None:
     shared(tiny("gpt2"), window="1:2").save(tmp_path / "shared", format="compact")
-    few = [word for setting in ("context=16", "validation_tokens=64") for word in ("--set", setting)]
-    words = ("--tokens", 128, "--learning-rate", "1e-3", "--corpus", study_corpus, *few, *more)
-    done = layerfold("recover", tmp_path / "shared", *words, "--output-dir", tmp_path / "out")
-    assert done.code == 0, done.err
+    told = "--format dense" if form == "dense" else ""
+    done = recover(f"--method {method} --learning-rate 1e-3 {told}", of=tmp_path / "shared")
     assert done.out.endswith(f"wrote {tmp_path / 'out'} ({form}, float32)\n")
     assert bool(deltas.ranks(load(tmp_path / "out").decoder)) == (form == "compact")
     if form == "dense":
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+# What is done with it

@@ -30,16 +30,20 @@ def recipe(model: Path, study_corpus: str, write: Any) -> Path:
 
 
 def test_every_variant_continues_every_prompt(layerfold: Any, recipe: Path, tmp_path: Path) -> None:
-    words = ("generate", recipe, "--prompt", "a b", "--prompt", "c", "--new-tokens", 3, "--output-dir", tmp_path / "r")
-    outcome = layerfold(*words, "--json")
+    words = ("generate", recipe, "--output-dir", tmp_path / "r", "--new-tokens", 2)
+    chosen = (*words, "--prompt", "a b", "--prompt", "c")
+    outcome = layerfold(*chosen, "--json")
     assert outcome.code == 0, outcome.err
     samples = json.loads(outcome.out)
     assert list(samples) == ["base", "shorter"]
     for label in samples:
         assert [sample["prompt"] for sample in samples[label]] == ["a b", "c"]
-    shown = layerfold(*words).out
+    shown = layerfold(*chosen).out
     assert shown.index("a b") < shown.index("base") < shown.index("shorter") < shown.index("report: ")
     assert "a b" in (tmp_path / "r" / "generate" / "report.html").read_text()
+    published = json.loads(layerfold(*words, "--json").out)["base"]
+    assert tuple(sample["prompt"] for sample in published) == published_prompts(), "by default"
+    assert len(published) == 2
 
 
 def test_a_study_in_the_folder_keeps_its_results(layerfold: Any, recipe: Path, tmp_path: Path) -> None:
@@ -49,14 +53,6 @@ def test_a_study_in_the_folder_keeps_its_results(layerfold: Any, recipe: Path, t
     assert layerfold("generate", recipe, "--prompt", "a", "--new-tokens", 2, "--output-dir", tmp_path / "r").code == 0
     assert [file.read_bytes() for file in files] == before
     assert layerfold("report", tmp_path / "r").code == 0
-
-
-def test_the_published_prompts_are_the_default(layerfold: Any, recipe: Path, tmp_path: Path) -> None:
-    outcome = layerfold("generate", recipe, "--new-tokens", 2, "--output-dir", tmp_path / "r", "--json")
-    assert outcome.code == 0, outcome.err
-    prompts = [sample["prompt"] for sample in json.loads(outcome.out)["base"]]
-    assert tuple(prompts) == published_prompts()
-    assert len(prompts) == 2
 
 
 @pytest.mark.parametrize(

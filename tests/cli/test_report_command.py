@@ -51,18 +51,14 @@ def without_models(monkeypatch: pytest.MonkeyPatch) -> Any:
     return forbid
 
 
-def test_a_study_leaves_all_of_its_results(make_run: Any) -> None:
-    folder, _ = make_run()
+def test_the_report_is_made_again_from_what_a_study_leaves(layerfold: Any, make_run: Any, without_models: Any) -> None:
+    folder, told = make_run()
     results = read_results(folder)
     assert results.labels == ("base", "compressed_2")
     assert results.evaluators == ("size", "perplexity")
     stored = {path.name for path in (folder / "records").iterdir()}
     assert stored == {f"{record.evaluator}-{record.key[:24]}.json" for record in results.records.values()}
     assert results.score("compressed_2", "perplexity")["versus_base"]["value"] > 0  # type: ignore[index]
-
-
-def test_the_report_is_the_studys(layerfold: Any, make_run: Any, without_models: Any) -> None:
-    folder, told = make_run()
     before = {name: (folder / name).read_bytes() for name in FILES}
     for name in FILES:
         (folder / name).unlink()
@@ -72,22 +68,18 @@ def test_the_report_is_the_studys(layerfold: Any, make_run: Any, without_models:
     assert done.out.splitlines() == [line for line in told.out.splitlines() if not line.startswith("run: ")]
     assert {name: (folder / name).read_bytes() for name in FILES} == before
     assert not (folder / "published.csv").exists()
-
-
-def test_json_is_the_studys_and_nothing_else(layerfold: Any, make_run: Any) -> None:
-    folder, _ = make_run()
+    # JSON is the study's and nothing else.
     document = json.loads(layerfold("report", folder, "--json").out)
-    assert document == json.loads(json.dumps(read_results(folder).to_json()))
+    assert document == json.loads(json.dumps(results.to_json()))
     beside = json.loads(layerfold("report", folder, "--against", "published", "--json").out)
     assert beside.pop("published")[0]["rows"][0]["published_perplexity"] == 12.22
     assert beside == document
 
 
-def test_published_figures_stand_beside_ours(layerfold: Any, make_run: Any, without_models: Any) -> None:
+def test_published_figures_stand_beside_ours(layerfold: Any, make_run: Any) -> None:
     folder, _ = make_run()
     plain = layerfold("report", folder).out.rpartition("report: ")[0]
     page = (folder / "report.html").read_text(encoding="utf-8")
-    without_models()
     done = layerfold("report", folder, "--against", "published")
     assert done.code == 0, done.err
     assert done.out.startswith(plain)
@@ -96,14 +88,20 @@ def test_published_figures_stand_beside_ours(layerfold: Any, make_run: Any, with
     assert done.out.endswith(f"published: {folder / 'published.csv'}\nreport: {folder / 'report.html'}\n")
     with open(folder / "published.csv", encoding="utf-8", newline="") as file:
         rows = {row["label"] or row["published_label"]: row for row in csv.DictReader(file)}
+    results = read_results(folder)
     assert rows["compressed_2"]["published_perplexity"] == "18.93"
-    assert (
-        float(rows["compressed_2"]["ours_perplexity"])
-        == read_results(folder).score("compressed_2", "perplexity")["value"]
-    )  # type: ignore[index]
+    ours = results.score("compressed_2", "perplexity")["value"]  # type: ignore[index]
+    assert float(rows["compressed_2"]["ours_perplexity"]) == ours
     assert 'id="published-gpt2"' in (folder / "report.html").read_text(encoding="utf-8")
     layerfold("report", folder)
     assert (folder / "report.html").read_text(encoding="utf-8") == page
+    # A run of an older version is completed by running the study again.
+    (folder / RESULTS_FILE).unlink()
+    done = layerfold("report", folder)
+    assert (done.code, done.out) == (2, "")
+    assert "unfinished or of an older version: run `layerfold study` with --output-dir" in done.err
+    make_run()
+    assert read_results(folder) == results
 
 
 def test_what_is_refused_is_one_line_and_writes_nothing(layerfold: Any, make_run: Any, tmp_path: Path) -> None:
@@ -123,17 +121,6 @@ def test_what_is_refused_is_one_line_and_writes_nothing(layerfold: Any, make_run
         assert done.err.startswith("layerfold: ")
         assert done.err.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == kept
-
-
-def test_a_run_of_an_older_version_is_completed_by_running_the_study_again(layerfold: Any, make_run: Any) -> None:
-    folder, _ = make_run()
-    results = read_results(folder)
-    (folder / RESULTS_FILE).unlink()
-    done = layerfold("report", folder)
-    assert (done.code, done.out) == (2, "")
-    assert "unfinished or of an older version: run `layerfold study` with --output-dir" in done.err
-    make_run()
-    assert read_results(folder) == results
 
 
 def test_results_of_a_study_come_back_exactly(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

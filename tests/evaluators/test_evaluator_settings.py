@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
-from tiny import Write, tiny
+from tiny import CONTEXT, Write, tiny
 
-from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.model import POCKET, Model, Provenance
 from layerfold.errors import InputError, ModelError
 from layerfold.evaluators import Generation, Harness, Imdb, Latency, Perplexity, Rouge, SideBySide, Size
 from layerfold.evaluators.base import Baselined, HeldOut
@@ -75,6 +76,77 @@ def data(write: Write) -> Callable[[str], str]:
     task = TASK.replace("DATA", json.dumps(str(path))).replace("CACHE", json.dumps(str(path.parents[1] / "cache")))
     tasks = write("tasks/asking.yaml", task).parent
     return {"folder": str(path.parent), "tasks": str(tasks)}.__getitem__
+
+
+SETTINGS: dict[str, tuple[Any, list[dict[str, Any]], list[tuple[dict[str, Any], dict[str, Any]]]]] = {
+    "imdb": (
+        lambda data: partial(Imdb, data=data("folder")),
+        [
+            *({}, {"body": False}, {"train_rows": 20}, {"test_rows": 9}, {"context": 20}, {"keep": "first"}),
+            *({"seed": 1}, {"learning_rate": 1e-3}, {"epochs": 2}, {"batch_size": 4}),
+            *({"protocol": "published"}, {"protocol": "published", "pool": "last_position"}),
+        ],
+        [
+            ({}, {"context": CONTEXT, "learning_rate": 0.0576 / 32, "seed": 0}),
+            # A head that is fitted has neither rate nor batches.
+            ({"body": False}, {"body": False, "learning_rate": 0.1, "epochs": 3, "batch_size": 2}),
+        ],
+    ),
+    "perplexity": (
+        lambda data: partial(Perplexity, corpus=data("folder")),
+        [{}, {"stride": 5}, {"context": 20}, {"limit_tokens": 99}, {"protocol": "published"}],
+        [({}, {"stride": CONTEXT})],
+    ),
+    "rouge": (
+        lambda data: partial(Rouge, data("folder")),
+        [{}, {"limit": 4}, {"new_tokens": 9}, {"cue": "\nIn short:"}, {"protocol": "published"}],
+        [
+            *(({}, same) for same in ({"batch_size": 1}, {"limit": None}, {"limit": 80}, {"seed": 4})),
+            ({"protocol": "published"}, {"protocol": "published", "new_tokens": 9, "cue": "", "limit": 2}),
+        ],
+    ),
+    "size": (lambda data: Size, [{}, {"context": 8}], [({}, {"context": CONTEXT})]),
+    "latency": (lambda data: Latency, [{}, {"seed": 3}, {"rounds": 5}, {"protocol": "published"}], []),
+}
+"""Evaluators, changes of which each tells figures apart, and pairs that do not."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_tell_apart_whatever_changes_the_figure_and_nothing_else(
+    name: str, data: Callable[[str], str]
+) -> None:
+    make, changes, pairs = SETTINGS[name]
+    model, kind = tiny("gpt2"), make(data)
+    found = [kind(**change).settings(model) for change in changes]
+    assert all(one != two for i, one in enumerate(found) for two in found[:i])
+    assert json.loads(json.dumps(found)) == found
+    for one, two in pairs:
+        assert kind(**one).settings(model) == kind(**two).settings(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda data: Perplexity(corpus=data("folder"), context=33), r"context 33; accepted: 2 \.\.\. 32"),
+        (lambda data: Perplexity(corpus=data("folder"), context=0), "context 0"),  # not taken for the default
+        (
+            lambda data: Imdb(data=data("folder"), context=33),
+            r"imdb context 33; accepted: 1 \.\.\. 32 \(the model's",
+        ),
+        (lambda data: Latency(prompt_tokens=20, new_tokens=13), "prompt and new tokens 33; accepted: 32 in all"),
+    ],
+    ids=["perplexity", "none", "imdb", "latency"],
+)
+def test_a_context_that_the_model_has_not_is_refused(make: Any, said: str, data: Callable[[str], str]) -> None:
+    with pytest.raises(InputError, match=said):
+        make(data)(tiny("gpt2"))
+
+
+def test_pocket_is_measured_on_what_comes_in_a_package_and_others_on_the_hubs() -> None:
+    model = tiny("gpt2")
+    pocket = Model(model.decoder, model.tokenizer, Provenance(POCKET))
+    assert [kind().default_data(pocket) for kind in (Imdb, Rouge)] == ["imdb", "aclsum"]
+    assert [kind().default_data(model) for kind in (Imdb, Rouge)] == ["stanfordnlp/imdb", "cnn_dailymail/3.0.0"]
 
 
 @pytest.mark.parametrize(

@@ -30,23 +30,21 @@ def wanting_to_stop(family: str) -> Model:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "fraction"),
+    ("tokens", "n", "fraction"),
     [
-        ([1, 2, 3, 4, 5], 0.0),
-        ([1, 1, 1, 1, 1, 1], 2 / 3),  # three 4-grams, all alike
-        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),  # 1234 2341 3412 4123 1234
-        ([1, 2, 3, 4], 0.0),
-        ([1, 1, 1], 0.0),
-        ([], 0.0),
+        ([1, 2, 3, 4, 5], 4, 0.0),
+        ([1, 1, 1, 1, 1, 1], 4, 2 / 3),  # three 4-grams, all alike
+        ([1, 2, 3, 4, 1, 2, 3, 4], 4, 1 / 5),  # 1234 2341 3412 4123 1234
+        ([1, 2, 3, 4], 4, 0.0),
+        ([1, 1, 1], 4, 0.0),
+        ([], 4, 0.0),
+        ([1, 2, 1, 2, 1], 2, 1 / 2),
+        ([7, 7, 7, 8], 1, 1 / 2),
     ],
 )
-def test_the_repeated_fraction_by_hand(tokens: list[int], fraction: float) -> None:
-    assert repeated_fraction(tokens) == pytest.approx(fraction)
-
-
-def test_repeats_of_other_lengths_by_hand() -> None:
-    assert repeated_fraction([1, 2, 1, 2, 1], n=2) == pytest.approx(1 / 2)
-    assert repeated_fraction([7, 7, 7, 8], n=1) == pytest.approx(1 / 2)
+def test_the_repeated_fraction_by_hand(tokens: list[int], n: int, fraction: float) -> None:
+    assert repeated_fraction(tokens, n=n) == pytest.approx(fraction)
+    assert n != 4 or repeated_fraction(tokens) == pytest.approx(fraction)
 
 
 def test_samples_are_greedy_continuations(family: str) -> None:

@@ -123,26 +123,24 @@ def right(model: Model, question: dict[str, Any]) -> bool:
     return int(np.argmin(found)) == question["label"]
 
 
-def permuted(model: Model) -> Model:
+def permuted(model: Model) -> None:
     for block in model.decoder.blocks:
         block.ffn.permute_(torch.randperm(block.ffn.d_ffn, generator=torch.Generator().manual_seed(block.index)))
-    return model
 
 
-def merged(model: Model) -> Model:
-    Merge(n=2, align="none").apply(model.decoder, None)
-    return model
-
-
-def without_parts(model: Model) -> Model:
+def without_parts(model: Model) -> None:
     model.decoder.remove_("ffn", [1])
     model.decoder.remove_("attention", [2])
-    return model
 
 
-def dropped(model: Model) -> Model:
-    model.decoder.keep_([0, 2])
-    return model
+EDITS: list[Callable[[Model], Any]] = [
+    permuted,
+    without_parts,
+    lambda model: Merge(n=2, align="none").apply(model.decoder, None),
+    lambda model: model.decoder.keep_([0, 2]),
+    shared,
+    lambda model: unequal(shared(model)),
+]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral"])
@@ -209,8 +207,9 @@ def test_variants_are_measured_as_they_are(tasks: str) -> None:
 
     harness = Harness(("choosing", "rolling"), include_path=tasks)
     base = bits(harness(tiny("llama")))
-    for edit in (permuted, merged, without_parts, dropped, shared, lambda model: unequal(shared(model))):
-        model = edit(tiny("llama"))
+    for edit in EDITS:
+        model = tiny("llama")
+        edit(model)
         score = harness(model)
         assert score.value == pytest.approx(np.mean([right(model, question) for question in QUESTIONS]))
         assert (bits(score) == pytest.approx(base, rel=1e-4)) == (edit is permuted)
@@ -423,12 +422,6 @@ def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> No
         read_recipe(recipe)
 
 
-def test_the_command_says_that_a_recipe_names_the_tasks(layerfold: Any, model: Path) -> None:
-    outcome = layerfold("eval", model, "--metrics", "lm-eval")
-    assert outcome.code == 2
-    assert "in a recipe, as lm-eval: {tasks: [hellaswag]}" in " ".join(outcome.err.split())
-
-
 @pytest.mark.usefixtures("few_built_in")
 def test_the_harness_has_tasks_of_its_own() -> None:
     model, known = tiny("gpt2"), Harness(("hellaswag",))
@@ -443,12 +436,21 @@ def test_the_harness_has_tasks_of_its_own() -> None:
         known(model)
 
 
-def test_an_unknown_task_is_told_of_those_in_the_folder(tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "_built_in_tasks", dict)
-    with pytest.raises(InputError) as error:
-        Harness(("chosing",), include_path=tasks).settings(tiny("gpt2"))
+def test_an_unknown_task_and_a_missing_package_are_named(
+    tasks: str, layerfold: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "_built_in_tasks", dict)
+        with pytest.raises(InputError) as error:
+            Harness(("chosing",), include_path=tasks).settings(tiny("gpt2"))
     assert "'chosing'; did you mean 'choosing'? " in str(error.value)
     assert str(error.value).endswith(f"and, in {tasks!r}, choosing, last_word, rolling")
+    outcome = layerfold("eval", model, "--metrics", "lm-eval")
+    assert outcome.code == 2
+    assert "in a recipe, as lm-eval: {tasks: [hellaswag]}" in " ".join(outcome.err.split())
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'layerfold\[lm-eval\]'"):
+        Harness(("choosing",), include_path=tasks).settings(tiny("gpt2"))
 
 
 def test_without_a_hub_there_is_one_attempt_and_none_where_data_is_local(
@@ -461,12 +463,6 @@ def test_without_a_hub_there_is_one_attempt_and_none_where_data_is_local(
         Harness(("choosing", "far"), include_path=tasks)(tiny("gpt2"))
     assert not datasets.config.HF_HUB_OFFLINE
     Harness(("choosing",), include_path=tasks)(tiny("gpt2"))
-
-
-def test_a_missing_package_is_named(tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'layerfold\[lm-eval\]'"):
-        Harness(("choosing",), include_path=tasks).settings(tiny("gpt2"))
 
 
 @pytest.mark.parametrize(

@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from layerfold.records import Record, Results, read_results, write_results
+from layerfold.records import Record, Results, read_results
 from layerfold.report.published import compare
-from layerfold.study.replicates import combined
 
 MARKUP = "<script>alert(1)</script> [red]x[/]"
-
-
-def results(seed: int, value: float) -> Results:
-    score = {"value": value, "low": value, "high": math.nan, "unit": "perplexity", "seed": seed}
-    record = Record(str(seed), "base", "perplexity", "perplexity-1", score, {"settings": {}}, {}, {}, 1.0)
-    return Results("m", {}, ("base",), ("perplexity",), {("base", "perplexity"): record})
-
-
-@pytest.mark.parametrize("values", [(math.inf, 3.0), (math.inf, math.inf), (math.nan, 3.0)])
-def test_figures_that_are_not_finite_have_a_mean_over_seeds(values: tuple[float, ...], tmp_path: Path) -> None:
-    found = combined({}, {seed: results(seed, value) for seed, value in enumerate(values)})
-    score = found.records["base", "perplexity"].score
-    assert not math.isfinite(score["value"])
-    assert math.isnan(score["deviation"])
-    write_results(found, tmp_path)
-    assert math.isnan(read_results(tmp_path).records["base", "perplexity"].score["deviation"])
-
-
-def test_seeds_are_listed_and_not_averaged() -> None:
-    found = combined({}, {seed: results(seed, 2.0) for seed in (0, 1)})
-    assert found.records["base", "perplexity"].score["seed"] == [0, 1]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from torch import nn
 
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
-from layerfold.errors import InputError
 from layerfold.evaluators import Latency
 from layerfold.model import deltas
 
@@ -55,7 +54,7 @@ def test_all_have_a_speedup_over_the_first_and_the_first_that_of_its_copy() -> N
     assert "speedup" not in SHORT(tiny("gpt2")).details
 
 
-def orders(monkeypatch: pytest.MonkeyPatch, models: dict[str, Model], seed: int, rounds: int = 40) -> list[str]:
+def orders(monkeypatch: pytest.MonkeyPatch, models: dict[str, Model], seed: int, rounds: int = 20) -> list[str]:
     """In which order models are timed, round by round, the warm-up first; A is the copy of the first."""
     order: list[str] = []
 
@@ -78,7 +77,7 @@ def test_every_round_has_an_order_of_its_own_from_the_seed(monkeypatch: pytest.M
     # Whatever runs before the base: each of the others, or what ended the round before.
     before = Counter(text[text.index("a") - 1] for text in found[1:] if text[0] != "a")
     assert set(before) == set("bcA")
-    assert max(before.values()) < 20
+    assert max(before.values()) < 10
     assert found == orders(monkeypatch, models, seed=0) != orders(monkeypatch, models, seed=1)
 
 
@@ -155,14 +154,10 @@ def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
         gc.enable()
 
 
-def test_settings_name_the_order_and_what_fits_the_context() -> None:
-    model = tiny("gpt2")
-    assert Latency(seed=3).settings(model)["seed"] == 3
-    assert Latency(seed=3).settings(model) != Latency().settings(model)
-    assert Latency().settings(model)["prefill_tokens"] == CONTEXT
+def test_settings_name_what_fits_the_context() -> None:
+    assert Latency().settings(tiny("gpt2"))["prefill_tokens"] == CONTEXT
+    assert Latency(seed=3).settings(tiny("gpt2"))["seed"] == 3
     assert Latency().protocol_id == "latency-2"
-    with pytest.raises(InputError, match="prompt and new tokens 33; accepted: 32 in all"):
-        Latency(prompt_tokens=20, new_tokens=13)(model)
 
 
 # Low-rank deltas

@@ -11,7 +11,6 @@ from tiny import CONTEXT, prose, tiny, tokenizer
 from torch.nn import functional
 
 from layerfold.checkpoint.model import Model
-from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.inference import scoring
@@ -55,13 +54,23 @@ def test_perplexity_equals_a_plain_transformers_loop(
     assert score.low < score.value < score.high
 
 
-def test_the_defaults_are_disjoint_windows_of_the_models_context(corpus_folder: str) -> None:
+def test_the_defaults_are_disjoint_windows_of_the_models_context_with_an_interval_over_documents(
+    corpus_folder: str,
+) -> None:
     model = tiny("gpt2")
     score = Perplexity(corpus=corpus_folder)(model)
-    assert (score.details["context"], score.details["stride"]) == (CONTEXT, CONTEXT)
+    details = score.to_json()
+    assert (details["context"], details["stride"]) == (CONTEXT, CONTEXT)
     assert score.value == pytest.approx(plain_loop(model, corpus_folder, CONTEXT, CONTEXT)[0], rel=1e-4)
-    assert score.unit == "perplexity"
-    assert score.lower_is_better
+    assert (score.unit, score.lower_is_better) == ("perplexity", True)
+    assert versus(details, details) == {"value": 1.0, "low": 1.0, "high": 1.0}, "a model is as good as itself"
+    assert Perplexity().protocol_id == "perplexity-2"
+    assert (details["documents"], details["interval_over"], len(details["unit_nats"])) == (6, "documents", 6)
+    assert sum(details["unit_tokens"]) == details["tokens"]
+    nats, tokens = np.array(details["unit_nats"]), np.array(details["unit_tokens"], dtype=float)
+    assert score.value == math.exp(nats.sum() / tokens.sum())
+    found = ratio_interval(nats, tokens).map(math.exp)
+    assert (score.low, score.high) == (found.low, found.high)
 
 
 def test_neither_batch_nor_logit_piece_size_changes_the_result(
@@ -123,19 +132,6 @@ def test_the_published_protocol_is_the_published_code(family: str, lines: int, w
     assert Perplexity(corpus=folder)(model).value != pytest.approx(score.value, rel=1e-2)
 
 
-def test_settings_tell_apart_whatever_changes_the_figure(corpus_folder: str) -> None:
-    model = tiny("gpt2")
-    variants = [{}, {"stride": 5}, {"context": 20}, {"limit_tokens": 99}, {"protocol": "published"}]
-    settings = [Perplexity(corpus=corpus_folder, **variant).settings(model) for variant in variants]
-    assert all(one != two for i, one in enumerate(settings) for two in settings[:i])
-    assert settings[0] == Perplexity(corpus=corpus_folder, stride=CONTEXT).settings(model)
-
-
-def test_a_model_is_exactly_as_good_as_itself(corpus_folder: str) -> None:
-    score = Perplexity(corpus=corpus_folder)(tiny("gpt2")).to_json()
-    assert versus(score, score) == {"value": 1.0, "low": 1.0, "high": 1.0}
-
-
 def test_a_comparison_is_the_ratio_and_paired(corpus_folder: str) -> None:
     model, evaluator = tiny("gpt2"), Perplexity(corpus=corpus_folder)
     other = model.copy()
@@ -147,19 +143,6 @@ def test_a_comparison_is_the_ratio_and_paired(corpus_folder: str) -> None:
     assert ratio["low"] < ratio["value"] < ratio["high"]
     # Paired: narrower than two intervals taken independently.
     assert ratio["high"] / ratio["low"] < score["high"] / score["low"] * base["high"] / base["low"]
-
-
-def test_the_interval_is_over_documents(corpus_folder: str) -> None:
-    details = (score := Perplexity(corpus=corpus_folder)(tiny("gpt2"))).to_json()
-    assert Perplexity().protocol_id == "perplexity-2"
-    assert (details["documents"], details["interval_over"], len(details["unit_nats"])) == (6, "documents", 6)
-    assert sum(details["unit_tokens"]) == details["tokens"]
-    nats, tokens = np.array(details["unit_nats"]), np.array(details["unit_tokens"], dtype=float)
-    assert score.value == math.exp(nats.sum() / tokens.sum())
-    assert (score.low, score.high) == (
-        (found := ratio_interval(nats, tokens).map(math.exp)).low,
-        found.high,
-    )
 
 
 def test_a_text_of_one_document_has_the_interval_of_its_windows(write: Any) -> None:
@@ -174,11 +157,3 @@ def test_scores_of_an_earlier_protocol_or_of_other_windows_are_not_compared(corp
     score, other = (Perplexity(corpus=corpus_folder, stride=s)(tiny("gpt2")).to_json() for s in (CONTEXT, 7))
     old = {key.replace("unit_", "window_"): value for key, value in score.items()}
     assert versus(score, old) is versus(old, score) is versus(old, old) is versus(score, other) is None
-
-
-def test_a_context_that_is_none_of_the_models_is_refused(corpus_folder: str) -> None:
-    model = tiny("gpt2")
-    with pytest.raises(InputError, match=r"context 33; accepted: 2 \.\.\. 32"):
-        Perplexity(corpus=corpus_folder, context=CONTEXT + 1)(model)
-    with pytest.raises(InputError, match="context 0"):  # not taken for the default
-        Perplexity(corpus=corpus_folder, context=0)(model)

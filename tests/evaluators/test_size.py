@@ -43,13 +43,6 @@ def test_flops_of_a_gated_ffn_with_grouped_keys_by_hand() -> None:
     assert flops_per_token(tiny("qwen3").decoder, 1) == 2 * matrices + BLOCKS * 4 * 64
 
 
-def test_zeros_are_counted_apart() -> None:
-    model = tiny("gpt2")
-    model.decoder.blocks[0].ffn.up.weight[:3] = 0
-    details = Size()(model).details
-    assert details["parameters"] - details["nonzero"] == 3 * 32
-
-
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_bytes_are_those_of_the_saved_checkpoints(family: str, tmp_path: Path) -> None:
     model = tiny(family)
@@ -84,8 +77,10 @@ def test_collapsing_makes_every_figure_smaller() -> None:
         assert after[figure] < before[figure], figure
 
 
-def test_the_context_is_a_setting_and_the_models_by_default() -> None:
+def test_zeros_are_counted_apart_and_the_context_is_the_models_by_default() -> None:
     model = tiny("gpt2")
-    assert Size()(model).details["context"] == CONTEXT
-    assert Size().settings(model) == Size(context=CONTEXT).settings(model) != Size(context=8).settings(model)
+    model.decoder.blocks[0].ffn.up.weight[:3] = 0
+    details = Size()(model).details
+    assert details["parameters"] - details["nonzero"] == 3 * 32
+    assert details["context"] == CONTEXT
     assert Size(context=8)(model).details["flops_per_token"] == flops_per_token(model.decoder, 8)

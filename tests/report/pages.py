@@ -7,12 +7,18 @@ import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
 from rich.console import Console
 
-from layerfold.report import print_report, write_csv, write_page
+from layerfold.planning import Planned
+from layerfold.records import Results
+from layerfold.report import drop_report, plan_report, print_report, study_report, window_report, write_csv, write_page
 from layerfold.report.report import Plots
+from layerfold.search import FoundWindows
+from layerfold.search.results import Found
 
 HOSTILE = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
 INK, MUTED, FIRST, SECOND = "var(--ink)", "var(--muted)", "var(--series-0)", "var(--series-1)"
@@ -48,13 +54,26 @@ class Page(HTMLParser):
             self.cell.append(data.strip())
 
 
-def drawn_page(report, tmp_path):
-    """The page of a report."""
-    write_page(report, tmp_path / "page.html")
-    return (tmp_path / "page.html").read_text(encoding="utf-8")
+def report_of(found):
+    """The report of what a study, a search or a plan found; a report is its own."""
+    if isinstance(found, Planned):
+        return plan_report(found, found.recipe(found.model))
+    makers = {Results: study_report, Found: drop_report, FoundWindows: window_report}
+    return makers.get(type(found), lambda report: report)(found)
 
 
-def page_of(report, tmp_path):
+def written(found, write):
+    """The text of a file that a report is written into."""
+    with TemporaryDirectory() as folder:
+        write(report_of(found), Path(folder) / "report")
+        return (Path(folder) / "report").read_text(encoding="utf-8")
+
+
+def drawn_page(found):
+    return written(found, write_page)
+
+
+def page_of(found):
     """The page of a report with an empty drawing for each that it has: matplotlib takes longer than all the rest."""
 
     def undrawn(part):
@@ -63,8 +82,9 @@ def page_of(report, tmp_path):
         blank = [replace(plot, draw=plot.draw and (lambda: "<svg></svg>")) for plot in part.plots]
         return replace(part, plots=blank)
 
+    report = report_of(found)
     sections = [replace(section, parts=list(map(undrawn, section.parts))) for section in report.sections]
-    return drawn_page(replace(report, sections=sections), tmp_path)
+    return drawn_page(replace(report, sections=sections))
 
 
 def section(text, name):
@@ -83,16 +103,15 @@ def listed(text):
     return dict(re.findall(r"<dt>(.*?)</dt><dd dir=\"auto\">(.*?)</dd>", text))
 
 
-def printed(report, width=100):
+def printed(found, width=140):
     console = Console(width=width, file=io.StringIO())
-    print_report(report, console)
+    print_report(report_of(found), console)
     return console.file.getvalue()
 
 
-def csv_of(report, tmp_path):
+def csv_of(found):
     """The lines of a report's CSV file, and the same as rows by header."""
-    write_csv(report, tmp_path / "report.csv")
-    text = (tmp_path / "report.csv").read_text(encoding="utf-8")
+    text = written(found, write_csv)
     return text.splitlines(), list(csv.DictReader(io.StringIO(text, newline="")))
 
 

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 
+import made
 import pytest
-from pages import HOSTILE
+from attacks import hostile
+from pages import page_of
 
-from layerfold.report import drop_report, plan_report, study_report, write_page
+from layerfold.report import write_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -48,23 +50,22 @@ def open_page(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "drawings"), [("study", 2), ("recovered", 4), ("drop", 2), ("plan", 1)])
-def test_hostile_pages_run_nothing_and_report_no_error(
-    kind, drawings, open_page, hostile_results, hostile_recovery, make_found, make_plan, tmp_path
-):
-    attack = {"model": HOSTILE, "text": {HOSTILE: HOSTILE}}
-    report = {
-        "study": lambda: study_report(hostile_results),
-        "recovered": lambda: study_report(hostile_recovery),
-        "drop": lambda: drop_report(make_found(**attack)),
-        "plan": lambda: plan_report(make_plan(**attack), {HOSTILE: HOSTILE}),
-    }[kind]()
-    write_page(report, tmp_path / "report.html")
+def test_hostile_pages_run_nothing_and_report_no_error(kind, drawings, open_page, tmp_path):
+    write_page(hostile(kind), tmp_path / "report.html")
     document, console = open_page(tmp_path / "report.html")
     assert console == []
     assert f"<title>layerfold: {'pocket' if kind == 'recovered' else '&lt;script&gt;'}" in document
     assert document.count("<svg") == drawings
     assert ('<h2 id="recovery">' in document) == (kind == "recovered")
     assert "</html>" in document
+
+
+def test_the_policy_stops_a_script_that_slipped_through(open_page, tmp_path):
+    path, page = tmp_path / "report.html", page_of(made.make_results())
+    path.write_text(page.replace("</main>", "<script>document.title='x'</script></main>"), encoding="utf-8")
+    document, console = open_page(path)
+    assert "<title>layerfold: pocket</title>" in document
+    assert any("Content Security Policy" in line for line in console)
 
 
 def test_the_check_sees_what_it_looks_for(open_page, tmp_path):
@@ -76,13 +77,3 @@ def test_the_check_sees_what_it_looks_for(open_page, tmp_path):
     document, console = open_page(path)
     assert "<title>x</title>" in document
     assert any("seen" in line for line in console)
-
-
-def test_the_policy_stops_a_script_that_slipped_through(open_page, make_results, tmp_path):
-    path = tmp_path / "report.html"
-    write_page(study_report(make_results()), path)
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("</main>", "<script>document.title='x'</script></main>"), encoding="utf-8")
-    document, console = open_page(path)
-    assert "<title>layerfold: pocket</title>" in document
-    assert any("Content Security Policy" in line for line in console)

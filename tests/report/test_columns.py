@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from made import make_record, make_recovered, make_results
 
 from layerfold.maths.intervals import Interval
 from layerfold.report import numerals
@@ -18,43 +19,40 @@ def column(results, name):
     return next(each for each in columns(results) if each.name == name)
 
 
-def test_figures_are_those_of_the_records(make_results):
+def test_figures_are_those_of_the_records():
     results = make_results()
     score = results.score("merged_4", "perplexity")
-    versus = score["versus_base"]
-    assert column(results, "perplexity").read(results, "merged_4") == Interval(
-        score["value"], score["low"], score["high"]
-    )
-    assert column(results, "perplexity_ratio").read(results, "merged_4") == Interval(
-        versus["value"], versus["low"], versus["high"]
-    )
+    for name, read in (("perplexity", score), ("perplexity_ratio", score["versus_base"])):
+        expected = Interval(read["value"], read["low"], read["high"])
+        assert column(results, name).read(results, "merged_4") == expected
     assert column(results, "blocks").read(results, "compressed_4") == Interval(3, 3, 3)
     removed = column(results, "removed_fraction").read(results, "compressed_10")
     assert removed.value == 1 - 2501888 / 6961920
     assert column(results, "removed_fraction").read(results, "base").value == 0
+    assert column(results, "perplexity_ratio").read(results, "base") is None, "over itself there is none"
 
 
-def test_base_has_no_figure_over_itself(make_results):
-    results = make_results()
-    assert column(results, "perplexity_ratio").read(results, "base") is None
-    assert column(results, "speedup").cell(results, "base") == Cell(DASH, "")
+@pytest.mark.parametrize(
+    ("name", "label", "cell"),
+    [
+        ("parameters", "base", Cell("6.96M", "")),
+        ("removed_fraction", "compressed_10", Cell("64.1%", "")),
+        ("perplexity", "base", Cell("81.24", f"78.15{DASH}84.57")),
+        ("repeated_4grams", "merged_2", Cell("12%", f"9.6{DASH}14%")),
+        ("dense_bytes", "base", Cell("27.8 MB", "")),
+        ("speedup", "base", Cell(DASH, "")),
+    ],
+)
+def test_cells_show_value_and_interval(name, label, cell):
+    assert column(make_results(), name).cell(make_results(), label) == cell
 
 
-def test_cells_show_value_and_interval(make_results):
-    results = make_results()
-    assert column(results, "parameters").cell(results, "base") == Cell("6.96M", "")
-    assert column(results, "removed_fraction").cell(results, "compressed_10") == Cell("64.1%", "")
-    assert column(results, "perplexity").cell(results, "base") == Cell("81.24", f"78.15{DASH}84.57")
-    assert column(results, "repeated_4grams").cell(results, "merged_2") == Cell("12%", f"9.6{DASH}14%")
-    assert column(results, "dense_bytes").cell(results, "base") == Cell("27.8 MB", "")
-
-
-def test_only_evaluators_of_the_study_have_columns(make_results):
+def test_only_evaluators_of_the_study_have_columns():
     assert {each.evaluator for each in columns(make_results(evaluators=("size",)))} == {"size"}
     assert columns(make_results(evaluators=())) == ()
 
 
-def test_the_largest_class_stands_beside_the_accuracy_where_the_record_has_it(make_results, make_record):
+def test_the_largest_class_stands_beside_the_accuracy_where_the_record_has_it():
     score = {"value": 0.8, "low": 0.7, "high": 0.9, "unit": "accuracy", "lower_is_better": False}
     for more, names in (
         ({}, ["imdb_accuracy", "imdb_difference"]),
@@ -68,64 +66,56 @@ def test_the_largest_class_stands_beside_the_accuracy_where_the_record_has_it(ma
             assert column(results, "imdb_largest_class").cell(results, "base") == Cell("55.0%", "")
 
 
-def test_unknown_evaluator_has_a_column_of_its_own(make_results, make_record):
+def test_unknown_evaluator_has_a_column_of_its_own():
     score = {"value": 0.8372, "low": 0.8301, "high": 0.8441, "unit": "accuracy", "lower_is_better": False}
-    results = make_results(
-        evaluators=("mood", "size"),
-        replace={("merged_2", "mood"): make_record("merged_2", "mood", score)},
-    )
-    mood = columns(results)[-1]
-    assert (mood.name, mood.title, mood.unit, mood.better) == (
-        "mood",
-        "mood",
-        "accuracy",
-        "higher",
-    )
+    records = {
+        ("merged_2", "mood"): make_record("merged_2", "mood", score),
+        ("base", "score"): make_record("base", "score", {"value": -3.5}),
+    }
+    results = make_results(evaluators=("score", "mood", "size"), replace=records)
+    *_, alone, mood = columns(results)
+    assert (mood.name, mood.title, mood.unit, mood.better) == ("mood", "mood", "accuracy", "higher")
     assert mood.cell(results, "merged_2") == Cell("0.837", f"0.830{DASH}0.844")
     assert mood.cell(results, "base") == Cell(DASH, "")
+    assert alone.cell(results, "base") == Cell("-3.50", "")
 
 
-def test_the_published_protocol_is_named_in_the_header(make_results):
-    results = make_results(scores={("base", "perplexity"): {"protocol": "published"}})
-    assert column(results, "perplexity").unit == "published"
+def test_the_published_protocol_is_named_in_the_header():
+    published = {("base", "perplexity"): {"protocol": "published"}}
     assert column(make_results(), "perplexity").unit == ""
+    assert column(make_results(scores=published), "perplexity").unit == "published"
+    recovered = make_recovered(scores=published)
+    assert column(recovered, "perplexity_before").unit == "before, published"
+    assert column(recovered, "perplexity").unit == "after, published"
 
 
-def test_recovery_shows_perplexity_before_and_after_it(make_recovered):
+def test_recovery_shows_perplexity_before_and_after_it_and_what_it_took():
     results = make_recovered()
-    shown = columns(results)
-    titled = [(each.title, each.unit) for each in shown if each.title == "perplexity"]
+    titled = [(each.title, each.unit) for each in columns(results) if each.title == "perplexity"]
     assert titled == [("perplexity", "before"), ("perplexity", "after"), ("perplexity", TIMES_BASE)]
-    names = [each.name for each in shown]
+    names = [each.name for each in columns(results)]
     assert names.index("perplexity_before") + 1 == names.index("perplexity")
-    before = results.score("merged_4", "recovery")["before"]
-    assert column(results, "perplexity_before").read(results, "merged_4") == Interval(**before)
-    assert (
-        column(results, "perplexity").read(results, "merged_4").value
-        == results.score("merged_4", "perplexity")["value"]
-    )
+    score = results.score("merged_4", "recovery")
+    assert column(results, "perplexity_before").read(results, "merged_4") == Interval(**score["before"])
+    after = column(results, "perplexity").read(results, "merged_4")
+    assert after.value == results.score("merged_4", "perplexity")["value"]
+    assert column(results, "recovery_validation_perplexity").read(results, "merged_4").value == score["value"]
+    for name, shown, detail in (
+        ("tokens", "100k", False),
+        ("seconds", "61.2", False),
+        ("search_tokens", "75.3k", True),
+        ("learning_rate", "0.001", True),
+        ("best_step", "49", True),
+        ("parameters", "4.29M", True),
+    ):
+        found = column(results, f"recovery_{name}")
+        assert (found.cell(results, "merged_4"), found.detail) == (Cell(shown, ""), detail)
+    without = columns(make_results())
+    assert not [each for each in without if "recovery" in f"{each.name} {each.evaluator} {each.title} {each.meaning}"]
+    assert [each.unit for each in without if each.title == "perplexity"] == ["", TIMES_BASE]
 
 
-def test_recovery_tells_what_it_took(make_recovered):
-    results = make_recovered()
-    shown = {each.name: (each.cell(results, "merged_4"), each.detail) for each in columns(results)}
-    assert shown["recovery_tokens"] == (Cell("100k", ""), False)
-    assert shown["recovery_seconds"] == (Cell("61.2", ""), False)
-    assert shown["recovery_search_tokens"] == (Cell("75.3k", ""), True)
-    assert shown["recovery_learning_rate"] == (Cell("0.001", ""), True)
-    assert shown["recovery_best_step"] == (Cell("49", ""), True)
-    assert shown["recovery_parameters"] == (Cell("4.29M", ""), True)
-    validation = results.score("merged_4", "recovery")["value"]
-    assert column(results, "recovery_validation_perplexity").read(results, "merged_4").value == validation
-
-
-def test_without_recovery_nothing_tells_of_it(make_results):
-    shown = columns(make_results())
-    assert not [each for each in shown if "recovery" in f"{each.name} {each.evaluator} {each.title} {each.meaning}"]
-    assert [each.unit for each in shown if each.title == "perplexity"] == ["", TIMES_BASE]
-
-
-def test_what_was_before_recovery_needs_perplexity(make_recovered):
+def test_what_was_before_recovery_needs_perplexity():
     names = [each.name for each in columns(make_recovered(evaluators=("size", "recovery")))]
     assert "perplexity_before" not in names
     assert "recovery_tokens" in names
@@ -136,23 +126,10 @@ def test_what_was_before_recovery_needs_perplexity(make_recovered):
     assert [before.cell(results, f"merged_{n}") for n in (2, 4, 6)] == [Cell(DASH, ""), Cell(DASH, ""), Cell("nan", "")]
 
 
-def test_the_published_protocol_is_named_before_and_after_recovery(make_recovered):
-    results = make_recovered(scores={("base", "perplexity"): {"protocol": "published"}})
-    assert column(results, "perplexity_before").unit == "before, published"
-    assert column(results, "perplexity").unit == "after, published"
-
-
 def test_names_are_headers_of_a_table_for_programs():
     names = [each.name for each in COLUMNS]
     assert len(names) == len(set(names))
     assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) for name in names)
-
-
-def test_unknown_evaluator_may_report_a_value_alone(make_results, make_record):
-    results = make_results(
-        evaluators=("score",), replace={("base", "score"): make_record("base", "score", {"value": -3.5})}
-    )
-    assert columns(results)[0].cell(results, "base") == Cell("-3.50", "")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +144,7 @@ def test_unknown_evaluator_may_report_a_value_alone(make_results, make_record):
         ((None, None, None), Cell(DASH, "")),
     ],
 )
-def test_any_value_can_be_shown(make_results, bounds, expected):
+def test_any_value_can_be_shown(bounds, expected):
     results = make_results(scores={("base", "perplexity"): dict(zip(("value", "low", "high"), bounds, strict=True))})
     assert column(results, "perplexity").cell(results, "base") == expected
 
@@ -204,7 +181,7 @@ def test_numbers_as_people_read_them(write, value, expected):
     assert write(value) == expected
 
 
-def test_non_zero_parameters_are_shown_where_a_row_has_many_zeros(make_results):
+def test_non_zero_parameters_are_shown_where_a_row_has_many_zeros():
     # Of 6,566,016; biases that are zero are few.
     for nonzero, told in ((6566016, False), (5515453, True), (6559450, False)):
         results = make_results(scores={("merged_2", "size"): {"nonzero": nonzero}})
@@ -214,7 +191,7 @@ def test_non_zero_parameters_are_shown_where_a_row_has_many_zeros(make_results):
 OUT = ("multiplied_out_ms", "multiplied_out_speedup")
 
 
-def test_latency_multiplied_out_is_shown_where_a_row_has_it(make_results):
+def test_latency_multiplied_out_is_shown_where_a_row_has_it():
     plain = make_results()
     assert not {each.name for each in columns(plain)} & set(OUT)
     both = {
@@ -232,12 +209,8 @@ def test_latency_multiplied_out_is_shown_where_a_row_has_it(make_results):
     assert (time.unit, speedup.unit, time.better, speedup.better) == ("ms/token", TIMES_BASE, "lower", "higher")
 
 
-def test_a_base_with_deltas_has_the_time_and_the_speedup_over_itself(make_results):
+def test_a_base_with_deltas_has_the_time_and_no_speedup_and_without_latency_there_is_neither():
     figures = {"multiplied_out": {"value": 9.25, "low": 9.0, "high": 9.5}, "multiplied_out_speedup": None}
-    results = make_results(scores={("base", "latency"): figures})
-    assert OUT[0] in [each.name for each in columns(results)]
-    assert OUT[1] not in [each.name for each in columns(results)], "no row has it"
-
-
-def test_latency_multiplied_out_is_not_shown_without_latency(make_results):
+    names = [each.name for each in columns(make_results(scores={("base", "latency"): figures}))]
+    assert [each in names for each in OUT] == [True, False], "no row has a speed-up"
     assert not {each.name for each in columns(make_results(evaluators=("size", "perplexity")))} & set(OUT)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
+from made import make_recovered
 from pages import texts
 
 from layerfold.report.curves import TRAINING_POINTS, curves
@@ -18,7 +19,7 @@ LABELS = [f"merged_{n}" for n in (2, 4, 6, 8, 10)] + [f"compressed_{n}" for n in
 
 
 @pytest.fixture(scope="module")
-def drawn(make_recovered):
+def drawn():
     """The drawings of all variants, one a family."""
     return curves(make_recovered())
 
@@ -53,7 +54,7 @@ def kept(drawing):
     return {colour: place for colour, place in colours.items() if colour != "var(--muted)"}
 
 
-def test_each_method_has_a_drawing_beside_the_base(drawn):
+def test_each_method_has_a_drawing_beside_the_base_on_the_same_scales(drawn):
     merge, collapse = drawn
     assert merge.title == "Perplexity during recovery: merge"
     assert collapse.title == "Perplexity during recovery: collapse"
@@ -61,9 +62,10 @@ def test_each_method_has_a_drawing_beside_the_base(drawn):
     assert {"base", *LABELS[5:]} <= set(texts(collapse))
     assert not set(LABELS[5:]) & set(texts(merge))
     assert (merge.note, collapse.note) == ("", "")
+    assert [y for _, y in lines(merge)["var(--ink)"][0]] == [y for _, y in lines(collapse)["var(--ink)"][0]]
 
 
-def test_few_variants_share_a_drawing(make_recovered):
+def test_few_variants_share_a_drawing():
     (drawing,) = curves(make_recovered(labels=("base", "merged_2", "compressed_2")))
     assert drawing.title == "Perplexity during recovery"
     assert {"base", "merged_2", "compressed_2"} <= set(texts(drawing))
@@ -71,7 +73,7 @@ def test_few_variants_share_a_drawing(make_recovered):
     assert len(curves(make_recovered(labels=("merged_2",)))) == 1
 
 
-def test_no_drawing_has_two_lines_of_one_colour(make_recovered):
+def test_no_drawing_has_two_lines_of_one_colour():
     labels = {label: f"merged_{index}" for index, label in enumerate(LABELS)}
     results = make_recovered(rename=labels)
     for record in results.records.values():
@@ -84,7 +86,7 @@ def test_no_drawing_has_two_lines_of_one_colour(make_recovered):
         assert colours == set(lines(drawing)) - {"var(--ink)"}
 
 
-def test_points_stand_at_their_tokens_and_the_logarithm_of_their_perplexity(make_recovered):
+def test_points_stand_at_their_tokens_and_the_logarithm_of_their_perplexity():
     results = make_recovered(labels=("base", "merged_4"))
     (drawing,) = curves(results)
     ((points,), (training,)) = lines(drawing)["var(--series-0)"], lines(drawing, training=True)["var(--series-0)"]
@@ -100,12 +102,7 @@ def test_points_stand_at_their_tokens_and_the_logarithm_of_their_perplexity(make
     assert any(text.endswith("k") for text in texts(drawing))
 
 
-def test_drawings_have_the_same_scales(drawn):
-    merge, collapse = drawn
-    assert [y for _, y in lines(merge)["var(--ink)"][0]] == [y for _, y in lines(collapse)["var(--ink)"][0]]
-
-
-def test_the_weights_kept_are_marked(make_recovered):
+def test_the_weights_kept_are_marked():
     curve = {"train": [], "validation": [[0, 7.0], [1000, 5.0], [2000, 4.5], [3000, 4.75]]}
     worse = {"train": [[1000, 6.0]], "validation": [[0, 5.0], [1000, 5.5]]}
     results = make_recovered(
@@ -117,7 +114,7 @@ def test_the_weights_kept_are_marked(make_recovered):
     assert kept(drawing)["var(--series-1)"] == pytest.approx(drawn["var(--series-1)"][0][0])
 
 
-def test_labels_stand_beside_the_ends_of_their_lines_and_do_not_overlap(make_recovered):
+def test_labels_stand_beside_the_ends_of_their_lines_and_do_not_overlap():
     alike = {"train": [], "validation": [[0, 7.0], [1000, 5.0]]}
     results = make_recovered({label: {"curve": alike} for label in LABELS})
     for drawing, labels in zip(curves(results), (LABELS[:5], LABELS[5:]), strict=True):
@@ -127,7 +124,7 @@ def test_labels_stand_beside_the_ends_of_their_lines_and_do_not_overlap(make_rec
         assert max(abs(label_of(drawing, label)[0] - end) for label in labels) < 5 * 1.5 * FONT_SIZE
 
 
-def test_losses_that_cannot_be_drawn_are_named(make_recovered):
+def test_losses_that_cannot_be_drawn_are_named():
     nan, inf = math.nan, math.inf
     results = make_recovered(
         {
@@ -152,7 +149,7 @@ def test_losses_that_cannot_be_drawn_are_named(make_recovered):
 @pytest.mark.parametrize(
     "validation", [[[0, 5.0]], [[0, 0.0]], [[7, 16.0]], [[0, 5.0], [0, 5.0]], [[3, 5.0], [9, 5.0]]]
 )
-def test_unusual_runs_are_drawn(make_recovered, validation):
+def test_unusual_runs_are_drawn(validation):
     changes = {"base": {"curve": {"train": [], "validation": validation}}}
     (drawing,) = curves(make_recovered(changes, labels=("base",)))
     assert "base" in texts(drawing)
@@ -160,7 +157,7 @@ def test_unusual_runs_are_drawn(make_recovered, validation):
     assert drawing.note == ""
 
 
-def test_nothing_to_draw_is_no_drawing(make_recovered):
+def test_nothing_to_draw_is_no_drawing():
     (drawing,) = curves(make_recovered({"base": {"curve": {"validation": [[0, math.nan]]}}}, labels=("base",)))
     assert drawing.svg == ""
     assert "base" in drawing.note
@@ -169,7 +166,7 @@ def test_nothing_to_draw_is_no_drawing(make_recovered):
     assert curves(make_recovered({"base": None}, labels=("base",))) == []
 
 
-def test_training_that_is_long_is_averaged(make_recovered):
+def test_training_that_is_long_is_averaged():
     noisy = [[step, 5.0 + (-1) ** step] for step in range(1, 100 * TRAINING_POINTS + 1)]
     curve = {"train": noisy, "validation": [[0, 6.0], [len(noisy), 5.0]]}
     (drawing,) = curves(make_recovered({"base": {"curve": curve}}, labels=("base",)))
@@ -179,16 +176,13 @@ def test_training_that_is_long_is_averaged(make_recovered):
     assert [y for _, y in training] == pytest.approx([end] * TRAINING_POINTS)
 
 
-@pytest.mark.parametrize("label", ["$x$ $", "<b>&amp;", "_x", "a\nb\x00", "数\N{SNOWMAN}", "url(#p)"])
-def test_any_label_can_be_drawn(make_recovered, label):
-    drawing = curves(make_recovered(rename={"merged_2": label}))[0]
-    assert label.replace("\n", "�").replace("\x00", "�") in texts(drawing)
-
-
-def test_long_labels_keep_both_ends(make_recovered):
-    names = {"merged_2": "pruned" * 8 + "_at_10", "merged_4": "pruned" * 8 + "_at_20"}
-    drawing = curves(make_recovered(rename=names))[0]
-    assert {"prunedprun…uned_at_10", "prunedprun…uned_at_20"} <= set(texts(drawing))
+def test_any_label_can_be_drawn_and_long_ones_keep_both_ends():
+    long = [f"{'pruned' * 8}_at_{percent}" for percent in (10, 20)]
+    labels = ["$x$ $", "<b>&amp;", "_x", "a\nb\x00", "数\N{SNOWMAN}", "url(#p)"]
+    drawings = curves(make_recovered(rename=dict(zip(LABELS, [*labels, *long], strict=False))))
+    drawn = {text for drawing in drawings for text in texts(drawing)}
+    assert {label.replace("\n", "�").replace("\x00", "�") for label in labels} <= drawn
+    assert {"prunedprun…uned_at_10", "prunedprun…uned_at_20"} <= drawn
 
 
 @pytest.mark.parametrize(

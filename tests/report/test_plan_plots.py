@@ -8,6 +8,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+from made import make_plan
 from pages import FIRST, INK, SECOND, markers, texts
 from plans import TRIALS, saying, trial
 
@@ -15,7 +16,7 @@ from layerfold.report.plan_plots import trials_plot
 
 
 @pytest.fixture(scope="module")
-def plain(make_plan):
+def plain():
     return trials_plot(make_plan())
 
 
@@ -43,7 +44,7 @@ def test_families_are_told_apart_and_what_was_planned_is_named(plain):
     assert ring in markers(plot, FIRST)
 
 
-def test_a_family_has_its_colour_whatever_else_was_tried(make_plan):
+def test_a_family_has_its_colour_whatever_else_was_tried():
     drops = [each for each in TRIALS if each.family == "drop"]
     plot = trials_plot(make_plan(trials=drops))
     assert len(markers(plot, SECOND)) == 2
@@ -52,7 +53,7 @@ def test_a_family_has_its_colour_whatever_else_was_tried(make_plan):
     assert "$other" in texts(trials_plot(make_plan(trials=[*drops, other])))
 
 
-def test_points_stand_at_their_parameters_and_the_logarithm_of_their_perplexity(make_plan):
+def test_points_stand_at_their_parameters_and_the_logarithm_of_their_perplexity():
     sizes = [trial("drop", 5_000_000 - 500_000 * n, 100.0 * 2**n, whole=n == 0) for n in range(3)]
     one, two, three = sorted(markers(trials_plot(make_plan(trials=sizes)), SECOND), reverse=True)
     assert one[0] - two[0] == pytest.approx(two[0] - three[0], abs=1e-3)
@@ -60,7 +61,7 @@ def test_points_stand_at_their_parameters_and_the_logarithm_of_their_perplexity(
     assert one[1] > two[1]
 
 
-def test_the_budget_is_a_line_across_what_it_is_of(make_plan, plain):
+def test_the_budget_is_a_line_across_what_it_is_of(plain):
     (vertical,) = rules(plain)
     assert vertical[0] == vertical[2]
     level = trials_plot(make_plan("perplexity", 112.5 / 86.8))
@@ -74,7 +75,7 @@ def test_the_budget_is_a_line_across_what_it_is_of(make_plan, plain):
     assert not [text for text in texts(fast) if "budget" in text]
 
 
-def test_what_is_out_of_range_is_named(make_plan, plain):
+def test_what_is_out_of_range_is_named(plain):
     assert plain.note == "Not drawn, being out of the scale, which ends at 1,085: collapse n=2; merge n=3, tied."
     within = [each for each in TRIALS if each.perplexity < 1000]
     assert trials_plot(make_plan(trials=within)).note == ""
@@ -87,7 +88,7 @@ def test_what_is_out_of_range_is_named(make_plan, plain):
 
 
 @pytest.mark.parametrize("kind", ["parameters", "perplexity", "speedup"])
-def test_nothing_that_can_be_drawn(make_plan, kind):
+def test_nothing_that_can_be_drawn(kind):
     whole = trial("drop", 4543104, math.inf, whole=True)
     planned = make_plan(kind, 1.5, trials=[whole])
     broken = replace(planned.base, perplexity=math.inf)

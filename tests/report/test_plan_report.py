@@ -8,59 +8,44 @@ import math
 import re
 from dataclasses import replace
 
-import pages
 import pytest
 import yaml
-from pages import HOSTILE, cards_of, headers
+from made import make_plan
+from pages import HOSTILE, cards_of, csv_of, headers, page_of, printed
 from plans import TRIALS, saying, trial
 
 from layerfold.maths.intervals import Interval
-from layerfold.report import plan_report
 from layerfold.report.plan import front_table, outcome, standing, trials_table, winner_table
 from layerfold.report.report import DASH, MISSING, Cell
 
 BOTH = "drop 5,6 + prune 25% of neurons, repaired"
+ON_TEST = "on the test text (95% interval"
+BEYOND, WITHIN = "which reaches beyond the budget", "which reaches within it"
 
 
-def report_of(planned):
-    return plan_report(planned, planned.recipe(planned.model))
-
-
-def page_of(planned, tmp_path):
-    return pages.page_of(report_of(planned), tmp_path)
-
-
-def printed(planned, width=140):
-    return pages.printed(report_of(planned), width)
-
-
-def csv_of(planned, tmp_path):
-    return pages.csv_of(report_of(planned), tmp_path)[1]
-
-
-def test_what_was_built_stands_first_then_the_front_then_all_trials(make_plan, tmp_path):
+def test_what_was_built_stands_first_then_the_front_then_all_trials():
     planned = make_plan()
-    text = page_of(planned, tmp_path)
+    text = page_of(planned)
     order = ['id="winner-about"', 'id="front-about"', ">All trials</summary>", 'id="trials-about"', "<svg"]
     assert [text.index(each) for each in order] == sorted(text.index(each) for each in order)
     assert text.count("<svg") == 1
     assert "merge n=3, tied.</p>" in text
 
 
-def test_summary(make_plan, tmp_path):
-    lead = re.search(r'<p class="lead">(.*?)</p>', page_of(make_plan(), tmp_path))[1]
+def test_summary():
+    lead = re.search(r'<p class="lead">(.*?)</p>', page_of(make_plan()))[1]
     assert html.unescape(lead) == (
         "Asked for: at most 4,594,106 parameters. Found, of 15 trials: drop 5,6 + prune 25% of neurons, repaired on "
         "all text. It has 34.0% fewer parameters than pocket, and perplexity on the test text is 1.25 times the "
         "base's, at 1.38 times its speed. The budget is met with 4,593,795."
     )
-    untimed = page_of(make_plan("perplexity", 1.1, timed=False), tmp_path)
+    untimed = page_of(make_plan("perplexity", 1.1, timed=False))
     assert "1.25 times the base&#39;s. The budget is not met, with 1.250 on the test text (95% interval" in untimed
 
 
-def test_texts_settings_environment_and_recipe_are_listed(make_plan, tmp_path):
+def test_texts_settings_environment_and_recipe_are_listed():
     planned = make_plan()
-    text = page_of(planned, tmp_path)
+    text = page_of(planned)
     cards = cards_of(text)
     assert list(cards) == ["Selection text", "Test text", "Trials", "Settings"]
     assert "Only the base and what was planned are measured on it." in cards["Test text"]
@@ -71,18 +56,9 @@ def test_texts_settings_environment_and_recipe_are_listed(make_plan, tmp_path):
     assert yaml.safe_load(html.unescape(recipe)) == json.loads(json.dumps(planned.recipe("pocket")))
 
 
-def test_a_plan_of_one_trial_that_was_not_timed(make_plan, tmp_path):
-    tried = trial("prune", 4593795, 244.5, repaired=False)
-    planned = make_plan(trials=[replace(tried, whole=True)], timed=False)
-    text = page_of(planned, tmp_path)
-    assert text.count("<svg") == 1
-    assert "Found, of 2 trials: prune 50% of neurons." in text
-    assert [row["standing"] for row in csv_of(planned, tmp_path)] == ["front", "planned"]
-
-
-def test_every_trial_is_a_row_of_the_file_unrounded(make_plan, tmp_path):
+def test_every_trial_is_a_row_of_the_file_unrounded():
     planned = make_plan()
-    rows = csv_of(planned, tmp_path)
+    rows = csv_of(planned)[1]
     assert len(rows) == len(planned.trials)
     assert list(rows[0]) == [
         *("said", "family", "repair", "whole", "standing", "blocks", "neurons", "heads", "parameters"),
@@ -114,24 +90,12 @@ def rows(table):
     return [(label, [cell.value for cell in cells]) for label, cells in table.rows]
 
 
-def one(planned):
-    """What a plan that tried one thing found, which it took as it is."""
-    (tried,) = (each for each in planned.trials if each.said == "prune 50% of neurons")
-    return [tried, replace(tried, whole=True)]
-
-
-def test_the_front_stands_below_the_base_the_largest_first(make_plan):
+def test_the_front_stands_below_the_base_the_largest_first():
     table = front_table(make_plan())
     assert (table.header, table.base) == ("what was done", "as it is")
-    assert headers(table) == [
-        "blocks",
-        "neurons",
-        "heads",
-        "parameters",
-        "removed of the base",
-        "perplexity",
-        "perplexity × base",
-    ]
+    assert "; ".join(headers(table)) == (
+        "blocks; neurons; heads; parameters; removed of the base; perplexity; perplexity × base"
+    )
     assert rows(table) == [
         ("as it is", ["12", "3,480", "72", "6.96M", "0.0%", "86.80", "1.00"]),
         (BOTH, ["9", "2,888", "54", "5.78M", "17.0%", "90.25", "1.04"]),
@@ -139,16 +103,13 @@ def test_the_front_stands_below_the_base_the_largest_first(make_plan):
         ("drop 3,5,6,7, repaired", ["6", "2,271", "36", "4.54M", "34.7%", "118.2", "1.36"]),
         ("merge n=3, tied, repaired", ["4", "1,952", "24", "3.90M", "43.9%", "240.0", "2.76"]),
     ]
-
-
-def test_the_base_heads_the_front_also_where_something_smaller_is_better(make_plan):
     better = trial("drop", 6555264, 80.0)
     labels = [label for label, _ in front_table(make_plan(trials=(*TRIALS, better))).rows]
-    assert labels[:2] == ["as it is", "drop 3,5,6,7, repaired"]
+    assert labels[:2] == ["as it is", "drop 3,5,6,7, repaired"], "the base heads it also where something smaller is"
     assert BOTH not in labels[:2]
 
 
-def test_all_trials_and_what_became_of_them(make_plan):
+def test_all_trials_and_what_became_of_them():
     table = trials_table(make_plan())
     found = [(label, cells[0], cells[4]) for label, cells in rows(table)]
     assert headers(table)[0] == "standing"
@@ -172,16 +133,24 @@ def test_all_trials_and_what_became_of_them(make_plan):
     assert rows(table)[-1][1][-2:] == ["inf", "inf"]
 
 
-def test_what_is_not_repaired_is_the_same_as_a_finalist(make_plan):
-    planned = make_plan(trials=one(make_plan()))
+def test_a_plan_of_one_trial_that_was_not_repaired_and_not_timed():
+    tried = trial("prune", 4593795, 244.5, repaired=False)
+    untimed = make_plan(trials=[replace(tried, whole=True)], timed=False)
+    text = page_of(untimed)
+    assert text.count("<svg") == 1
+    assert "Found, of 2 trials: prune 50% of neurons." in text
+    assert [row["standing"] for row in csv_of(untimed)[1]] == ["front", "planned"]
+    planned = make_plan(trials=[tried, replace(tried, whole=True)], timed=False)
     assert [(label, cells[0]) for label, cells in rows(trials_table(planned))] == [
         ("as it is", "front"),
         ("prune 50% of neurons", "planned"),
     ]
     assert [standing(planned, each) for each in planned.trials] == ["front", "planned", "planned"]
+    assert [label for label, _ in front_table(planned).rows] == ["as it is", "prune 50% of neurons"]
+    assert "budget: at most 4,594,106 parameters: met with 4,593,795\n" in printed(planned)
 
 
-def test_what_was_planned_has_its_intervals(make_plan):
+def test_what_was_planned_has_its_intervals():
     table = winner_table(make_plan())
     assert headers(table) == [
         *("parameters", "removed of the base", "blocks", "perplexity test", "perplexity test, × base"),
@@ -199,11 +168,12 @@ def test_what_was_planned_has_its_intervals(make_plan):
     ]
 
 
-def test_without_latency_there_is_none_in_the_table(make_plan):
+def test_without_latency_there_is_none_in_the_table_and_no_speed_is_met():
     planned = make_plan(timed=False)
     assert headers(winner_table(planned))[-1] == "perplexity test, × base"
     assert "ms/token" not in printed(planned)
     assert "quartiles below ms/token" in printed(make_plan())
+    assert outcome(make_plan("speedup", 1.5, timed=False)) == "not met: nothing was timed"
 
 
 @pytest.mark.parametrize(
@@ -212,55 +182,25 @@ def test_without_latency_there_is_none_in_the_table(make_plan):
         ("parameters", 4594106, None, "at most 4,594,106 parameters: met with 4,593,795"),
         ("parameters", 4593795, None, "at most 4,593,795 parameters: met with 4,593,795"),
         ("parameters", 4593794, None, "at most 4,593,794 parameters: not met, with 4,593,795"),
-        (
-            *("perplexity", 1.3, Interval(1.25, 1.21, 1.29)),
-            "perplexity at most 1.3 times the base's: met with 1.250 on the test text (95% interval 1.210–1.290)",
-        ),
-        (
-            *("perplexity", 1.1, Interval(1.082, 1.051, 1.123)),
-            "perplexity at most 1.1 times the base's: met with 1.082 on the test text "
-            "(95% interval 1.051–1.123, which reaches beyond the budget)",
-        ),
-        (
-            *("perplexity", 1.1, Interval(1.122, 1.101, 1.143)),
-            "perplexity at most 1.1 times the base's: not met, with 1.122 on the test text (95% interval 1.101–1.143)",
-        ),
-        (
-            *("perplexity", 1.1, Interval(1.104, 1.071, 1.143)),
-            "perplexity at most 1.1 times the base's: not met, with 1.104 on the test text "
-            "(95% interval 1.071–1.143, which reaches within it)",
-        ),
-        (
-            *("perplexity", 1.1, Interval(1.05, math.nan, math.nan)),
-            "perplexity at most 1.1 times the base's: met with 1.050 on the test text",
-        ),
-        (
-            *("speedup", 1.5, Interval(1.55, 1.51, 1.59)),
-            "at least 1.5 times as fast: met with 1.550 (95% interval 1.510–1.590)",
-        ),
-        (
-            *("speedup", 1.5, Interval(1.52, 1.48, 1.56)),
-            "at least 1.5 times as fast: met with 1.520 (95% interval 1.480–1.560, which reaches beyond the budget)",
-        ),
-        (
-            *("speedup", 1.5, Interval(1.45, 1.41, 1.49)),
-            "at least 1.5 times as fast: not met, with 1.450 (95% interval 1.410–1.490)",
-        ),
-        (
-            *("speedup", 1.5, Interval(1.49, 1.46, 1.52)),
-            "at least 1.5 times as fast: not met, with 1.490 (95% interval 1.460–1.520, which reaches within it)",
-        ),
+        ("perplexity", 1.3, (1.25, 1.21, 1.29), "met with 1.250 on the test text (95% interval 1.210–1.290)"),
+        ("perplexity", 1.1, (1.082, 1.051, 1.123), f"met with 1.082 {ON_TEST} 1.051–1.123, {BEYOND})"),
+        ("perplexity", 1.1, (1.122, 1.101, 1.143), f"not met, with 1.122 {ON_TEST} 1.101–1.143)"),
+        ("perplexity", 1.1, (1.104, 1.071, 1.143), f"not met, with 1.104 {ON_TEST} 1.071–1.143, {WITHIN})"),
+        ("perplexity", 1.1, (1.05, math.nan, math.nan), "met with 1.050 on the test text"),
+        ("speedup", 1.5, (1.55, 1.51, 1.59), "met with 1.550 (95% interval 1.510–1.590)"),
+        ("speedup", 1.5, (1.52, 1.48, 1.56), f"met with 1.520 (95% interval 1.480–1.560, {BEYOND})"),
+        ("speedup", 1.5, (1.45, 1.41, 1.49), "not met, with 1.450 (95% interval 1.410–1.490)"),
+        ("speedup", 1.5, (1.49, 1.46, 1.52), f"not met, with 1.490 (95% interval 1.460–1.520, {WITHIN})"),
     ],
 )
-def test_the_budget_is_met_or_not(make_plan, kind, value, figure, said):
-    assert f"budget: {said}\n" in printed(make_plan(kind, value, versus_base=figure, speedup=figure))
+def test_the_budget_is_met_or_not(kind, value, figure, said):
+    asked = {"parameters": "", "perplexity": f"perplexity at most {value} times the base's: "}
+    begin = asked.get(kind, f"at least {value} times as fast: ")
+    interval = figure and Interval(*figure)
+    assert f"budget: {begin}{said}\n" in printed(make_plan(kind, value, versus_base=interval, speedup=interval))
 
 
-def test_a_speed_that_was_not_timed_is_not_met(make_plan):
-    assert outcome(make_plan("speedup", 1.5, timed=False)) == "not met: nothing was timed"
-
-
-def test_the_tables_then_the_budget_then_the_texts(make_plan):
+def test_the_tables_then_the_budget_then_the_texts():
     text = printed(make_plan(), 200)
     order = ["merge n=3, tied, repaired", "on all text", "95% intervals below", "budget: at most", "chosen on"]
     assert [text.index(each) for each in order] == sorted(text.index(each) for each in order)
@@ -269,13 +209,7 @@ def test_the_tables_then_the_budget_then_the_texts(make_plan):
     )
 
 
-def test_a_plan_of_one_trial(make_plan):
-    planned = make_plan(trials=one(make_plan()), timed=False)
-    assert [label for label, _ in front_table(planned).rows] == ["as it is", "prune 50% of neurons"]
-    assert "budget: at most 4,594,106 parameters: met with 4,593,795\n" in printed(planned)
-
-
-def test_hostile_text_is_plain_text(make_plan):
+def test_hostile_text_is_plain_text():
     hostile = saying(TRIALS[0], f"{HOSTILE}\x1b[2J")
     text = printed(make_plan(trials=(*TRIALS[1:], hostile), text={"corpus": "[red]x[/red]\x1b"}), 400)
     assert "\x1b" not in text

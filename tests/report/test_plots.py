@@ -6,6 +6,7 @@ import math
 from itertools import combinations
 
 import pytest
+from made import make_record, make_results
 from pages import texts
 
 from layerfold.report.columns import columns
@@ -18,7 +19,7 @@ def draw(results, x="parameters", y="perplexity"):
     return plot(results, named[x], named[y])
 
 
-def with_perplexity(make_results, **values):
+def with_perplexity(**values):
     scores = {
         (label, "perplexity"): dict(zip(("value", "low", "high"), bounds, strict=True))
         for label, bounds in values.items()
@@ -26,17 +27,16 @@ def with_perplexity(make_results, **values):
     return make_results(scores=scores)
 
 
-def test_every_variant_and_family_is_named(make_results):
+def test_every_variant_and_family_is_named():
     drawing = draw(make_results())
     assert set(make_results().labels) | {"merge", "collapse"} <= set(texts(drawing))
     assert drawing.note == ""
     assert drawing.title == "Perplexity against parameters"
 
 
-def test_figures_that_cannot_be_drawn_are_named(make_results):
+def test_figures_that_cannot_be_drawn_are_named():
     nan, inf = math.nan, math.inf
     results = with_perplexity(
-        make_results,
         merged_2=(nan, nan, nan),
         merged_4=(inf, inf, inf),
         merged_6=(50.0, 40.0, inf),
@@ -52,33 +52,30 @@ def test_figures_that_cannot_be_drawn_are_named(make_results):
     assert not {"merged_2", "merged_4", "merged_8", "merged_10"} & set(texts(drawing))
 
 
-def test_nothing_to_draw_is_no_drawing(make_results):
-    results = make_results(replace={(label, "size"): None for label in make_results().labels})
-    assert draw(results).svg == ""
-    only_nan = with_perplexity(make_results, **dict.fromkeys(make_results().labels, (math.nan,) * 3))
+def test_nothing_to_draw_is_no_drawing_and_a_base_alone_is_drawn():
+    assert draw(make_results(replace={(label, "size"): None for label in make_results().labels})).svg == ""
+    only_nan = with_perplexity(**dict.fromkeys(make_results().labels, (math.nan,) * 3))
     assert draw(only_nan).svg == ""
+    assert "base" in texts(draw(make_results(labels=("base",))))
 
 
 @pytest.mark.parametrize(
     "bounds",
     [(1e99, 1e-99, 1e300), (29.41, 29.40, 29.42), (5.0, 6.0, 4.0), (5.0, -1.0, 9.0), (1e-5, 1e-6, 1e-4)],
 )
-def test_unusual_values_are_drawn(make_results, bounds):
-    assert "merged_2" in texts(draw(with_perplexity(make_results, merged_2=bounds)))
+def test_unusual_values_are_drawn(bounds):
+    assert "merged_2" in texts(draw(with_perplexity(merged_2=bounds)))
 
 
-def test_a_base_alone_is_drawn(make_results):
-    assert "base" in texts(draw(make_results(labels=("base",))))
+def test_any_label_can_be_drawn():
+    labels = ["$x$ $", "<b>&amp;", "_x", "a\nb\x00", "数\N{SNOWMAN}", "long_" * 40, "url(#p)"]
+    drawn = texts(draw(make_results(rename=dict(zip(make_results().labels[1:], labels, strict=False)))))
+    for label in labels:
+        start = label.replace("\n", "�").replace("\x00", "�")[:20]
+        assert any(text.startswith(start) for text in drawn), label
 
 
-@pytest.mark.parametrize("label", ["$x$ $", "<b>&amp;", "_x", "a\nb\x00", "数\N{SNOWMAN}", "long_" * 40, "url(#p)"])
-def test_any_label_can_be_drawn(make_results, label):
-    drawing = draw(make_results(rename={"merged_2": label}))
-    start = label.replace("\n", "�").replace("\x00", "�")[:20]
-    assert any(text.startswith(start) for text in texts(drawing))
-
-
-def test_families(make_results, make_record):
+def test_families():
     results = make_results()
     assert family(results, "merged_2") == "merge"
     assert family(results, "base") == "base"

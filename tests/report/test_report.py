@@ -7,73 +7,42 @@ import re
 from base64 import b64encode
 from dataclasses import replace
 
+import made
 import matplotlib as mpl
 import pytest
-from pages import HOSTILE, Page, csv_of, drawn_page, on_page, printed, shown_in
-from plans import saying
+from attacks import hostile
+from pages import HOSTILE, Page, csv_of, drawn_page, on_page, printed, report_of, shown_in
 
 from layerfold.errors import OutputError
-from layerfold.report import drop_report, plan_report, study_report, window_report, write_csv, write_page
+from layerfold.report import write_csv, write_page
 from layerfold.report.report import Details, Plots, Table
 
 DRAWINGS = {"study": 2, "recovered": 4, "drop": 2, "window": 3, "plan": 1}
 KINDS = tuple(DRAWINGS)
 
 
-@pytest.fixture(scope="module")
-def make_report(make_results, make_recovered, make_found, make_sets, make_windows, make_plan):
-    """Return what makes a report of a kind anew."""
-
-    def make(kind):
-        if kind == "plan":
-            planned = make_plan()
-            return plan_report(planned, planned.recipe(planned.model))
-        if kind == "drop":
-            return drop_report(make_found(make_sets(2)))
-        if kind == "window":
-            return window_report(make_windows({(s, k): 86.0 + s * k for k in range(2, 10) for s in range(10 - k)}))
-        return study_report(make_results() if kind == "study" else make_recovered())
-
-    return make
+def make_report(kind):
+    """Make a report of a kind anew."""
+    windows = {(start, size): 86.0 + start * size for size in range(2, 10) for start in range(10 - size)}
+    found = {
+        "study": made.make_results,
+        "recovered": made.make_recovered,
+        "drop": lambda: made.make_found(made.make_sets(2)),
+        "window": lambda: made.make_windows(windows),
+        "plan": made.make_plan,
+    }[kind]()
+    return replace(report_of(found), kind=kind)
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def report(request, make_report):
+def report(request):
     """A report of each kind, whose drawings are made once."""
-    made = make_report(request.param)
-    return replace(made, kind=request.param)
+    return make_report(request.param)
 
 
 @pytest.fixture(scope="module")
-def page(report, tmp_path_factory):
-    return drawn_page(report, tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture
-def hostile(request, hostile_results, hostile_recovery, make_found, make_windows, make_plan):
-    """Reports in which every text that someone else writes is an attack on the page."""
-    model = f"{HOSTILE}\x1b\x00\ud800</title></style>{{{{ 7 * 7 }}}}"
-    texts = ("text", "test_text", "environment")
-    if request.param in ("study", "recovered"):
-        return study_report(hostile_results if request.param == "study" else hostile_recovery)
-    if request.param == "drop":
-        attack = {HOSTILE: HOSTILE, "list": [HOSTILE, {HOSTILE: HOSTILE}]}
-        found = make_found(model=model, **dict.fromkeys((*texts, "work"), attack))
-        return drop_report(replace(found, settings=attack | {"part": HOSTILE}))
-    if request.param == "window":
-        attack = {HOSTILE: HOSTILE, "share": {HOSTILE: HOSTILE}}
-        return window_report(make_windows(model=model, **dict.fromkeys((*texts, "work", "settings"), attack)))
-    plain, attack = make_plan(), {HOSTILE: HOSTILE}
-    first = saying(plain.trials[1], HOSTILE, HOSTILE)
-    endless = saying(plain.trials[2], HOSTILE, perplexity=float("inf"))
-    planned = replace(
-        plain,
-        model=model,
-        trials=(plain.base, first, endless, *plain.trials[3:]),
-        settings=plain.settings | attack | {"corpus": HOSTILE},
-        **dict.fromkeys(texts, attack),
-    )
-    return plan_report(planned, planned.recipe(planned.model))
+def page(report):
+    return drawn_page(report)
 
 
 def parts(report, kind):
@@ -134,12 +103,12 @@ def test_drawings_stand_alone_and_take_their_colours_from_the_page(report):
         assert not re.search(r'"#0[0-9a-f]{5}"', plot.svg)
 
 
-def test_the_same_findings_give_the_same_bytes_under_any_settings(make_report, report, page, tmp_path):
-    again = replace(make_report(report.kind), kind=report.kind)
+def test_the_same_findings_give_the_same_bytes_under_any_settings(report, page):
+    again = make_report(report.kind)
     with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True}):
-        assert drawn_page(again, tmp_path) == page
+        assert drawn_page(again) == page
         assert mpl.rcParams["font.size"] == 30
-    assert csv_of(again, tmp_path) == csv_of(report, tmp_path)
+    assert csv_of(again) == csv_of(report)
 
 
 @pytest.mark.parametrize("width", [30, 40, 80, 100, 200])
@@ -161,7 +130,7 @@ def test_the_narrowest_consoles_do_not_fail(report, width):
 
 
 @pytest.mark.parametrize(
-    ("hostile", "times"),
+    ("kind", "times"),
     [
         # The title, the heading and the summary (twice); the sample and its prompt; the label in tables, samples and
         # notes; the recipe, the protocol, the environment.
@@ -176,25 +145,21 @@ def test_the_narrowest_consoles_do_not_fail(report, width):
         # rows of all trials and one of the front; the plot's note; the recipe's base and corpora.
         ("plan", 5 + 8 + 3 + 1 + 3),
     ],
-    indirect=["hostile"],
 )
-def test_all_text_is_escaped_on_the_page(hostile, times, tmp_path):
-    text = drawn_page(hostile, tmp_path)
+def test_all_text_is_escaped_on_the_page_and_plain_text_in_the_terminal(kind, times):
+    attacked = hostile(kind)
+    text = drawn_page(attacked)
     page = Page(text)
     assert not {"script", "img"} & {tag for tag, _ in page.elements}
     assert not [attributes for _, attributes in page.elements if {"style", "src", "onerror"} & set(attributes)]
     assert len(page.ids) == len(set(page.ids))
     assert "".join(page.text).replace('\\"', '"').count(HOSTILE) == times
-    assert ("{{ 7 * 7 }}" in text) == (hostile.title != "pocket")
-
-
-@pytest.mark.parametrize("hostile", KINDS, indirect=True)
-def test_all_text_is_plain_text_in_the_terminal(hostile):
-    assert "\x1b" not in printed(hostile, 400)
+    assert ("{{ 7 * 7 }}" in text) == (attacked.title != "pocket")
+    assert "\x1b" not in printed(attacked, 400)
 
 
 @pytest.mark.parametrize("write", [write_page, write_csv])
-def test_a_folder_that_cannot_be_written(make_report, write, tmp_path):
+def test_a_folder_that_cannot_be_written(write, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
-        write(make_report("window"), tmp_path / "file" / "report")
+        write(report_of(made.make_windows({})), tmp_path / "file" / "report")

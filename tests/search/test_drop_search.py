@@ -103,6 +103,9 @@ def test_depths_are_timed_once_each_and_not_again(search: Any, tmp_path: Path, m
             assert found.speed_change_percent(candidate) == pytest.approx(100 * (1 / timing.speedup.value - 1))
     monkeypatch.setattr("layerfold.search.judging.Latency.compare", None)
     assert search(remove=(1, 2), rounds=3)(tiny("gpt2"), tmp_path / "run").timings == found.timings
+    untimed = search()(tiny("gpt2"))
+    assert untimed.timings == {}
+    assert untimed.to_json()["candidates"][0]["milliseconds"] is None
 
 
 def test_a_candidate_that_is_broken_has_no_figure(search: Any) -> None:
@@ -116,65 +119,59 @@ def test_a_candidate_that_is_broken_has_no_figure(search: Any) -> None:
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_without_rounds_nothing_is_timed(search: Any, searched: Any) -> None:
-    found = searched(search())
-    assert found.timings == {}
-    assert found.to_json()["candidates"][0]["milliseconds"] is None
-
-
 def test_too_many_candidates_are_refused_at_once(search: Any) -> None:
     model = tiny("gpt2", n_layer=48, n_embd=16, n_head=2)
     with pytest.raises(InputError, match=r"18,472 candidates; accepted: 10,000 at most; take strategy beam"):
         search(remove=(1, 3), corpus="/nowhere/text.txt")(model)  # before the text is looked for
-    found = search(remove=(1, 3), strategy="beam", width=2, race=True, tokens=64)(model)
-    assert len(found.best[3].removed) == 3
+    found = search(remove=(1, 2), strategy="beam", width=1, race=True, tokens=64)(model)
+    assert len(found.best[2].removed) == 2
 
 
-class TestBestDrop:
-    """Reading what a search found."""
+@pytest.fixture
+def file(search: Any, searched: Any, tmp_path: Path) -> Path:
+    """What a search for FFNs to remove found."""
+    document = searched(search(remove=(1, 2), part="ffn")).to_json()
+    (tmp_path / "search.json").write_text(json.dumps(document))
+    return tmp_path / "search.json"
 
-    @pytest.fixture
-    def file(self, search: Any, searched: Any, tmp_path: Path) -> Path:
-        document = searched(search(remove=(1, 2), part="ffn")).to_json()
-        (tmp_path / "search.json").write_text(json.dumps(document))
-        return tmp_path / "search.json"
 
-    def test_the_best_of_that_many(self, file: Path, search: Any, searched: Any) -> None:
-        drop = best_drop(file, tiny("gpt2"), 2)
-        assert drop.indices(BLOCKS) == list(searched(search(remove=(1, 2), part="ffn")).best[2].removed)
-        assert drop.part == "ffn"
+def test_the_best_drop_is_that_of_a_number_which_need_not_be_named_where_there_is_one(
+    file: Path, search: Any, searched: Any
+) -> None:
+    drop = best_drop(file, tiny("gpt2"), 2)
+    assert drop.indices(BLOCKS) == list(searched(search(remove=(1, 2), part="ffn")).best[2].removed)
+    assert drop.part == "ffn"
+    found = searched(search())
+    file.write_text(json.dumps(found.to_json()))
+    assert best_drop(file, tiny("gpt2")).indices(BLOCKS) == list(found.best[1].removed)
 
-    def test_a_single_number_need_not_be_named(self, search: Any, searched: Any, tmp_path: Path) -> None:
-        found = searched(search())
-        (tmp_path / "search.json").write_text(json.dumps(found.to_json()))
-        assert best_drop(tmp_path / "search.json", tiny("gpt2")).indices(BLOCKS) == list(found.best[1].removed)
 
-    @pytest.mark.parametrize("remove", [None, 3, 0])
-    def test_a_number_that_it_does_not_tell_of(self, file: Path, remove: int | None) -> None:
-        with pytest.raises(InputError, match=rf"remove {remove}; accepted: what the search .* tells of: 1, 2"):
-            best_drop(file, tiny("gpt2"), remove)
+@pytest.mark.parametrize(
+    ("changes", "seed", "remove", "said"),
+    [
+        *(({}, 0, each, rf"remove {each}; accepted: what the search .* tells of: 1, 2") for each in (None, 3, 0)),
+        ({}, 1, 1, r"of another model: weights .*these are [0-9a-f]{12}"),
+        ({"format_version": 2}, 0, 1, "is of version 2; accepted: 1"),
+    ],
+)
+def test_a_search_that_does_not_tell_is_refused(
+    file: Path, changes: dict[str, Any], seed: int, remove: int | None, said: str
+) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(InputError, match=said):
+        best_drop(file, tiny("gpt2", seed=seed), remove)
 
-    def test_a_search_of_another_model(self, file: Path) -> None:
-        other = tiny("gpt2", seed=1)
-        with pytest.raises(InputError, match=rf"of another model: weights .*these are {other.sha256[:12]}"):
-            best_drop(file, other, 1)
 
-    @pytest.mark.parametrize(
-        "content",
-        ["", "{", "[]", "{}", '"drop"', '{"format_version": 1}', "\x00", '{"format_version": 1, "best": {"x": {}}}'],
-    )
-    def test_a_file_that_is_none(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "search.json").write_text(content)
-        with pytest.raises(InputError, match=r"cannot be read \(.*\); accepted: a search\.json"):
-            best_drop(tmp_path / "search.json", tiny("gpt2"), 1)
-        with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\)"):
-            best_drop(tmp_path / "none.json", tiny("gpt2"), 1)
-
-    def test_a_later_version(self, file: Path) -> None:
-        document = json.loads(file.read_text())
-        file.write_text(json.dumps(document | {"format_version": 2}))
-        with pytest.raises(InputError, match="is of version 2; accepted: 1"):
-            best_drop(file, tiny("gpt2"), 1)
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '"drop"', '{"format_version": 1}', "\x00", '{"format_version": 1, "best": {"x": {}}}'],
+)
+def test_a_file_that_is_no_search_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "search.json").write_text(content)
+    with pytest.raises(InputError, match=r"cannot be read \(.*\); accepted: a search\.json"):
+        best_drop(tmp_path / "search.json", tiny("gpt2"), 1)
+    with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\)"):
+        best_drop(tmp_path / "none.json", tiny("gpt2"), 1)
 
 
 def test_a_search_of_what_a_drop_left(search: Any) -> None:

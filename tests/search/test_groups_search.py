@@ -67,9 +67,10 @@ class Scratch:
         self.best = min(self.perplexity, key=lambda groups: self.perplexity[groups])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
 @pytest.mark.parametrize(
-    "method", [Merge(n=2, **PLAIN), Collapse(n=2, anchor="last", **PLAIN)], ids=["merge", "collapse"]
+    ("name", "method"),
+    [("gpt2", Merge(n=2, **PLAIN)), ("qwen2", Collapse(n=2, anchor="last", **PLAIN))],
+    ids=["merge", "collapse"],
 )
 def test_of_all_groupings_of_five_blocks_the_best_is_found(
     study_corpus: str, name: str, method: Merge | Collapse
@@ -90,7 +91,7 @@ def test_of_all_groupings_of_five_blocks_the_best_is_found(
 
 @pytest.mark.parametrize(
     ("method", "depth", "n"),
-    [(Merge, 6, 2), (Merge, 6, 4), (Merge, 5, 5), (Collapse, 6, 2), (Collapse, 5, 3), (Collapse, 2, 2)],
+    [(Merge, 5, 2), (Merge, 5, 4), (Merge, 4, 4), (Collapse, 6, 2), (Collapse, 5, 3), (Collapse, 2, 2)],
 )
 def test_as_many_are_left_as_published_and_none_is_worse(
     study_corpus: str, method: type[Merge | Collapse], depth: int, n: int
@@ -115,23 +116,24 @@ def test_as_many_are_left_as_published_and_none_is_worse(
         (method, ("first", "middle", "last")[(place + (method is Merge)) % 3], family)
         for place, family in enumerate(FAMILY_NAMES)
         for method in (Merge, Collapse)
+        if family == "gpt2" or place % 2 == (method is Merge)
     ],
 )
 def test_what_is_scored_is_what_compress_makes(
     study_corpus: str, method: type[Merge | Collapse], anchor: Any, family: str
 ) -> None:
-    model = compress(deep(family, 6), method(n=3, groups="auto", anchor=anchor), study_corpus)
+    model = compress(deep(family, 5), method(n=3, groups="auto", anchor=anchor), study_corpus)
     noted = last(model)["notes"]["search"]["perplexity"]
     assert selected(model, study_corpus) == pytest.approx(noted[last(model)["method"]["groups"]], rel=1e-5)
-    published = compress(deep(family, 6), method(n=3, anchor=anchor), study_corpus)
-    assert selected(published, study_corpus) == pytest.approx(noted["0-2,3-5"], rel=1e-5)
+    published = compress(deep(family, 5), method(n=3, anchor=anchor), study_corpus)
+    assert selected(published, study_corpus) == pytest.approx(noted["0-2,3-4"], rel=1e-5)
 
 
 @METHOD
 def test_the_model_is_left_as_it_was_and_the_same_is_found_again(
     study_corpus: str, method: type[Merge | Collapse]
 ) -> None:
-    base = deep("llama", 5)
+    base = deep("llama", 4)
     Merge(groups="1-2", align="none", tie=True).apply(base.decoder, None)  # what is tied is not written through either
     tensors = dict(base.decoder.model.named_parameters(remove_duplicate=False))
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -150,7 +152,7 @@ def test_the_model_is_left_as_it_was_and_the_same_is_found_again(
 def test_one_averaged_ffn_is_in_memory_whatever_the_number_of_groups(
     name: str, study_corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, made, seen = deep(name, 7), list[Fetched](), []
+    base, made, seen = deep(name, 5), list[Fetched](), []
     ffn = sum(tensor.numel() for tensor in base.decoder.blocks[0].ffn.tensors())
     own = {id(parameter) for parameter in base.decoder.model.parameters()}
     init, run = Fetched.__init__, Fetched.run
@@ -169,13 +171,13 @@ def test_one_averaged_ffn_is_in_memory_whatever_the_number_of_groups(
     monkeypatch.setattr(Fetched, "__init__", noted)
     monkeypatch.setattr(Fetched, "run", watched)
     compress(base, Merge(groups="auto"), study_corpus, in_place=True)
-    assert len(made) > 7
+    assert len(made) > 5
     assert set(seen) == {ffn}
 
 
 @pytest.mark.parametrize("settings", [{"repair": "refit+attention"}, {"repair": "rescale"}, {}], ids=str)
 def test_with_a_repair_and_tied(study_corpus: str, settings: dict[str, Any]) -> None:
-    base = deep("gpt2", 5)
+    base = deep("gpt2", 4)
     auto = Merge(groups="auto", tie=True)
     found = compress(base, auto, study_corpus, **settings)
     groups = found.provenance.steps[0]["method"]["groups"]

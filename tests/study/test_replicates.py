@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from layerfold.checkpoint.load import load
+from layerfold.errors import RecipeError
 from layerfold.maths.intervals import mean_interval
-from layerfold.records import Record, Results, write_results
+from layerfold.records import Record, Results, read_results, write_results
 from layerfold.report import study_report, write_csv
 from layerfold.report.study import table
 from layerfold.study.recipe import read_recipe
@@ -33,6 +35,51 @@ def results(**records: Record) -> Results:
 
 def accuracy(value: float, **more: Any) -> dict[str, Any]:
     return {"value": value, "low": value - 0.1, "high": value + 0.1, "unit": "accuracy", **more}
+
+
+def over_seeds(scores: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The score of a row that has one of these with each seed."""
+    runs = {seed: results(a=record("a", str(seed), score)) for seed, score in enumerate(scores)}
+    return combined({}, runs).records["a", "imdb"].score
+
+
+def test_what_depends_on_no_seed_stays_and_what_only_some_measured_is_left_out() -> None:
+    same = record("base", "key", accuracy(0.8))
+    found = combined({}, {0: results(a=same), 1: results(a=same)})
+    assert found.records["base", "imdb"] == same
+    assert "deviation" not in found.records["base", "imdb"].score
+    first = results(a=record("base", "1", accuracy(0.5)), b=record("other", "2", accuracy(0.5)))
+    second = results(a=record("base", "3", accuracy(0.6)))
+    assert list(combined({}, {0: first, 1: second}).records) == [("base", "imdb")]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.5])
+def test_the_interval_over_seeds_covers_what_it_says(spread: float) -> None:
+    """Seeds share the documents, so that more of them say no more of those."""
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(600):
+        documents = rng.normal(4, 0.3, 40)
+        seeds = [mean_interval(documents + rng.normal(0, spread) + rng.normal(0, 0.1, 40)) for _ in range(3)]
+        score = over_seeds(each.to_json() for each in seeds)
+        held.append(score["low"] <= 4 <= score["high"])
+    assert 0.935 <= np.mean(held) <= 0.999
+
+
+def test_quartiles_and_parts_of_a_score_are_averaged_alike_and_none_stays_none() -> None:
+    times = over_seeds({"value": v, "low": v - 1, "high": v + 1, "interval": "quartiles"} for v in (4.0, 6.0))
+    assert (times["low"], times["value"], times["high"]) == (4.0, 5.0, 6.0)
+    same = {"versus_base": None, "flag": True}
+    score = over_seeds(
+        [
+            accuracy(0.1, rouge1={"value": 1.0, "low": 0.0, "high": 2.0}, empty=2, right=[1], **same),
+            accuracy(0.3, rouge1={"value": 2.0, "low": 1.0, "high": 3.0}, empty=3, right=[0], **same),
+        ]
+    )
+    assert score["rouge1"]["value"] == 1.5
+    assert score["rouge1"]["deviation"] == pytest.approx(statistics.stdev([1, 2]))
+    assert score["versus_base"] is None
+    assert (score["empty"], score["flag"], score["right"]) == (2.5, True, [1])
 
 
 def test_a_figure_is_the_mean_with_its_sample_deviation() -> None:
@@ -56,51 +103,16 @@ def test_a_figure_is_the_mean_with_its_sample_deviation() -> None:
     assert found.recipe == {"seeds": [3, 1, 2]}
 
 
-def test_what_depends_on_no_seed_stays_as_it_was_measured() -> None:
-    same = record("base", "key", accuracy(0.8))
-    found = combined({}, {0: results(a=same), 1: results(a=same)})
-    assert found.records["base", "imdb"] == same
-    assert "deviation" not in found.records["base", "imdb"].score
-
-
-@pytest.mark.parametrize("spread", [0.0, 0.05, 0.5])
-def test_the_interval_over_seeds_covers_what_it_says(spread: float) -> None:
-    """Seeds share the documents, so that more of them say no more of those."""
-    rng = np.random.default_rng(0)
-    held = []
-    for _ in range(600):
-        documents = rng.normal(4, 0.3, 40)
-        seeds = [mean_interval(documents + rng.normal(0, spread) + rng.normal(0, 0.1, 40)) for _ in range(3)]
-        runs = {seed: results(a=record("a", str(seed), each.to_json())) for seed, each in enumerate(seeds)}
-        score = combined({}, runs).records["a", "imdb"].score
-        held.append(score["low"] <= 4 <= score["high"])
-    assert 0.935 <= np.mean(held) <= 0.999
-
-
-def test_quartiles_of_times_are_averaged() -> None:
-    times = [{"value": v, "low": v - 1, "high": v + 1, "interval": "quartiles"} for v in (4.0, 6.0)]
-    runs = {seed: results(a=record("a", str(seed), each)) for seed, each in enumerate(times)}
-    score = combined({}, runs).records["a", "imdb"].score
-    assert (score["low"], score["value"], score["high"]) == (4.0, 5.0, 6.0)
-
-
-def test_parts_of_a_score_are_averaged_alike_and_none_stays_none() -> None:
-    scores = [
-        accuracy(0.1, rouge1={"value": 1.0, "low": 0.0, "high": 2.0}, versus_base=None, empty=2, flag=True, right=[1]),
-        accuracy(0.3, rouge1={"value": 2.0, "low": 1.0, "high": 3.0}, versus_base=None, empty=3, flag=True, right=[0]),
-    ]
-    runs = {seed: results(a=record("a", str(seed), score)) for seed, score in enumerate(scores)}
-    score = combined({}, runs).records["a", "imdb"].score
-    assert score["rouge1"]["value"] == 1.5
-    assert score["rouge1"]["deviation"] == pytest.approx(statistics.stdev([1, 2]))
-    assert score["versus_base"] is None
-    assert (score["empty"], score["flag"], score["right"]) == (2.5, True, [1])
-
-
-def test_what_was_measured_with_some_seeds_alone_is_left_out() -> None:
-    first = results(a=record("base", "1", accuracy(0.5)), b=record("other", "2", accuracy(0.5)))
-    second = results(a=record("base", "3", accuracy(0.6)))
-    assert list(combined({}, {0: first, 1: second}).records) == [("base", "imdb")]
+@pytest.mark.parametrize("values", [(math.inf, 3.0), (math.inf, math.inf), (math.nan, 3.0)])
+def test_figures_that_are_not_finite_have_a_mean_and_seeds_a_list(values: tuple[float, ...], tmp_path: Path) -> None:
+    scores = [{"value": value, "low": value, "high": math.nan, "seed": seed} for seed, value in enumerate(values)]
+    found = combined({}, {seed: results(a=record("a", str(seed), score)) for seed, score in enumerate(scores)})
+    score = found.records["a", "imdb"].score
+    assert not math.isfinite(score["value"])
+    assert math.isnan(score["deviation"])
+    assert score["seed"] == [0, 1]
+    write_results(found, tmp_path)
+    assert math.isnan(read_results(tmp_path).records["a", "imdb"].score["deviation"])
 
 
 @pytest.fixture
@@ -152,18 +164,20 @@ def test_a_study_with_seeds_measures_what_depends_on_them_once_each(recipe: dict
     write_results(found, tmp_path)  # all of it is JSON
 
 
-def test_seeds_are_given_once_and_not_beside_a_seed() -> None:
-    given = {"variants": []}
-    for wrong, said in (
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
         ({"seeds": [1, 1]}, "seeds [1, 1]; accepted: each once"),
         ({"seeds": [1], "seed": 2}, "seed and seeds; accepted: one of the two"),
         ({"seeds": []}, "seeds: List should have at least 1 item"),
         ({"seeds": [-1]}, "seeds[0]"),
-    ):
-        with pytest.raises(ValueError) as raised:  # noqa: PT011
-            read_recipe(given | wrong)
-        assert said in str(raised.value)
-        assert "\n" not in str(raised.value)
+    ],
+)
+def test_seeds_are_given_once_and_not_beside_a_seed(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        read_recipe({"variants": []} | wrong)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_evaluators_own_seed_holds_whatever_the_recipes() -> None:

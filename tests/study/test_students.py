@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,28 +98,39 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Callable[[], None]]
 # What it is
 
 
-def test_a_student_is_the_base_s_blocks_distilled_from_the_base(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    before = base.sha256
-    study = Study(recipe(study_corpus), tmp_path / "run", base=base)
+@pytest.fixture(scope="module")
+def whole(base: Model, study_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study that ran to its end."""
+    study = Study(recipe(study_corpus), tmp_path_factory.mktemp("whole") / "run", base=base)
     assert run(study) == [(label, name) for label in (BASE_LABEL, "pupil") for name in ("size", "perplexity")]
+    return study
+
+
+@pytest.fixture
+def done(whole: Study, tmp_path: Path) -> Path:
+    """A copy of its folder."""
+    return Path(shutil.copytree(whole.output_dir, tmp_path / "run"))
+
+
+def test_a_student_is_the_base_s_blocks_distilled_from_the_base(base: Model, whole: Study, study_corpus: str) -> None:
     halved = layerfold.compress(base, Drop(blocks=(1, 3)))
     distillation = Distill(tokens=256, learning_rate=1e-3, corpus=study_corpus)
     by_hand = layerfold.recover(halved, distillation, teacher=base)
-    (pupil,) = kept(tmp_path / "run").values()
+    (pupil,) = kept(whole.output_dir).values()
     for name, tensor in by_hand.decoder.model.state_dict().items():
         assert torch.equal(tensor, pupil.decoder.model.state_dict()[name]), name
     assert pupil.sha256 != halved.sha256, "it did learn"
     assert [step["method"]["name"] for step in pupil.provenance.steps] == ["drop", "distill"]
     assert pupil.provenance.steps[0]["kept_blocks"] == [0, 2]
-    results = study.results()
+    results = whole.results()
     scored = layerfold.evaluate(by_hand, ["perplexity"], corpus=study_corpus, split="test")["perplexity"]
     assert results.score("pupil", "perplexity")["value"] == pytest.approx(scored.value)  # type: ignore[index]
     assert results.score("pupil", "size")["blocks"] == 2  # type: ignore[index]
     assert json.loads(json.dumps(results.to_json(), allow_nan=False))["recipe"]["variants"] == [
         {"label": "pupil", "student": {"every": 2, **STUDENT, "published": {}}}
     ]
-    assert Model(base.decoder, base.tokenizer, base.provenance).sha256 == before
-    assert not list((tmp_path / "run").glob("training/*")), "nothing is left of training"
+    assert Model(base.decoder, base.tokenizer, base.provenance).sha256 == base.sha256
+    assert not list(whole.output_dir.glob("training/*")), "nothing is left of training"
 
 
 @pytest.mark.parametrize(
@@ -132,40 +144,26 @@ def test_which_blocks_are_left(every: int, depth: int, gone: tuple[int, ...]) ->
 # What is done once
 
 
-def test_a_student_is_trained_once(base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]) -> None:
-    first = Study(recipe(study_corpus), tmp_path / "run", base=base)
-    run(first)
-    assert steps_taken == list(range(1, STEPS + 1))
-    assert run(Study(recipe(study_corpus), tmp_path / "run", base=base)) == []
+def test_a_student_is_trained_once_and_again_where_what_was_kept_is_damaged(
+    base: Model, whole: Study, done: Path, study_corpus: str, steps_taken: list[int]
+) -> None:
+    assert run(Study(recipe(study_corpus), done, base=base)) == []
     more = {"evaluate": ["size", {"perplexity": {"corpus": study_corpus, "context": 16}}]}
-    assert run(Study(recipe(study_corpus, **more), tmp_path / "run", base=base)) == [
+    assert run(Study(recipe(study_corpus, **more), done, base=base)) == [
         (label, "perplexity") for label in (BASE_LABEL, "pupil")
     ]
-    wanted = figures(first)
-    assert family(first.results(), "pupil") == "student"  # and no drop, in the plots
-    for record in (tmp_path / "run" / "records").iterdir():
-        record.unlink()
-    again = Study(recipe(study_corpus), tmp_path / "run", base=base)
-    assert len(run(again)) == 4
-    assert figures(again) == wanted
-    assert len(steps_taken) == STEPS, "the kept model was read"
-
-
-def test_a_kept_student_that_was_damaged_is_trained_again(
-    base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]
-) -> None:
-    study = Study(recipe(study_corpus), tmp_path / "run", base=base)
-    run(study)
-    wanted = figures(study)
-    (folder,) = (tmp_path / "run" / "models").iterdir()
-    weights = folder / "layerfold.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-9])
-    for record in (tmp_path / "run" / "records").iterdir():
-        record.unlink()
-    again = Study(recipe(study_corpus), tmp_path / "run", base=base)
-    run(again)
-    assert figures(again) == wanted
-    assert len(steps_taken) == 2 * STEPS
+    assert family(whole.results(), "pupil") == "student"  # and no drop, in the plots
+    (folder,) = (done / "models").iterdir()
+    for damaged in (False, True):
+        for record in (done / "records").iterdir():
+            record.unlink()
+        if damaged:
+            weights = folder / "layerfold.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-9])
+        again = Study(recipe(study_corpus), done, base=base)
+        assert len(run(again)) == 4
+        assert figures(again) == figures(whole)
+        assert len(steps_taken) == STEPS * damaged, "the kept model was read"
 
 
 @pytest.mark.parametrize("recovers", [False, True], ids=["alone", "recovered"])
@@ -209,15 +207,13 @@ def test_a_study_killed_in_the_recovery_of_a_student_does_not_teach_it_again(
     assert figures(again) == figures(whole)
 
 
-def test_recovery_comes_on_top(base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]) -> None:
-    plain = Study(recipe(study_corpus), tmp_path / "run", base=base)
-    run(plain)
-    steps_taken.clear()
-    study = Study(recipe(study_corpus, recovers=True), tmp_path / "run", base=base)
-    done = run(study)
-    assert done == [(label, name) for label in (BASE_LABEL, "pupil") for name in (RECOVERY, "size", "perplexity")]
+def test_recovery_comes_on_top(
+    base: Model, whole: Study, done: Path, study_corpus: str, steps_taken: list[int]
+) -> None:
+    study = Study(recipe(study_corpus, recovers=True), done, base=base)
+    assert run(study) == [(label, name) for label in (BASE_LABEL, "pupil") for name in (RECOVERY, "size", "perplexity")]
     assert steps_taken == [1, 1], "the student is there already"
-    models = kept(tmp_path / "run")
+    models = kept(done)
     assert models.keys() == {("drop", "distill"), ("finetune",), ("drop", "distill", "finetune")}
     pupil, recovered = models["drop", "distill"], models["drop", "distill", "finetune"]
     assert pupil.decoder.n_blocks == recovered.decoder.n_blocks == 2
@@ -225,7 +221,7 @@ def test_recovery_comes_on_top(base: Model, study_corpus: str, tmp_path: Path, s
     score = study.results().score("pupil", RECOVERY)
     assert score is not None
     assert score["method"] == "finetune"
-    assert score["before"]["value"] == plain.results().score("pupil", "perplexity")["value"]  # type: ignore[index]
+    assert score["before"]["value"] == whole.results().score("pupil", "perplexity")["value"]  # type: ignore[index]
 
 
 # What it is known by
@@ -266,29 +262,19 @@ def test_what_makes_a_student_is_in_its_subject(
 
 
 def test_a_changed_student_is_trained_again_and_no_other_row(
-    base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]
+    base: Model, study_corpus: str, done: Path, steps_taken: list[int]
 ) -> None:
-    others = [{"label": "merged", "merge": {"n": 2, "align": "none"}}]
-
-    def study(**changes: Any) -> Study:
-        variants = [{"label": "pupil", "student": STUDENT | changes}, *others]
-        return Study(recipe(study_corpus, variants=variants), tmp_path / "run", base=base)
-
-    run(study())
-    steps_taken.clear()
-    assert run(study(tokens=384)) == [("pupil", "size"), ("pupil", "perplexity")]
+    variants = [{"label": "pupil", "student": STUDENT | {"tokens": 384}}]
+    changed = Study(recipe(study_corpus, variants=variants), done, base=base)
+    assert run(changed) == [("pupil", "size"), ("pupil", "perplexity")]
     assert steps_taken == [1, 2, 3]
-    assert run(study()) == [], "the records of both are kept"
-
-
-def test_students_beside_each_other_are_trained_each(
-    base: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int]
-) -> None:
+    assert run(Study(recipe(study_corpus), done, base=base)) == [], "the records of both are kept"
+    steps_taken.clear()
     variants = [{"label": f"every_{every}", "student": STUDENT | {"every": every}} for every in (2, 3, 4)]
-    study = Study(recipe(study_corpus, variants=variants, evaluate=["size"]), tmp_path / "run", base=base)
-    run(study)
-    assert steps_taken == [1, 2] * 3
-    assert [study.results().score(label, "size")["blocks"] for label in study.labels] == [4, 2, 2, 1]  # type: ignore[index]
+    beside = Study(recipe(study_corpus, variants=variants, evaluate=["size"]), done, base=base)
+    run(beside)
+    assert steps_taken == [1, 2] * 2, "each that is not there already"
+    assert [beside.results().score(label, "size")["blocks"] for label in beside.labels] == [4, 2, 2, 1]  # type: ignore[index]
 
 
 # Those that there are already

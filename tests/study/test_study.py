@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +50,26 @@ def run(study: Study) -> list[tuple[str, str]]:
     return [(record.label, record.evaluator) for record in study.run()]
 
 
-def test_a_study_measures_every_variant_and_the_base(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    study = Study(recipe(study_corpus), tmp_path / "run", base=base)
-    done = run(study)
+@pytest.fixture(scope="module")
+def whole(base: Model, study_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Any]:
+    """A study that ran to its end, and what it measured."""
+    study = Study(recipe(study_corpus), tmp_path_factory.mktemp("whole") / "run", base=base)
+    return study, run(study)
+
+
+@pytest.fixture
+def done(whole: tuple[Study, Any], tmp_path: Path) -> Path:
+    """A copy of its folder."""
+    return Path(shutil.copytree(whole[0].output_dir, tmp_path / "run"))
+
+
+def figures(study: Study) -> list[Any]:
+    results = study.results()
+    return [results.score(label, kind) for label in results.labels for kind in ("size", "perplexity", "generation")]
+
+
+def test_a_study_measures_every_variant_and_the_base(base: Model, whole: tuple[Study, Any]) -> None:
+    study, done = whole
     names = ("size", "perplexity", "latency", "generation")
     assert sorted(done) == sorted((label, name) for label in (BASE_LABEL, "merged_2", "compressed_2") for name in names)
     results = study.results()
@@ -68,38 +81,25 @@ def test_a_study_measures_every_variant_and_the_base(base: Model, study_corpus: 
     assert merged["versus_base"]["low"] <= ratio <= merged["versus_base"]["high"]
     assert "versus_base" not in results.score(BASE_LABEL, "perplexity")
     assert "speedup" in results.score("compressed_2", "latency")
-    base = results.score(BASE_LABEL, "latency")
-    assert base["speedup"] == base["same_model"]  # of a copy of the base
+    timed = results.score(BASE_LABEL, "latency")
+    assert timed["speedup"] == timed["same_model"]  # of a copy of the base
     assert json.loads(json.dumps(results.to_json()))["variants"][1]["notes"]["pairs"][0]["anchor"] == 0
+    assert Model(base.decoder, base.tokenizer, base.provenance).sha256 == tiny("gpt2").sha256, "it is left as it was"
 
 
-def test_the_base_is_left_as_it_was(study_corpus: str, tmp_path: Path) -> None:
-    base = tiny("gpt2")
-    before = base.sha256
-    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
-    assert Model(base.decoder, base.tokenizer, base.provenance).sha256 == before
+def test_running_again_measures_nothing_and_changes_no_file(base: Model, study_corpus: str, done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (done / "records").iterdir()}
+    assert run(Study(recipe(study_corpus), done, base=base)) == []
+    assert {path: path.stat().st_mtime_ns for path in (done / "records").iterdir()} == before
 
 
-def test_running_again_measures_nothing_and_changes_no_file(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()}
-    assert run(Study(recipe(study_corpus), tmp_path / "run", base=base)) == []
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "records").iterdir()} == before
+MERGED, COLLAPSED = ({"label": "merged_2", "merge": {"n": 2}}, {"label": "compressed_2", "collapse": {"n": 2}})
 
 
 @pytest.mark.parametrize(
     ("changes", "measured"),
     [
-        (
-            {
-                "variants": [
-                    {"label": "merged_2", "merge": {"n": 2}},
-                    {"label": "compressed_2", "collapse": {"n": 2}},
-                    {"label": "new", "collapse": {"n": 4}},
-                ]
-            },
-            {"new"},
-        ),
+        ({"variants": [MERGED, COLLAPSED, {"label": "new", "collapse": {"n": 4}}]}, {"new"}),
         ({"variants": [{"label": "renamed", "merge": {"groups": "0-1,2-3"}}]}, set()),
         ({"seed": 1}, {"merged_2", "compressed_2"}),
         ({"variants": [{"label": "merged_2", "merge": {"n": 2, "align": "none"}}]}, {"merged_2"}),
@@ -107,79 +107,58 @@ def test_running_again_measures_nothing_and_changes_no_file(base: Model, study_c
     ids=["a variant added", "the same by another name", "another seed", "another setting"],
 )
 def test_a_changed_recipe_measures_what_the_change_touches(
-    base: Model, study_corpus: str, tmp_path: Path, changes: dict[str, Any], measured: set[str]
+    base: Model, study_corpus: str, done: Path, changes: dict[str, Any], measured: set[str]
 ) -> None:
-    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
-    again = run(Study(recipe(study_corpus, **changes), tmp_path / "run", base=base))
+    again = run(Study(recipe(study_corpus, **changes), done, base=base))
     assert {label for label, _ in again} == measured
     assert len(again) == 4 * len(measured)
 
 
 def test_a_method_of_another_version_is_measured_anew_and_no_other(
-    base: Model, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Model, study_corpus: str, done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
     monkeypatch.setattr(Merge, "version", Merge.version + 1)
-    again = run(Study(recipe(study_corpus), tmp_path / "run", base=base))
-    assert {label for label, _ in again} == {"merged_2"}
+    assert {label for label, _ in run(Study(recipe(study_corpus), done, base=base))} == {"merged_2"}
 
 
-def test_a_changed_evaluator_measures_that_evaluator_alone(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
-    evaluate = ["size", {"perplexity": {"corpus": study_corpus, "context": 16}}]
-    again = run(Study(recipe(study_corpus, evaluate=evaluate), tmp_path / "run", base=base))
-    assert {name for _, name in again} == {"perplexity"}
-
-
-def test_another_base_shares_no_record(study_corpus: str, tmp_path: Path) -> None:
-    only = {"evaluate": ["size"]}
-    run(Study(recipe(study_corpus, **only), tmp_path / "run", base=tiny("gpt2", seed=0)))
-    assert len(run(Study(recipe(study_corpus, **only), tmp_path / "run", base=tiny("gpt2", seed=1)))) == 3
-
-
-def test_a_damaged_record_is_measured_again(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    run(Study(recipe(study_corpus), tmp_path / "run", base=base))
-    damaged = next((tmp_path / "run" / "records").glob("size-*.json"))
+def test_a_changed_evaluator_and_a_damaged_record_are_measured_again_alone(
+    base: Model, study_corpus: str, done: Path
+) -> None:
+    damaged = next((done / "records").glob("size-*.json"))
     damaged.write_text(damaged.read_text()[:40])
-    assert len(run(Study(recipe(study_corpus), tmp_path / "run", base=base))) == 1
+    assert len(run(Study(recipe(study_corpus), done, base=base))) == 1
+    evaluate = ["size", {"perplexity": {"corpus": study_corpus, "context": 16}}]
+    assert {name for _, name in run(Study(recipe(study_corpus, evaluate=evaluate), done, base=base))} == {"perplexity"}
 
 
-def test_same_recipe_same_numbers(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    def figures(name: str) -> list[Any]:
-        study = Study(recipe(study_corpus), tmp_path / name, base=base)
-        run(study)
-        results = study.results()
-        return [results.score(label, kind) for label in results.labels for kind in ("size", "perplexity", "generation")]
-
-    assert figures("one") == figures("two")
+def test_another_base_shares_no_record(study_corpus: str, done: Path) -> None:
+    assert len(run(Study(recipe(study_corpus, evaluate=["size"]), done, base=tiny("gpt2", seed=1)))) == 3
 
 
-def test_stopping_between_records_loses_and_repeats_none(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    everything = len(run(Study(recipe(study_corpus), tmp_path / "whole", base=base)))
+def test_stopping_between_records_loses_and_repeats_none_and_gives_the_same_numbers(
+    base: Model, study_corpus: str, whole: tuple[Study, Any], tmp_path: Path
+) -> None:
     done: list[Record] = []
     for record in Study(recipe(study_corpus), tmp_path / "run", base=base).run():
         done.append(record)
         if len(done) == 4:
             break
-    rest = list(Study(recipe(study_corpus), tmp_path / "run", base=base).run())
-    assert len(done) + len(rest) == everything
+    again = Study(recipe(study_corpus), tmp_path / "run", base=base)
+    rest = list(again.run())
+    assert len(done) + len(rest) == len(whole[1])
     assert not {record.key for record in done} & {record.key for record in rest}
+    assert figures(again) == figures(whole[0])
 
 
-def test_a_killed_process_loses_no_finished_record(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    model, folder = tmp_path / "model", tmp_path / "run"
+def test_a_killed_process_loses_no_finished_record(
+    base: Model, study_corpus: str, tmp_path: Path, layerfold: Any, killed: Any
+) -> None:
+    model, folder, source = tmp_path / "model", tmp_path / "run", tmp_path / "recipe.yaml"
     base.save(model)
-    source = tmp_path / "recipe.yaml"
     source.write_text(json.dumps(recipe(study_corpus, base=str(model)).to_json()))
-    command = [sys.executable, "-m", "layerfold.cli", "study", str(source), "--output-dir", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("records/[!.]*.json"))) < 2 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed(lambda: layerfold("study", source, "--output-dir", folder), "os.replace", 3, of="records/")
     kept = {path.name: path.read_bytes() for path in folder.glob("records/[!.]*.json")}
-    assert len(kept) >= 2
+    assert len(kept) == 2
     for content in kept.values():
         json.loads(content)
     study = Study(read_recipe(source), folder)
@@ -207,9 +186,23 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(base: Model, study
     assert kept.read_text() == "mine"
 
 
-def test_a_method_deeper_than_the_base_names_its_variant(base: Model, study_corpus: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'deep'.*n 9.*2 \.\.\. 4"):
-        Study(recipe(study_corpus, variants=[{"label": "deep", "merge": {"n": 9}}]), tmp_path / "run", base=base)
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"merge": {"n": 9}}, r"n 9.*2 \.\.\. 4"),
+        ({"share": {"k": 9}}, "k 9 for a model of .*; accepted: 2"),
+        ({"share": {"k": 2, "rank": 33}}, r"rank 33; accepted: 0 \.\.\. 32"),
+        ({"share": {"window": "3:2"}}, "window '3:2' ends at block 4"),
+    ],
+    ids=str,
+)
+def test_what_the_base_does_not_admit_names_its_variant_before_anything_is_measured(
+    base: Model, study_corpus: str, tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=f"^variant 'wide': .*{said}") as caught:
+        Study(recipe(study_corpus, variants=[{"label": "wide", **row}]), tmp_path / "run", base=base)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_rows_that_share_are_timed_multiplied_out_too(base: Model, study_corpus: str, tmp_path: Path) -> None:
@@ -236,24 +229,6 @@ def test_rows_that_share_are_timed_multiplied_out_too(base: Model, study_corpus:
     plain = Study(fewer, tmp_path / "run", base=base)
     assert run(plain) == []
     assert not [each.name for each in columns(plain.results()) if "multiplied" in each.name]
-
-
-@pytest.mark.parametrize(
-    ("share", "said"),
-    [
-        ({"k": 9}, "k 9 for a model of .*; accepted: 2"),
-        ({"k": 2, "rank": 33}, r"rank 33; accepted: 0 \.\.\. 32"),
-        ({"window": "3:2"}, "window '3:2' ends at block 4"),
-    ],
-    ids=str,
-)
-def test_a_window_that_cannot_be_shared_names_its_variant_before_anything_is_measured(
-    base: Model, study_corpus: str, tmp_path: Path, share: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(InputError, match=f"^variant 'wide': .*{said}") as caught:
-        Study(recipe(study_corpus, variants=[{"label": "wide", "share": share}]), tmp_path / "run", base=base)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
 
 
 def test_evaluators_of_a_recipe_are_what_it_says(study_corpus: str) -> None:

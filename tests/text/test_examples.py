@@ -167,6 +167,16 @@ def test_labels_in_turn_stand_in_both_splits_alike(classes: int, write: Write) -
     assert max(map(test.labels.count, test.labels)) < 2.5 * len(test.labels) / classes
 
 
+def test_text_alone_and_an_unknown_name_are_refused(write: Write) -> None:
+    for load in (load_labelled, load_summaries):
+        message = failing(write("rows.txt", "one\n\ntwo"), load)
+        assert message.startswith("InputError: ")
+        assert message.endswith("are needed: .csv, .jsonl, .parquet")
+    assert failing("imbd").startswith("InputError: unknown corpus 'imbd'; did you mean 'imdb'?")
+    assert failing("aclsun", load_summaries).startswith("InputError: unknown corpus 'aclsun'; did you mean 'aclsum'?")
+    assert failing("none.csv") == "CorpusError: no file or folder at 'none.csv'"
+
+
 @pytest.mark.parametrize("content", ["", "text,label\n"])
 def test_a_file_without_rows_has_no_labelled_texts(content: str, write: Write) -> None:
     path = write("rows.csv", content)
@@ -174,19 +184,6 @@ def test_a_file_without_rows_has_no_labelled_texts(content: str, write: Write) -
     assert failing(path) == f"{said}; accepted: 4 texts or more, or a folder of train and test files"
     folder = write("data/train.jsonl", labelled(*numbered(30))).parent
     assert failing(folder).endswith("have none in split 'test'")
-
-
-@pytest.mark.parametrize("load", [load_labelled, load_summaries])
-def test_text_alone_is_no_pair(load: Any, write: Write) -> None:
-    message = failing(write("rows.txt", "one\n\ntwo"), load)
-    assert message.startswith("InputError: ")
-    assert message.endswith("are needed: .csv, .jsonl, .parquet")
-
-
-def test_an_unknown_name_is_met_with_a_suggestion() -> None:
-    assert failing("imbd").startswith("InputError: unknown corpus 'imbd'; did you mean 'imdb'?")
-    assert failing("aclsun", load_summaries).startswith("InputError: unknown corpus 'aclsun'; did you mean 'aclsum'?")
-    assert failing("none.csv") == "CorpusError: no file or folder at 'none.csv'"
 
 
 def test_the_reviews_of_the_package_are_the_corpus_with_labels() -> None:
@@ -203,23 +200,17 @@ def test_the_reviews_of_the_package_are_the_corpus_with_labels() -> None:
     assert awful.count("0") > 0.75 * len(awful)
 
 
-def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> None:
-    tables = {split: datasets.Dataset.from_dict(columns) for split, columns in content.items()}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(tables))
-    monkeypatch.setattr(sources, "hub_reachable", lambda: True)
-
-
-def test_a_data_sets_rows_without_labels_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_sets_rows_without_labels_are_no_part_of_it(hub: Any) -> None:
     both = {"text": [f"text {i}" for i in range(30)], "label": [i % 2 for i in range(30)]}
     test = {"text": ["a", "b"], "label": [0, 1]}
-    fake_hub(monkeypatch, {"train": both, "test": test, "unsupervised": {"text": ["c"], "label": [-1]}})
+    hub({"train": both, "test": test, "unsupervised": {"text": ["c"], "label": [-1]}})
     train, found = load_labelled("stanfordnlp/imdb")
     assert found.texts == ("a", "b")
     assert set(train.labels) == {0, 1}
-    fake_hub(monkeypatch, {"train": both, "test": {"text": ["a", "b"], "label": [0, None]}})
+    hub({"train": both, "test": {"text": ["a", "b"], "label": [0, None]}})
     assert failing("some/set").startswith("CorpusError: 'some/set' test row 1: field 'label' is None, NoneType")
     # The news articles' columns have names of their own.
-    fake_hub(monkeypatch, {"test": {"article": ["a"], "highlights": ["h"], "id": ["1"]}})
+    hub({"test": {"article": ["a"], "highlights": ["h"], "id": ["1"]}})
     news = load_summaries("cnn_dailymail/3.0.0")
     assert (news.documents, news.summaries) == (("a",), ("h",))
 

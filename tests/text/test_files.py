@@ -51,11 +51,15 @@ def test_a_byte_order_mark_and_the_line_ends_change_nothing(mark: bytes, end: st
     lines = ["text,label", "one,0", "", "two,1"]
     path = write("rows.csv", mark + end.join(lines).encode())
     assert values(path) == [("one", "0"), ("two", "1")]  # the blank line is no row
+    for name, content in (("a.txt", "only text"), ("a.jsonl", '{"text": "only text"}')):
+        assert values(write(name, mark + content.encode()), "text") == [("only text",)]
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.txt", "only text"), ("a.jsonl", '{"text": "only text"}')])
-def test_a_byte_order_mark_is_no_part_of_any_text(name: str, content: str, write: Write) -> None:
-    assert values(write(name, BOM + content.encode()), "text") == [("only text",)]
+def test_a_cell_may_be_longer_than_the_csv_modules_own_limit_and_a_file_without_rows_has_none(write: Write) -> None:
+    long = "word " * 30_000
+    assert values(write("rows.csv", f"text\n{long}\n"), "text") == [(long,)]
+    for content in ("", "\n\n", "text,label\n", "text,label"):
+        assert rows_of(write("rows.csv", content)) == []
 
 
 def test_fields_come_in_the_order_asked_for_and_a_row_says_where_it_stands(write: Write) -> None:
@@ -65,16 +69,6 @@ def test_fields_come_in_the_order_asked_for_and_a_row_says_where_it_stands(write
     assert values(path, "id") == [("7",)]
     path = write("rows.csv", 'text,label\none,0\n"two\nlines",1\n')
     assert [row.where for row in rows_of(path)] == [f"{str(path)!r} line 2", f"{str(path)!r} line 4"]
-
-
-def test_a_cell_longer_than_the_csv_modules_own_limit_is_read(write: Write) -> None:
-    long = "word " * 30_000
-    assert values(write("rows.csv", f"text\n{long}\n"), "text") == [(long,)]
-
-
-@pytest.mark.parametrize("content", ["", "\n\n", "text,label\n", "text,label"])
-def test_a_file_without_rows_has_none(content: str, write: Write) -> None:
-    assert rows_of(write("rows.csv", content)) == []
 
 
 @pytest.mark.parametrize(

@@ -38,19 +38,17 @@ def lines(write: Write) -> str:
     return str(write("lines.txt", "".join(f"{number} {prose(8, number)}\n" for number in range(60))))
 
 
-def test_eval_scores_all_of_a_file_and_says_what_part_another_split_is(layerfold: Any, model: Path, lines: str) -> None:
-    whole = layerfold("eval", model, "--metrics", "perplexity", "--corpus", lines)
+def test_eval_scores_all_of_a_file_or_the_test_split_where_there_is_one_and_says_so(
+    layerfold: Any, model: Path, lines: str, corpus_folder: str
+) -> None:
+    words = ("eval", model, "--metrics", "perplexity", "--corpus")
+    whole = layerfold(*words, lines)
     assert whole.code == 0, whole.err
     assert "  split: all\n" in whole.out
     assert "  text: 60 documents, one a line\n" in whole.out
-    test = layerfold("eval", model, "--metrics", "perplexity", "--corpus", lines, "--split", "test")
     count = len(load_corpus(lines, "test").documents)
-    assert f"  text: {count} of 60 documents, one a line\n" in test.out
-
-
-def test_eval_scores_the_test_split_where_there_is_one(layerfold: Any, model: Path, corpus_folder: str) -> None:
-    done = layerfold("eval", model, "--metrics", "perplexity", "--corpus", corpus_folder, "--json")
-    score = json.loads(done.out)["perplexity"]
+    assert f"  text: {count} of 60 documents, one a line\n" in layerfold(*words, lines, "--split", "test").out
+    score = json.loads(layerfold(*words, corpus_folder, "--json").out)["perplexity"]
     assert (score["split"], score["text"]) == ("test", "6 documents")
 
 
@@ -91,22 +89,20 @@ def test_a_file_of_one_document_calibrates_and_cannot_be_split(write: Write) -> 
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_model_is_not_measured_on_all_of_the_text_it_was_made_with(moved: bool, lines: str, tmp_path: Path) -> None:
+def test_a_model_is_not_measured_on_all_of_the_text_it_was_made_with(
+    moved: bool, lines: str, study_corpus: str, tmp_path: Path
+) -> None:
     small = layerfold.compress(tiny("gpt2"), Drop(blocks="1"), corpus=lines, repair="refit")
     small.save(tmp_path / "small")
     small, name = layerfold.load(tmp_path / "small"), lines
+    check_unread(small.provenance, read_corpus(study_corpus))  # another text is measured whole
+    assert [text.corpus for text in texts_read(small.provenance)] == [lines]
     if moved:
         name = str(Path(lines).rename(tmp_path / "elsewhere.txt"))
     with pytest.raises(CorpusError, match=r"would look too good; accepted: --split test, which it has not read$"):
         layerfold.evaluate(small, ["perplexity"], corpus=name)
     assert layerfold.evaluate(small, ["perplexity"], corpus=name, split="test")["perplexity"].value > 1
     assert layerfold.evaluate(tiny("gpt2"), ["perplexity"], corpus=name)["perplexity"].details["split"] == "all"
-
-
-def test_a_text_that_a_model_has_not_read_is_measured_whole(lines: str, study_corpus: str) -> None:
-    small = layerfold.compress(tiny("gpt2"), Drop(blocks="1"), corpus=lines, repair="refit")
-    check_unread(small.provenance, read_corpus(study_corpus))
-    assert [text.corpus for text in texts_read(small.provenance)] == [lines]
 
 
 def test_another_file_of_the_same_name_in_another_folder_is_not_taken_for_it(
@@ -163,9 +159,13 @@ def test_offline_the_message_names_a_file_and_the_text_that_the_model_knows(
     assert "accepted without it: a file or a folder of text, as --corpus FILE" in refused.err
 
 
-def test_what_can_be_refused_is_refused_before_anything_is_measured(
-    offline: None, monkeypatch: pytest.MonkeyPatch
+def test_scores_come_one_by_one_and_what_can_be_refused_is_before_anything_is_measured(
+    offline: None, lines: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scores = each_score(tiny("gpt2"), ["size", "perplexity"], corpus=lines)
+    assert next(scores)[0] == "size"
+    assert next(scores)[0] == "perplexity"
+    assert api.evaluate(tiny("gpt2"), ["size"])["size"].value > 0
     measured: list[str] = []
     monkeypatch.setattr(Size, "__call__", lambda *_: measured.append("size"))
     with pytest.raises(OfflineError):
@@ -188,13 +188,6 @@ def test_what_was_measured_is_shown_where_a_later_metric_refuses(
         assert list(json.loads(done.out)) == ["size"]
     else:
         assert done.out.startswith("size: ")
-
-
-def test_scores_come_one_by_one(lines: str) -> None:
-    scores = each_score(tiny("gpt2"), ["size", "perplexity"], corpus=lines)
-    assert next(scores)[0] == "size"
-    assert next(scores)[0] == "perplexity"
-    assert api.evaluate(tiny("gpt2"), ["size"])["size"].value > 0
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -127,13 +127,9 @@ def test_batches_cover_the_windows_in_order_and_hold_at_least_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"context": 1}, "context 1: at least 2"),
-        ({"context": -4}, "context -4: at least 2"),
-        ({"stride": 0}, r"stride 0; accepted: 1 \.\.\. 8"),
-        ({"stride": -1}, r"stride -1; accepted: 1 \.\.\. 8"),
-        ({"stride": 9}, r"stride 9; accepted: 1 \.\.\. 8"),
-        ({"limit_tokens": 1}, "limit of 1 tokens; accepted: 2 or more"),
-        ({"limit_tokens": -5}, "limit of -5 tokens; accepted: 2 or more"),
+        *(({"context": wrong}, f"context {wrong}: at least 2") for wrong in (1, -4)),
+        *(({"stride": wrong}, rf"stride {wrong}; accepted: 1 \.\.\. 8") for wrong in (0, -1, 9)),
+        *(({"limit_tokens": wrong}, f"limit of {wrong} tokens; accepted: 2 or more") for wrong in (1, -5)),
     ],
 )
 def test_a_setting_out_of_range_is_refused(changes: dict[str, int], message: str) -> None:
