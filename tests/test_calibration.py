@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import BLOCKS, correlations, logits, sparsify, tiny, windows
+from tiny import BLOCKS, correlations, logits, refused, sparsify, tiny, windows
 
 from layerfold import calibration as module
 from layerfold.calibration import Calibration
@@ -251,9 +251,8 @@ def test_activations_that_are_not_finite_name_the_matrix_that_reads_them(bad: fl
 def test_neurons_that_are_not_finite_are_not_matched(bad: float, pair: tuple[int, int], family: str) -> None:
     decoder = tiny(family).decoder
     decoder.blocks[1].ffn.up.weight[0, 0] = bad
-    with pytest.raises(ModelError, match=r"^the neurons of block 1 on the calibration text are not finite") as caught:
+    with refused(ModelError, r"^the neurons of block 1 on the calibration text are not finite"):
         Calibration(decoder, windows()).matches([pair])
-    assert "\n" not in str(caught.value)
 
 
 # What FFNs read, and only some projections

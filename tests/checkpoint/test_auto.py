@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from kinds import Saved, made, with_tokenizer
-from tiny import continued, logits, token_ids, tokenizer
+from tiny import continued, logits, refused, token_ids, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto import configuration_auto, modeling_auto
 
@@ -186,6 +186,5 @@ def test_what_is_no_folder_is_one_line() -> None:
 def test_what_is_missing_is_said(name: str, said: str, copied: Saved) -> None:
     folder = copied("shared", "gpt2", "compact")
     (folder / name).unlink()
-    with pytest.raises(ModelError, match=said) as caught:
+    with refused(ModelError, said):
         AutoModelForCausalLM.from_pretrained(folder)
-    assert "\n" not in str(caught.value)

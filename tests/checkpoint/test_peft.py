@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
-from tiny import logits, shared, tiny, token_ids, unequal
+from tiny import logits, refused, shared, tiny, token_ids, unequal
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -138,9 +138,8 @@ def test_what_is_gone_or_narrower_is_so_in_the_base(family: str, tmp_path: Path)
 
 @pytest.mark.parametrize("make", [tiny, lambda name: shared(tiny(name), rank=0)], ids=["plain", "of rank 0"])
 def test_a_model_without_deltas_is_refused(make: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the model has none; accepted: .* in the compact form") as caught:
+    with refused(InputError, r"the model has none; accepted: .* in the compact form"):
         save_adapter(make("gpt2"), tmp_path / "out")
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -173,9 +172,8 @@ def test_a_folder_that_holds_something_is_left_alone_unless_told(name: str, tmp_
     (tmp_path / "out" / name / "notes.txt").write_text("mine")
     (tmp_path / "out" / "beside.txt").write_text("mine too")
     before = content(tmp_path)
-    with pytest.raises(OutputError, match=f"{name}' is not empty; --overwrite replaces it whole") as caught:
+    with refused(OutputError, f"{name}' is not empty; --overwrite replaces it whole"):
         save_adapter(sharing(), tmp_path / "out")
-    assert "\n" not in str(caught.value)
     assert content(tmp_path) == before, "neither of the two is written"
     save_adapter(sharing(), tmp_path / "out", overwrite=True)
     after = content(tmp_path)
@@ -186,9 +184,8 @@ def test_a_folder_that_holds_something_is_left_alone_unless_told(name: str, tmp_
 
 def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(OutputError, match="out") as caught:
+    with refused(OutputError, "out"):
         save_adapter(sharing(), tmp_path / "out", overwrite=True)
-    assert "\n" not in str(caught.value)
     assert content(tmp_path) == {"out": b"mine"}
 
 
@@ -210,9 +207,8 @@ def test_an_error_half_way_leaves_no_half_of_an_adapter(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(PeftModel, "save_pretrained", save_pretrained)
-    with pytest.raises(OutputError, match=r"cannot write .* No space left") as caught:
+    with refused(OutputError, r"cannot write .* No space left"):
         save_adapter(sharing(), tmp_path / "out")
-    assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [BASE]
 
 

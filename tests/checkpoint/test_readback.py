@@ -10,7 +10,7 @@ import pytest
 import torch
 from kinds import Saved, made
 from safetensors.torch import load_file, save_file
-from tiny import assert_masks_equal, tiny
+from tiny import assert_masks_equal, refused, tiny
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -77,9 +77,8 @@ def test_a_fault_between_memory_and_disk_leaves_what_was_there(
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_pretrained)
     monkeypatch.setattr(compact, "save_file", save)
-    with pytest.raises(OutputError, match=said) as caught:
+    with refused(OutputError, said):
         made("plain", "gpt2").save(tmp_path / "saved", format=form, overwrite=True)
-    assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == old
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import refused
 
 from layerfold.errors import OutputError
 from layerfold.inference.spool import Spool, Stowed
@@ -80,9 +81,8 @@ def test_reading_what_was_never_written_is_an_error() -> None:
 def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", Path("/dev/full").open)
     spool = Spool((4, 2))
-    with pytest.raises(OutputError, match=r"^activations cannot be written to a temporary file in '.*': .*space") as e:
+    with refused(OutputError, r"^activations cannot be written to a temporary file in '.*': .*space"):
         spool[0:4] = torch.ones(4, 2)
-    assert "\n" not in str(e.value)
     del spool
     gc.collect()  # closing it does not fail once more: an exception that nobody sees would be a warning
 

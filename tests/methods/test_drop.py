@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, continued, deep, logits, step_through, tiny, token_ids, windows
+from tiny import BLOCKS, continued, deep, logits, refused, step_through, tiny, token_ids, unchanged, windows
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from layerfold.api import compress
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import InputError
 from layerfold.methods import Collapse, Drop, Merge
 from layerfold.methods.drop import spelled
@@ -257,10 +256,8 @@ def test_a_fraction_is_of_the_depth(fraction: float, n_blocks: int, count: int) 
     ],
 )
 def test_a_wrong_setting_says_what_was_received_and_what_is_accepted(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError) as raised:
+    with refused(InputError, says=said):
         Drop(**settings)
-    assert said in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -280,33 +277,26 @@ def test_what_the_depth_does_not_admit_is_refused_before_anything_is_edited(
     settings: dict[str, Any], said: str
 ) -> None:
     decoder = tiny("gpt2").decoder
-    with pytest.raises(InputError, match=said):
-        Drop(**settings).resolved(deep(BLOCKS))
-    with pytest.raises(InputError, match=said):
-        Drop(**settings).apply(decoder, None)
-    assert decoder.n_blocks == BLOCKS
-    assert decoder.removed_parts == {"attention": (), "ffn": ()}
+    for act in (lambda: Drop(**settings).resolved(deep(BLOCKS)), lambda: Drop(**settings).apply(decoder, None)):
+        with unchanged(decoder), pytest.raises(InputError, match=said):
+            act()
 
 
 @pytest.mark.parametrize(("part", "called"), [("attention", "attention"), ("ffn", "FFN")])
 def test_what_is_gone_cannot_be_dropped_again(part: Any, called: str) -> None:
     decoder = tiny("llama").decoder
     Drop(blocks="3", part=part).apply(decoder, None)
-    before = decoder.size()
-    with pytest.raises(InputError, match=rf"^block 3 has no {called}: it was dropped$"):
+    with unchanged(decoder), pytest.raises(InputError, match=rf"^block 3 has no {called}: it was dropped$"):
         Drop(blocks="2-3", part=part).apply(decoder, None)
-    assert decoder.size() == before
 
 
 @pytest.mark.parametrize("method", [Merge, Collapse])
 def test_an_ffn_that_is_gone_cannot_be_averaged(method: Any) -> None:
     decoder = tiny("gpt2").decoder
     Drop(blocks="3", part="ffn").apply(decoder, None)
-    before = hash_weights(decoder.model)
     for align in ("none", "hungarian"):
-        with pytest.raises(InputError, match=r"^block 3 has no FFN: it was dropped$"):
+        with unchanged(decoder), pytest.raises(InputError, match=r"^block 3 has no FFN: it was dropped$"):
             method(n=2, align=align).apply(decoder, Calibration(decoder, windows()))
-    assert hash_weights(decoder.model) == before
 
 
 # In recipes

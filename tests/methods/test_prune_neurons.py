@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pruning import CUT, fresh, prune, weights
+from pruning import CUT, HEADS, fresh, prune, weights
 from pruning import NARROW as WAYS
 from tiny import BLOCKS, continued, halve_, logits, neurons, sparsify, tiny
 
@@ -208,13 +208,17 @@ def test_what_is_left_of_a_model_is_pruned(kind: str, way: dict[str, Any]) -> No
     assert torch.isfinite(logits(decoder)).all()
 
 
-def test_a_model_without_any_ffn_has_no_neurons() -> None:
+def test_a_model_without_units_has_none_to_remove() -> None:
     decoder = fresh("qwen2")
-    Drop(blocks="0-3", part="ffn").apply(decoder, None)
-    with pytest.raises(InputError, match="no FFN to remove neurons from"):
-        narrow(decoder, sparsity=0.1)
-    with pytest.raises(InputError, match="no matrices to prune in parts 'ffn'"):
-        prune(decoder, sparsity=0.1, parts="ffn")
+    for part in ("ffn", "attention"):
+        decoder.remove_(part, range(BLOCKS))
+    for settings, said in (
+        ({"structure": "neurons"}, "no FFN to remove neurons from"),
+        ({"parts": "ffn"}, "no matrices to prune in parts 'ffn'"),
+        (HEADS, "^the model has no FFN and no attention to remove neurons and heads from$"),
+    ):
+        with pytest.raises(InputError, match=said):
+            prune(decoder, sparsity=0.1, **settings)
 
 
 def test_an_ffn_of_zeros_has_nothing_to_count() -> None:

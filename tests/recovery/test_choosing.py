@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import runs
 import torch
-from tiny import Write, prose
+from tiny import Write, prose, refused
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 import layerfold
@@ -147,9 +147,8 @@ def test_the_learning_rate_goes_downhill_tries_few_and_none_twice_though_killed(
 
 
 def test_all_rates_diverging_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"diverged at every learning rate tried: .*0\.001") as caught:
+    with refused(TrainingError, r"diverged at every learning rate tried: .*0\.001"):
         search(lambda rate: Trial(rate, INF, 128, 0.1), tmp_path / "search.json", writes=False)
-    assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -233,9 +232,8 @@ def test_divergence_names_a_checkpoint_that_is_good(
 
 def test_divergence_before_any_checkpoint_says_so(study_corpus: str, tmp_path: Path) -> None:
     recovery = runs.finetune(study_corpus, learning_rate=1e4, warmup=0.0, clip=1e9)
-    with pytest.raises(TrainingError, match=r"learning rate 10000: .*no checkpoint had been written yet") as caught:
+    with refused(TrainingError, r"learning rate 10000: .*no checkpoint had been written yet"):
         runs.train(runs.small(), recovery, tmp_path / "run")
-    assert "\n" not in str(caught.value)
 
 
 def test_weights_that_are_not_finite_at_the_start_are_not_trained_on(study_corpus: str, tmp_path: Path) -> None:

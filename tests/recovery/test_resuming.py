@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import runs
 import torch
+from tiny import refused
 
 import layerfold
 from layerfold.checkpoint.model import Model
@@ -329,11 +330,8 @@ def test_settings_that_changed_are_named_and_nothing_is_touched(
 ) -> None:
     before = content(begun)
     other = runs.small(seed=options.pop("model_seed", 0))
-    with pytest.raises(InputError, match="was begun with other settings: ") as caught:
+    with refused(InputError, "(?=.{,499}$).*was begun with other settings: ", says=key):
         runs.train(other, three_checkpoints(study_corpus, **changes), begun, **options)
-    assert key in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 500
     assert content(begun) == before
 
 
@@ -370,9 +368,8 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     (tmp_path / "mine" / "checkpoint-7" / "model.safetensors").write_text("mine too")
     before = content(tmp_path)
-    with pytest.raises(OutputError, match="holds something other than a training run") as caught:
+    with refused(OutputError, "holds something other than a training run"):
         runs.train(runs.small(), three_checkpoints(study_corpus), tmp_path / "mine", overwrite=overwrite)
-    assert "\n" not in str(caught.value)
     assert content(tmp_path) == before
 
 
@@ -385,9 +382,8 @@ def test_an_empty_folder_and_what_a_kill_left_of_the_first_file_are_taken(study_
 @pytest.mark.parametrize("where", ["file", "file/below", "/proc/layerfold"])
 def test_a_folder_that_cannot_be_written_is_one_line(where: str, study_corpus: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OutputError, match=f"{where}") as caught:
+    with refused(OutputError, f"{where}"):
         runs.train(runs.small(), runs.finetune(study_corpus, steps=1), tmp_path / where)
-    assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -414,9 +410,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
-        with pytest.raises(OutputError, match="cannot write") as caught:
+        with refused(OutputError, "cannot write"):
             runs.train(model, recovery, tmp_path / "run")
-    assert "\n" not in str(caught.value)
     steps_taken.clear()
     runs.assert_equal(runs.train(model, recovery, tmp_path / "run"), whole)
     assert steps_taken == [3, 4, 5, 6]

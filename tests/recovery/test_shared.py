@@ -9,7 +9,7 @@ import pytest
 import runs
 import torch
 from safetensors.torch import load_file, save
-from tiny import assert_masks_equal, logits, shared, token_ids, unequal
+from tiny import assert_masks_equal, logits, refused, shared, token_ids, unequal
 from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
@@ -163,9 +163,8 @@ def test_a_checkpoint_without_its_deltas_is_an_error_and_not_other_weights(study
         file.unlink(missing_ok=True)
         if damaged is not None:
             file.write_bytes(damaged)
-        with pytest.raises(ModelError, match=r"cannot be read: .") as caught:
+        with refused(ModelError, r"cannot be read: ."):
             runs.train(model, recovery, tmp_path / "run")
-        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("make", [shared, lambda model: shared(model, rank=0)], ids=["deltas", "none"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import runs
-from tiny import VOCABULARY, Write, prose
+from tiny import VOCABULARY, Write, prose, refused
 
 import layerfold
 from layerfold.checkpoint.load import load
@@ -320,9 +320,8 @@ def test_a_variant_that_the_base_cannot_teach_is_named(
 ) -> None:
     runs.small(**changes).save(tmp_path / "theirs")
     wanted = recipe(study_corpus, DISTILL, variants=loading(tmp_path / "theirs"), evaluate=["size"])
-    with pytest.raises(InputError, match=r"variant 'theirs': .*(vocabulary|context)") as caught:
+    with refused(InputError, r"variant 'theirs': .*(vocabulary|context)"):
         run(Study(wanted, tmp_path / "run", base=taught))
-    assert "\n" not in str(caught.value)
 
 
 def test_a_variant_without_a_tokenizer_is_named(taught: Model, study_corpus: str, tmp_path: Path) -> None:

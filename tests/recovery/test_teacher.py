@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import runs
-from tiny import MERGED, MERGES, VOCABULARY, byte_level, tiny
+from tiny import MERGED, MERGES, VOCABULARY, byte_level, refused, tiny
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -138,9 +138,8 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
     teacher: Any, said: str, study_corpus: str, tmp_path: Path
 ) -> None:
     recovery = runs.distill(study_corpus, steps=1, hidden_weight=1.0)
-    with pytest.raises(InputError, match=said) as caught:
+    with refused(InputError, said):
         runs.train(runs.small(), recovery, tmp_path / "run", teacher=teacher())
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tiny import BLOCKS, continued, logits, prose, tiny, token_ids, windows
+from tiny import BLOCKS, continued, logits, prose, refused, tiny, token_ids, windows
 from transformers import AutoModelForCausalLM
 
 from layerfold.api import compress
@@ -170,10 +170,8 @@ def test_too_little_text_is_warned_of_or_refused(plenty: str) -> None:
     ids=str,
 )
 def test_what_cannot_be_repaired_is_said_before_anything_is_read(method: Method, level: Any, said: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with refused(InputError, says=said):
         compress(tiny("gpt2"), method, repair=level, corpus="no such folder")
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 # Recipes and studies
@@ -218,10 +216,8 @@ def test_a_recipe_comes_back_as_it_was_written(plenty: str) -> None:
     ids=str,
 )
 def test_a_row_that_admits_no_such_repair_is_told_so(variant: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with refused(RecipeError, says=said):
         read_recipe({"variants": [{"label": "a", **variant}]})
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_repaired_row_has_records_of_its_own_and_the_others_keep_theirs(plenty: str, tmp_path: Path) -> None:
