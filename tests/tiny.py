@@ -33,7 +33,7 @@ Write = Callable[..., Path]
 
 
 @contextlib.contextmanager
-def refused(kind: type[Exception], pattern: str = "", *, says: str = "", begins: str = "") -> Iterator[None]:
+def refused(kind: type[Exception], pattern: str | None = None, *, says: str = "", begins: str = "") -> Iterator[None]:
     """Expect an error of one line that matches a pattern, holds a text or begins with one."""
     with pytest.raises(kind, match=pattern) as caught:
         yield

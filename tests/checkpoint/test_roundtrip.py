@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,33 +130,6 @@ def test_tokenizer_and_provenance_come_back(form: Any, family: str, tmp_path: Pa
     assert read_manifest(tmp_path) is None
     model_of(model.decoder).save(tmp_path / "without")
     assert load(tmp_path / "without").tokenizer is None
-
-
-def test_a_process_that_never_imports_layerfold_loads_the_dense_form_and_no_compact_one(
-    saved: Saved, tmp_path: Path
-) -> None:
-    cases = [(kind, family) for kind in ("tied", "shared, lacking") for family in ("gpt2", "llama")]
-    asked = [(made(*case).decoder, *(str(saved(*case, form)) for form in FORMATS)) for case in cases]
-    torch.save([(token_ids(), logits(decoder), *folders) for decoder, *folders in asked], tmp_path / "asked.pt")
-    script = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-for ids, expected, dense, compact in torch.load("asked.pt"):
-    model = AutoModelForCausalLM.from_pretrained(dense)
-    assert (model(input_ids=ids).logits - expected).abs().max() < 1e-5, dense
-    try:
-        AutoModelForCausalLM.from_pretrained(compact)
-    except ValueError as error:
-        assert "model type `layerfold`" in str(error), error
-    else:
-        raise AssertionError("loaded")
-assert not any(name.startswith("layerfold") for name in sys.modules)
-print("equal")
-"""
-    command = [sys.executable, "-I", "-c", script]  # -I: neither PYTHONPATH nor the current folder
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == "equal\n", done.stderr
-    assert not list(saved("tied", "gpt2", "compact").glob("model*"))
 
 
 # What the forms hold, and what they take

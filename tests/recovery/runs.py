@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,10 +61,6 @@ def lowrank(corpus: str, steps: int = 6, **changes: Any) -> LowRank:
     return LowRank(**_settings(corpus, steps, changes))
 
 
-def train(model: Model, recovery: Recovery, folder: Path, **options: Any) -> tuple[Model, Outcome]:
-    return Run(model, recovery, folder, **options)()
-
-
 class Killed(BaseException):
     """What no layer may catch, as none can catch a signal."""
 
@@ -81,12 +78,26 @@ def at_the_end_of(step: int) -> Patch:
     return lambda monkeypatch: monkeypatch.setattr(callbacks.Bar, "on_step_end", on_step_end)
 
 
-def killed(monkeypatch: pytest.MonkeyPatch, where: int | Patch, *arguments: Any, **options: Any) -> None:
-    """Train until the training is killed, at the end of a step or where a patch says."""
-    with monkeypatch.context() as inner:
-        (at_the_end_of(where) if isinstance(where, int) else where)(inner)
-        with pytest.raises(Killed):
-            train(*arguments, **options)
+class Train:
+    """Train on a corpus, in folders below one."""
+
+    def __init__(self, corpus: str, folder: Path) -> None:
+        self.corpus, self.folder = corpus, folder
+        self.finetune, self.distill, self.lowrank, self.batches = (
+            functools.partial(each, corpus) for each in (finetune, distill, lowrank, batches)
+        )
+
+    def __call__(
+        self, model: Model, recovery: Recovery, name: str | Path = "run", **options: Any
+    ) -> tuple[Model, Outcome]:
+        return Run(model, recovery, self.folder / name, **options)()
+
+    def killed(self, where: int | Patch, *arguments: Any, **options: Any) -> None:
+        """Train until the training is killed, at the end of a step or where a patch says."""
+        with pytest.MonkeyPatch.context() as inner:
+            (at_the_end_of(where) if isinstance(where, int) else where)(inner)
+            with pytest.raises(Killed):
+                self(*arguments, **options)
 
 
 def assert_equal(one: tuple[Model, Outcome], two: tuple[Model, Outcome], drifted: float = 1e-5) -> None:

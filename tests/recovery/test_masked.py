@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import runs
 import torch
+from runs import Train
 from safetensors.torch import load_file, save_file
 from tiny import assert_masks_equal, chosen, halve_, logits, refused, sparsify, tiny, token_ids
 from transformers import AutoModelForCausalLM
@@ -75,16 +76,11 @@ def assert_zeros(model: Model, like: Model) -> None:
     ],
 )
 def test_zeros_and_widths_survive_training_its_checkpoints_and_a_kill(
-    make: Any,
-    family: str,
-    settings: dict[str, Any],
-    study_corpus: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    make: Any, family: str, settings: dict[str, Any], tmp_path: Path, train: Train
 ) -> None:
     model = make(family)
-    recovery = runs.finetune(study_corpus, steps=4, learning_rate=3e-3, **settings)
-    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
+    recovery = train.finetune(steps=4, learning_rate=3e-3, **settings)
+    recovered, outcome = train(model, recovery)
     assert outcome.best_step == 4
     assert outcome.parameters_trained == model.decoder.size().parameters
     assert runs.difference(recovered, model) > 1e-4
@@ -105,36 +101,36 @@ def test_zeros_and_widths_survive_training_its_checkpoints_and_a_kill(
         assert_masks_equal(held(loaded.decoder), held(recovered.decoder))
         assert loaded.decoder.d_ffn == model.decoder.d_ffn
         assert torch.equal(logits(loaded.decoder), logits(recovered.decoder))
-    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "killed")
-    again = runs.train(model, recovery, tmp_path / "killed")
+    train.killed(3, model, recovery, "killed")
+    again = train(model, recovery, "killed")
     runs.assert_equal(again, (recovered, outcome))
     assert_zeros(again[0], model)
 
 
-def test_zeros_that_are_not_held_are_filled(study_corpus: str, tmp_path: Path) -> None:
+def test_zeros_that_are_not_held_are_filled(train: Train) -> None:
     plain, kept = runs.small(), halve_(runs.small().decoder)
     with torch.no_grad():
         for name, mask in kept.items():
             plain.decoder.model.get_parameter(name).masked_fill_(~mask, 0)
-    trained, _ = runs.train(plain, runs.finetune(study_corpus, steps=3), tmp_path)
+    trained, _ = train(plain, train.finetune(steps=3))
     assert all(int((runs.weights(trained)[name] == 0).sum()) < int((~mask).sum()) // 2 for name, mask in kept.items())
 
 
-def test_zeros_are_held_for_each_block_of_a_tie_whichever_names_them(study_corpus: str, tmp_path: Path) -> None:
+def test_zeros_are_held_for_each_block_of_a_tie_whichever_names_them(train: Train) -> None:
     model = tiny("gpt2")
     Merge(n=4, align="none", tie=True).apply(model.decoder, None)
     kept = sparsify(model.decoder.blocks[0].ffn.up.module.weight)
     hold_(model.decoder, {"transformer.h.2.mlp.c_fc.weight": kept})
-    trained, _ = runs.train(model, runs.finetune(study_corpus, steps=3), tmp_path)
+    trained, _ = train(model, train.finetune(steps=3))
     for block in trained.decoder.blocks:
         assert torch.equal(block.ffn.up.module.weight != 0, kept)
 
 
-def test_each_step_is_a_plain_one_of_the_weights_that_are_kept(study_corpus: str, tmp_path: Path) -> None:
+def test_each_step_is_a_plain_one_of_the_weights_that_are_kept(train: Train) -> None:
     """What is held gets no step of its own: the others' are those of a loop that multiplies by the mask."""
     model = masked()
-    recovery = runs.finetune(study_corpus, steps=4, weight_decay=0.1, clip=0.1)
-    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
+    recovery = train.finetune(steps=4, weight_decay=0.1, clip=0.1)
+    recovered, outcome = train(model, recovery)
     kept = held(model.decoder)
     expected: Any = model.decoder.copy().model.eval()
     named = dict(expected.named_parameters())
@@ -142,7 +138,7 @@ def test_each_step_is_a_plain_one_of_the_weights_that_are_kept(study_corpus: str
     decayed = [p for p in named.values() if not any(p is other for other in plain)]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
-    for step, ids in enumerate(runs.batches(study_corpus, 4)):
+    for step, ids in enumerate(train.batches(4)):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 - step / 4)
         expected(input_ids=ids, labels=ids).loss.backward()
@@ -160,7 +156,7 @@ def test_each_step_is_a_plain_one_of_the_weights_that_are_kept(study_corpus: str
 
 @pytest.mark.parametrize("make", [masked, tied])
 def test_gradients_of_held_zeros_are_no_part_of_the_norm_that_is_clipped(
-    make: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Any, monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
     model, clip, seen = make(), RecoveryTrainer._clip_grad_norm, []
     masks = held(model.decoder)
@@ -175,34 +171,32 @@ def test_gradients_of_held_zeros_are_no_part_of_the_norm_that_is_clipped(
         return norm
 
     monkeypatch.setattr(RecoveryTrainer, "_clip_grad_norm", watched)
-    runs.train(model, runs.finetune(study_corpus, steps=2, accumulation=2), tmp_path / "run")
+    train(model, train.finetune(steps=2, accumulation=2))
     assert len(seen) == 2
 
 
-def test_half_precision_is_not_trained(study_corpus: str, tmp_path: Path) -> None:
+def test_half_precision_is_not_trained(train: Train) -> None:
     model = masked()
     model.decoder.model.bfloat16()
     with pytest.raises(InputError, match=r"is bfloat16, and training takes float32; accepted: .*model\.float\(\)"):
-        runs.train(model, runs.finetune(study_corpus, steps=2), tmp_path / "run")
+        train(model, train.finetune(steps=2))
 
 
 @pytest.mark.parametrize("make", [masked, uneven])
-def test_a_student_keeps_its_zeros_and_widths(make: Any, taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_a_student_keeps_its_zeros_and_widths(make: Any, taught: Model, train: Train) -> None:
     model = taught.copy()
     halve_(model.decoder)
     if make is uneven:
         model.decoder.keep_neurons_({1: chosen(model.decoder, 1, 20), 3: chosen(model.decoder, 3, 5)})
     before = runs.weights(taught)
-    recovery = runs.distill(study_corpus, steps=4, hidden_weight=0.5, learning_rate=3e-3)
-    recovered, outcome = runs.train(model, recovery, tmp_path / "run", teacher=taught)
+    recovery = train.distill(steps=4, hidden_weight=0.5, learning_rate=3e-3)
+    recovered, outcome = train(model, recovery, teacher=taught)
     assert outcome.best_step == 4
     assert_zeros(recovered, model)
     assert runs.difference(before, taught) == 0
 
 
-def test_the_search_of_a_rate_holds_zeros_too(
-    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_search_of_a_rate_holds_zeros_too(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
     model, ends = masked(), []
     original = RecoveryTrainer.evaluate
 
@@ -212,8 +206,8 @@ def test_the_search_of_a_rate_holds_zeros_too(
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(RecoveryTrainer, "evaluate", evaluate)
-    recovery = runs.finetune(study_corpus, steps=8, learning_rate=None, search_fraction=0.25, evaluations=1)
-    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
+    recovery = train.finetune(steps=8, learning_rate=None, search_fraction=0.25, evaluations=1)
+    recovered, outcome = train(model, recovery)
     assert len(ends) == len(outcome.learning_rates) + 2
     assert set(ends) == {0.0}
     assert_zeros(recovered, model)
@@ -227,25 +221,23 @@ def three_checkpoints(corpus: str, **changes: Any) -> Recovery:
 
 
 def test_a_reloaded_model_goes_on_with_the_run_of_the_one_that_was_saved(
-    straight: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    straight: Any, tmp_path: Path, train: Train
 ) -> None:
-    model, recovery = uneven(), three_checkpoints(study_corpus)
-    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run")
+    model, recovery = uneven(), three_checkpoints(train.corpus)
+    train.killed(3, model, recovery)
     for form in FORMATS:
         model.save(tmp_path / form, format=form)
         folder = shutil.copytree(tmp_path / "run", tmp_path / f"run-{form}")
-        runs.assert_equal(runs.train(load(tmp_path / form), recovery, folder), straight(model, recovery))
+        runs.assert_equal(train(load(tmp_path / form), recovery, folder), straight(model, recovery))
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["resumed", "finished"])
-def test_a_checkpoint_that_is_not_zero_where_it_must_be_is_refused(
-    over: bool, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, recovery = uneven(), three_checkpoints(study_corpus)
+def test_a_checkpoint_that_is_not_zero_where_it_must_be_is_refused(over: bool, tmp_path: Path, train: Train) -> None:
+    model, recovery = uneven(), three_checkpoints(train.corpus)
     if over:
-        assert runs.train(model, recovery, tmp_path / "run")[1].best_step == 6
+        assert train(model, recovery)[1].best_step == 6
     else:
-        runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run")
+        train.killed(3, model, recovery)
     path = tmp_path / "run" / f"checkpoint-{6 if over else 2}" / "model.safetensors"
     name = "transformer.h.1.mlp.c_fc.weight"  # (d_model, d_ffn)
     whole = load_file(path)[name]
@@ -259,4 +251,4 @@ def test_a_checkpoint_that_is_not_zero_where_it_must_be_is_refused(
         changed[place] = 1e-9
         save_file(load_file(path) | {name: changed}, path, metadata={"format": "pt"})
         with refused(ModelError, f"'{name}' {said}$"):
-            runs.train(model, recovery, tmp_path / "run")
+            train(model, recovery)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import runs
 import torch
+from runs import Train
 from safetensors.torch import load_file, save
 from tiny import assert_masks_equal, logits, refused, shared, token_ids, unequal
 from transformers import AutoModelForCausalLM
@@ -65,13 +66,13 @@ def beside_ties(family: str = "gpt2") -> Model:
     ],
 )
 def test_a_killed_run_gives_the_same_weights_to_the_bit_and_checkpoints_that_plain_transformers_loads(
-    kind: Any, make: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Any, make: Any, tmp_path: Path, train: Train
 ) -> None:
     model = make()
-    recovery: Recovery = kind(study_corpus, evaluations=3, learning_rate=3e-3, accumulation=2, weight_decay=0.1)
-    whole = runs.train(model, recovery, tmp_path / "whole")
-    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run")
-    again, outcome = runs.train(model, recovery, tmp_path / "run")
+    recovery: Recovery = kind(train.corpus, evaluations=3, learning_rate=3e-3, accumulation=2, weight_decay=0.1)
+    whole = train(model, recovery, "whole")
+    train.killed(3, model, recovery)
+    again, outcome = train(model, recovery)
     assert outcome.best_step == 6
     runs.assert_equal((again, outcome), whole, drifted=0)
     assert runs.difference(again, model) > 1e-3
@@ -93,12 +94,12 @@ def test_a_killed_run_gives_the_same_weights_to_the_bit_and_checkpoints_that_pla
     assert pickled <= {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}
 
 
-def test_fine_tuning_trains_what_is_shared_once(study_corpus: str, tmp_path: Path) -> None:
+def test_fine_tuning_trains_what_is_shared_once(train: Train) -> None:
     model = uneven()
-    recovery = runs.finetune(study_corpus, warmup=1 / 6, weight_decay=0.1)
-    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
+    recovery = train.finetune(warmup=1 / 6, weight_decay=0.1)
+    recovered, outcome = train(model, recovery)
     assert outcome.best_step == 6
-    expected = runs.by_hand(model, runs.batches(study_corpus, 6), decay=0.1)
+    expected = runs.by_hand(model, train.batches(6), decay=0.1)
     assert runs.drift(recovered, expected) < 1e-5
     moved = runs.weights(recovered)
     assert all(not torch.equal(tensor, moved[name]) for name, tensor in runs.weights(model).items() if tensor.numel())
@@ -107,11 +108,9 @@ def test_fine_tuning_trains_what_is_shared_once(study_corpus: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("family", "kind"), [("gpt2", runs.finetune), ("llama", runs.lowrank), ("qwen2", runs.finetune)]
 )
-def test_what_was_trained_is_saved_and_loaded_as_it_is(
-    family: str, kind: Any, study_corpus: str, tmp_path: Path
-) -> None:
+def test_what_was_trained_is_saved_and_loaded_as_it_is(family: str, kind: Any, tmp_path: Path, train: Train) -> None:
     model = uneven(family)
-    recovered, _ = runs.train(model, kind(study_corpus, steps=2, learning_rate=3e-3), tmp_path / "run")
+    recovered, _ = train(model, kind(train.corpus, steps=2, learning_rate=3e-3))
     for form in FORMATS:
         recovered.save(tmp_path / form, format=form)
     compact, dense = (load(tmp_path / form) for form in ("compact", "dense"))
@@ -122,19 +121,15 @@ def test_what_was_trained_is_saved_and_loaded_as_it_is(
     assert torch.allclose(logits(dense.decoder), logits(recovered.decoder), atol=1e-5)
 
 
-def test_a_reloaded_model_goes_on_with_the_run_of_the_one_that_was_saved(
-    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, recovery = uneven(), runs.lowrank(study_corpus, evaluations=3)
+def test_a_reloaded_model_goes_on_with_the_run_of_the_one_that_was_saved(tmp_path: Path, train: Train) -> None:
+    model, recovery = uneven(), train.lowrank(evaluations=3)
     model.save(tmp_path / "model", format="compact")
-    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run")
-    again, _ = runs.train(load(tmp_path / "model"), recovery, tmp_path / "run")
-    assert runs.difference(again, runs.train(model, recovery, tmp_path / "whole")[0]) == 0
+    train.killed(3, model, recovery)
+    again, _ = train(load(tmp_path / "model"), recovery)
+    assert runs.difference(again, train(model, recovery, "whole")[0]) == 0
 
 
-def test_the_best_weights_are_read_back_to_the_bit(
-    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_weights_are_read_back_to_the_bit(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
     """Not from the product of the deltas, which does not say what they were."""
     nats, kept = iter([3.0, 1.0, 2.0]), {}
 
@@ -146,15 +141,15 @@ def test_the_best_weights_are_read_back_to_the_bit(
         return metrics
 
     monkeypatch.setattr(training.RecoveryTrainer, "evaluate", evaluate)
-    recovered, outcome = runs.train(plain(), runs.lowrank(study_corpus, learning_rate=1e-2), tmp_path / "run")
+    recovered, outcome = train(plain(), train.lowrank(learning_rate=1e-2))
     assert outcome.best_step == 3
     assert runs.difference(recovered, kept[3]) == 0
     assert runs.difference(recovered, kept[6]) > 1e-3
 
 
-def test_a_checkpoint_without_its_deltas_is_an_error_and_not_other_weights(study_corpus: str, tmp_path: Path) -> None:
-    model, recovery = plain(), runs.lowrank(study_corpus, steps=2, evaluations=1)
-    assert runs.train(model, recovery, tmp_path / "run")[1].best_step == 2
+def test_a_checkpoint_without_its_deltas_is_an_error_and_not_other_weights(tmp_path: Path, train: Train) -> None:
+    model, recovery = plain(), train.lowrank(steps=2, evaluations=1)
+    assert train(model, recovery)[1].best_step == 2
     file = tmp_path / "run" / "checkpoint-2" / DELTAS
     whole, tensors = file.read_bytes(), load_file(file)
     name = next(name for name in tensors if name.endswith(".a"))
@@ -164,27 +159,23 @@ def test_a_checkpoint_without_its_deltas_is_an_error_and_not_other_weights(study
         if damaged is not None:
             file.write_bytes(damaged)
         with refused(ModelError, r"cannot be read: ."):
-            runs.train(model, recovery, tmp_path / "run")
+            train(model, recovery)
 
 
 @pytest.mark.parametrize("make", [shared, lambda model: shared(model, rank=0)], ids=["deltas", "none"])
-def test_a_student_that_shares_stays_so(
-    make: Any, taught: Model, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_student_that_shares_stays_so(make: Any, taught: Model, train: Train) -> None:
     model = make(taught.copy())
-    recovery = runs.distill(study_corpus, evaluations=3, hidden_weight=0.5, learning_rate=3e-3)
-    whole, outcome = runs.train(model, recovery, tmp_path / "whole", teacher=taught)
+    recovery = train.distill(evaluations=3, hidden_weight=0.5, learning_rate=3e-3)
+    whole, outcome = train(model, recovery, "whole", teacher=taught)
     assert outcome.parameters_trained == model.decoder.size().parameters < taught.decoder.size().parameters
-    runs.killed(monkeypatch, 3, model, recovery, tmp_path / "run", teacher=taught)
-    again, _ = runs.train(model, recovery, tmp_path / "run", teacher=taught)
+    train.killed(3, model, recovery, teacher=taught)
+    again, _ = train(model, recovery, teacher=taught)
     assert runs.drift(whole, again) == 0
     runs.assert_shared(again, model)
 
 
 @pytest.mark.parametrize("make", [plain, masked])
-def test_shards_of_what_is_shared_are_refused(
-    make: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_of_what_is_shared_are_refused(make: Any, monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
     original = training.RecoveryTrainer.create_accelerator_and_postprocess
 
     def sharded(self: Any) -> None:
@@ -193,4 +184,4 @@ def test_shards_of_what_is_shared_are_refused(
 
     monkeypatch.setattr(training.RecoveryTrainer, "create_accelerator_and_postprocess", sharded)
     with pytest.raises(InputError, match="and FSDP, which shards the tensors: accepted: one of the two"):
-        runs.train(make(), runs.finetune(study_corpus, steps=1), tmp_path / "run")
+        train(make(), train.finetune(steps=1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import runs
+from runs import Train
 from tiny import MERGED, MERGES, VOCABULARY, byte_level, refused, tiny
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -135,26 +136,24 @@ def with_tokenizer(model: Model, other: Any) -> Model:
     ids=["vocabulary", "merges", "ids", "width", "context"],
 )
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
-    teacher: Any, said: str, study_corpus: str, tmp_path: Path
+    teacher: Any, said: str, tmp_path: Path, train: Train
 ) -> None:
-    recovery = runs.distill(study_corpus, steps=1, hidden_weight=1.0)
+    recovery = train.distill(steps=1, hidden_weight=1.0)
     with refused(InputError, said):
-        runs.train(runs.small(), recovery, tmp_path / "run", teacher=teacher())
+        train(runs.small(), recovery, teacher=teacher())
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_is_needed_by_distillation_alone_and_may_have_another_width(
-    study_corpus: str, tmp_path: Path
-) -> None:
+def test_a_teacher_is_needed_by_distillation_alone_and_may_have_another_width(tmp_path: Path, train: Train) -> None:
     teacher = runs.small("llama", hidden_size=64)  # welcome where no hidden states are compared
-    _, outcome = runs.train(runs.small(), runs.distill(study_corpus, steps=1), tmp_path / "wide", teacher=teacher)
+    _, outcome = train(runs.small(), train.distill(steps=1), "wide", teacher=teacher)
     assert outcome.steps == 1
     with pytest.raises(InputError, match="accepted: a teacher with distill"):
-        layerfold.recover(runs.small(), runs.finetune(study_corpus), teacher=runs.small())
+        layerfold.recover(runs.small(), train.finetune(), teacher=runs.small())
     with pytest.raises(InputError, match="distill needs a teacher"):
-        Run(runs.small(), runs.distill(study_corpus), tmp_path / "run")
+        Run(runs.small(), train.distill(), tmp_path / "run")
     with pytest.raises(ModelError, match="no tokenizer"):
-        Run(runs.small(), runs.distill(study_corpus), tmp_path / "run", teacher=with_tokenizer(runs.small(), None))
+        Run(runs.small(), train.distill(), tmp_path / "run", teacher=with_tokenizer(runs.small(), None))
 
 
 def plain(model: Model, folder: Path) -> Path:
