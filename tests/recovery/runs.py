@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from layerfold.checkpoint.model import Model
 from layerfold.model import deltas
+from layerfold.model.masks import held
 from layerfold.recovery import Distill, Finetune, LowRank, Recovery, callbacks
 from layerfold.recovery.run import Outcome, Run
 from layerfold.text.corpora import load_corpus
@@ -166,11 +167,14 @@ def by_hand(
     clip: float = 1.0,
     schedule: Any = None,
 ) -> PreTrainedModel:
-    """Fine-tune a copy by a plain loop; the schedule is transformers' linear one unless another is given."""
+    """Fine-tune a copy by a plain loop; the schedule is transformers' linear one unless another is given.
+
+    Where zeros are held, gradients before each step and weights after it are multiplied by the mask.
+    """
     trained: PreTrainedModel = model.decoder.copy().model.eval()  # eval: no dropout
-    named = list(trained.named_parameters())
-    exempt = [p for name, p in named if name.endswith("bias") or "norm" in name or ".ln_" in name]
-    decayed = [p for _, p in named if not any(p is other for other in exempt)]
+    named, kept = dict(trained.named_parameters()), held(model.decoder)
+    exempt = [p for name, p in named.items() if name.endswith("bias") or "norm" in name or ".ln_" in name]
+    decayed = [p for p in named.values() if not any(p is other for other in exempt)]
     assert exempt
     assert decayed
     groups = [{"params": decayed, "weight_decay": decay}, {"params": exempt, "weight_decay": 0.0}]
@@ -179,8 +183,13 @@ def by_hand(
     for ids in texts:
         loss = trained(input_ids=ids, labels=ids).loss
         loss.backward()
+        for name, mask in kept.items():
+            named[name].grad.mul_(mask)
         torch.nn.utils.clip_grad_norm_(trained.parameters(), clip)
         optimizer.step()
+        with torch.no_grad():
+            for name, mask in kept.items():
+                named[name].mul_(mask)
         scheduler.step()
         optimizer.zero_grad()
     return trained
