@@ -83,14 +83,17 @@ def test_a_wrong_setting_says_what_was_received_and_what_is_accepted(settings: d
         Prune(**settings)
 
 
-@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
-@pytest.mark.parametrize("structure", ["unstructured", "2:4", "neurons"])
-def test_activations_need_text(criterion: Any, structure: Any) -> None:
+READING = [(criterion, each) for criterion in ("wanda", "sparsegpt") for each in ("unstructured", "2:4", "neurons")]
+
+
+@pytest.mark.parametrize(("criterion", "structure"), [*READING, ("taylor", "neurons"), ("taylor", "neurons+heads")])
+def test_what_is_read_or_felt_needs_text(criterion: Any, structure: Any) -> None:
     decoder = fresh("gpt2")
     method = Prune(sparsity=0.5, criterion=criterion, structure=structure)
     assert method.needs_calibration
-    said = f"criterion '{criterion}' needs calibration text; give a corpus, or take magn"
-    with unchanged(decoder), pytest.raises(InputError, match=said):
+    other = "" if structure == "neurons+heads" else ", or take magnitude"
+    said = rf"^criterion '{criterion}' needs calibration text; give a corpus{other}"
+    with unchanged(decoder), pytest.raises(InputError, match=said + ("$" if criterion == "taylor" else "")):
         method.apply(decoder, None)
 
 

@@ -96,12 +96,6 @@ def test_as_much_goes_as_is_asked_and_little_more(family: str, share: float) -> 
     assert continued(decoder) == continued(decoder, use_cache=False)
 
 
-def test_nothing_goes_where_nothing_is_to(family: str) -> None:
-    decoder = base(family).copy()
-    with unchanged(decoder):
-        thin_(decoder, 0, Calibration(decoder, CUT))
-
-
 def test_those_go_that_the_loss_misses_least_for_their_size(family: str) -> None:
     decoder = base(family).copy()
     found, known = sublayers(decoder), sensitivities(decoder, CUT)
@@ -141,25 +135,16 @@ def test_a_group_of_heads_larger_than_what_is_left_is_passed_over(monkeypatch: p
     assert sum(decoder.d_ffn) == 4 * 128 - 4  # 260, the least number of neurons that is 200
 
 
-def test_each_ffn_keeps_the_neuron_that_would_be_missed_most(told: Decoder) -> None:
+# All neurons but one of each FFN, that and a little more, everything: then a head goes, or all attention.
+@pytest.mark.parametrize("heads", [(4, 4, 4, 4), (3, 4, 4, 4), (0, 0, 0, 0)])
+def test_each_ffn_keeps_the_neuron_that_would_be_missed_most(heads: tuple[int, ...], told: Decoder) -> None:
     rows = [block.ffn.up.weight[-1].clone() for block in told.blocks]
-    thin_(told, 4 * 127 * 65, Calibration(told, CUT))
+    amount = 4 * 127 * 65 + (heads[0] == 3)
+    thin_(told, amount if heads[0] else removable(sublayers(told)), Calibration(told, CUT))
     assert told.d_ffn == (1,) * BLOCKS
-    assert told.heads == (4,) * BLOCKS
+    assert told.heads == heads
     assert all(torch.equal(block.ffn.up.weight[0], row) for block, row in zip(told.blocks, rows, strict=True))
-
-
-def test_where_neurons_do_not_do_a_head_goes(told: Decoder) -> None:
-    thin_(told, 4 * 127 * 65 + 1, Calibration(told, CUT))
-    assert told.d_ffn == (1,) * BLOCKS
-    assert told.heads == (3, 4, 4, 4)
-
-
-def test_an_attention_without_heads_is_gone(told: Decoder) -> None:
-    thin_(told, removable(sublayers(told)), Calibration(told, CUT))
-    assert told.d_ffn == (1,) * BLOCKS
-    assert told.heads == (0,) * BLOCKS
-    assert told.removed_parts == {"attention": (0, 1, 2, 3), "ffn": ()}
+    assert told.removed_parts == {"attention": () if heads[0] else (0, 1, 2, 3), "ffn": ()}
     assert torch.isfinite(logits(told)).all()
     assert continued(told) == continued(told, use_cache=False)
 
