@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import BLOCKS, correlations, logits, refused, sparsify, tiny, windows
+from tiny import BLOCKS, correlations, logits, refused, sparsify, tiny, unchanged, windows
 
 from layerfold import calibration as module
 from layerfold.calibration import Calibration
@@ -64,12 +64,16 @@ def test_sensitivities_of_the_same_weights_are_remembered(monkeypatch: pytest.Mo
         calibration.sensitivities(decoder)
 
 
+def assert_untouched(decoder: Decoder) -> None:
+    assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in decoder.model.modules())
+
+
 def test_calibrating_leaves_the_model_as_it_was(family: str) -> None:
     decoder = tiny(family).decoder
     before = logits(decoder)
     Calibration(decoder, windows()).matches(PAIRS)
     assert torch.equal(logits(decoder), before)
-    assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in decoder.model.modules())
+    assert_untouched(decoder)
 
 
 def test_blocks_of_different_widths_are_refused() -> None:
@@ -94,15 +98,12 @@ def moments(decoder: Decoder, cut: Windows, **settings: Any) -> dict[str, Second
 @torch.no_grad()
 def reads(decoder: Decoder, cut: Windows) -> dict[str, np.ndarray]:
     """What each projection reads, (tokens, inputs), window by window from plain forward passes without any padding."""
-    rows: dict[str, list[torch.Tensor]] = {each.name: [] for each in decoder.projections}
-    handles = [
+    copied = decoder.copy()
+    rows: dict[str, list[torch.Tensor]] = {each.name: [] for each in copied.projections}
+    for each in copied.projections:
         each.matrix.module.register_forward_pre_hook(lambda _, inputs, into=rows[each.name]: into.append(inputs[0][0]))
-        for each in decoder.projections
-    ]
     for ids, length in zip(cut.input_ids, cut.lengths, strict=True):
-        decoder.model(input_ids=ids[None, :length])
-    for handle in handles:
-        handle.remove()
+        copied.model(input_ids=ids[None, :length])
     return {name: torch.cat(each).double().numpy() for name, each in rows.items()}
 
 
@@ -221,17 +222,16 @@ def test_no_activations_of_a_batch_are_held_while_a_block_is_visited(monkeypatch
 
 def test_a_visit_that_fails_leaves_the_model_as_it_was() -> None:
     decoder = tiny("gpt2").decoder
-    before, activations = logits(decoder), [type(each) for each in decoder.model.modules()]
+    activations = [type(each) for each in decoder.model.modules()]
 
     def visit(index: int, here: dict[str, SecondMoments]) -> None:
         assert [type(each) for each in decoder.model.modules()] != activations
         raise KeyError(index)
 
-    with pytest.raises(KeyError, match="0"):
+    with unchanged(decoder), pytest.raises(KeyError, match="0"):
         Calibration(decoder, windows()).each_block(visit, whole=False, edits=True, doing="")
     assert [type(each) for each in decoder.model.modules()] == activations
-    assert torch.equal(logits(decoder), before)
-    assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in decoder.model.modules())
+    assert_untouched(decoder)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])

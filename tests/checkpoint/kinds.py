@@ -145,5 +145,10 @@ def change_manifest(folder: Path, **changes: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest(folder) | changes))
 
 
+def configure(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
 def close(one: Tensor, two: Tensor) -> bool:
     return torch.allclose(one, two, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from kinds import Saved, change_manifest, made, manifest
+from kinds import Saved, change_manifest, configure, made, manifest
 from safetensors.torch import load_file, save_file
 from tiny import logits, refused, tiny
 from torch import Tensor
@@ -111,12 +111,8 @@ def without_factor(folder: Path) -> None:
     change_manifest(folder, sha256=hash_file(folder / COMPACT_WEIGHTS, aliases))
 
 
-def configured(change: Any) -> Damage:
-    def edit(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(change if change is None else json.loads(path.read_text()) | change))
-
-    return edit
+def configured(**changes: Any) -> Damage:
+    return lambda folder: configure(folder, **changes)
 
 
 GENERAL: list[tuple[Damage, str]] = [
@@ -143,15 +139,15 @@ GENERAL: list[tuple[Damage, str]] = [
     (written(MANIFEST, b"\xff\xfe"), "is damaged: UnicodeDecodeError"),
     (gone("config.json"), r"holds no config\.json"),
     (written("config.json", b"{"), "cannot be"),
-    *((configured(each), "cannot be") for each in ({"decoder": None}, {"decoder": {}}, None)),
-    (configured({"decoder": {"model_type": "none"}}), "cannot be"),
+    (written("config.json", b"null"), "cannot be"),
+    *((configured(decoder=each), "cannot be") for each in (None, {}, {"model_type": "none"})),
 ]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n"
 POINTER = "is a git-lfs pointer, not the file itself; run `git lfs pull`"
 PLAIN: list[tuple[Damage, str]] = [
     (gone("config.json"), "no config.json"),
     *((written("config.json", content), "cannot be loaded") for content in (b"{", b"")),
-    (configured({"model_type": "gpt9"}), "gpt9"),
+    (configured(model_type="gpt9"), "gpt9"),
     (gone("model.safetensors"), "no .safetensors weights"),
     *((written("model.safetensors", content), "cannot be loaded") for content in (b"", bytes(64))),
     (truncated("model.safetensors"), "cannot be loaded"),
@@ -259,7 +255,7 @@ OTHERS: list[tuple[str, str, str, Damage, str]] = [
     ("plain", "llama", "dense", told(ranks={UP: 4}), r"is damaged: low-rank deltas in a dense checkpoint"),
     # A whole reason, and not its first line.
     (
-        *("plain", "qwen2", "dense", configured({"layer_types": ["full_attention"] * 3})),
+        *("plain", "qwen2", "dense", configured(layer_types=["full_attention"] * 3)),
         r"cannot be loaded: .*`num_hidden_layers` \(4\) .*`layer_types` \(3\)",
     ),
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from kinds import Saved
+from kinds import Saved, configure
 from tiny import logits, tiny, tiny_model
 from transformers import BertConfig, BertModel
 
@@ -25,11 +25,6 @@ from layerfold.model.decoder import Decoder
 @pytest.fixture
 def folder(saved: Saved, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved("plain", "gpt2", "dense"), tmp_path / "model"))
-
-
-def configure(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def configured(folder: Path) -> dict[str, Any]:

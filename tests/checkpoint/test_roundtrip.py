@@ -199,13 +199,16 @@ def test_a_negative_zero_and_a_kept_zero_come_back(form: Any, tmp_path: Path) ->
 
 
 @FORMAT
-@pytest.mark.parametrize("kind", ["masked", "shared"])
+@pytest.mark.parametrize(("kind", "cast"), [("masked", False), ("masked", True), ("shared", False)])
 def test_half_precision_is_saved_in_half_precision_and_computed_in_float32(
-    kind: str, form: Any, tmp_path: Path
+    kind: str, cast: bool, form: Any, tmp_path: Path
 ) -> None:
     model = made(kind, "llama")
+    if cast:
+        model.save(tmp_path / "saved", format=form, dtype=torch.bfloat16)
     model.decoder.model.bfloat16()
-    model.save(tmp_path / "saved", format=form)
+    if not cast:
+        model.save(tmp_path / "saved", format=form)
     loaded = load(tmp_path / "saved")
     assert loaded.stored.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in loaded.decoder.model.parameters()} == {torch.float32}

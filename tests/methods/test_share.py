@@ -58,11 +58,6 @@ def test_of_full_rank_it_reproduces_the_model(chosen: Any, init: Any, allot: Any
     assert len({id(module.weight) for module in factored(decoder).values()}) == len(factored(decoder)) // 3
 
 
-def test_with_a_cache_it_generates_the_same(family: str) -> None:
-    decoder, _ = shared(family)
-    assert continued(decoder) == continued(decoder, use_cache=False)
-
-
 @pytest.mark.parametrize("anchor", ["first", "middle", "last"])
 @pytest.mark.parametrize("align", ["hungarian", "none"])
 @pytest.mark.parametrize("init", ["svd", "zero"])
@@ -158,6 +153,7 @@ def test_no_tensor_that_the_model_had_is_written_into_or_used_for_another(init: 
 
 def test_nothing_but_the_windows_ffns_is_touched(family: str) -> None:
     decoder, _ = shared(family)
+    assert continued(decoder) == continued(decoder, use_cache=False)
     assert_equal(others(decoder), others(base(family)))
     for one, two in zip(decoder.blocks[0].ffn.tensors(), base(family).blocks[0].ffn.tensors(), strict=True):
         assert torch.equal(one, two)
@@ -294,17 +290,14 @@ def test_a_wrong_setting_says_what_was_received_and_what_is_accepted(settings: d
         Share(**settings)
 
 
+ENDS = "window '{}' ends at block {} of a model of blocks 0 ... 3; accepted with {} blocks: a START of 0 ."
+
+
 @pytest.mark.parametrize(
     ("window", "said"),
     [
-        (
-            "2:3",
-            "window '2:3' ends at block 4 of a model of blocks 0 ... 3; accepted with 3 blocks: a START of 0 ... 1",
-        ),
-        (
-            "99:2",
-            "window '99:2' ends at block 100 of a model of blocks 0 ... 3; accepted with 2 blocks: a START of 0 .",
-        ),
+        ("2:3", ENDS.format("2:3", 4, 3) + ".. 1"),
+        ("99:2", ENDS.format("99:2", 100, 2)),
         ("0:5", "window '0:5' for a model of 4 blocks; accepted: 2 ... 4"),
     ],
 )
@@ -322,13 +315,9 @@ def test_a_window_that_is_still_to_be_searched_is_not_applied() -> None:
     for k in (5, 99):
         with pytest.raises(InputError, match=f"^k {k} for a model of 4 blocks; accepted: 2 ... 4$"):
             plain("auto", k=k).resolved(decoder)
-
-
-@pytest.mark.parametrize("window", ["auto", "0:2"])
-def test_a_model_of_one_block_has_none_to_share_with(window: str) -> None:
-    decoder = base("gpt2", n_layer=1)
-    with pytest.raises(InputError, match=r"for a model of 1 block, which has none to share with$"):
-        plain(window).resolved(decoder)
+    for window in ("auto", "0:2"):
+        with pytest.raises(InputError, match=r"for a model of 1 block, which has none to share with$"):
+            plain(window).resolved(base("gpt2", n_layer=1))
 
 
 def test_a_rank_above_what_the_matrices_have(family: str) -> None:

@@ -40,11 +40,6 @@ def test_a_mask_is_its_bits_again(shape: tuple[int, ...], seed: int, turned: boo
     assert torch.equal(unpack(bits, tuple(mask.shape)), mask)
 
 
-def test_bits_are_filled_up_with_zeros() -> None:
-    assert pack(torch.ones(3, 3, dtype=torch.bool)).tolist() == [255, 128]
-    assert pack(torch.tensor([False, True, False])).tolist() == [64]
-
-
 @pytest.mark.parametrize(
     ("bits", "shape"),
     [
@@ -58,6 +53,11 @@ def test_bits_are_filled_up_with_zeros() -> None:
 def test_bits_of_another_shape_are_refused(bits: Tensor, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"bytes of bits for a mask of shape \(.*; accepted: [123]$"):
         unpack(bits, shape)
+
+
+def test_bits_are_filled_up_with_zeros() -> None:
+    assert pack(torch.ones(3, 3, dtype=torch.bool)).tolist() == [255, 128]
+    assert pack(torch.tensor([False, True, False])).tolist() == [64]
 
 
 # On a decoder

@@ -277,25 +277,25 @@ def test_a_few_huge_states_do_not_decide_for_all(attention: bool, family: str) -
 
 
 @pytest.mark.parametrize(
-    ("windows", "context", "expected"),
-    [(1, 4096, (16, 256)), (4, 1024, (16, 256)), (2, 1024, (16, 128)), (1, 1024, (8, 128)), (64, 256, (64, 256))],
+    ("windows", "context", "last", "expected"),
+    [
+        (1, 4096, 4096, (16, 256)),
+        (4, 1024, 1024, (16, 256)),
+        (2, 1024, 1024, (16, 128)),
+        (1, 1024, 1024, (8, 128)),
+        (64, 256, 256, (64, 256)),
+        (4, 1024, 300, (27, 128)),  # padding stays at the end
+    ],
 )
-def test_little_text_is_cut_into_more_windows(windows: int, context: int, expected: tuple[int, int]) -> None:
-    ids = torch.arange(windows * context).view(windows, context)
-    lengths = torch.full((windows,), context)
+def test_little_text_is_cut_into_more_windows(windows: int, context: int, last: int, expected: tuple[int, int]) -> None:
+    ids, tokens = torch.arange(windows * context).view(windows, context), (windows - 1) * context + last
+    lengths = torch.tensor([context] * (windows - 1) + [last])
     cut = halved(replace(text(), input_ids=ids, lengths=lengths, context=context))
     assert cut.input_ids.shape == expected
     assert cut.context == expected[1]
-    assert torch.equal(cut.input_ids.flatten(), ids.flatten())
-    assert (cut.lengths == expected[1]).all()
-
-
-def test_padding_stays_at_the_end_of_what_is_cut() -> None:
-    ids = torch.arange(4 * 1024).view(4, 1024)
-    cut = halved(replace(text(), input_ids=ids, lengths=torch.tensor([1024, 1024, 1024, 300]), context=1024))
-    assert cut.context == 128
-    assert cut.lengths.tolist() == [128] * 26 + [44]
-    assert torch.equal(cut.input_ids.flatten()[: 3 * 1024 + 300], ids.flatten()[: 3 * 1024 + 300])
+    assert torch.equal(cut.input_ids.flatten()[:tokens], ids.flatten()[:tokens])
+    whole, rest = divmod(tokens, expected[1])
+    assert cut.lengths.tolist() == [expected[1]] * whole + [rest] * bool(rest)
 
 
 @FAMILIES

@@ -187,30 +187,24 @@ PLAIN: dict[str, Any] = {"label": "dropped", "drop": {"blocks": "1"}}
 REPAIRED = PLAIN | {"label": "repaired", "repair": "refit"}
 
 
-def test_a_recipe_comes_back_as_it_was_written(plenty: str) -> None:
-    found = recipe(plenty, PLAIN, REPAIRED)
-    assert [variant.repair for variant in found.variants] == ["none", "refit"]
-    written = found.to_json()
-    assert [variant.get("repair") for variant in written["variants"]] == [None, "refit"]
-    assert written["calibration"]["repair_tokens"] == 512
-    assert read_recipe(written) == found
+NO_METHOD = "of a row that no method makes; accepted: none"
+NO_AVERAGE = "repair 'rescale' with {}, which averages no neurons; accepted: none, refit, refit+attention"
+NARROWED = {"sparsity": 0.5, "structure": "neurons"}
+DROPPED: dict[str, Any] = {"drop": {"blocks": "1"}}
 
 
 @pytest.mark.parametrize(
     ("variant", "said"),
     [
-        ({"load": "somebody/model", "repair": "refit"}, "repair 'refit' of a row that no method makes; accepted: none"),
-        ({"student": {}, "repair": "rescale"}, "repair 'rescale' of a row that no method makes; accepted: none"),
-        ({"share": {}, "repair": "rescale"}, "repair 'rescale' with share, which averages no neurons"),
+        ({"load": "somebody/model", "repair": "refit"}, f"repair 'refit' {NO_METHOD}"),
+        ({"student": {}, "repair": "rescale"}, f"repair 'rescale' {NO_METHOD}"),
+        ({"share": {}, "repair": "rescale"}, NO_AVERAGE.format("share")),
         ({"prune": {"sparsity": 0.5}, "repair": "refit"}, "structure 'unstructured', whose zeros it would fill"),
-        (
-            {"prune": {"sparsity": 0.5, "structure": "neurons"}, "repair": "rescale"},
-            "repair 'rescale' with prune, which averages no neurons; accepted: none, refit, refit+attention",
-        ),
-        ({"drop": {"blocks": "1"}, "repair": "rescal"}, "unknown repair 'rescal'; did you mean 'rescale'?"),
-        ({"drop": {"blocks": "1"}, "repair": None}, "unknown repair 'None'"),
-        ({"drop": {"blocks": "1"}, "repair": ["refit"]}, "unknown repair \"['refit']\""),
-        ({"drop": {"blocks": "1"}, "repair": 1.5}, "unknown repair '1.5'"),
+        ({"prune": NARROWED, "repair": "rescale"}, NO_AVERAGE.format("prune")),
+        (DROPPED | {"repair": "rescal"}, "unknown repair 'rescal'; did you mean 'rescale'?"),
+        (DROPPED | {"repair": None}, "unknown repair 'None'"),
+        (DROPPED | {"repair": ["refit"]}, "unknown repair \"['refit']\""),
+        (DROPPED | {"repair": 1.5}, "unknown repair '1.5'"),
         ({"repair": "refit"}, "keys label, repair; accepted: label, repair and one of"),
     ],
     ids=str,
@@ -221,7 +215,12 @@ def test_a_row_that_admits_no_such_repair_is_told_so(variant: dict[str, Any], sa
 
 
 def test_a_repaired_row_has_records_of_its_own_and_the_others_keep_theirs(plenty: str, tmp_path: Path) -> None:
-    base = tiny("gpt2")
+    base, found = tiny("gpt2"), recipe(plenty, PLAIN, REPAIRED)
+    assert [variant.repair for variant in found.variants] == ["none", "refit"]
+    written = found.to_json()
+    assert [variant.get("repair") for variant in written["variants"]] == [None, "refit"]
+    assert written["calibration"]["repair_tokens"] == 512
+    assert read_recipe(written) == found, "it comes back as it was written"
 
     def keys(folder: str, *variants: dict[str, Any], **changes: Any) -> dict[tuple[str, str], str]:
         study = Study(recipe(plenty, *variants, **changes), tmp_path / folder, base=base)
