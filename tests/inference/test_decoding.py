@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONTEXT, VOCABULARY, shared, tiny
+from tiny import CONTEXT, FAMILY_NAMES, VOCABULARY, shared, tiny
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
@@ -44,7 +44,11 @@ def by_hand(decoder: Decoder, prompt: list[int], new_tokens: int, end: int | Non
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize(
+    ("build", "family"),
+    [("plain", family) for family in FAMILY_NAMES]
+    + [(build, family) for build in list(BUILDS)[1:] for family in ("gpt2", "mistral")],
+)
 def test_prompts_together_continue_as_each_alone(build: str, family: str) -> None:
     model = tiny(family)
     BUILDS[build](model)

@@ -51,9 +51,9 @@ def silenced(decoder: Decoder, indices: list[int], part: str) -> Decoder:
 
 def generated(decoder: Decoder, use_cache: bool) -> list[list[int]]:
     """Greedy tokens for two prompts, one left-padded, beyond the window of those models that have one."""
-    prompts, mask = token_ids(2, 6), torch.ones(2, 6, dtype=torch.long)
+    prompts, mask = token_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
     mask[0, :3] = 0
-    settings = {"do_sample": False, "min_new_tokens": 14, "max_new_tokens": 14, "pad_token_id": 0}
+    settings = {"do_sample": False, "min_new_tokens": 6, "max_new_tokens": 6, "pad_token_id": 0}
     tokens: list[list[int]] = decoder.model.generate(
         prompts, attention_mask=mask, use_cache=use_cache, **settings
     ).tolist()

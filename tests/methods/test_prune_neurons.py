@@ -95,7 +95,7 @@ def test_those_go_that_the_criterion_misses_least(family: str, way: dict[str, An
     everywhere: list[tuple[float, float]] = []
     for index in range(BLOCKS):
         # Where FFNs are pruned one by one, each sees what the pruned ones before it make.
-        scores = rated(mixed, index, way["criterion"], neurons(mixed, CUT, index))
+        scores = rated(mixed, index, way["criterion"], *neurons(mixed, CUT, index))
         lost = removed(before, decoder, index)
         kept = [i for i in range(len(scores)) if i not in lost]
         everywhere.append((scores[lost].max(initial=0), scores[kept].min()))
@@ -110,7 +110,7 @@ def test_those_go_that_the_criterion_misses_least(family: str, way: dict[str, An
 def test_the_refit_is_least_squares_of_what_the_ffn_gave(family: str) -> None:
     decoder = fresh(family)
     before = decoder.copy()
-    x = neurons(before, CUT, 0)
+    (x,) = neurons(before, CUT, 0)
     narrow(decoder, sparsity=0.5, criterion="sparsegpt")
     kept = [i for i in range(x.shape[1]) if i not in removed(before, decoder, 0)]
     old, new = (each.blocks[0].ffn.down for each in (before, decoder))

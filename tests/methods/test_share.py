@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, assert_equal, base, continued, logits, refused, tiny, unchanged, windows
+from tiny import BLOCKS, FAMILY_NAMES, assert_equal, base, continued, logits, refused, tiny, unchanged, windows
 
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError
@@ -20,6 +20,7 @@ from layerfold.model.deltas import factored, multiplied_out, ranks
 from layerfold.model.matrix import Matrix
 
 CUT = windows()
+GATED = [family for family in FAMILY_NAMES if family != "gpt2"]
 FULL = 32  # d_model, which is less than d_ffn in all families
 
 
@@ -46,19 +47,24 @@ def others(decoder: Decoder) -> dict[str, torch.Tensor]:
 
 
 # What it must reproduce
+ALSO = [("fitted", family) for family in ("mistral", "qwen2", "qwen3")]
 
 
 @pytest.mark.parametrize("align", ["hungarian", "none"])
 @pytest.mark.parametrize("allot", ["uniform", "allotted"])
 @pytest.mark.parametrize("init", ["data-svd", "svd"])
-@pytest.mark.parametrize("chosen", BASES)
+@pytest.mark.parametrize(
+    ("chosen", "family"), [(chosen, family) for chosen in BASES for family in ("gpt2", "llama")] + ALSO
+)
 def test_of_full_rank_it_reproduces_the_model(chosen: Any, init: Any, allot: Any, align: Any, family: str) -> None:
     decoder, _ = shared(family, rank=FULL, base=chosen, init=init, ranks=allot, align=align, anchor="middle")
     assert (logits(decoder) - untouched(family)).abs().max() < 1e-4
     assert len({id(module.weight) for module in factored(decoder).values()}) == len(factored(decoder)) // 3
 
 
-@pytest.mark.parametrize("anchor", ["first", "middle", "last"])
+@pytest.mark.parametrize(
+    ("family", "anchor"), [*((each, "middle") for each in FAMILY_NAMES), ("llama", "first"), ("gpt2", "last")]
+)
 @pytest.mark.parametrize("align", ["hungarian", "none"])
 @pytest.mark.parametrize("init", ["svd", "zero"])
 def test_of_rank_zero_a_shared_mean_is_a_tied_merge_with_its_own_biases(
@@ -166,7 +172,9 @@ def test_nothing_but_the_windows_ffns_is_touched(family: str) -> None:
 
 @pytest.mark.parametrize("allot", ["uniform", "allotted"])
 @pytest.mark.parametrize("rank", [0, 1, 6])
-@pytest.mark.parametrize("window", ["0:2", "1:3", "0:4"])
+@pytest.mark.parametrize(
+    ("window", "family"), [*((each, "gpt2") for each in ("0:2", "1:3", "0:4")), *(("1:3", each) for each in GATED)]
+)
 def test_the_parameters_are_as_many_as_the_formula_says(window: str, rank: int, allot: Any, family: str) -> None:
     decoder, notes = shared(family, window=window, rank=rank, ranks=allot, align="none")
     ffn, k = base(family).blocks[0].ffn, int(window[-1])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from passes import FAMILIES
 from peft import PeftModel
 from tiny import BLOCKS, continued, logits, prose, refused, tiny, token_ids, windows
 from transformers import AutoModelForCausalLM
@@ -89,7 +90,7 @@ def test_a_repair_is_a_step_of_its_own_and_is_saved_with_the_model(
     assert model.decoder.size().parameters == plain.decoder.size().parameters
     assert not torch.equal(logits(model.decoder), logits(plain.decoder))
     assert plain.provenance.steps[0] == first
-    for form in ("dense", "compact"):
+    for form in ("dense", "compact") if level != "refit" else ():  # refit+attention changes what refit does and more
         folder = tmp_path / form
         model.save(folder, format=form)  # type: ignore[arg-type]
         loaded = load(folder)
@@ -117,16 +118,18 @@ def test_the_same_seed_gives_the_same_weights_and_another_another_text(plenty: s
     assert one.sha256 != other.sha256
 
 
+@FAMILIES
 def test_a_repair_comes_closer_to_the_original(plenty: str, family: str) -> None:
     ids = windows().input_ids[:-1]
     original = logits(tiny(family).decoder, ids)
     levels: list[Level] = ["none", "refit", "refit+attention"]
-    decoders = [made(plenty, "drop", level, family, repair_tokens=4096).decoder for level in levels]
+    decoders = [made(plenty, "drop", level, family, repair_tokens=2048).decoder for level in levels]
     off = [float((logits(decoder, ids) - original).square().mean()) for decoder in decoders]
     assert off[1] < 0.9 * off[0]
     assert off[2] < 0.9 * off[0]
 
 
+@FAMILIES
 def test_a_compressed_model_is_repaired_against_itself(plenty: str, family: str) -> None:
     merged = compress(tiny(family), Merge(n=2, tie=True, align="none"))
     model = compress(merged, Drop(blocks="1"), repair="refit+attention", corpus=plenty, repair_tokens=512)
@@ -138,6 +141,7 @@ def test_a_compressed_model_is_repaired_against_itself(plenty: str, family: str)
     assert logits(again.decoder).isfinite().all()
 
 
+@FAMILIES
 def test_deltas_that_were_repaired_are_an_adapter(plenty: str, tmp_path: Path, family: str) -> None:
     model = made(plenty, "share", "refit+attention", family)
     assert set(deltas.ranks(model.decoder).values()) == {3}
