@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import BLOCKS, FAMILY_NAMES, correlations, logits, neurons, refused, sparsify, tiny, unchanged, windows
+from tiny import BLOCKS, FAMILY_NAMES, correlations, logits, neurons, reads, refused, sparsify, tiny, unchanged, windows
 
 from layerfold import calibration as module
 from layerfold.calibration import Calibration
@@ -94,18 +94,6 @@ def moments(decoder: Decoder, cut: Windows, **settings: Any) -> dict[str, Second
     settings = {"whole": True, "edits": False} | settings
     Calibration(decoder, cut).each_block(lambda _, each: found.update(each), doing="", **settings)
     return found
-
-
-@torch.no_grad()
-def reads(decoder: Decoder, cut: Windows) -> dict[str, np.ndarray]:
-    """What each projection reads, (tokens, inputs), window by window from plain forward passes without any padding."""
-    copied = decoder.copy()
-    rows: dict[str, list[torch.Tensor]] = {each.name: [] for each in copied.projections}
-    for each in copied.projections:
-        each.matrix.module.register_forward_pre_hook(lambda _, inputs, into=rows[each.name]: into.append(inputs[0][0]))
-    for ids, length in zip(cut.input_ids, cut.lengths, strict=True):
-        copied.model(input_ids=ids[None, :length])
-    return {name: torch.cat(each).double().numpy() for name, each in rows.items()}
 
 
 def assert_moments_of(found: SecondMoments, x: np.ndarray, whole: bool = True) -> None:

@@ -228,20 +228,32 @@ def step_through(decoder: Decoder, indices: list[int], ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def neurons(decoder: Decoder, cut: Windows, *indices: int) -> list[np.ndarray]:
-    """Blocks' activations, (tokens, d_ffn), window by window from plain forward passes without any padding."""
-    rows: dict[int, list[Tensor]] = {index: [] for index in indices}
+def final(decoder: Decoder, ids: Tensor | None = None) -> Tensor:
+    """Final hidden states of a forward pass."""
+    ids = token_ids() if ids is None else ids
+    return decoder.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def reads(decoder: Decoder, cut: Windows) -> dict[str, np.ndarray]:
+    """What each projection reads, (tokens, inputs), window by window from plain forward passes without any padding."""
+    rows: dict[str, list[Tensor]] = {each.name: [] for each in decoder.projections}
     handles = [
-        decoder.blocks[index].ffn.down.module.register_forward_pre_hook(
-            lambda _, inputs, into=into: into.append(inputs[0][0])
-        )
-        for index, into in rows.items()
+        each.matrix.module.register_forward_pre_hook(lambda _, inputs, into=rows[each.name]: into.append(inputs[0][0]))
+        for each in decoder.projections
     ]
     for ids, length in zip(cut.input_ids, cut.lengths, strict=True):
         decoder.model(input_ids=ids[None, :length])
     for handle in handles:
         handle.remove()
-    return [torch.cat(rows[index]).double().numpy() for index in indices]
+    return {name: torch.cat(each).double().numpy() for name, each in rows.items()}
+
+
+def neurons(decoder: Decoder, cut: Windows, *indices: int) -> list[np.ndarray]:
+    """Blocks' activations, (tokens, d_ffn)."""
+    names = {each.matrix.module: each.name for each in decoder.projections}
+    found = reads(decoder, cut)
+    return [found[names[decoder.blocks[index].ffn.down.module]] for index in indices]
 
 
 def correlations(decoder: Decoder, cut: Windows, one: int, two: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny import base, windows
+from tiny import base, reads, windows
 
 from layerfold.calibration import Calibration, FFNInputs
 from layerfold.maths.linalg import Match
@@ -67,15 +67,7 @@ def errors(found: list[Kind], fit: Truncation) -> list[tuple[float, float]]:
 @functools.cache
 def reads_of(family: str) -> dict[str, Array]:
     """By matrix what it reads, (tokens, in), of the model as it was, in the order of the neurons that it had."""
-    decoder = base(family).copy()
-    rows: dict[str, list[torch.Tensor]] = {}
-    for each in decoder.projections:
-        into = rows.setdefault(each.name.removesuffix(".weight"), [])
-        each.matrix.module.register_forward_pre_hook(lambda _, inputs, into=into: into.append(inputs[0][0]))
-    with torch.no_grad():
-        for ids, length in zip(CUT.input_ids, CUT.lengths, strict=True):
-            decoder.model(input_ids=ids[None, :length])
-    return {path: double(torch.cat(each)) for path, each in rows.items()}
+    return {name.removesuffix(".weight"): x for name, x in reads(base(family), CUT).items()}
 
 
 def is_down(path: str) -> bool:

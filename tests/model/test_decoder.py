@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import BLOCKS, FAMILY_NAMES, continued, logits, step_through, tiny, tiny_model, token_ids
+from tiny import BLOCKS, FAMILY_NAMES, continued, final, logits, step_through, tiny, tiny_model, token_ids
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2Model
 
@@ -94,8 +94,7 @@ def test_a_sharing_copy_has_the_parameters_and_a_structure_of_its_own(
     assert torch.equal(logits(shared), before)
     by_hand = step_through(decoder, [0, 3], token_ids())
     shared.keep_([0, 3])
-    with torch.no_grad():
-        kept = shared.model.base_model(input_ids=token_ids(), use_cache=False).last_hidden_state
+    kept = final(shared)
     assert torch.allclose(kept, by_hand, atol=1e-4)
     for part in ("attention", "ffn"):
         shared.remove_(part, [0])
@@ -134,8 +133,7 @@ def test_kept_blocks_compute_what_they_did_generate_and_reload_in_plain_transfor
     decoder, ids = tiny(family, **overrides).decoder, token_ids()
     by_hand = step_through(decoder, [1, 3], ids)
     decoder.keep_([1, 3])
-    with torch.no_grad():
-        kept = decoder.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    kept = final(decoder, ids)
     assert torch.allclose(kept, by_hand, atol=1e-4)
     assert continued(decoder, use_cache=True) == continued(decoder, use_cache=False)
     decoder.model.save_pretrained(tmp_path)
@@ -168,8 +166,7 @@ def test_the_view_of_a_block_without_ffn_says_so_and_all_else_goes_on(family: st
     assert decoder.blocks[2].ffn.d_ffn > 0
     with pytest.raises(InputError, match=r"^block 1 has no FFN: it was dropped$"):
         _ = decoder.blocks[1].ffn
-    with torch.no_grad():
-        hidden = decoder.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = final(decoder, ids)
     assert torch.equal(step_through(decoder, list(range(BLOCKS)), ids), hidden)
     decoder.check_finite()
 

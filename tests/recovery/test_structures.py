@@ -89,6 +89,7 @@ def assert_kept(model: Model, like: Model) -> None:
     for name, mask in held(like.decoder).items():
         assert torch.equal(model.decoder.model.get_parameter(name) != 0, mask)
     assert model.decoder.d_ffn == like.decoder.d_ffn
+    assert model.decoder.blocks_by_ffn == like.decoder.blocks_by_ffn
     assert model.decoder.removed_parts == like.decoder.removed_parts
     assert model.decoder.size() == like.decoder.size()
     if deltas.ranks(like.decoder):
@@ -153,7 +154,7 @@ def test_a_structure_survives_training_its_checkpoints_a_kill_and_saving(
     assert_kept(again[0], model)
 
 
-@pytest.mark.parametrize("make", [masked, uneven_student, shared, lambda m: shared(m, rank=0)])
+@pytest.mark.parametrize("make", [masked, uneven_student, tied, shared, lambda m: shared(m, rank=0)])
 def test_a_student_keeps_its_structure(make: Any, taught: Model, train: Train) -> None:
     model, before = make(taught.copy()), runs.weights(taught)
     recovery = train.distill(steps=4, hidden_weight=0.5, learning_rate=3e-3)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from passes import applied
 from tiny import logits, tiny, windows
 from torch import Tensor
 
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, ModelError
-from layerfold.methods import Collapse, Drop, Merge, Method
+from layerfold.methods import Collapse, Drop, Merge
 from layerfold.model.decoder import Decoder
 from layerfold.repair.rescale import Sources, rescale_
 from layerfold.text.windows import Windows
@@ -63,13 +64,6 @@ def assert_given(found: tuple[Array, Array], should: tuple[Array, Array], biased
         assert found[0] == pytest.approx(should[0], abs=1e-3 * should[1].max())
 
 
-def applied(method: Method, decoder: Decoder, calibration: Calibration | None) -> list[int]:
-    """Apply a method; return for each block that is left which it was."""
-    before = [block.module for block in decoder.blocks]
-    method.apply(decoder, calibration)
-    return [before.index(block.module) for block in decoder.blocks]
-
-
 WAYS: dict[str, Callable[[], Any]] = {
     "merge": lambda: Merge(n=2),
     "merge of one group": lambda: Merge(groups="1-3", anchor="middle", align="none"),
@@ -92,7 +86,7 @@ def test_neurons_are_given_the_mean_of_what_their_members_were(way: str, family:
     calibration = Calibration(original, CUT)
     sources: Sources = method.members(original, calibration)
     decoder = original.copy()
-    kept = applied(method, decoder, Calibration(original, CUT))
+    kept = applied(decoder, method, calibration=Calibration(original, CUT))
     here = {new: sources[old] for new, old in enumerate(kept) if old in sources}
     shrunk = given(decoder)
     told = rescale_(decoder, original, here, CUT)
@@ -158,7 +152,7 @@ def test_ffns_that_are_one_are_given_the_mean_on_average(family: str) -> None:
 def test_after_a_drop_neurons_are_given_what_they_were(drop: Drop, family: str) -> None:
     original = tiny(family).decoder
     decoder = original.copy()
-    kept = applied(drop, decoder, None)
+    kept = applied(decoder, drop)
     rescale_(decoder, original, {new: [(old, None)] for new, old in enumerate(kept)}, CUT)
     after, was = given(decoder), given(original)
     for (index, place), rows in after.items():
