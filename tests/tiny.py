@@ -183,6 +183,21 @@ def byte_level(symbols: list[str], merges: list[tuple[str, str]] = MERGES) -> Pr
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
 
 
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of every step that any training begins from now on, those of trials of a learning rate too."""
+    from layerfold.recovery import trainer
+
+    taken: list[int] = []
+    original = trainer.RecoveryTrainer.compute_loss
+
+    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
+        taken.append(self.state.global_step + 1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(trainer.RecoveryTrainer, "compute_loss", compute_loss)
+    return taken
+
+
 def prose(words: int, seed: int = 0) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 

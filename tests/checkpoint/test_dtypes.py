@@ -163,26 +163,24 @@ def test_codes_of_a_quantiser_that_no_configuration_names_are_refused(tmp_path: 
         load(folder)
 
 
+def recipe(corpus: str, variant: dict[str, Any], **changes: Any) -> Recipe:
+    calibration = {"corpus": corpus, "tokens": 64}
+    document = {"base": "base", "variants": [variant], "evaluate": ["size"], "calibration": calibration}
+    return Recipe.model_validate(document | changes)
+
+
 def test_bytes_of_a_trained_row_are_the_same_when_a_study_goes_on(tmp_path: Path, study_corpus: str) -> None:
     """What was trained is kept in float32, and is still a row of a base that came in bfloat16."""
     half(tmp_path / "half", torch.bfloat16)
     tokenizer().save_pretrained(tmp_path / "half")
     base = load(tmp_path / "half")
     few = {"context": 16, "batch_size": 4, "learning_rate": 1e-3, "validation_tokens": 64, "evaluations": 1}
-    recipe = Recipe.model_validate(
-        {
-            "base": "half",
-            "variants": [{"label": "dropped", "drop": {"blocks": "1"}}],
-            "evaluate": ["size"],
-            "calibration": {"corpus": study_corpus, "tokens": 64},
-            "recovery": {"finetune": {"tokens": 64, "corpus": study_corpus, **few}},
-        }
-    )
+    training = {"finetune": {"tokens": 64, "corpus": study_corpus, **few}}
+    dropped = recipe(study_corpus, {"label": "dropped", "drop": {"blocks": "1"}}, recovery=training)
 
     def bytes_of() -> list[int]:
-        study = Study(recipe, tmp_path / "run", base=base)
-        records = [record for record in study.run() if record.evaluator == "size"]
-        return [record.score["bytes"] for record in records]
+        records = Study(dropped, tmp_path / "run", base=base).run()
+        return [record.score["bytes"] for record in records if record.evaluator == "size"]
 
     first = bytes_of()
     assert len(first) == 2
@@ -193,17 +191,10 @@ def test_bytes_of_a_trained_row_are_the_same_when_a_study_goes_on(tmp_path: Path
 
 def test_a_row_that_is_loaded_is_weighed_anew_in_another_dtype(tmp_path: Path, study_corpus: str) -> None:
     half(tmp_path / "other", torch.bfloat16)
-    recipe = Recipe.model_validate(
-        {
-            "base": "tiny",
-            "variants": [{"label": "other", "load": str(tmp_path / "other")}],
-            "evaluate": ["size"],
-            "calibration": {"corpus": study_corpus, "tokens": 64},
-        }
-    )
+    loaded = recipe(study_corpus, {"label": "other", "load": str(tmp_path / "other")})
 
     def measured() -> list[str]:
-        return [record.label for record in Study(recipe, tmp_path / "run", base=tiny("llama")).run()]
+        return [record.label for record in Study(loaded, tmp_path / "run", base=tiny("llama")).run()]
 
     assert measured() == ["base", "other"]
     assert measured() == []

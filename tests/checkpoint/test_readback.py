@@ -96,24 +96,19 @@ def test_masks_that_reach_the_disk_changed_are_not_written(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer cannot be read back"),
-        (
-            lambda folder: (folder / "tokenizer.json").write_text(
-                (folder / "tokenizer.json").read_text().replace('"the"', '"thy"')
-            ),
-            "the tokenizer",
-        ),
+        (lambda text: "{", "the tokenizer cannot be read back"),
+        (lambda text: text.replace('"the"', '"thy"'), "the tokenizer"),
     ],
     ids=["damaged", "other words"],
 )
 def test_a_tokenizer_that_cannot_be_read_back_is_not_written(
-    damage: Fault, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: Callable[[str], str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = PreTrainedTokenizerFast.save_pretrained
 
     def save(tokenizer: Any, folder: Path) -> None:
         original(tokenizer, folder)
-        damage(folder)
+        (folder / "tokenizer.json").write_text(damage((folder / "tokenizer.json").read_text()))
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", save)
     with pytest.raises(OutputError, match=said):

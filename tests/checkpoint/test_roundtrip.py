@@ -219,19 +219,6 @@ def test_half_precision_is_saved_in_half_precision_and_computed_in_float32(
     assert hash_weights(loaded.decoder.model) == hash_weights(expected.model)
 
 
-def test_compact_keeps_embeddings_tied_as_the_architecture_ties_them(saved: Saved) -> None:
-    for family in ("gpt2", "llama"):
-        loaded = load(saved("plain", family, "compact")).decoder.model
-        one, two = (module.weight for module in (loaded.get_input_embeddings(), loaded.get_output_embeddings()))
-        assert (one is two) is (family == "gpt2")
-
-
-def test_forms_convert_into_each_other(tmp_path: Path, saved: Saved) -> None:
-    load(saved("tied", "llama", "compact")).save(tmp_path / "b", format="dense")
-    load(tmp_path / "b").save(tmp_path / "c", format="compact")
-    assert torch.equal(logits(load(tmp_path / "c").decoder), logits(made("tied", "llama").decoder))
-
-
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown format 'compat'; did you mean 'compact'"):
         made("plain", "gpt2").save(tmp_path / "saved", format="compat")  # type: ignore[arg-type]

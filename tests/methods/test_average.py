@@ -20,7 +20,6 @@ from tiny import (
     logits,
     refused,
     tiny,
-    token_ids,
     unchanged,
     windows,
 )
@@ -121,15 +120,6 @@ def test_nothing_but_ffns_is_touched(family: str, tie: bool) -> None:
     assert decoder.n_blocks == BLOCKS
 
 
-def test_merging_identical_ffns_is_the_identity(family: str) -> None:
-    decoder = tiny(family).decoder
-    for block in decoder.blocks[1:]:
-        block.ffn.copy_(decoder.blocks[0].ffn.tensors())
-    before = logits(decoder)
-    Merge(n=BLOCKS, align="none").apply(decoder, None)
-    assert (logits(decoder) - before).abs().max() < 1e-5
-
-
 @ANCHORS
 def test_permuted_copies_merge_back_by_hungarian_and_change_no_logit(family: str, anchor: Any) -> None:
     decoder = permuted_copies(family)
@@ -142,13 +132,6 @@ def test_permuted_copies_merge_back_by_hungarian_and_change_no_logit(family: str
             assert torch.allclose(tensor, original, atol=1e-6)
     assert (logits(decoder) - before).abs().max() < 1e-4
     assert all(pair["correlation"] > 0.9 > 0.5 > pair["unaligned"] for pair in notes["pairs"])
-
-
-def test_permuted_copies_do_not_merge_back_without_alignment(family: str) -> None:
-    decoder = permuted_copies(family)
-    before = logits(decoder)
-    Merge(n=BLOCKS, align="none").apply(decoder, None)
-    assert (logits(decoder) - before).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("align", ["hungarian", "none"])
@@ -307,22 +290,6 @@ def test_named_groups_collapse_and_other_blocks_stay() -> None:
     modules = [block.module for block in decoder.blocks]
     Collapse(groups="1-2,3-4", align="none", anchor="last").apply(decoder, None)
     assert [modules.index(block.module) for block in decoder.blocks] == [0, 2, 4, 5]
-
-
-def test_a_collapsed_model_generates_alike_with_and_without_the_cache(family: str) -> None:
-    decoder = tiny(family).decoder
-    Collapse(n=2).apply(decoder, Calibration(decoder, windows()))
-    assert continued(decoder) == continued(decoder, use_cache=False)
-
-
-def test_a_group_of_copies_collapses_to_one_of_them(family: str) -> None:
-    decoder = tiny(family).decoder
-    single = decoder.copy()
-    single.keep_([0])
-    for block in decoder.blocks[1:]:
-        block.module.load_state_dict(decoder.blocks[0].module.state_dict())
-    Collapse(n=BLOCKS, align="none").apply(decoder, None)
-    assert (logits(decoder, token_ids()) - logits(single, token_ids())).abs().max() < 1e-5
 
 
 METHOD = pytest.mark.parametrize("method", [Merge, Collapse])

@@ -131,30 +131,6 @@ def test_the_refit_is_least_squares_of_what_the_ffn_gave(family: str) -> None:
     assert all(torch.equal(each, untouched[name]) for name, each in weights(decoder).items() if ".mlp." not in name)
 
 
-def test_neurons_that_others_copy_go_at_little_loss() -> None:
-    decoder = fresh("gpt2")
-    for block in decoder.blocks:
-        block.ffn.up.weight[64:] = block.ffn.up.weight[:64]
-        block.ffn.up.bias[64:] = block.ffn.up.bias[:64]  # type: ignore[index]
-    before, plain = logits(decoder, CUT.input_ids[:2]), decoder.copy()
-    narrow(decoder, sparsity=0.4, criterion="sparsegpt")
-    narrow(plain, sparsity=0.4)
-    errors = [(logits(each, CUT.input_ids[:2]) - before).square().mean() for each in (decoder, plain)]
-    assert errors[0] < 0.05 * errors[1]
-
-
-@pytest.mark.parametrize("way", [WAYS[1], WAYS[4]], ids=["ffn", "global"])
-def test_neurons_that_are_always_silent_go_first_and_change_nothing(way: dict[str, Any]) -> None:
-    decoder = fresh("gpt2")
-    for block in decoder.blocks:
-        block.ffn.up.weight[::2] = 0
-        block.ffn.up.bias[::2] = 0  # type: ignore[index]
-    before = logits(decoder)
-    narrow(decoder, sparsity=0.5, **way)
-    assert decoder.d_ffn == (64,) * BLOCKS
-    assert (logits(decoder) - before).abs().max() < 1e-5
-
-
 # Limits
 
 

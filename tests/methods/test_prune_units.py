@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning import CUT, HEADS, NEURONS, fresh, prune
-from tiny import BLOCKS, FAMILY_NAMES, base, continued, halve_, logits, tiny, unchanged
+from tiny import BLOCKS, FAMILY_NAMES, base, continued, halve_, logits, tiny
 
 import layerfold
 from layerfold import calibration
@@ -180,23 +180,6 @@ def test_tied_ffns_are_thinned_as_one(family: str) -> None:
     assert all(a.module.weight is b.module.weight for a, b in zip(one.matrices, two.matrices, strict=True))
     assert before - decoder.size().parameters >= amount
     assert torch.isfinite(logits(decoder)).all()
-
-
-def test_a_second_time_goes_on_from_the_first(family: str) -> None:
-    decoder = fresh(family)
-    for _ in range(2):
-        before, amount = parameters(decoder), parameters(decoder) // 4
-        thin_(decoder, amount, Calibration(decoder, CUT))
-        assert before - parameters(decoder) >= amount
-
-
-def test_a_copy_that_shares_parameters_is_thinned_alone(family: str) -> None:
-    decoder = fresh(family)
-    before, heads, widths = logits(decoder), decoder.heads, decoder.d_ffn
-    with unchanged(decoder):
-        thin_(decoder.copy(share=True), parameters(decoder) // 2, Calibration(decoder, CUT))
-    assert (decoder.heads, decoder.d_ffn) == (heads, widths)
-    assert torch.equal(logits(decoder), before)
 
 
 def test_every_ffn_can_lose_all_but_its_largest_neuron() -> None:

@@ -208,6 +208,7 @@ def test_the_parameters_are_as_many_as_the_formula_says(window: str, rank: int, 
     ],
     ids=str,
 )
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_what_edits_an_ffn_refuses_one_with_a_delta(method: Method, family: str) -> None:
     decoder, _ = shared(family)
     said = r"block [123] has a low-rank delta on an FFN that it shares; accepted"
@@ -249,15 +250,6 @@ def test_ffns_that_a_merge_tied_are_shared_each_with_a_bias_of_its_own(family: s
     assert (logits(decoder) - before).abs().max() < 1e-4
     parameters = list(decoder.model.parameters())
     assert len({parameter.data_ptr() for parameter in parameters}) == len(parameters)
-
-
-@pytest.mark.parametrize("init", INITS)
-def test_half_precision_stays_half_precision(init: Any, family: str) -> None:
-    decoder = base(family).copy()
-    decoder.model.to(torch.bfloat16)
-    Share(window="1:3", rank=FULL, init=init).apply(decoder, text(family))
-    assert {parameter.dtype for parameter in decoder.model.parameters()} == {torch.bfloat16}
-    assert logits(decoder).isfinite().all()
 
 
 def plain(window: str, rank: int = 4, **settings: Any) -> Share:

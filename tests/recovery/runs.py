@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, tokenizer
+from tiny import Write, prose, tiny, tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
@@ -193,3 +193,15 @@ def by_hand(
         scheduler.step()
         optimizer.zero_grad()
     return trained
+
+
+LINE = "the same words stand in both of the texts"
+
+
+def shared_text(write: Write, where: str) -> tuple[str, str]:
+    """A corpus with a document, in its `where` split, that stands in the test text of another."""
+    for split, first in (("train", 0), ("validation", 100), ("test", 200)):
+        own = [prose(20, seed) for seed in range(first, first + 30)]
+        write(f"one/{split}.txt", "\n\n".join([*own, LINE] if split == where else own))
+    other = write("two/test.txt", "\n\n".join([prose(20, 900), LINE.replace(" ", "  ")]))
+    return str(other.parent.parent / "one"), str(other.parent)

@@ -226,21 +226,6 @@ def test_a_run_that_patience_stopped_stays_stopped(steps_taken: list[int], valid
     assert steps_taken == []
 
 
-def test_a_run_that_is_done_is_not_done_again_and_a_best_checkpoint_damaged_since_is_an_error(
-    tmp_path: Path, steps_taken: list[int], validation: Any, train: Train
-) -> None:
-    validation([5.0, 5.0, 1.0, 5.0, 4.0, 5.0, 4.0])
-    model, recovery = runs.small(), three_checkpoints(train.corpus)
-    whole = train(model, recovery)
-    steps_taken.clear()
-    runs.assert_equal(train(model, recovery), whole)
-    weights = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(layerfold.errors.ModelError, match="cannot be read"):
-        train(model, recovery)
-    assert steps_taken == []
-
-
 @pytest.mark.parametrize(
     ("nats", "best"),
     [
@@ -250,19 +235,27 @@ def test_a_run_that_is_done_is_not_done_again_and_a_best_checkpoint_damaged_sinc
     ],
     ids=["best before", "best untrained", "best after"],
 )
-def test_a_folder_that_was_moved_goes_on(
-    nats: list[float], best: int, tmp_path: Path, validation: Any, train: Train
+def test_a_folder_that_was_moved_goes_on_and_once_done_is_not_done_again(
+    nats: list[float], best: int, tmp_path: Path, steps_taken: list[int], validation: Any, train: Train
 ) -> None:
     validation(nats)
-    model, recovery = runs.small(), three_checkpoints(train.corpus)
+    model, recovery, moved = runs.small(), three_checkpoints(train.corpus), tmp_path / "deep" / "moved"
     whole = train(model, recovery, "whole")
     train.killed(5, model, recovery)
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "run").rename(tmp_path / "deep" / "moved")
-    again = train(model, recovery, tmp_path / "deep" / "moved")
+    moved.parent.mkdir()
+    (tmp_path / "run").rename(moved)
+    again = train(model, recovery, moved)
     assert again[1].best_step == best
     runs.assert_equal(again, whole)
     assert not (tmp_path / "run").exists()
+    steps_taken.clear()
+    runs.assert_equal(train(model, recovery, moved), whole)
+    if best:  # damaged since
+        weights = moved / f"checkpoint-{best}" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-8])
+        with pytest.raises(layerfold.errors.ModelError, match="cannot be read"):
+            train(model, recovery, moved)
+    assert steps_taken == []
 
 
 def test_a_folder_that_was_copied_goes_on_in_the_copy_alone(tmp_path: Path, validation: Any, train: Train) -> None:

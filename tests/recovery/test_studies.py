@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import runs
 from runs import Train
-from tiny import VOCABULARY, Write, prose, refused
+from tiny import VOCABULARY, Write, count_steps, prose, refused
 
 import layerfold
 from layerfold.checkpoint.load import load
@@ -23,7 +23,6 @@ from layerfold.files import hash_json
 from layerfold.methods import Merge
 from layerfold.records import BASE_LABEL, RECOVERY, Record
 from layerfold.recovery import callbacks
-from layerfold.recovery import trainer as training
 from layerfold.study.recipe import Recipe, read_recipe
 from layerfold.study.study import Study
 
@@ -73,16 +72,9 @@ class Done:
 
 @pytest.fixture(scope="session")
 def _done(_taught: Model, study_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    taken = []
-    original = training.RecoveryTrainer.compute_loss
-
-    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
-        taken.append(self.state.global_step)
-        return original(self, *arguments, **options)
-
     study = Study(recipe(study_corpus, DISTILL), tmp_path_factory.mktemp("done") / "run", base=_taught.copy())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
+        taken = count_steps(patch)
         order = run(study)
     return Done(study.output_dir, study, order, len(taken))
 
@@ -381,17 +373,13 @@ def test_a_training_begun_otherwise_does_not_stand_in_the_way(
 def test_training_text_in_the_text_that_is_scored_is_named(
     split: str, taught: Model, write: Write, tmp_path: Path, steps_taken: list[int]
 ) -> None:
-    line = "the same words stand in both of the texts"
-    for each, first in (("train", 0), ("validation", 100), ("test", 200)):
-        own = [prose(20, seed) for seed in range(first, first + 30)]
-        write(f"one/{each}.txt", "\n\n".join([*own, line] if each == split else own))
-    scored = str(write("two/test.txt", "\n\n".join([prose(20, 900), line])).parent)
-    overlapping = recipe(str(tmp_path / "one"), evaluate=[{"perplexity": {"corpus": scored}}])
-    with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {split} and .*'{line[:40]}'"):
-        run(Study(overlapping, tmp_path / "run", base=taught))
+    corpus, scored = runs.shared_text(write, split)
+    evaluate = [{"perplexity": {"corpus": scored}}]
+    with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {split} and .*'{runs.LINE[:40]}'"):
+        run(Study(recipe(corpus, evaluate=evaluate), tmp_path / "run", base=taught))
     assert steps_taken == []
     assert not (tmp_path / "run").exists()
-    without = recipe(str(tmp_path / "one"), None, evaluate=[{"perplexity": {"corpus": scored}}], variants=[])
+    without = recipe(corpus, None, evaluate=evaluate, variants=[])
     assert run(Study(without, tmp_path / "run", base=taught)) == [(BASE_LABEL, "perplexity")]
 
 

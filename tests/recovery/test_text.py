@@ -174,22 +174,10 @@ def test_the_context_is_the_models_where_none_is_given(train: Train) -> None:
     assert training_text(long, train.finetune(context=None, tokens=1024), 0).train.context == 256
 
 
-LINE = "the same words stand in both of the texts"
-
-
-def shared_text(write: Write, where: str) -> tuple[str, str]:
-    """A corpus with a document, in its `where` split, that stands in the test text of another."""
-    for split, first in (("train", 0), ("validation", 100), ("test", 200)):
-        own = [prose(20, seed) for seed in range(first, first + 30)]
-        write(f"one/{split}.txt", "\n\n".join([*own, LINE] if split == where else own))
-    other = write("two/test.txt", "\n\n".join([prose(20, 900), LINE.replace(" ", "  ")]))
-    return str(other.parent.parent / "one"), str(other.parent)
-
-
 @pytest.mark.parametrize("where", ["train", "validation"])
 def test_text_that_stands_in_what_is_held_out_is_named(where: str, write: Write, tmp_path: Path) -> None:
-    corpus, held_out = shared_text(write, where)
-    with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {where} .*two' test.*'{LINE[:40]}'"):
+    corpus, held_out = runs.shared_text(write, where)
+    with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {where} .*two' test.*'{runs.LINE[:40]}'"):
         layerfold.recover(
             runs.small(), runs.finetune(corpus, steps=1), held_out=held_out, training_dir=tmp_path / "run"
         )
@@ -197,14 +185,14 @@ def test_text_that_stands_in_what_is_held_out_is_named(where: str, write: Write,
 
 
 def test_text_that_stands_apart_is_trained_on(write: Write) -> None:
-    corpus, held_out = shared_text(write, "test")  # where recovery does not look
+    corpus, held_out = runs.shared_text(write, "test")  # where recovery does not look
     done = layerfold.recover(runs.small(), runs.finetune(corpus, steps=1), held_out=held_out)
     assert done.provenance.steps[-1]["notes"]["steps"] == 1
     layerfold.recover(runs.small(), runs.finetune(corpus, steps=1), held_out=corpus)
 
 
 def test_pocket_is_held_apart_from_what_it_is_measured_on(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus, held_out = shared_text(write, "train")
+    corpus, held_out = runs.shared_text(write, "train")
     model = runs.small()
     as_pocket = layerfold.Model(model.decoder, model.tokenizer, Provenance("pocket"))
     monkeypatch.setattr("layerfold.api.default_corpus", lambda _: held_out)

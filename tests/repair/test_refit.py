@@ -299,14 +299,3 @@ def test_little_text_is_cut_into_more_windows(windows: int, context: int, last: 
     assert torch.equal(cut.input_ids.flatten()[:tokens], ids.flatten()[:tokens])
     whole, rest = divmod(tokens, expected[1])
     assert cut.lengths.tolist() == [expected[1]] * whole + [rest] * bool(rest)
-
-
-@FAMILIES
-@ATTENTION
-def test_a_repair_is_the_same_each_time(attention: bool, family: str) -> None:
-    original, before, cuts = edited(family, "drop")
-    again = before.copy()
-    told = refit_(again, original, cuts, text(), attention=attention)
-    first_time, first_told = repaired(family, "drop", attention)
-    assert told == first_told
-    assert torch.equal(logits(again), logits(first_time))
