@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning import CUT, EVERY, HEADS, WAYS, blocks, fresh, prunable, prune, weights
+from pruning import CUT, EVERY, HEADS, NARROW, NEURONS, WAYS, blocks, fresh, prunable, prune, weights
 from tiny import assert_equal, assert_masks_equal, logits, sparsify, unchanged, windows
 
 from layerfold.calibration import Calibration
@@ -97,7 +97,7 @@ def test_zeros_that_are_there_count(way: dict[str, Any]) -> None:
     assert Prune(sparsity=0.3).resolved(decoder) == Prune(sparsity=0.5).resolved(decoder)
 
 
-@WAY
+@pytest.mark.parametrize("way", [*WAYS, *({"structure": "neurons"} | each for each in NARROW), HEADS, NEURONS], ids=str)
 @pytest.mark.parametrize("kind", ["tied", "attention gone", "FFN gone", "both gone", "one block"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_what_is_left_of_a_model_is_pruned(family: str, kind: str, way: dict[str, Any]) -> None:
@@ -109,14 +109,24 @@ def test_what_is_left_of_a_model_is_pruned(family: str, kind: str, way: dict[str
         Drop(blocks="0-1", part="attention").apply(decoder, None)
     if kind in ("FFN gone", "both gone"):
         Drop(blocks="1-2", part="ffn").apply(decoder, None)
-    total, parameters = decoder.size().nonzero, decoder.size().parameters
-    prune(decoder, nonzero="80%", **way)
-    assert decoder.size().nonzero == round(0.8 * total)
-    assert decoder.size().parameters == parameters
+    size, widths, heads = decoder.size(), decoder.d_ffn, decoder.heads
+    if "structure" in way:
+        prune(decoder, sparsity=0.25, **way)
+        assert decoder.size().parameters < size.parameters
+        assert [width == 0 for width in decoder.d_ffn] == [width == 0 for width in widths]
+        if way != HEADS:
+            distinct = slice(1, None) if kind == "tied" else slice(None)
+            assert sum(decoder.d_ffn[distinct]) == 0.75 * sum(widths[distinct])
+            assert decoder.heads == heads
+    else:
+        prune(decoder, nonzero="80%", **way)
+        assert decoder.size().nonzero == round(0.8 * size.nonzero)
+        assert decoder.size().parameters == size.parameters
+    assert torch.isfinite(logits(decoder)).all()
     if kind == "tied":
         one, two = (decoder.blocks[index].ffn.down.module for index in (0, 1))
         assert one.weight is two.weight
-        assert one.weight_mask is two.weight_mask
+        assert getattr(one, "weight_mask", None) is getattr(two, "weight_mask", None)
 
 
 @WAY

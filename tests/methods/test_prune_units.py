@@ -265,7 +265,7 @@ def test_the_largest_share_that_is_told_is_accepted(family: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["attention", "ffn"])
-def test_what_is_left_of_a_model_is_pruned(part: Any) -> None:
+def test_a_model_without_any_of_one_kind_loses_the_other(part: Any) -> None:
     decoder = fresh("gpt2")
     Drop(blocks="0-3", part=part).apply(decoder, None)
     before = parameters(decoder)

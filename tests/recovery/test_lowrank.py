@@ -165,11 +165,11 @@ def test_a_rate_is_chosen_by_trials_of_the_same_training(monkeypatch: pytest.Mon
     seen: set[int] = set()
     original = RecoveryTrainer.train
 
-    def train(self: Any, *arguments: Any, **options: Any) -> Any:
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
         seen.add(sum(each.numel() for each in self.model.parameters() if each.requires_grad))
         return original(self, *arguments, **options)
 
-    monkeypatch.setattr(RecoveryTrainer, "train", train)
+    monkeypatch.setattr(RecoveryTrainer, "train", watched)
     model = small()
     recovery = train.lowrank(steps=4, learning_rate=None, evaluations=1)
     recovered, outcome = train(model, recovery)
