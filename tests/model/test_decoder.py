@@ -195,28 +195,22 @@ def test_removing_what_is_not_there_is_refused(part: str, indices: list[int]) ->
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_is_found_and_its_tensor_named(value: float) -> None:
     decoder = tiny("gpt2").decoder
-    decoder.check_finite()
+    decoder.blocks[0].ffn.down.weight.fill_(3e38)
+    decoder.check_finite()  # finite values whose sum overflows
+    assert decoder.blocks[0].ffn.down.weight.sum().isinf()
     decoder.blocks[2].ffn.down.weight[0, 0] = value
     with pytest.raises(ModelError, match=r"'transformer\.h\.2\.mlp\.c_proj\.weight' holds 1 value"):
         decoder.check_finite()
 
 
-def test_large_finite_values_whose_sum_overflows_are_finite() -> None:
-    decoder = tiny("gpt2").decoder
-    decoder.blocks[0].ffn.down.weight.fill_(3e38)
-    decoder.check_finite()
-    assert decoder.blocks[0].ffn.down.weight.sum().isinf()
-
-
-def test_an_encoder_is_refused_by_name() -> None:
+def test_what_is_no_causal_language_model_is_refused_by_name() -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    with pytest.raises(ModelError, match=r"unsupported architecture 'bert'; .*gpt2, llama"):
-        Decoder(BertForMaskedLM(BertConfig(vocab_size=20, **sizes)))
-
-
-def test_a_model_without_a_language_model_head_is_refused() -> None:
-    with pytest.raises(ModelError, match="not a causal language model: GPT2Model"):
-        Decoder(GPT2Model(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=20)))
+    for model, said in (
+        (BertForMaskedLM(BertConfig(vocab_size=20, **sizes)), r"unsupported architecture 'bert'; .*gpt2, llama"),
+        (GPT2Model(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=20)), "not a causal language model: GPT2Model"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            Decoder(model)
 
 
 def test_a_decoder_views_the_model_and_does_not_copy_it() -> None:

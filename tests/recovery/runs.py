@@ -140,9 +140,9 @@ def drift(one: Any, two: Any) -> float:
     return difference(first, second)
 
 
-def train_ids(corpus: str, seed: int = 0) -> list[int]:
-    """The training text as one stream of tokens, joined here by hand."""
-    documents = list(load_corpus(corpus, "train").documents)
+def train_ids(corpus: str, seed: int = 0, split: Any = "train") -> list[int]:
+    """The training text, or another, as one stream of tokens, joined here by hand."""
+    documents = list(load_corpus(corpus, split).documents)
     random.Random(seed).shuffle(documents)
     ids: list[int] = []
     for document in documents:

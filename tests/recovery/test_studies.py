@@ -225,19 +225,6 @@ def test_a_study_killed_in_the_midst_of_training_goes_on_from_there(
     assert not list((tmp_path / "run").glob("training/*"))
 
 
-def test_a_study_killed_between_records_of_a_trained_model_does_not_train_it_again(
-    done: Done, steps_taken: list[int], make: Make
-) -> None:
-    for path in (done.folder / "records").iterdir():
-        record = json.loads(path.read_text())
-        if record["label"] == "half" and RECOVERY in record["subject"] and record["evaluator"] != RECOVERY:
-            path.unlink()
-    again = make(DISTILL, at=done.folder)
-    assert run(again) == [("half", "size"), ("half", "perplexity")]
-    assert steps_taken == []
-    assert figures(again) == figures(done.study)
-
-
 @pytest.fixture(scope="session")
 def short(_taught: Model, study_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study of the base alone, trained for a step."""

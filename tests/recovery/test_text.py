@@ -15,7 +15,7 @@ from tiny import Write, prose, tokenizer
 import layerfold
 from layerfold.checkpoint.model import Provenance
 from layerfold.errors import CorpusError, InputError, LayerfoldError
-from layerfold.recovery.text import TrainingText, TrainingWindows, ValidationWindows, settings, training_text
+from layerfold.recovery.text import TrainingText, TrainingWindows, settings, training_text
 from layerfold.text.corpora import load_corpus
 
 
@@ -94,12 +94,6 @@ def test_nothing_of_the_other_splits_is_read(write: Write) -> None:
     long = tokenizer().decode(cut(corpus, steps=6).train.input_ids.flatten()).replace("train ", " ")
     assert held_apart
     assert not [each for each in held_apart if each in long]
-
-
-def test_validation_windows_keep_their_lengths(train: Train) -> None:
-    text = cut(train.corpus, validation_tokens=20)
-    windows = ValidationWindows(text.validation)
-    assert [int(windows[i]["length"]) for i in range(len(windows))] == [16, 4]
 
 
 def test_a_shortened_text_has_fewer_steps_and_the_same_windows(train: Train) -> None:

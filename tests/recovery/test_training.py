@@ -219,12 +219,7 @@ def test_validation_text_is_scored_token_by_token_without_its_padding(tokens: in
     model = runs.small()
     recovery = train.finetune(steps=1, validation_tokens=tokens, accumulation=2)
     _, outcome = train(model, recovery)
-    documents = list(layerfold.text.corpora.load_corpus(train.corpus, "validation").documents)
-    random.Random(0).shuffle(documents)
-    ids: list[int] = []
-    for document in documents:
-        ids += [model.require_tokenizer().eos_token_id] * bool(ids) + model.require_tokenizer()(document)["input_ids"]
-    ids = ids[:tokens]
+    ids = runs.train_ids(train.corpus, split="validation")[:tokens]
     nats, scored = 0.0, 0
     for start in range(0, len(ids), 16):
         window = torch.tensor([ids[start : start + 16]])

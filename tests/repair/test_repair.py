@@ -55,7 +55,7 @@ def plenty(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def made(corpus: str, name: str = "drop", repair: Level = "refit", family: str | None = None, **changes: Any) -> Model:
-    text: dict[str, Any] = {"corpus": corpus, "tokens": 512, "repair_tokens": 1024}
+    text: dict[str, Any] = {"corpus": corpus, "tokens": 512, "repair_tokens": 512}
     usual, method = METHODS[name]
     return compress(tiny(family or usual), method, repair=repair, **text | changes)
 
@@ -79,7 +79,7 @@ def test_a_repair_is_a_step_of_its_own_and_is_saved_with_the_model(
     assert second["method"] == {"name": "repair", "level": level, "protocol": "repair@3"}
     assert second["seed"] == 0
     assert second["calibration"]["split"] in ("calibration", "calibration+train")
-    assert 900 < second["calibration"]["tokens"] <= 1024
+    assert 400 < second["calibration"]["tokens"] <= 512
     assert first["calibration"] is None or first["calibration"]["tokens"] <= 512
     told = second["notes"]["rescaled" if level == "rescale" else "repaired"]
     with_ffn = [index for index, width in enumerate(model.decoder.d_ffn) if width or level != "rescale"]
