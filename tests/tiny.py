@@ -32,27 +32,6 @@ from layerfold.text.windows import Windows, cut_windows
 Write = Callable[..., Path]
 """The `write` fixture: a name and content in, the path of the file out."""
 
-
-@contextlib.contextmanager
-def refused(kind: type[Exception], pattern: str | None = None, *, says: str = "", begins: str = "") -> Iterator[None]:
-    """Expect an error of one line that matches a pattern, holds a text or begins with one."""
-    with pytest.raises(kind, match=pattern) as caught:
-        yield
-    message = str(caught.value)
-    assert says in message
-    assert message.startswith(begins)
-    assert "\n" not in message
-
-
-@contextlib.contextmanager
-def unchanged(*decoders: Decoder) -> Iterator[None]:
-    """Expect the same tensors of decoders afterwards, bit for bit."""
-    before = [{name: each.clone() for name, each in decoder.model.state_dict().items()} for decoder in decoders]
-    yield
-    for decoder, kept in zip(decoders, before, strict=True):
-        assert_equal(decoder.model.state_dict(), kept)
-
-
 CONTEXT = 32
 BLOCKS = 4
 END_OF_TEXT = "<|endoftext|>"
@@ -148,6 +127,26 @@ def assert_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
     """Expect the same names and, bit for bit, tensors."""
     assert one.keys() == two.keys()
     assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []
+
+
+@contextlib.contextmanager
+def refused(kind: type[Exception], pattern: str | None = None, *, says: str = "", begins: str = "") -> Iterator[None]:
+    """Expect an error of one line that matches a pattern, holds a text or begins with one."""
+    with pytest.raises(kind, match=pattern) as caught:
+        yield
+    message = str(caught.value)
+    assert says in message
+    assert message.startswith(begins)
+    assert "\n" not in message
+
+
+@contextlib.contextmanager
+def unchanged(*decoders: Decoder) -> Iterator[None]:
+    """Expect the same tensors of decoders afterwards, bit for bit."""
+    before = [{name: each.clone() for name, each in decoder.model.state_dict().items()} for decoder in decoders]
+    yield
+    for decoder, kept in zip(decoders, before, strict=True):
+        assert_equal(decoder.model.state_dict(), kept)
 
 
 def assert_masks_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
