@@ -27,7 +27,7 @@ def test_correlations_equal_a_direct_computation(family: str) -> None:
     decoder, cut = tiny(family).decoder, windows()
     found = Calibration(decoder, cut).correlations(PAIRS)
     x = neurons(decoder, cut, *range(BLOCKS))
-    assert list(found) == PAIRS
+    assert set(found) == set(PAIRS)
     for one, two in PAIRS:
         expected = np.corrcoef(x[one].T, x[two].T)[: x[one].shape[1], x[one].shape[1] :]
         assert np.abs(found[one, two].numpy() - expected).max() < 1e-4, (one, two)
