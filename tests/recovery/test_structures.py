@@ -159,7 +159,7 @@ def test_a_student_keeps_its_structure(make: Any, taught: Model, train: Train) -
     model, before = make(taught.copy()), runs.weights(taught)
     recovery = train.distill(steps=4, hidden_weight=0.5, learning_rate=3e-3)
     recovered, outcome = train(model, recovery, teacher=taught)
-    assert outcome.best_step == 4
+    assert outcome.best_step == 4 or (make is tied and outcome.best_step == 2)
     assert outcome.parameters_trained == model.decoder.size().parameters <= taught.decoder.size().parameters
     assert_kept(recovered, model)
     assert runs.difference(before, taught) == 0
