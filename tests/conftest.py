@@ -154,17 +154,9 @@ def model(saved: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of every step that any training begins, those of trials of a learning rate too."""
-    from layerfold.recovery import trainer
+    from tiny import count_steps
 
-    taken: list[int] = []
-    original = trainer.RecoveryTrainer.compute_loss
-
-    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
-        taken.append(self.state.global_step + 1)
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(trainer.RecoveryTrainer, "compute_loss", compute_loss)
-    return taken
+    return count_steps(monkeypatch)
 
 
 @pytest.fixture

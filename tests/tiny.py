@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -56,8 +59,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 FAMILY_NAMES = sorted(FAMILIES)
 
 
+_models: dict[tuple[str, int, str], PreTrainedModel] = {}
+
+
 def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A transformers model of which every tensor, norms and biases included, holds random values."""
+    key = family, seed, repr(overrides)
+    if key not in _models:
+        _models[key] = _made(family, seed, overrides)
+    return copy.deepcopy(_models[key])  # in half the time of making it
+
+
+def _made(family: str, seed: int, overrides: dict[str, Any]) -> PreTrainedModel:
     settings = {"vocab_size": VOCABULARY, "bos_token_id": VOCABULARY - 1, "eos_token_id": VOCABULARY - 1}
     config = AutoConfig.for_model(family, **settings | SETTINGS[family] | overrides)
     with torch.random.fork_rng(), torch.no_grad():
@@ -110,6 +123,32 @@ def chosen(decoder: Decoder, index: int, width: int) -> Tensor:
     return torch.randperm(decoder.d_ffn[index], generator=torch.Generator().manual_seed(index))[:width]
 
 
+def assert_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    """Expect the same names and, bit for bit, tensors."""
+    assert one.keys() == two.keys()
+    assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []
+
+
+@contextlib.contextmanager
+def refused(kind: type[Exception], pattern: str | None = None, *, says: str = "", begins: str = "") -> Iterator[None]:
+    """Expect an error of one line that matches a pattern, holds a text or begins with one."""
+    with pytest.raises(kind, match=pattern) as caught:
+        yield
+    message = str(caught.value)
+    assert says in message
+    assert message.startswith(begins)
+    assert "\n" not in message
+
+
+@contextlib.contextmanager
+def unchanged(*decoders: Decoder) -> Iterator[None]:
+    """Expect the same tensors of decoders afterwards, bit for bit."""
+    before = [{name: each.clone() for name, each in decoder.model.state_dict().items()} for decoder in decoders]
+    yield
+    for decoder, kept in zip(decoders, before, strict=True):
+        assert_equal(decoder.model.state_dict(), kept)
+
+
 def assert_masks_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
     assert list(one) == list(two)
     for name, mask in one.items():
@@ -143,6 +182,21 @@ def byte_level(symbols: list[str], merges: list[tuple[str, str]] = MERGES) -> Pr
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
 
 
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of every step that any training begins from now on, those of trials of a learning rate too."""
+    from layerfold.recovery import trainer
+
+    taken: list[int] = []
+    original = trainer.RecoveryTrainer.compute_loss
+
+    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
+        taken.append(self.state.global_step + 1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(trainer.RecoveryTrainer, "compute_loss", compute_loss)
+    return taken
+
+
 def prose(words: int, seed: int = 0) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
@@ -168,9 +222,9 @@ def logits(decoder: Decoder, ids: Tensor | None = None) -> Tensor:
 
 
 def continued(decoder: Decoder, use_cache: bool = True) -> list[int]:
-    """Greedy tokens after a fixed prompt."""
-    prompt = token_ids(1, 5)
-    settings = {"do_sample": False, "min_new_tokens": 12, "max_new_tokens": 12, "pad_token_id": 0}
+    """Greedy tokens after a fixed prompt, beyond the window of those models that have one."""
+    prompt = token_ids(1, 9)
+    settings = {"do_sample": False, "min_new_tokens": 5, "max_new_tokens": 5, "pad_token_id": 0}
     return decoder.model.generate(
         prompt, attention_mask=torch.ones_like(prompt), use_cache=use_cache, **settings
     ).tolist()
@@ -188,18 +242,34 @@ def step_through(decoder: Decoder, indices: list[int], ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def neurons(decoder: Decoder, cut: Windows, index: int) -> np.ndarray:
-    """A block's activations, (tokens, d_ffn), window by window from plain forward passes without any padding."""
-    rows: list[Tensor] = []
-    handle = decoder.blocks[index].ffn.down.module.register_forward_pre_hook(
-        lambda _, inputs: rows.append(inputs[0][0])
-    )
+def final(decoder: Decoder, ids: Tensor | None = None) -> Tensor:
+    """Final hidden states of a forward pass."""
+    ids = token_ids() if ids is None else ids
+    return decoder.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def reads(decoder: Decoder, cut: Windows) -> dict[str, np.ndarray]:
+    """What each projection reads, (tokens, inputs), window by window from plain forward passes without any padding."""
+    rows: dict[str, list[Tensor]] = {each.name: [] for each in decoder.projections}
+    handles = [
+        each.matrix.module.register_forward_pre_hook(lambda _, inputs, into=rows[each.name]: into.append(inputs[0][0]))
+        for each in decoder.projections
+    ]
     for ids, length in zip(cut.input_ids, cut.lengths, strict=True):
         decoder.model(input_ids=ids[None, :length])
-    handle.remove()
-    return torch.cat(rows).double().numpy()
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(each).double().numpy() for name, each in rows.items()}
+
+
+def neurons(decoder: Decoder, cut: Windows, *indices: int) -> list[np.ndarray]:
+    """Blocks' activations, (tokens, d_ffn)."""
+    names = {each.matrix.module: each.name for each in decoder.projections}
+    found = reads(decoder, cut)
+    return [found[names[decoder.blocks[index].ffn.down.module]] for index in indices]
 
 
 def correlations(decoder: Decoder, cut: Windows, one: int, two: int) -> np.ndarray:
-    x, y = neurons(decoder, cut, one), neurons(decoder, cut, two)
+    x, y = neurons(decoder, cut, one, two)
     return np.corrcoef(x.T, y.T)[: x.shape[1], x.shape[1] :]

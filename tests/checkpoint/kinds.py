@@ -68,7 +68,6 @@ EDITS: dict[str, list[Edit]] = {
     "masked, of several widths, lacking": [halve_, widths, lacks_also],
     "shared": [shares("1:3", rank=4)],
     "shared, lacking": [shares("2:2", rank=4), lacks],
-    # Of two families:
     "collapsed": [lambda decoder: Collapse(n=3, align="none").apply(decoder, None)],
     "tied, one use removed": [ties("1-3"), lambda decoder: decoder.remove_("ffn", [1])],  # which named the tensors
     "of one width": [lambda decoder: widths(decoder, (12,) * 4)],
@@ -97,7 +96,7 @@ EDITS: dict[str, list[Edit]] = {
     "shared after a tie": [ties("0-1,2-3"), shares("0:2", rank=2)],
     "shared and masked": [shares("1:3", rank=4), masks_attention],
 }
-OF_ALL_FAMILIES = list(EDITS)[: list(EDITS).index("shared, lacking") + 1]
+OF_ALL_FAMILIES = ["plain", "tied", "lacking", "heads", "masked, of several widths, lacking", "shared, lacking"]
 KINDS = [
     (kind, family)
     for kind in EDITS
@@ -143,6 +142,11 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def change_manifest(folder: Path, **changes: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest(folder) | changes))
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def close(one: Tensor, two: Tensor) -> bool:

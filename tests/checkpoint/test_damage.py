@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from kinds import Saved, change_manifest, made, manifest
+from kinds import Saved, change_manifest, configure, made, manifest
 from safetensors.torch import load_file, save_file
-from tiny import logits, tiny
+from tiny import logits, refused, tiny
+from torch import Tensor
 
 from layerfold.checkpoint import compact, save
 from layerfold.checkpoint.compact import COMPACT_WEIGHTS
@@ -30,12 +31,6 @@ FORMAT = pytest.mark.parametrize("form", FORMATS)
 ZEROS = r".*' is not zero where the model has nothing$"
 SHA = "is damaged: SHA-256"
 UP = "model.layers.1.mlp.up_proj"
-
-
-def refused(folder: Path, said: str) -> None:
-    with pytest.raises(ModelError, match=said) as raised:
-        load(folder)
-    assert "\n" not in str(raised.value)
 
 
 def told(**changes: Any) -> Damage:
@@ -75,17 +70,34 @@ def flipped(folder: Path) -> None:
     (folder / COMPACT_WEIGHTS).write_bytes(content)
 
 
-def nonzero(name: str, place: Any = None) -> Damage:
-    """Put something into the place of a zero."""
+def weighing(change: Callable[[dict[str, Tensor]], object]) -> Damage:
+    """Change the weights of a dense checkpoint."""
 
     def edit(folder: Path) -> None:
         found = load_file(folder / "model.safetensors")
-        at = tuple(torch.nonzero(found[name] == 0)[0]) if place is None else place
-        assert not found[name][at]
-        found[name][at] = 1e-9
+        change(found)
         save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
 
     return edit
+
+
+def nonzero(name: str, place: Any = None) -> Damage:
+    """Put something into the place of a zero."""
+
+    def change(found: dict[str, Tensor]) -> None:
+        at = tuple(torch.nonzero(found[name] == 0)[0]) if place is None else place
+        assert not found[name][at]
+        found[name][at] = 1e-9
+
+    return weighing(change)
+
+
+def valued(name: str, value: float) -> Damage:
+    return weighing(lambda found: found[name].view(-1)[5:6].fill_(value))
+
+
+def renamed(name: str, other: str) -> Damage:
+    return weighing(lambda found: found.update({other: found.pop(name)}))
 
 
 def without_factor(folder: Path) -> None:
@@ -93,17 +105,14 @@ def without_factor(folder: Path) -> None:
     found = load_file(folder / COMPACT_WEIGHTS)
     del found[f"{UP}.b"]
     save_file(found, folder / COMPACT_WEIGHTS)
-    refused(folder, SHA)
+    with refused(ModelError, SHA):
+        load(folder)
     aliases = json.dumps(manifest(folder)["aliases"], sort_keys=True)
     change_manifest(folder, sha256=hash_file(folder / COMPACT_WEIGHTS, aliases))
 
 
-def configured(change: Any) -> Damage:
-    def edit(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(change if change is None else json.loads(path.read_text()) | change))
-
-    return edit
+def configured(**changes: Any) -> Damage:
+    return lambda folder: configure(folder, **changes)
 
 
 GENERAL: list[tuple[Damage, str]] = [
@@ -130,17 +139,30 @@ GENERAL: list[tuple[Damage, str]] = [
     (written(MANIFEST, b"\xff\xfe"), "is damaged: UnicodeDecodeError"),
     (gone("config.json"), r"holds no config\.json"),
     (written("config.json", b"{"), "cannot be"),
-    *((configured(each), "cannot be") for each in ({"decoder": None}, {"decoder": {}}, None)),
-    (configured({"decoder": {"model_type": "none"}}), "cannot be"),
+    (written("config.json", b"null"), "cannot be"),
+    *((configured(decoder=each), "cannot be") for each in (None, {}, {"model_type": "none"})),
 ]
-
-
-@pytest.mark.parametrize(("damage", "said"), GENERAL)
-def test_a_damaged_compact_checkpoint(damage: Damage, said: str, copied: Saved) -> None:
-    folder = copied("tied", "gpt2", "compact")
-    damage(folder)
-    refused(folder, said)
-
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n"
+POINTER = "is a git-lfs pointer, not the file itself; run `git lfs pull`"
+PLAIN: list[tuple[Damage, str]] = [
+    (gone("config.json"), "no config.json"),
+    *((written("config.json", content), "cannot be loaded") for content in (b"{", b"")),
+    (configured(model_type="gpt9"), "gpt9"),
+    (gone("model.safetensors"), "no .safetensors weights"),
+    *((written("model.safetensors", content), "cannot be loaded") for content in (b"", bytes(64))),
+    (truncated("model.safetensors"), "cannot be loaded"),
+    (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), r"only \.bin, not loaded"),
+    (written(MANIFEST, b"[]"), "damaged"),
+    *((written(name, LFS), f"{name}' {POINTER}") for name in ("model.safetensors", "tokenizer.json", "config.json")),
+    (
+        renamed("transformer.h.3.mlp.c_fc.weight", "stray"),
+        r"missing keys: transformer\.h\.3\.mlp\.c_fc\.weight.*unexpected keys: stray",
+    ),
+    *(
+        (valued("transformer.h.1.mlp.c_proj.weight", bad), r"'.*1\.mlp\.c_proj\.weight' holds 1 values that are not fi")
+        for bad in (float("nan"), float("inf"))
+    ),
+]
 
 # What a manifest says of a structure
 
@@ -173,7 +195,8 @@ def test_a_manifest_that_says_nothing_that_can_be(kind: str, key: str, wrong: An
         before = (folder / MANIFEST).read_text()
         try:
             change_manifest(folder, **{key: wrong})
-            refused(folder, r"layerfold\.json' is damaged: .")
+            with refused(ModelError, r"layerfold\.json' is damaged: ."):
+                load(folder)
         finally:
             (folder / MANIFEST).write_text(before)
 
@@ -230,17 +253,12 @@ OTHERS: list[tuple[str, str, str, Damage, str]] = [
     ranks(lambda known: {name: rank for name, rank in known.items() if name != UP}, r"Unexpected key.*up_proj\.a"),
     ("shared", "llama", "compact", without_factor, r"cannot be read: .*Missing key.*up_proj\.b"),
     ("plain", "llama", "dense", told(ranks={UP: 4}), r"is damaged: low-rank deltas in a dense checkpoint"),
+    # A whole reason, and not its first line.
+    (
+        *("plain", "qwen2", "dense", configured(layer_types=["full_attention"] * 3)),
+        r"cannot be loaded: .*`num_hidden_layers` \(4\) .*`layer_types` \(3\)",
+    ),
 ]
-
-
-@pytest.mark.parametrize(("kind", "family", "form", "damage", "said"), OTHERS)
-def test_weights_of_another_structure_than_the_manifest_says(
-    kind: str, family: str, form: str, damage: Damage, said: str, copied: Saved
-) -> None:
-    folder = copied(kind, family, form)
-    damage(folder)
-    refused(folder, said)
-
 
 # Masks
 
@@ -271,13 +289,23 @@ DENSE: list[tuple[Damage, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("form", "damage", "said"), [("dense", *each) for each in BOTH + DENSE] + [("compact", *each) for each in BOTH]
-)
-def test_damaged_masks(form: str, damage: Damage, said: str, copied: Saved) -> None:
-    folder = copied("masked", "gpt2", form)
+DAMAGED = [
+    *(("tied", "gpt2", "compact", *each) for each in GENERAL),
+    *(("plain", "gpt2", "dense", *each) for each in PLAIN),
+    *OTHERS,
+    *(("masked", "gpt2", "dense", *each) for each in BOTH + DENSE),
+    *(("masked", "gpt2", "compact", *each) for each in BOTH),
+]
+
+
+@pytest.mark.parametrize(("kind", "family", "form", "damage", "said"), DAMAGED)
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    kind: str, family: str, form: str, damage: Damage, said: str, copied: Saved
+) -> None:
+    folder = copied(kind, family, form)
     damage(folder)
-    refused(folder, said)
+    with refused(ModelError, said):
+        load(folder)
 
 
 # The weights alone, as training reads them
@@ -298,10 +326,8 @@ def test_weights_that_do_not_fit_are_one_line(damage: str, copied: Saved) -> Non
         tensor = found.pop(name)
         added = {"missing": {}, "stray": {name: tensor, "stray": tensor.clone()}, "shape": {name: tensor[:1].clone()}}
         save_file(found | added[damage], path, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="the weights in") as caught:
+    with refused(ModelError, "^the weights in.*stray" if damage == "stray" else "^the weights in((?!stray).)*$"):
         save.read_training_(made("plain", "gpt2").decoder.model, folder)
-    assert "\n" not in str(caught.value)
-    assert ("stray" in str(caught.value)) == (damage == "stray")
 
 
 # Writing
@@ -326,9 +352,8 @@ def test_an_interrupted_save_leaves_what_was_there(
     for module in modules:
         monkeypatch.setattr(module, "save_file", full)
     for name in ("new", "old"):
-        with pytest.raises(OutputError, match=r"cannot write .*No space left on device") as raised:
+        with refused(OutputError, r"cannot write .*No space left on device"):
             model.save(tmp_path / name, format=form, overwrite=True)
-        assert "\n" not in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert torch.equal(logits(load(tmp_path / "old").decoder), logits(before.decoder))
 
@@ -377,9 +402,8 @@ def test_a_file_in_the_place_of_a_folder_is_refused(overwrite: bool, model: Mode
     path.write_text("mine")
     with pytest.raises(OutputError, match="is a file; accepted: a folder that is empty or new"):
         model.save(path, overwrite=overwrite)
-    with pytest.raises(OutputError) as raised:
+    with refused(OutputError):
         model.save(path / "inner", overwrite=overwrite)
-    assert "\n" not in str(raised.value)
     assert path.read_text() == "mine"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from kinds import Saved, made
 from safetensors.torch import load_file, save_file
-from tiny import assert_masks_equal, tiny
+from tiny import assert_masks_equal, refused, tiny
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -77,9 +77,8 @@ def test_a_fault_between_memory_and_disk_leaves_what_was_there(
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_pretrained)
     monkeypatch.setattr(compact, "save_file", save)
-    with pytest.raises(OutputError, match=said) as caught:
+    with refused(OutputError, said):
         made("plain", "gpt2").save(tmp_path / "saved", format=form, overwrite=True)
-    assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == old
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
@@ -97,24 +96,19 @@ def test_masks_that_reach_the_disk_changed_are_not_written(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer cannot be read back"),
-        (
-            lambda folder: (folder / "tokenizer.json").write_text(
-                (folder / "tokenizer.json").read_text().replace('"the"', '"thy"')
-            ),
-            "the tokenizer",
-        ),
+        (lambda text: "{", "the tokenizer cannot be read back"),
+        (lambda text: text.replace('"the"', '"thy"'), "the tokenizer"),
     ],
     ids=["damaged", "other words"],
 )
 def test_a_tokenizer_that_cannot_be_read_back_is_not_written(
-    damage: Fault, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: Callable[[str], str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = PreTrainedTokenizerFast.save_pretrained
 
     def save(tokenizer: Any, folder: Path) -> None:
         original(tokenizer, folder)
-        damage(folder)
+        (folder / "tokenizer.json").write_text(damage((folder / "tokenizer.json").read_text()))
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", save)
     with pytest.raises(OutputError, match=said):

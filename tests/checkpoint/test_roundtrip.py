@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +94,8 @@ def test_dense_it_is_a_plain_model_and_comes_back(kind: str, family: str, saved:
         return
     assert hash_weights(loaded.model) == hash_weights(multiplied_out(decoder).model)
     assert loaded.size() == multiplied_out(decoder).size()
-    assert continued(loaded) == continued(loaded, use_cache=False)
+    if family == "gpt2":  # the compact form of all families generates
+        assert continued(loaded) == continued(loaded, use_cache=False)
     if ranks(decoder):
         Prune(sparsity=0.5, parts="ffn").apply(loaded, None)  # which is refused where FFNs have deltas
         return
@@ -132,33 +131,6 @@ def test_tokenizer_and_provenance_come_back(form: Any, family: str, tmp_path: Pa
     assert read_manifest(tmp_path) is None
     model_of(model.decoder).save(tmp_path / "without")
     assert load(tmp_path / "without").tokenizer is None
-
-
-def test_a_process_that_never_imports_layerfold_loads_the_dense_form_and_no_compact_one(
-    saved: Saved, tmp_path: Path
-) -> None:
-    cases = [(kind, family) for kind in ("tied", "shared, lacking") for family in ("gpt2", "llama")]
-    asked = [(made(*case).decoder, *(str(saved(*case, form)) for form in FORMATS)) for case in cases]
-    torch.save([(token_ids(), logits(decoder), *folders) for decoder, *folders in asked], tmp_path / "asked.pt")
-    script = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-for ids, expected, dense, compact in torch.load("asked.pt"):
-    model = AutoModelForCausalLM.from_pretrained(dense)
-    assert (model(input_ids=ids).logits - expected).abs().max() < 1e-5, dense
-    try:
-        AutoModelForCausalLM.from_pretrained(compact)
-    except ValueError as error:
-        assert "model type `layerfold`" in str(error), error
-    else:
-        raise AssertionError("loaded")
-assert not any(name.startswith("layerfold") for name in sys.modules)
-print("equal")
-"""
-    command = [sys.executable, "-I", "-c", script]  # -I: neither PYTHONPATH nor the current folder
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == "equal\n", done.stderr
-    assert not list(saved("tied", "gpt2", "compact").glob("model*"))
 
 
 # What the forms hold, and what they take
@@ -228,13 +200,16 @@ def test_a_negative_zero_and_a_kept_zero_come_back(form: Any, tmp_path: Path) ->
 
 
 @FORMAT
-@pytest.mark.parametrize("kind", ["masked", "shared"])
+@pytest.mark.parametrize(("kind", "cast"), [("masked", False), ("masked", True), ("shared", False)])
 def test_half_precision_is_saved_in_half_precision_and_computed_in_float32(
-    kind: str, form: Any, tmp_path: Path
+    kind: str, cast: bool, form: Any, tmp_path: Path
 ) -> None:
     model = made(kind, "llama")
+    if cast:
+        model.save(tmp_path / "saved", format=form, dtype=torch.bfloat16)
     model.decoder.model.bfloat16()
-    model.save(tmp_path / "saved", format=form)
+    if not cast:
+        model.save(tmp_path / "saved", format=form)
     loaded = load(tmp_path / "saved")
     assert loaded.stored.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in loaded.decoder.model.parameters()} == {torch.float32}
@@ -242,19 +217,6 @@ def test_half_precision_is_saved_in_half_precision_and_computed_in_float32(
     loaded.decoder.model.bfloat16()
     expected = model.decoder if form == "compact" else multiplied_out(model.decoder)
     assert hash_weights(loaded.decoder.model) == hash_weights(expected.model)
-
-
-def test_compact_keeps_embeddings_tied_as_the_architecture_ties_them(saved: Saved) -> None:
-    for family in ("gpt2", "llama"):
-        loaded = load(saved("plain", family, "compact")).decoder.model
-        one, two = (module.weight for module in (loaded.get_input_embeddings(), loaded.get_output_embeddings()))
-        assert (one is two) is (family == "gpt2")
-
-
-def test_forms_convert_into_each_other(tmp_path: Path, saved: Saved) -> None:
-    load(saved("tied", "llama", "compact")).save(tmp_path / "b", format="dense")
-    load(tmp_path / "b").save(tmp_path / "c", format="compact")
-    assert torch.equal(logits(load(tmp_path / "c").decoder), logits(made("tied", "llama").decoder))
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

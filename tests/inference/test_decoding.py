@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONTEXT, VOCABULARY, shared, tiny
+from tiny import CONTEXT, FAMILY_NAMES, VOCABULARY, shared, tiny
 
+from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
 from layerfold.inference.decoding import continue_each, greedy
 from layerfold.methods import Drop, Merge
@@ -23,27 +24,13 @@ def plain(family: str) -> Decoder:
     return tiny(family).decoder
 
 
-def dropped(family: str) -> Decoder:
-    decoder = tiny(family).decoder
-    Drop(blocks=(0, 2)).apply(decoder, None)
-    return decoder
-
-
-def lacking(family: str) -> Decoder:
-    decoder = tiny(family).decoder
-    decoder.remove_("attention", [0, 3])
-    decoder.remove_("ffn", [1])
-    return decoder
-
-
-def tied(family: str) -> Decoder:
-    decoder = tiny(family).decoder
-    Merge(groups="1-3", align="none", tie=True).apply(decoder, None)
-    return decoder
-
-
-def factored(family: str) -> Decoder:
-    return shared(tiny(family)).decoder
+BUILDS: dict[str, Callable[[Model], object]] = {
+    "plain": lambda model: None,
+    "dropped": lambda model: Drop(blocks=(0, 2)).apply(model.decoder, None),
+    "lacking": lambda model: (model.decoder.remove_("attention", [0, 3]), model.decoder.remove_("ffn", [1])),
+    "tied": lambda model: Merge(groups="1-3", align="none", tie=True).apply(model.decoder, None),
+    "factored": shared,
+}
 
 
 @torch.no_grad()
@@ -57,9 +44,15 @@ def by_hand(decoder: Decoder, prompt: list[int], new_tokens: int, end: int | Non
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("build", [plain, dropped, lacking, tied, factored])
-def test_prompts_together_continue_as_each_alone(build: Callable[[str], Decoder], family: str) -> None:
-    decoder = build(family)
+@pytest.mark.parametrize(
+    ("build", "family"),
+    [("plain", family) for family in FAMILY_NAMES]
+    + [(build, family) for build in list(BUILDS)[1:] for family in ("gpt2", "mistral")],
+)
+def test_prompts_together_continue_as_each_alone(build: str, family: str) -> None:
+    model = tiny(family)
+    BUILDS[build](model)
+    decoder = model.decoder
     alone = [by_hand(decoder, prompt, NEW) for prompt in PROMPTS]
     assert len({tuple(each) for each in alone}) == len(PROMPTS), "different texts, or this says nothing"
     assert continue_each(decoder, PROMPTS, NEW, None) == alone
@@ -122,25 +115,17 @@ OWN: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("own", OWN, ids=lambda own: ",".join(own))
 def test_what_a_checkpoint_says_of_generation_changes_nothing(own: dict[str, Any]) -> None:
-    decoder = plain("gpt2")
-    end = likeliest[4]
+    decoder, prompt, end = plain("gpt2"), torch.tensor(PROMPTS[:1]), likeliest[4]
     wanted = [by_hand(decoder, prompt, NEW, end) for prompt in PROMPTS]
+    fixed = greedy(decoder, prompt, NEW).tolist()
     settings = decoder.model.generation_config
     for name, value in own.items():
         setattr(settings, name, value)
     before = settings.to_dict()
     assert continue_each(decoder, PROMPTS, NEW, end) == wanted
+    assert "eos_token_id" in own or greedy(decoder, prompt, NEW).tolist() == fixed, "nor a text of a fixed length"
     assert decoder.model.generation_config is settings, "and it keeps what it says"
     assert settings.to_dict() == before
-
-
-@pytest.mark.parametrize("own", [each for each in OWN if "eos_token_id" not in each], ids=lambda own: ",".join(own))
-def test_nor_does_it_change_a_text_of_a_fixed_length(own: dict[str, Any]) -> None:
-    decoder, prompt = plain("gpt2"), torch.tensor(PROMPTS[:1])
-    wanted = greedy(decoder, prompt, NEW).tolist()
-    for name, value in own.items():
-        setattr(decoder.model.generation_config, name, value)
-    assert greedy(decoder, prompt, NEW).tolist() == wanted
 
 
 def test_a_checkpoint_gets_its_settings_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,9 +175,9 @@ def test_prompt_and_new_tokens_may_fill_the_context_but_not_exceed_it() -> None:
 def test_prompts_that_are_none_empty_or_of_another_tokenizer() -> None:
     decoder = plain("gpt2")
     assert continue_each(decoder, [], 5, END) == []
-    with pytest.raises(InputError, match=r"^a prompt of no tokens; accepted: at least one$"):
-        continue_each(decoder, [[1], []], 5, END)
-    with pytest.raises(InputError, match=r"^a prompt of no tokens; accepted: at least one$"):
-        greedy(decoder, torch.zeros(1, 0, dtype=torch.int64), 5)
+    nothing = torch.zeros(1, 0, dtype=torch.int64)
+    for act in (lambda: continue_each(decoder, [[1], []], 5, END), lambda: greedy(decoder, nothing, 5)):
+        with pytest.raises(InputError, match=r"^a prompt of no tokens; accepted: at least one$"):
+            act()
     with pytest.raises(InputError, match=f"token id {VOCABULARY} for a vocabulary of {VOCABULARY}"):
         continue_each(decoder, [[1], [VOCABULARY]], 5, END)

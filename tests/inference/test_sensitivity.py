@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BLOCKS, FAMILY_NAMES, halve_, tiny, windows
+from tiny import FAMILY_NAMES, halve_, tiny, unchanged, windows
 from torch import Tensor
 from torch.nn import functional
 
@@ -89,11 +89,7 @@ def test_what_is_gone_is_not_felt(family: str) -> None:
     felt = sensitivities(decoder, CUT)
     assert (sorted(felt.neurons), sorted(felt.heads)) == ([2, 3], [0, 2])
     assert_as_plain(decoder)
-
-
-def test_a_model_without_attention_has_no_heads_to_feel() -> None:
-    decoder = tiny("gpt2").decoder
-    decoder.remove_("attention", range(BLOCKS))
+    decoder.remove_("attention", [0, 2])
     assert sensitivities(decoder, CUT).heads == {}
 
 
@@ -105,16 +101,6 @@ def test_what_is_narrow_and_masked_is_felt_as_it_is(family: str) -> None:
     assert_as_plain(decoder)
 
 
-def test_a_silent_unit_is_not_felt() -> None:
-    decoder = tiny("gpt2").decoder
-    decoder.blocks[1].ffn.down.weight[:, 7] = 0
-    decoder.blocks[2].attention.output.weight[:, 8:16] = 0
-    felt = sensitivities(decoder, CUT)
-    assert felt.neurons[1].argmin() == 7
-    assert felt.neurons[1][7] == felt.heads[2][1] == 0
-    assert felt.heads[2].count_nonzero() == 3
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_the_decoder_stays_as_it_is(family: str, training: bool) -> None:
     decoder = tiny(family).decoder
@@ -123,12 +109,11 @@ def test_the_decoder_stays_as_it_is(family: str, training: bool) -> None:
     for name, parameter in decoder.model.named_parameters():
         parameter.requires_grad_(asked[name])
     modules = [type(module) for module in decoder.model.modules()]
-    before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
-    first, again = sensitivities(decoder, CUT), sensitivities(decoder, CUT)
+    with unchanged(decoder):
+        first, again = sensitivities(decoder, CUT), sensitivities(decoder, CUT)
     assert all(torch.equal(again.neurons[index], each) for index, each in first.neurons.items())
     assert {name: each.requires_grad for name, each in decoder.model.named_parameters()} == asked
     assert all(parameter.grad is None for parameter in decoder.model.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.model.state_dict().items())
     assert [type(module) for module in decoder.model.modules()] == modules
     assert not any(module._forward_pre_hooks for module in decoder.model.modules())
 
@@ -159,16 +144,6 @@ def test_what_pads_the_last_window_makes_no_difference() -> None:
     one, two = sensitivities(decoder, CUT), sensitivities(decoder, other)
     assert_close(two.neurons, one.neurons, 1e-6)
     assert_close(two.heads, one.heads, 1e-6)
-
-
-def test_half_precision_is_felt_about_the_same(family: str) -> None:
-    decoder = tiny(family).decoder
-    felt = sensitivities(decoder, CUT)
-    decoder.model.bfloat16()
-    half = sensitivities(decoder, CUT)
-    for exact, rounded in ((felt.neurons, half.neurons), (felt.heads, half.heads)):
-        one, two = (torch.cat([each[index] for index in sorted(each)]) for each in (exact, rounded))
-        assert functional.cosine_similarity(one, two, dim=0) > 0.9
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import refused
 
 from layerfold.errors import OutputError
 from layerfold.inference.spool import Spool, Stowed
@@ -31,25 +32,13 @@ def test_batches_come_back_as_they_were_written_in_float32(dtype: torch.dtype) -
     assert spool.shape == (7, 3, 5)
 
 
-def test_what_is_written_again_replaces_what_was_there() -> None:
-    spool = Spool((4, 2))
-    spool[:4] = torch.zeros(4, 2)
-    spool[1:2] = torch.ones(1, 2)
-    assert spool[0:4].tolist() == [[0, 0], [1, 1], [0, 0], [0, 0]]
-
-
-def test_views_are_written_by_their_values() -> None:
-    values = torch.arange(24.0).view(4, 6)
-    spool = Spool((6, 4))
+def test_what_is_written_replaces_what_was_there_views_by_their_values_and_what_is_read_is_a_copy() -> None:
+    spool, values = Spool((6, 4)), torch.arange(24.0).view(4, 6)
     spool[0:6] = values.T
     assert torch.equal(spool[0:6], values.T)
-
-
-def test_what_is_read_is_a_copy() -> None:
-    spool = Spool((2, 2))
-    spool[0:2] = torch.zeros(2, 2)
-    spool[0:2].fill_(9)
-    assert not spool[0:2].any()
+    spool[1:2] = torch.ones(1, 4)
+    spool[0:6].fill_(9)
+    assert torch.equal(spool[0:6], torch.cat([values.T[:1], torch.ones(1, 4), values.T[2:]]))
 
 
 def test_the_file_goes_with_the_object_and_has_no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -80,9 +69,8 @@ def test_reading_what_was_never_written_is_an_error() -> None:
 def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", Path("/dev/full").open)
     spool = Spool((4, 2))
-    with pytest.raises(OutputError, match=r"^activations cannot be written to a temporary file in '.*': .*space") as e:
+    with refused(OutputError, r"^activations cannot be written to a temporary file in '.*': .*space"):
         spool[0:4] = torch.ones(4, 2)
-    assert "\n" not in str(e.value)
     del spool
     gc.collect()  # closing it does not fail once more: an exception that nobody sees would be a warning
 

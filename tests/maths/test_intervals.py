@@ -93,17 +93,12 @@ INTERVALS = pytest.mark.parametrize("interval", [mean_interval, median_interval]
 
 
 @INTERVALS
-def test_an_interval_holds_the_value(interval) -> None:
-    values = np.random.default_rng(0).normal(5, 1, 80)
-    found = interval(values)
+def test_an_interval_holds_the_value_and_shrinks_with_more_units(interval) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 1, 80)
+    found, few, many = interval(values), interval(rng.normal(size=25)), interval(rng.normal(size=1600))
     assert found.low < found.value < found.high
     assert found.value == pytest.approx(np.mean(values) if interval is mean_interval else np.median(values))
-
-
-@INTERVALS
-def test_an_interval_shrinks_with_more_units(interval) -> None:
-    rng = np.random.default_rng(0)
-    few, many = interval(rng.normal(size=25)), interval(rng.normal(size=1600))
     # An eighth by the square-root law; a third leaves room for chance.
     assert many.high - many.low < (few.high - few.low) / 3
 
@@ -179,19 +174,15 @@ def documents(rng: np.random.Generator, units: int) -> tuple[np.ndarray, np.ndar
     return tokens * rng.normal(4, 0.3, units) + np.sqrt(tokens) * rng.normal(0, 2.7, units), tokens
 
 
-@pytest.mark.parametrize("units", [4, 8, 16, 32, 64])
-def test_intervals_cover_what_they_say_with_few_documents_too(units: int) -> None:
-    rng = np.random.default_rng(units)
-    intervals = [ratio_interval(*documents(rng, units)) for _ in range(1500)]
-    covered = np.mean([each.low <= 4 <= each.high for each in intervals])
-    assert 0.935 <= covered <= 0.99
+RATIO = [(units, lambda rng, n: ratio_interval(*documents(rng, n)), 4) for units in (4, 8, 16, 32, 64)]
+MEDIAN = [(units, lambda rng, n: median_interval(rng.normal(size=n)), 0) for units in (3, 5, 6, 12)]
 
 
-@pytest.mark.parametrize("units", [3, 5, 6, 12])
-def test_the_interval_of_a_median_covers_what_it_says(units: int) -> None:
+@pytest.mark.parametrize(("units", "interval", "value"), RATIO + MEDIAN)
+def test_intervals_cover_what_they_say_with_few_units_too(units: int, interval, value: float) -> None:
     rng = np.random.default_rng(units)
-    intervals = [median_interval(rng.normal(size=units)) for _ in range(1500)]
-    assert 0.935 <= np.mean([each.low <= 0 <= each.high for each in intervals]) <= 0.99
+    intervals = [interval(rng, units) for _ in range(1500)]
+    assert 0.935 <= np.mean([each.low <= value <= each.high for each in intervals]) <= 0.99
 
 
 def test_intervals_of_25_000_texts_take_little_memory() -> None:
@@ -267,9 +258,5 @@ def test_wilsons_bounds_solve_their_equation_and_mirror_each_other(trials: int, 
 def test_shares_of_none_and_of_all_end_their_own_intervals(trials: int) -> None:
     z_squared = 1.959963984540054**2
     none, every = wilson(0, trials), wilson(trials, trials)
-    assert (none.value, none.low) == (0.0, 0.0)
-    assert (every.value, every.high) == (1.0, 1.0)
-    assert none.high == pytest.approx(z_squared / (trials + z_squared))
-    assert every.low == pytest.approx(trials / (trials + z_squared))
-    assert none.low <= none.value <= none.high
-    assert every.low <= every.value <= every.high
+    assert none.value == none.low == 0.0 <= none.high == pytest.approx(z_squared / (trials + z_squared))
+    assert every.value == every.high == 1.0 >= every.low == pytest.approx(trials / (trials + z_squared))

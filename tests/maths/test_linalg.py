@@ -33,22 +33,17 @@ def test_the_total_is_maximised_and_not_each_row() -> None:
     assert match.mean_correlation_unaligned == pytest.approx(0.5)
 
 
-def test_negative_correlations_are_matched_last() -> None:
-    match = match_neurons(torch.tensor([[-0.9, 0.1, 0.0], [0.2, 0.0, -0.5], [0.0, 0.0, 0.3]]))
-    assert match.order.tolist() == [1, 0, 2]
-    assert match.mean_correlation == pytest.approx(0.2)
-
-
-def test_a_neuron_that_may_be_flipped_is_matched_by_the_absolute_correlation() -> None:
+def test_negative_correlations_are_matched_last_or_by_their_absolute_value_where_neurons_may_be_flipped() -> None:
     correlation = torch.tensor([[-0.9, 0.1, 0.0], [0.2, 0.0, -0.5], [0.0, 0.0, 0.3]])
     before = correlation.clone()
-    match = match_neurons(correlation, flips=True)
-    assert match.signs is not None
-    assert (match.order.tolist(), match.signs.tolist()) == ([0, 2, 1], [-1, -1, 1])
-    assert match.mean_correlation == pytest.approx((0.9 + 0.5 + 0) / 3)
-    assert match.mean_correlation_unaligned == pytest.approx((-0.9 + 0 + 0.3) / 3)
+    match, flipped = match_neurons(correlation), match_neurons(correlation, flips=True)
+    assert (match.order.tolist(), match.signs) == ([1, 0, 2], None)
+    assert match.mean_correlation == pytest.approx(0.2)
+    assert flipped.signs is not None
+    assert (flipped.order.tolist(), flipped.signs.tolist()) == ([0, 2, 1], [-1, -1, 1])
+    assert flipped.mean_correlation == pytest.approx((0.9 + 0.5 + 0) / 3)
+    assert flipped.mean_correlation_unaligned == pytest.approx((-0.9 + 0 + 0.3) / 3)
     assert torch.equal(correlation, before)
-    assert match_neurons(correlation).signs is None
 
 
 # Low rank

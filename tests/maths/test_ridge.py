@@ -196,7 +196,7 @@ HARD: dict[str, Any] = {
 @EITHER
 @pytest.mark.parametrize("kind", HARD)
 def test_no_error_is_above_that_of_no_change(kind: str, constant: bool) -> None:
-    for seed in range(12):
+    for seed in range(6):
         fitted, held_out = HARD[kind](seed)
         fit = ridge_fit(moments(fitted), moments(held_out), constant=constant)
         nothing = Fit(None, None, 0, 0, 0, 0, False)
@@ -221,35 +221,28 @@ def test_no_error_is_above_that_of_no_change(kind: str, constant: bool) -> None:
         ("no inputs", 0, False),
     ],
 )
-def test_idle_inputs_and_too_few_rows_are_told(kind: str, idle: int, singular: bool) -> None:
+def test_idle_inputs_and_too_few_rows_are_told_and_weights_of_idle_inputs_stay(
+    kind: str, idle: int, singular: bool
+) -> None:
     fitted, held_out = HARD[kind](0)
     fit = ridge_fit(moments(fitted), moments(held_out), constant=True)
     assert (fit.idle, fit.singular) == (idle, singular)
-
-
-def test_weights_of_idle_inputs_stay() -> None:
-    fitted, held_out = HARD["inputs that are always zero"](0)
-    fit = ridge_fit(moments(fitted), moments(held_out), constant=True)
-    assert fit.weight is not None
-    assert not fit.weight[:, 3:7].any()
-    assert fit.weight[:, :3].all()
+    if kind == "inputs that are always zero":
+        assert fit.weight is not None
+        assert not fit.weight[:, 3:7].any()
+        assert fit.weight[:, :3].all()
 
 
 @EITHER
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
-def test_what_is_not_finite_is_refused(place: tuple[int, int], bad: float, constant: bool) -> None:
-    both = drawn(0)
+@pytest.mark.parametrize(
+    ("inputs", "place"), [*((12, place) for place in ((0, 0), (0, 1), (1, 0), (1, 1))), (0, (1, 1))], ids=str
+)
+def test_what_is_not_finite_is_refused(inputs: int, place: tuple[int, int], bad: float, constant: bool) -> None:
+    both = drawn(0, inputs=inputs)
     both[place[0]][place[1]][4, 2] = bad
     with pytest.raises(ModelError, match=r"^activations on the calibration text are not finite$"):
         ridge_fit(*map(moments, both), constant=constant)
-
-
-def test_targets_that_are_not_finite_are_refused_where_there_are_no_inputs() -> None:
-    fitted, held_out = drawn(0, inputs=0)
-    held_out[1][0, 0] = math.nan
-    with pytest.raises(ModelError, match="not finite"):
-        ridge_fit(moments(fitted), moments(held_out), constant=False)
 
 
 @EITHER

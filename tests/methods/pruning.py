@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny import base, windows
+from tiny import base, reads, windows
 
 from layerfold.calibration import Calibration
 from layerfold.methods import Prune
@@ -52,20 +52,6 @@ def weights(decoder: Decoder) -> dict[str, torch.Tensor]:
     return {name: each.detach().clone() for name, each in decoder.model.named_parameters()}
 
 
-@torch.no_grad()
 def norms(decoder: Decoder) -> dict[str, np.ndarray]:
-    """The 2-norms of what each projection reads, over all tokens, from plain forward passes."""
-    squares: dict[str, Any] = {each.name: 0 for each in decoder.projections}
-
-    def watch(name: str) -> Any:
-        def add(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-            squares[name] = squares[name] + arguments[0][0].double().square().sum(0).numpy()
-
-        return add
-
-    handles = [each.matrix.module.register_forward_pre_hook(watch(each.name)) for each in decoder.projections]
-    for ids, length in zip(CUT.input_ids, CUT.lengths, strict=True):
-        decoder.model(input_ids=ids[None, :length])
-    for handle in handles:
-        handle.remove()
-    return {name: np.sqrt(each) for name, each in squares.items()}
+    """The 2-norms of what each projection reads, over all tokens."""
+    return {name: np.linalg.norm(x, axis=0) for name, x in reads(decoder, CUT).items()}

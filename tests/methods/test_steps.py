@@ -22,21 +22,24 @@ NEURONS = Prune(sparsity=0.25, structure="neurons", criterion="wanda", scope="gl
 LACKING = Drop(blocks="1")
 
 
-def state(model: Any) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = model.decoder.model.state_dict()
-    return tensors
-
-
 def same(one: Any, two: Any) -> bool:
-    a, b = state(one), state(two)
+    a, b = (model.decoder.model.state_dict() for model in (one, two))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_steps_are_what_one_compression_after_the_other_comes_to(study_corpus: str) -> None:
-    text = {"corpus": study_corpus, "tokens": 300}
-    at_once = layerfold.compress(tiny("gpt2"), Steps((LACKING, NEURONS)), **text)
-    first = layerfold.compress(tiny("gpt2"), LACKING, **text)
-    assert same(at_once, layerfold.compress(first, NEURONS, **text))
+@pytest.fixture
+def text(study_corpus: str) -> dict[str, Any]:
+    return {"corpus": study_corpus, "tokens": 300}
+
+
+@pytest.mark.parametrize("steps", [(LACKING, NEURONS), (Collapse(n=2), Merge(n=2, tie=True))])
+def test_steps_are_what_one_compression_after_the_other_comes_to(steps: Any, text: Any, tmp_path: Path) -> None:
+    """Each reads the decoder as the one before left it."""
+    at_once = layerfold.compress(tiny("gpt2"), Steps(steps), **text)
+    first = layerfold.compress(tiny("gpt2"), steps[0], **text)
+    assert same(at_once, layerfold.compress(first, steps[1], **text))
+    at_once.save(tmp_path / "made", format="compact")
+    assert same(load(tmp_path / "made"), at_once)
 
 
 def test_steps_apply_without_a_model_too(study_corpus: str) -> None:
@@ -47,16 +50,8 @@ def test_steps_apply_without_a_model_too(study_corpus: str) -> None:
     assert notes == made.provenance.steps[-1]["notes"]
 
 
-def test_each_step_reads_the_decoder_as_the_one_before_left_it(study_corpus: str) -> None:
-    text = {"corpus": study_corpus, "tokens": 300}
-    steps = Steps((Collapse(n=2), Merge(n=2, tie=True)))
-    at_once = layerfold.compress(tiny("gpt2"), steps, **text)
-    first = layerfold.compress(tiny("gpt2"), Collapse(n=2), **text)
-    assert same(at_once, layerfold.compress(first, Merge(n=2, tie=True), **text))
-
-
-def test_a_repair_aims_at_the_model_before_the_first_step(study_corpus: str) -> None:
-    text = {"corpus": study_corpus, "tokens": 300, "repair_tokens": 600}
+def test_a_repair_aims_at_the_model_before_the_first_step(text: Any) -> None:
+    text |= {"repair_tokens": 600}
     made = layerfold.compress(tiny("gpt2"), Steps((LACKING, NEURONS)), repair="refit", **text)
     done = made.provenance.steps
     assert [step["method"]["name"] for step in done] == ["drop", "prune", "repair"]
@@ -68,22 +63,11 @@ def test_a_repair_aims_at_the_model_before_the_first_step(study_corpus: str) -> 
     assert repaired[0]["error"] > alone[0]["error"]
 
 
-def test_a_checkpoint_of_steps_is_what_was_made(study_corpus: str, tmp_path: Path) -> None:
-    made = layerfold.compress(tiny("gpt2"), Steps((LACKING, NEURONS)), corpus=study_corpus, tokens=300)
-    made.save(tmp_path / "made", format="compact")
-    assert same(load(tmp_path / "made"), made)
-
-
 def test_a_study_measures_a_row_of_steps(study_corpus: str, model: Path, tmp_path: Path) -> None:
     row = {"label": "both", "steps": [{"drop": {"blocks": "1"}}, {"prune": {"sparsity": 0.5, "structure": "neurons"}}]}
-    recipe = read_recipe(
-        {
-            "base": str(model),
-            "variants": [row],
-            "evaluate": ["size"],
-            "calibration": {"corpus": study_corpus, "tokens": 200},
-        }
-    )
+    calibration = {"corpus": study_corpus, "tokens": 200}
+    document = {"base": str(model), "variants": [row], "evaluate": ["size"], "calibration": calibration}
+    recipe = read_recipe(document)
     study = Study(recipe, tmp_path / "run")
     list(study.run())
     expected = layerfold.compress(load(model), Steps((LACKING, Prune(sparsity=0.5, structure="neurons"))))

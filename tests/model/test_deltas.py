@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import chosen, logits, sparsify, tiny
+from tiny import chosen, logits, refused, sparsify, tiny, unchanged
 from torch import nn
 
 from layerfold.checkpoint.save import DELTAS, hash_weights, read_training_, write_training
@@ -68,20 +68,18 @@ def test_the_shared_weight_is_among_the_tensors_once(family: str) -> None:
 
 def test_multiplied_out_a_model_is_plain_and_computes_the_same(family: str) -> None:
     decoder = shared(family, "0:2", "2:2")
-    before, state = logits(decoder), {name: each.clone() for name, each in decoder.model.state_dict().items()}
-    plain = deltas.multiplied_out(decoder)
-    assert deltas.ranks(plain) == {}
-    assert (logits(plain) - before).abs().max() < 1e-5
-    assert plain.size() == _made(family).size()
-    assert {name: each.shape for name, each in plain.model.state_dict().items()} == {
-        name: each.shape for name, each in _made(family).model.state_dict().items()
-    }
-    with torch.no_grad():
-        for block in plain.blocks:
-            for tensor in block.ffn.tensors():
+    before = logits(decoder)
+    with unchanged(decoder):
+        plain = deltas.multiplied_out(decoder)
+        assert deltas.ranks(plain) == {}
+        assert (logits(plain) - before).abs().max() < 1e-5
+        assert plain.size() == _made(family).size()
+        shapes = [{name: t.shape for name, t in each.model.state_dict().items()} for each in (plain, _made(family))]
+        assert shapes[0] == shapes[1]
+        with torch.no_grad():
+            for tensor in (tensor for block in plain.blocks for tensor in block.ffn.tensors()):
                 tensor.add_(1)
     assert torch.equal(logits(decoder), before)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in decoder.model.state_dict().items())
 
 
 def test_matrices_are_given_deltas_that_are_zero(family: str) -> None:
@@ -112,16 +110,13 @@ def test_matrices_are_given_deltas_that_are_zero(family: str) -> None:
     ],
 )
 def test_a_delta_that_no_matrix_admits(path: str, rank: Any, said: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with refused(InputError, begins=said):
         deltas.factor_(_made("llama").copy(), {path: rank})
-    assert str(caught.value).startswith(said)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_matrix_with_a_delta_admits_no_other() -> None:
-    decoder = shared("llama")
     with pytest.raises(InputError, match="the model has no such matrix"):
-        deltas.factor_(decoder, {"model.layers.1.mlp.up_proj": 2})
+        deltas.factor_(shared("llama"), {"model.layers.1.mlp.up_proj": 2})
 
 
 @pytest.mark.parametrize("kept", [[0, 2, 3], [1, 2], [3], [0]])
@@ -219,9 +214,8 @@ def test_deltas_that_are_damaged_are_one_line(damage: Any, said: str, tmp_path: 
     decoder = shared("llama")
     write_training(decoder.model, tmp_path)
     damage(tmp_path)
-    with pytest.raises(ModelError, match=said) as caught:
+    with refused(ModelError, said):
         read_training_(decoder.model, tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_deltas_of_other_ranks_are_refused(tmp_path: Path) -> None:

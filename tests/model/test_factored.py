@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import assert_equal
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -36,11 +37,7 @@ def test_what_it_computes_is_w_plus_a_b_times_x_plus_c(rank: int, bias: bool) ->
     assert module(x).shape == (2, 3, OUT)
     assert (module(x) - expected).abs().max() < 1e-5
     assert module.rank == rank
-
-
-def test_rank_zero_is_the_weight_alone() -> None:
-    module, x = factored(0), drawn(2, IN)
-    assert torch.equal(module(x), nn.functional.linear(x, module.weight, module.bias))
+    assert rank or torch.equal(module(x), nn.functional.linear(x, module.weight, module.bias)), "the weight alone"
 
 
 @RANKS
@@ -56,29 +53,20 @@ def test_multiplied_out_it_is_a_stock_module_that_computes_the_same(rank: int, s
     assert sizes == (OUT, IN)
     assert set(plain.state_dict()) == {"weight", "bias"}
     assert not any(parameter.is_meta for parameter in plain.parameters())
-
-
-@STOCK
-def test_multiplied_out_its_parameters_are_its_own(stock: Any) -> None:
-    module = factored(2, stock)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    plain = module.multiplied_out()
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.add_(1)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-
-
-def test_without_bias_there_is_none_before_and_after() -> None:
-    module = factored(2, bias=False)
-    assert module.bias is None
-    assert set(module.state_dict()) == {"weight", "a", "b"}
-    assert module.multiplied_out().bias is None
+    assert_equal(dict(module.state_dict()), before)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_multiplied_out_the_mode_stays(training: bool) -> None:
-    assert factored(1).train(training).multiplied_out().training == training
+def test_without_bias_there_is_none_before_and_after_and_the_mode_stays(training: bool) -> None:
+    module = factored(2, bias=False).train(training)
+    assert module.bias is None
+    assert set(module.state_dict()) == {"weight", "a", "b"}
+    assert module.multiplied_out().bias is None
+    assert module.multiplied_out().training == training
 
 
 def test_its_tensors_are_called_weight_a_b_and_bias() -> None:
@@ -117,6 +105,8 @@ def test_the_square_is_the_frobenius_norm_of_the_delta(rank: int) -> None:
     expected = (module.a @ module.b).double().square().sum()
     assert module.square().item() == pytest.approx(expected.item(), rel=1e-5)
     assert module.square().shape == ()
+    (module(drawn(2, IN)).sum() + module.square()).backward()
+    assert module.weight.grad is not None
 
 
 def test_gradients_are_those_of_the_dense_matrix() -> None:
@@ -139,13 +129,6 @@ def test_the_squares_gradient_reaches_both_factors_and_nothing_else() -> None:
     assert (module.a.grad - 2 * a @ b @ b.T).abs().max() < 1e-4
     assert (module.b.grad - 2 * a.T @ a @ b).abs().max() < 1e-4
     assert module.weight.grad is None
-
-
-def test_rank_zero_has_a_square_and_gradients_too() -> None:
-    module = factored(0)
-    (module(drawn(2, IN)).sum() + module.square()).backward()
-    assert module.square().item() == 0
-    assert module.weight.grad is not None
 
 
 @STOCK

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import assert_masks_equal, halve_, logits, sparsify, tiny, tiny_model, token_ids
+from tiny import assert_masks_equal, halve_, logits, refused, sparsify, tiny, tiny_model, token_ids
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -40,11 +40,6 @@ def test_a_mask_is_its_bits_again(shape: tuple[int, ...], seed: int, turned: boo
     assert torch.equal(unpack(bits, tuple(mask.shape)), mask)
 
 
-def test_bits_are_filled_up_with_zeros() -> None:
-    assert pack(torch.ones(3, 3, dtype=torch.bool)).tolist() == [255, 128]
-    assert pack(torch.tensor([False, True, False])).tolist() == [64]
-
-
 @pytest.mark.parametrize(
     ("bits", "shape"),
     [
@@ -58,6 +53,11 @@ def test_bits_are_filled_up_with_zeros() -> None:
 def test_bits_of_another_shape_are_refused(bits: Tensor, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"bytes of bits for a mask of shape \(.*; accepted: [123]$"):
         unpack(bits, shape)
+
+
+def test_bits_are_filled_up_with_zeros() -> None:
+    assert pack(torch.ones(3, 3, dtype=torch.bool)).tolist() == [255, 128]
+    assert pack(torch.tensor([False, True, False])).tolist() == [64]
 
 
 # On a decoder
@@ -93,9 +93,8 @@ def test_masks_are_held_and_change_nothing_that_is_computed_or_saved(family: str
 )
 def test_a_mask_that_does_not_fit_is_refused(name: str, size: tuple[int, ...], said: str) -> None:
     decoder = tiny("gpt2").decoder
-    with pytest.raises(InputError, match=f"{said}$") as caught:
+    with refused(InputError, f"{said}$"):
         hold_(decoder, {name: torch.zeros(size, dtype=torch.bool)})
-    assert "\n" not in str(caught.value)
     assert held(decoder) == {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,12 @@ def taught(_taught: Model) -> Model:
     return _taught.copy()
 
 
+@pytest.fixture
+def train(study_corpus: str, tmp_path: Path) -> runs.Train:
+    """Train on the corpus of all tests, in folders of the test's own."""
+    return runs.Train(study_corpus, tmp_path)
+
+
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Model, Outcome]]:
     """Train a model in one go, once for all tests that compare with it; what is returned is to be looked at only."""
@@ -42,7 +49,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Mo
     def straight(model: Model, recovery: Recovery, teacher: Model | None = None) -> tuple[Model, Outcome]:
         key = model.sha256, tuple(held(model.decoder)), recovery, teacher and teacher.sha256
         if key not in done:
-            done[key] = runs.train(model, recovery, tmp_path_factory.mktemp("straight"), teacher=teacher)
+            folder = tmp_path_factory.mktemp("straight")
+            done[key] = runs.Train("", folder)(model, recovery, teacher=teacher)
         return done[key]
 
     return straight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, tokenizer
+from tiny import Write, prose, tiny, tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from layerfold.checkpoint.model import Model
 from layerfold.model import deltas
+from layerfold.model.masks import held
 from layerfold.recovery import Distill, Finetune, LowRank, Recovery, callbacks
 from layerfold.recovery.run import Outcome, Run
 from layerfold.text.corpora import load_corpus
@@ -60,10 +62,6 @@ def lowrank(corpus: str, steps: int = 6, **changes: Any) -> LowRank:
     return LowRank(**_settings(corpus, steps, changes))
 
 
-def train(model: Model, recovery: Recovery, folder: Path, **options: Any) -> tuple[Model, Outcome]:
-    return Run(model, recovery, folder, **options)()
-
-
 class Killed(BaseException):
     """What no layer may catch, as none can catch a signal."""
 
@@ -81,12 +79,26 @@ def at_the_end_of(step: int) -> Patch:
     return lambda monkeypatch: monkeypatch.setattr(callbacks.Bar, "on_step_end", on_step_end)
 
 
-def killed(monkeypatch: pytest.MonkeyPatch, where: int | Patch, *arguments: Any, **options: Any) -> None:
-    """Train until the training is killed, at the end of a step or where a patch says."""
-    with monkeypatch.context() as inner:
-        (at_the_end_of(where) if isinstance(where, int) else where)(inner)
-        with pytest.raises(Killed):
-            train(*arguments, **options)
+class Train:
+    """Train on a corpus, in folders below one."""
+
+    def __init__(self, corpus: str, folder: Path) -> None:
+        self.corpus, self.folder = corpus, folder
+        self.finetune, self.distill, self.lowrank, self.batches = (
+            functools.partial(each, corpus) for each in (finetune, distill, lowrank, batches)
+        )
+
+    def __call__(
+        self, model: Model, recovery: Recovery, name: str | Path = "run", **options: Any
+    ) -> tuple[Model, Outcome]:
+        return Run(model, recovery, self.folder / name, **options)()
+
+    def killed(self, where: int | Patch, *arguments: Any, **options: Any) -> None:
+        """Train until the training is killed, at the end of a step or where a patch says."""
+        with pytest.MonkeyPatch.context() as inner:
+            (at_the_end_of(where) if isinstance(where, int) else where)(inner)
+            with pytest.raises(Killed):
+                self(*arguments, **options)
 
 
 def assert_equal(one: tuple[Model, Outcome], two: tuple[Model, Outcome], drifted: float = 1e-5) -> None:
@@ -128,9 +140,9 @@ def drift(one: Any, two: Any) -> float:
     return difference(first, second)
 
 
-def train_ids(corpus: str, seed: int = 0) -> list[int]:
-    """The training text as one stream of tokens, joined here by hand."""
-    documents = list(load_corpus(corpus, "train").documents)
+def train_ids(corpus: str, seed: int = 0, split: Any = "train") -> list[int]:
+    """The training text, or another, as one stream of tokens, joined here by hand."""
+    documents = list(load_corpus(corpus, split).documents)
     random.Random(seed).shuffle(documents)
     ids: list[int] = []
     for document in documents:
@@ -155,11 +167,14 @@ def by_hand(
     clip: float = 1.0,
     schedule: Any = None,
 ) -> PreTrainedModel:
-    """Fine-tune a copy by a plain loop; the schedule is transformers' linear one unless another is given."""
+    """Fine-tune a copy by a plain loop; the schedule is transformers' linear one unless another is given.
+
+    Where zeros are held, gradients before each step and weights after it are multiplied by the mask.
+    """
     trained: PreTrainedModel = model.decoder.copy().model.eval()  # eval: no dropout
-    named = list(trained.named_parameters())
-    exempt = [p for name, p in named if name.endswith("bias") or "norm" in name or ".ln_" in name]
-    decayed = [p for _, p in named if not any(p is other for other in exempt)]
+    named, kept = dict(trained.named_parameters()), held(model.decoder)
+    exempt = [p for name, p in named.items() if name.endswith("bias") or "norm" in name or ".ln_" in name]
+    decayed = [p for p in named.values() if not any(p is other for other in exempt)]
     assert exempt
     assert decayed
     groups = [{"params": decayed, "weight_decay": decay}, {"params": exempt, "weight_decay": 0.0}]
@@ -168,8 +183,25 @@ def by_hand(
     for ids in texts:
         loss = trained(input_ids=ids, labels=ids).loss
         loss.backward()
+        for name, mask in kept.items():
+            named[name].grad.mul_(mask)
         torch.nn.utils.clip_grad_norm_(trained.parameters(), clip)
         optimizer.step()
+        with torch.no_grad():
+            for name, mask in kept.items():
+                named[name].mul_(mask)
         scheduler.step()
         optimizer.zero_grad()
     return trained
+
+
+LINE = "the same words stand in both of the texts"
+
+
+def shared_text(write: Write, where: str) -> tuple[str, str]:
+    """A corpus with a document, in its `where` split, that stands in the test text of another."""
+    for split, first in (("train", 0), ("validation", 100), ("test", 200)):
+        own = [prose(20, seed) for seed in range(first, first + 30)]
+        write(f"one/{split}.txt", "\n\n".join([*own, LINE] if split == where else own))
+    other = write("two/test.txt", "\n\n".join([prose(20, 900), LINE.replace(" ", "  ")]))
+    return str(other.parent.parent / "one"), str(other.parent)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import runs
 import torch
-from tiny import Write, prose
+from runs import Train
+from tiny import Write, prose, refused
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 import layerfold
@@ -46,17 +47,17 @@ INF = math.inf
     ids=str,
 )
 def test_the_weights_that_did_best_before_patience_ended_are_kept(
-    patience: int | None, nats: list[float], stops: int, best: int, validation: Any, study_corpus: str, tmp_path: Path
+    patience: int | None, nats: list[float], stops: int, best: int, validation: Any, tmp_path: Path, train: Train
 ) -> None:
     validation(nats)
-    model, recovery = runs.small(), runs.finetune(study_corpus, evaluations=6, warmup=0.0, patience=patience)
-    trained, outcome = runs.train(model, recovery, tmp_path / "run")
+    model, recovery = runs.small(), train.finetune(evaluations=6, warmup=0.0, patience=patience)
+    trained, outcome = train(model, recovery)
     assert (outcome.best_step, outcome.steps, outcome.tokens) == (best, stops, stops * runs.STEP)
     assert outcome.validation_perplexity == pytest.approx(math.exp(nats[best]))
     assert [value for _, value in outcome.curve["validation"]] == nats[: stops + 1]
     hand = runs.by_hand(
         model,
-        runs.batches(study_corpus, best) if best else [],
+        train.batches(best) if best else [],
         warmup=0,
         schedule=lambda optimizer, warmup: get_linear_schedule_with_warmup(optimizer, warmup, 6),
     )
@@ -64,12 +65,12 @@ def test_the_weights_that_did_best_before_patience_ended_are_kept(
     assert len(list((tmp_path / "run").glob("checkpoint-*"))) <= 3, "checkpoints are not hoarded"
 
 
-def test_a_model_that_training_makes_worse_stays_bit_by_bit(taught: Model, write: Write, tmp_path: Path) -> None:
+def test_a_model_that_training_makes_worse_stays_bit_by_bit(taught: Model, write: Write, train: Train) -> None:
     write("junk/train.txt", "\n\n".join("0123456789 " * 9 + str(i) for i in range(9)))
     write("junk/test.txt", prose(40, 5))
     corpus = str(write("junk/validation.txt", prose(60, 6)).parent)
     recovery = runs.finetune(corpus, steps=8, learning_rate=1e-2, schedule="constant")
-    trained, outcome = runs.train(taught, recovery, tmp_path / "run")
+    trained, outcome = train(taught, recovery)
     nats = [value for _, value in outcome.curve["validation"]]
     assert min(nats[1:]) > nats[0], "the text is of another kind"
     assert outcome.best_step == 0
@@ -78,18 +79,18 @@ def test_a_model_that_training_makes_worse_stays_bit_by_bit(taught: Model, write
     assert trained.provenance.steps[-1]["notes"]["best_step"] == 0
 
 
-def test_where_training_overfits_it_is_the_lowest_point_that_is_kept(write: Write, tmp_path: Path) -> None:
+def test_where_training_overfits_it_is_the_lowest_point_that_is_kept(write: Write, train: Train) -> None:
     write("over/train.txt", "calibration\n\n" + "the storm in the river, " * 20)
     write("over/test.txt", prose(40, 5))
     corpus = str(write("over/validation.txt", prose(60, 6)).parent)
     recovery = runs.finetune(corpus, steps=24, learning_rate=1e-2, schedule="constant", evaluations=8)
-    trained, outcome = runs.train(runs.small(), recovery, tmp_path / "run")
+    trained, outcome = train(runs.small(), recovery)
     nats = {round(tokens / runs.STEP): value for tokens, value in outcome.curve["validation"]}
     assert outcome.best_step == min(nats, key=lambda step: nats[step])
     assert 0 < outcome.best_step < 24
     assert nats[24] > nats[outcome.best_step] + 0.5
     # The weights are those that the score is of.
-    _, again = runs.train(trained, runs.finetune(corpus, steps=1), tmp_path / "again")
+    _, again = train(trained, runs.finetune(corpus, steps=1), "again")
     assert again.curve["validation"][0][1] == pytest.approx(nats[outcome.best_step], rel=1e-5)
 
 
@@ -97,10 +98,10 @@ def test_where_training_overfits_it_is_the_lowest_point_that_is_kept(write: Writ
     ("steps", "evaluations", "expected"), [(6, 2, [0, 3, 6]), (5, 2, [0, 3, 5]), (3, 9, [0, 1, 2, 3])]
 )
 def test_validation_text_is_scored_before_along_the_way_and_at_the_end(
-    steps: int, evaluations: int, expected: list[int], study_corpus: str, tmp_path: Path
+    steps: int, evaluations: int, expected: list[int], train: Train
 ) -> None:
-    recovery = runs.finetune(study_corpus, steps=steps, evaluations=evaluations)
-    _, outcome = runs.train(runs.small(), recovery, tmp_path / "run")
+    recovery = train.finetune(steps=steps, evaluations=evaluations)
+    _, outcome = train(runs.small(), recovery)
     assert [tokens // runs.STEP for tokens, _ in outcome.curve["validation"]] == expected
 
 
@@ -147,14 +148,13 @@ def test_the_learning_rate_goes_downhill_tries_few_and_none_twice_though_killed(
 
 
 def test_all_rates_diverging_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"diverged at every learning rate tried: .*0\.001") as caught:
+    with refused(TrainingError, r"diverged at every learning rate tried: .*0\.001"):
         search(lambda rate: Trial(rate, INF, 128, 0.1), tmp_path / "search.json", writes=False)
-    assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_search_takes_short_runs_and_changes_nothing_of_the_long_one(
-    straight: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    straight: Any, monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
     model = runs.small()
     original = training.RecoveryTrainer.train
@@ -165,7 +165,7 @@ def test_a_search_takes_short_runs_and_changes_nothing_of_the_long_one(
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(training.RecoveryTrainer, "train", diverging)
-    searched, outcome = runs.train(model, runs.finetune(study_corpus, steps=8, learning_rate=None), tmp_path / "one")
+    searched, outcome = train(model, train.finetune(steps=8, learning_rate=None), "one")
     rates = {each["learning_rate"]: each["validation"] for each in outcome.learning_rates}
     assert 3 <= len(rates) <= 5
     assert [rate for rate, validation in rates.items() if validation is None] == [3e-3]
@@ -173,7 +173,7 @@ def test_a_search_takes_short_runs_and_changes_nothing_of_the_long_one(
     assert outcome.search_tokens == len(rates) * 2 * runs.STEP
     assert outcome.tokens == 8 * runs.STEP
     json.dumps(outcome.to_json(), allow_nan=False)
-    given, other = straight(model, runs.finetune(study_corpus, steps=8, learning_rate=outcome.learning_rate))
+    given, other = straight(model, train.finetune(steps=8, learning_rate=outcome.learning_rate))
     assert runs.difference(searched, given) == 0
     assert outcome.curve == other.curve
     assert searched.provenance.steps[-1]["method"]["learning_rate"] == outcome.learning_rate
@@ -213,12 +213,12 @@ def good_checkpoint(error: BaseException) -> Path:
 
 @pytest.mark.parametrize(("step", "last", "value"), [(4, 2, math.nan), (5, 4, math.inf), (4, 2, 1e6)], ids=str)
 def test_divergence_names_a_checkpoint_that_is_good(
-    step: int, last: int, value: float, straight: Any, poison: Any, study_corpus: str, tmp_path: Path
+    step: int, last: int, value: float, straight: Any, poison: Any, tmp_path: Path, train: Train
 ) -> None:
-    model, recovery = runs.small(), runs.finetune(study_corpus, evaluations=3)
+    model, recovery = runs.small(), train.finetune(evaluations=3)
     patched = poison(step, value)
     with pytest.raises(TrainingError, match=r"diverged at learning rate 0\.001: .* step") as caught:
-        runs.train(model, recovery, tmp_path / "run")
+        train(model, recovery)
     kept = good_checkpoint(caught.value)
     assert kept == tmp_path / "run" / f"checkpoint-{last}"
     loaded: Any = AutoModelForCausalLM.from_pretrained(kept, output_loading_info=True)
@@ -226,33 +226,29 @@ def test_divergence_names_a_checkpoint_that_is_good(
     assert all(bool(torch.isfinite(tensor).all()) for tensor in loaded[0].state_dict().values())
     # And it is of use: what made it diverge gone, the run goes on from there.
     patched.undo()
-    trained, outcome = runs.train(model, recovery, tmp_path / "run")
+    trained, outcome = train(model, recovery)
     assert outcome.steps == 6
     assert runs.difference(trained, straight(model, recovery)[0]) < 1e-5
 
 
-def test_divergence_before_any_checkpoint_says_so(study_corpus: str, tmp_path: Path) -> None:
-    recovery = runs.finetune(study_corpus, learning_rate=1e4, warmup=0.0, clip=1e9)
-    with pytest.raises(TrainingError, match=r"learning rate 10000: .*no checkpoint had been written yet") as caught:
-        runs.train(runs.small(), recovery, tmp_path / "run")
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_that_are_not_finite_at_the_start_are_not_trained_on(study_corpus: str, tmp_path: Path) -> None:
+def test_divergence_before_any_checkpoint_says_so(train: Train) -> None:
+    recovery = train.finetune(learning_rate=1e4, warmup=0.0, clip=1e9)
+    with refused(TrainingError, r"learning rate 10000: .*no checkpoint had been written yet"):
+        train(runs.small(), recovery)
     model = runs.small()
     with torch.no_grad():
         model.decoder.model.transformer.wte.weight[3, 3] = math.nan
     with pytest.raises(TrainingError, match="no checkpoint had been written yet"):
-        runs.train(model, runs.finetune(study_corpus, steps=2), tmp_path / "run")
+        train(model, train.finetune(steps=2), "not finite at the start")
 
 
 def test_the_good_checkpoint_outlives_a_call_without_a_training_folder(
-    poison: Any, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    poison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    layerfold.recover(runs.small(), runs.finetune(study_corpus, steps=1))
+    layerfold.recover(runs.small(), train.finetune(steps=1))
     assert not list(tmp_path.glob("layerfold-*")), "where all went well nothing is left"
     poison(5, math.nan)
     with pytest.raises(TrainingError) as caught:
-        layerfold.recover(runs.small(), runs.finetune(study_corpus, evaluations=3))
+        layerfold.recover(runs.small(), train.finetune(evaluations=3))
     assert (good_checkpoint(caught.value) / "model.safetensors").is_file()

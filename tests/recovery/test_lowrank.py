@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import runs
 import torch
-from tiny import logits, shared, unequal
+from runs import Train
+from tiny import logits, refused, shared, unequal
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
@@ -71,71 +72,62 @@ def by_hand(model: Model, texts: list[Tensor], penalty_weight: float, decay: flo
         ("qwen2", {"penalty_weight": 1e-3, "accumulation": 2}),
     ],
 )
-def test_it_is_the_same_training_written_out_by_hand(
-    family: str, settings: dict[str, Any], study_corpus: str, tmp_path: Path
-) -> None:
+def test_it_is_the_same_training_written_out_by_hand(family: str, settings: dict[str, Any], train: Train) -> None:
     model = small(family)
-    recovered, outcome = runs.train(model, runs.lowrank(study_corpus, warmup=1 / 6, **settings), tmp_path / "run")
+    recovered, outcome = train(model, train.lowrank(warmup=1 / 6, **settings))
     assert outcome.best_step == 6
-    texts = runs.batches(study_corpus, 6)
+    texts = train.batches(6)
     expected = by_hand(model, texts, settings["penalty_weight"], settings.get("weight_decay", 0.0))
     assert runs.difference(recovered, expected) < 1e-5
     without = by_hand(model, texts, 0.0)
     assert runs.difference(recovered, without) > 1e-5 or not settings["penalty_weight"], "the penalty tells"
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_all_deltas_are_trained_and_nothing_else(family: str, study_corpus: str, tmp_path: Path) -> None:
-    model = small(family)
-    before = runs.weights(model)
-    recovered, outcome = runs.train(model, runs.lowrank(study_corpus, steps=2), tmp_path / "run")
-    assert outcome.best_step == 2
-    assert outcome.method == "lowrank"
+@pytest.mark.parametrize(
+    ("model", "freeze"),
+    [
+        *((lambda: small("gpt2"), ()), (lambda: small("llama"), ())),
+        (lambda: unequal(small()), ("*.0.*.a",)),  # freezing goes on top, and deltas of rank 0 are not trained
+    ],
+)
+def test_all_deltas_are_trained_and_nothing_else(model: Any, freeze: tuple[str, ...], train: Train) -> None:
+    model = model()
+    before, ranks = runs.weights(model), deltas.ranks(model.decoder)
+    recovered, outcome = train(model, train.lowrank(steps=2, freeze=freeze))
     after = runs.weights(recovered)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {name for name in before if is_of_a_delta(name)}
-    matrices = [matrix for block in runs.small(family).decoder.blocks for matrix in block.ffn.matrices]
-    assert outcome.parameters_trained == 2 * sum(sum(matrix.weight.shape) for matrix in matrices)
+    frozen = {name for name in before if freeze and ".0." in name and name.endswith(".a")}
+    trained = {f"{path}.{name}" for path, rank in ranks.items() for name in "ab" if rank}
+    assert moved == trained - frozen
+    assert bool(frozen) == bool(freeze)
+    assert (outcome.method, outcome.best_step) == ("lowrank", 2)
+    assert outcome.parameters_trained == sum(before[name].numel() for name in moved)
     assert runs.difference(before, model) == 0, "the model that was given"
     runs.assert_shared(recovered, model)
     step = recovered.provenance.steps[-1]["method"]
     assert (step["name"], step["penalty_weight"]) == ("lowrank", 1e-4)
 
 
-def test_freezing_goes_on_top_and_deltas_of_rank_0_are_not_trained(study_corpus: str, tmp_path: Path) -> None:
-    model = unequal(small())
-    before, ranks = runs.weights(model), deltas.ranks(model.decoder)
-    recovered, outcome = runs.train(model, runs.lowrank(study_corpus, steps=2, freeze=("*.0.*.a",)), tmp_path / "run")
-    after = runs.weights(recovered)
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    trained = {f"{path}.{name}" for path, rank in ranks.items() for name in "ab" if rank}
-    assert moved == {name for name in trained if not (".0." in name and name.endswith(".a"))} != trained
-    assert outcome.best_step == 2
-    assert outcome.parameters_trained == sum(before[name].numel() for name in moved)
-    runs.assert_shared(recovered, model)
-
-
 @pytest.mark.parametrize("freeze", [("*.a", "*.b"), ("*",)])
-def test_freezing_all_of_it_is_refused(freeze: tuple[str, ...], study_corpus: str, tmp_path: Path) -> None:
+def test_freezing_all_of_it_is_refused(freeze: tuple[str, ...], tmp_path: Path, train: Train) -> None:
     with pytest.raises(InputError, match=r"^freeze \*\S*( \*\.b)? leaves nothing to train$"):
-        runs.train(small(), runs.lowrank(study_corpus, freeze=freeze), tmp_path / "run")
+        train(small(), train.lowrank(freeze=freeze))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("make", [runs.small, lambda: small(rank=0), dense], ids=["plain", "of rank 0", "dense"])
-def test_a_model_without_deltas_is_refused_in_one_line(make: Any, study_corpus: str) -> None:
-    with pytest.raises(InputError, match=r"the model has none; accepted: .* in the compact form") as caught:
-        recover(make(), runs.lowrank(study_corpus))
-    assert "\n" not in str(caught.value)
+def test_a_model_without_deltas_is_refused_in_one_line(make: Any, train: Train) -> None:
+    with refused(InputError, r"the model has none; accepted: .* in the compact form"):
+        recover(make(), train.lowrank())
 
 
-def test_among_the_rows_of_a_study_a_model_without_deltas_stays_as_it_is(study_corpus: str, tmp_path: Path) -> None:
+def test_among_the_rows_of_a_study_a_model_without_deltas_stays_as_it_is(train: Train) -> None:
     model = runs.small()
-    recovered, outcome = runs.train(model, runs.lowrank(study_corpus, learning_rate=None), tmp_path / "run")
+    recovered, outcome = train(model, train.lowrank(learning_rate=None))
     assert hash_weights(recovered.decoder.model) == hash_weights(model.decoder.model)
     assert (outcome.tokens, outcome.search_tokens, outcome.steps, outcome.best_step) == (0, 0, 0, 0)
     assert (outcome.parameters_trained, outcome.learning_rate) == (0, None)
-    _, plain = runs.train(model, runs.finetune(study_corpus, steps=1, learning_rate=1e-9), tmp_path / "plain")
+    _, plain = train(model, train.finetune(steps=1, learning_rate=1e-9), "plain")
     assert outcome.validation_perplexity == pytest.approx(plain.validation_perplexity, rel=1e-5)
 
 
@@ -156,33 +148,31 @@ def test_the_penalty_is_the_squares_of_the_products(family: str) -> None:
     assert runs.finetune("text").penalty(model.decoder) is None
 
 
-def test_what_validates_and_is_logged_is_the_language_model_alone(study_corpus: str, tmp_path: Path) -> None:
+def test_what_validates_and_is_logged_is_the_language_model_alone(train: Train) -> None:
     """A penalty of many times the loss moves no figure that is reported, nor counts as divergence."""
     model = small()
-    recovery = runs.lowrank(study_corpus, steps=1, evaluations=1, learning_rate=1e-9, penalty_weight=1e3)
+    recovery = train.lowrank(steps=1, evaluations=1, learning_rate=1e-9, penalty_weight=1e3)
     assert float(1e3 * squares(model.decoder.model).detach()) > 1e3
-    _, outcome = runs.train(model, recovery, tmp_path / "run")
-    (ids,) = runs.batches(study_corpus, 1)
+    _, outcome = train(model, recovery)
+    (ids,) = train.batches(1)
     nats = cross_entropy(logits(model.decoder, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert outcome.curve["train"] == [[runs.STEP, pytest.approx(float(nats), rel=1e-4)]]
-    _, plain = runs.train(model, runs.finetune(study_corpus, steps=1, learning_rate=1e-9), tmp_path / "plain")
+    _, plain = train(model, train.finetune(steps=1, learning_rate=1e-9), "plain")
     assert outcome.validation_perplexity == pytest.approx(plain.validation_perplexity, rel=1e-5)
 
 
-def test_a_rate_is_chosen_by_trials_of_the_same_training(
-    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rate_is_chosen_by_trials_of_the_same_training(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
     seen: set[int] = set()
     original = RecoveryTrainer.train
 
-    def train(self: Any, *arguments: Any, **options: Any) -> Any:
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
         seen.add(sum(each.numel() for each in self.model.parameters() if each.requires_grad))
         return original(self, *arguments, **options)
 
-    monkeypatch.setattr(RecoveryTrainer, "train", train)
+    monkeypatch.setattr(RecoveryTrainer, "train", watched)
     model = small()
-    recovery = runs.lowrank(study_corpus, steps=4, learning_rate=None, evaluations=1)
-    recovered, outcome = runs.train(model, recovery, tmp_path / "run")
+    recovery = train.lowrank(steps=4, learning_rate=None, evaluations=1)
+    recovered, outcome = train(model, recovery)
     assert len(outcome.learning_rates) > 1
     assert seen == {outcome.parameters_trained}
     runs.assert_shared(recovered, model)

@@ -6,15 +6,16 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 import runs
+from runs import Train
 from tiny import assert_masks_equal, chosen, halve_, prose, shared, unequal
+from torch.distributed import TCPStore
 
 from layerfold import cli
 from layerfold.checkpoint.load import load
@@ -22,10 +23,8 @@ from layerfold.checkpoint.model import Model
 from layerfold.model.masks import held
 from layerfold.recovery.run import Outcome
 
-STEPS = 90
-EVALUATIONS = 30
-PATIENCE = 300
-"""Seconds until a process counts as hanging: many times what it takes, for other tests and programs run beside it."""
+STEPS = 45
+EVALUATIONS = 15
 
 
 def words(model: Path, corpus: str, out: Path, **settings: object) -> list[str]:
@@ -40,32 +39,21 @@ def words(model: Path, corpus: str, out: Path, **settings: object) -> list[str]:
     ]
 
 
-def environment() -> dict[str, str]:
-    """One thread a process, as in the tests: more of them add up in another order."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
 def kept(folder: Path) -> tuple[Model, Outcome]:
     """What a command saved, and what it says was done."""
     model = load(folder)
     return model, Outcome(**model.provenance.steps[-1]["notes"])
 
 
-def test_a_process_killed_anywhere_goes_on(study_corpus: str, tmp_path: Path) -> None:
+def test_a_process_killed_anywhere_goes_on(tmp_path: Path, train: Train) -> None:
     model = tmp_path / "model"
     runs.small().save(model)
     out, training = tmp_path / "out", tmp_path / "out.training"
-    typed = words(model, study_corpus, out, steps=STEPS, evaluations=EVALUATIONS)
+    typed = words(model, train.corpus, out, steps=STEPS, evaluations=EVALUATIONS)
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    wanted, pause = chance.randint(1, 10), chance.random() * 0.1
-    process = subprocess.Popen(
-        [sys.executable, "-m", "layerfold.cli", *typed],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
+    wanted, pause = chance.randint(1, 5), chance.random() * 0.1
+    process = fresh.start(f"from layerfold import cli\ncli.app({typed!r})", tmp_path / "said", tmp_path)
 
     def reached() -> int:
         names = os.listdir(training) if training.is_dir() else []
@@ -73,41 +61,33 @@ def test_a_process_killed_anywhere_goes_on(study_corpus: str, tmp_path: Path) ->
         marked = [step for step in steps if (training / f"checkpoint-{step}" / "layerfold-training.json").is_file()]
         return max(marked, default=0)
 
-    deadline = time.monotonic() + PATIENCE
-    while reached() < 3 * wanted and process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while reached() < 3 * wanted and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
     time.sleep(pause)
-    os.kill(process.pid, signal.SIGKILL)
-    _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said
+    process.kill()
+    assert fresh.finish(process) == -signal.SIGKILL, (tmp_path / "said").read_text()
     assert 3 <= reached() < STEPS, f"seed {seed}"
     assert not out.exists()
     cli.app(typed, standalone_mode=False)
-    recovery = runs.finetune(study_corpus, steps=STEPS, evaluations=EVALUATIONS)
-    straight = runs.train(load(model), recovery, tmp_path / "straight")
+    recovery = train.finetune(steps=STEPS, evaluations=EVALUATIONS)
+    straight = train(load(model), recovery, "straight")
     print(f"seed {seed}")  # what pytest shows should this fail
     runs.assert_equal(kept(out), straight)
     assert not training.exists()
 
 
-def launch(*words: str) -> str:
-    """Run a script in two processes and return what it printed.
-
-    Not by `accelerate launch --cpu --num_processes 2`: without mpirun that starts one. torchrun starts two, and
-    accelerate's variable says that they are to be on the processor. They meet at a port that torchrun itself binds: one
-    found free here might be taken by then.
-    """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher += ["--standalone", "--local-addr", "127.0.0.1", *words]
-    variables = environment() | {"ACCELERATE_USE_CPU": "true"}
-    with subprocess.Popen(
-        launcher, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
-    ) as process:
-        try:
-            return process.communicate(timeout=PATIENCE)[0]
-        except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun ends those that it started
-            return process.communicate()[0] + f"\nnot done after {PATIENCE} s"
+def launch(code: str, folder: Path) -> str:
+    """Run code in two processes, with the variables that torchrun sets, and return what they printed."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent has
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": True, "ACCELERATE_USE_CPU": True}
+    processes = []
+    for rank in (0, 1):
+        variables = {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+        processes.append(fresh.start(code, folder / f"said-{rank}", folder, **variables))
+    codes = [fresh.finish(process) for process in processes]
+    return "".join((folder / f"said-{rank}").read_text() for rank in (0, 1)) + f"\nexit codes {codes}"
 
 
 SETTINGS = {"evaluations": 3, "validation_tokens": 44, "accumulation": 2, "weight_decay": 0.1}
@@ -126,8 +106,7 @@ class Together:
         self.masked.save(folder / "masked")
         self.shared = unequal(shared(runs.small()))
         self.shared.save(folder / "shared", format="compact")
-        script = Path(__file__).with_name("together.py")
-        self.said = launch(str(script), str(folder), corpus, *typed)
+        self.said = launch(f"import together\ntogether.everything({str(folder)!r}, {corpus!r}, {typed!r})", folder)
 
     def found(self, part: str) -> list[Any]:
         """What each process made of a part."""
@@ -144,13 +123,11 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
     return Together(folder, str(corpus))
 
 
-def test_two_processes_train_as_one_does(together: Together, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(together: Together, tmp_path: Path, train: Train) -> None:
     """A step's windows are shared between them; three windows of validation text are not evenly."""
     assert together.found("command") == [None, None]
     assert together.said.count("validation perplexity") == 1, "one process speaks"
-    straight = runs.train(
-        load(together.model), runs.finetune(together.corpus, steps=6, **SETTINGS), tmp_path / "straight"
-    )
+    straight = train(load(together.model), runs.finetune(together.corpus, steps=6, **SETTINGS), tmp_path / "straight")
     assert straight[1].best_step == 6
     runs.assert_equal(kept(together.folder / "out"), straight)
     assert not (together.folder / "out.training").exists()
@@ -175,14 +152,14 @@ def test_a_process_that_comes_late_finds_the_folder_of_this_run(together: Togeth
     assert one["rate"] == 2e-3
 
 
-def test_two_processes_hold_the_zeros_that_one_does(together: Together, tmp_path: Path) -> None:
+def test_two_processes_hold_the_zeros_that_one_does(together: Together, train: Train) -> None:
     one, two = together.found("masked")
     assert one == two
     masks = held(together.masked.decoder)
     assert one["masks"] == len(masks) > 0
     assert one["widths"] == [64, 17]
     recovery = runs.finetune(together.corpus, steps=6, accumulation=2, weight_decay=0.1, learning_rate=3e-3)
-    straight = runs.train(together.masked, recovery, tmp_path / "straight")
+    straight = train(together.masked, recovery, "straight")
     assert straight[1].best_step == 6
     runs.assert_equal(kept(together.folder / "masked.out"), straight)
     trained = load(together.folder / "masked.out")
@@ -191,12 +168,12 @@ def test_two_processes_hold_the_zeros_that_one_does(together: Together, tmp_path
     assert trained.decoder.size() == together.masked.decoder.size()
 
 
-def test_two_processes_train_what_blocks_share_as_one_does(together: Together, tmp_path: Path) -> None:
+def test_two_processes_train_what_blocks_share_as_one_does(together: Together, tmp_path: Path, train: Train) -> None:
     # Deltas of rank 0 get no gradients: processes that waited for them would not go on.
     one, two = together.found("shared")
     assert one == two
     for kind in (runs.lowrank, runs.finetune):
-        straight = runs.train(together.shared, kind(together.corpus, steps=4, accumulation=2), tmp_path / kind.__name__)
+        straight = train(together.shared, kind(together.corpus, steps=4, accumulation=2), tmp_path / kind.__name__)
         assert straight[1].best_step == 4
         trained = kept(together.folder / f"shared-{kind.__name__}")
         runs.assert_equal(trained, straight)

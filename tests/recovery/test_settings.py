@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from tiny import refused
 
 from layerfold.errors import InputError
 from layerfold.recovery import RECOVERIES, Distill, Finetune, LowRank
@@ -68,10 +69,8 @@ BAD_LOWRANK: list[tuple[dict[str, Any], str]] = [
     ids=lambda value: value.__name__ if isinstance(value, type) else str(value)[:40],
 )
 def test_a_bad_value_is_one_clear_line(kind: Any, bad: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with refused(InputError, says=said):
         kind(**{"tokens": 100} | bad)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 OTHER: dict[str, Any] = {

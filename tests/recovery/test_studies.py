@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import runs
-from tiny import VOCABULARY, Write, prose
+from runs import Train
+from tiny import VOCABULARY, Write, count_steps, prose, refused
 
 import layerfold
 from layerfold.checkpoint.load import load
@@ -22,7 +23,6 @@ from layerfold.files import hash_json
 from layerfold.methods import Merge
 from layerfold.records import BASE_LABEL, RECOVERY, Record
 from layerfold.recovery import callbacks
-from layerfold.recovery import trainer as training
 from layerfold.study.recipe import Recipe, read_recipe
 from layerfold.study.study import Study
 
@@ -47,6 +47,19 @@ def run(study: Study) -> list[tuple[str, str]]:
     return [(record.label, record.evaluator) for record in study.run()]
 
 
+Make = Callable[..., Study]
+
+
+@pytest.fixture
+def make(taught: Model, study_corpus: str, tmp_path: Path) -> Make:
+    """A study of the taught model, in a folder of the test's own."""
+
+    def make(recovery: dict[str, Any] | None = FINETUNE, at: Path = Path("run"), **changes: Any) -> Study:
+        return Study(recipe(study_corpus, recovery, **changes), tmp_path / at, base=taught)
+
+    return make
+
+
 @dataclass
 class Done:
     """A study that was run to its end, with recovery by distillation."""
@@ -59,16 +72,9 @@ class Done:
 
 @pytest.fixture(scope="session")
 def _done(_taught: Model, study_corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    taken = []
-    original = training.RecoveryTrainer.compute_loss
-
-    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
-        taken.append(self.state.global_step)
-        return original(self, *arguments, **options)
-
     study = Study(recipe(study_corpus, DISTILL), tmp_path_factory.mktemp("done") / "run", base=_taught.copy())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.RecoveryTrainer, "compute_loss", compute_loss)
+        taken = count_steps(patch)
         order = run(study)
     return Done(study.output_dir, study, order, len(taken))
 
@@ -80,7 +86,7 @@ def done(_done: Done, tmp_path: Path) -> Done:
 
 
 def test_every_row_is_measured_before_and_after_and_the_base_is_trained_too(
-    done: Done, taught: Model, study_corpus: str
+    done: Done, taught: Model, train: Train
 ) -> None:
     study = done.study
     assert done.order == [(label, name) for label in LABELS for name in ("perplexity", RECOVERY, "size", "perplexity")]
@@ -92,7 +98,7 @@ def test_every_row_is_measured_before_and_after_and_the_base_is_trained_too(
         assert recovery is not None
         assert after is not None
         untrained, _ = study.replicates[study.recipe.seed].build(label)
-        score = layerfold.evaluate(untrained, ["perplexity"], corpus=study_corpus, split="test")["perplexity"]
+        score = layerfold.evaluate(untrained, ["perplexity"], corpus=train.corpus, split="test")["perplexity"]
         assert recovery["before"] == {bound: pytest.approx(getattr(score, bound)) for bound in ("value", "low", "high")}
         assert recovery["method"] == "distill"
         assert recovery["steps"] == 4
@@ -119,43 +125,37 @@ def test_a_tied_variant_is_still_tied_after_training(done: Done, taught: Model) 
     assert one is two
 
 
-def test_running_again_trains_and_measures_nothing(
-    done: Done, taught: Model, study_corpus: str, steps_taken: list[int]
-) -> None:
+def test_running_again_trains_and_measures_nothing(done: Done, steps_taken: list[int], make: Make) -> None:
     files = {path: path.stat().st_mtime_ns for path in (done.folder / "records").iterdir()}
-    tracked = recipe(study_corpus, {"distill": DISTILL["distill"] | {"report_to": "all"}})
-    assert run(Study(tracked, done.folder, base=taught)) == []
+    assert run(make({"distill": DISTILL["distill"] | {"report_to": "all"}}, at=done.folder)) == []
     assert steps_taken == []
     assert {path: path.stat().st_mtime_ns for path in (done.folder / "records").iterdir()} == files
 
 
 @pytest.mark.parametrize("changes", [{"freeze": ["*.wte.*"]}, {"tokens": 128}], ids=str)
 def test_changed_settings_train_again_and_measure_nothing_of_before(
-    done: Done, taught: Model, study_corpus: str, changes: dict[str, Any], steps_taken: list[int]
+    done: Done, changes: dict[str, Any], steps_taken: list[int], make: Make
 ) -> None:
-    wanted = recipe(study_corpus, {"distill": DISTILL["distill"] | changes}, variants=VARIANTS[:1])
-    changed = Study(wanted, done.folder, base=taught)
+    changed = make({"distill": DISTILL["distill"] | changes}, variants=VARIANTS[:1], at=done.folder)
     assert run(changed) == [(label, name) for label in LABELS[:2] for name in (RECOVERY, "size", "perplexity")]
     assert len(steps_taken) == 2 * changes.get("tokens", 256) // 64
     assert "before" in changed.results().score("half", RECOVERY)  # type: ignore[operator]
-    assert run(Study(recipe(study_corpus, DISTILL), done.folder, base=taught)) == [], "the records of both are kept"
+    assert run(make(DISTILL, at=done.folder)) == [], "the records of both are kept"
 
 
-def test_recovery_added_to_a_study_finds_its_before_measured(taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_recovery_added_to_a_study_finds_its_before_measured(make: Make) -> None:
     one = {"variants": VARIANTS[:1]}
-    first = run(Study(recipe(study_corpus, None, **one), tmp_path / "run", base=taught))
+    first = run(make(None, **one))
     assert Counter(first) == Counter((label, name) for label in (BASE_LABEL, "half") for name in ("size", "perplexity"))
-    added = run(Study(recipe(study_corpus, **one), tmp_path / "run", base=taught))
+    added = run(make(**one))
     assert added == [(label, name) for label in (BASE_LABEL, "half") for name in (RECOVERY, "size", "perplexity")]
-    without = Study(recipe(study_corpus, None, **one), tmp_path / "run", base=taught)
+    without = make(None, **one)
     assert run(without) == []
     assert without.results().evaluators == ("size", "perplexity")
 
 
-def test_without_recovery_a_record_is_named_by_what_it_always_was(
-    taught: Model, study_corpus: str, tmp_path: Path
-) -> None:
-    study = Study(recipe(study_corpus, None), tmp_path / "run", base=taught)
+def test_without_recovery_a_record_is_named_by_what_it_always_was(taught: Model, make: Make) -> None:
+    study = make(None)
     records = {(record.label, record.evaluator): record for record in study.run()}
     size = records["tied", "size"]
     subject = {
@@ -203,10 +203,10 @@ def figures(study: Study) -> list[Any]:
 
 
 def test_a_study_killed_in_the_midst_of_training_goes_on_from_there(
-    taught: Model, study_corpus: str, tmp_path: Path, steps_taken: list[int], kill: Any
+    taught: Model, tmp_path: Path, steps_taken: list[int], kill: Any, train: Train
 ) -> None:
     search = {"distill": DISTILL["distill"] | {"learning_rate": None, "search_fraction": 0.5, "evaluations": 2}}
-    wanted = recipe(study_corpus, search, variants=VARIANTS[:1])
+    wanted = recipe(train.corpus, search, variants=VARIANTS[:1])
     whole = Study(wanted, tmp_path / "whole", base=taught)
     run(whole)
     trials = [len(whole.results().score(label, RECOVERY)["learning_rates"]) for label in whole.labels]  # type: ignore[index]
@@ -223,19 +223,6 @@ def test_a_study_killed_in_the_midst_of_training_goes_on_from_there(
     assert steps_taken == [3, 4], "neither the search nor what a checkpoint holds"
     assert figures(again) == figures(whole)
     assert not list((tmp_path / "run").glob("training/*"))
-
-
-def test_a_study_killed_between_records_of_a_trained_model_does_not_train_it_again(
-    done: Done, taught: Model, study_corpus: str, steps_taken: list[int]
-) -> None:
-    for path in (done.folder / "records").iterdir():
-        record = json.loads(path.read_text())
-        if record["label"] == "half" and RECOVERY in record["subject"] and record["evaluator"] != RECOVERY:
-            path.unlink()
-    again = Study(recipe(study_corpus, DISTILL), done.folder, base=taught)
-    assert run(again) == [("half", "size"), ("half", "perplexity")]
-    assert steps_taken == []
-    assert figures(again) == figures(done.study)
 
 
 @pytest.fixture(scope="session")
@@ -282,9 +269,9 @@ def loading(folder: Path) -> list[dict[str, Any]]:
     return [{"label": "theirs", "load": str(folder)}]
 
 
-def test_a_variant_that_is_loaded_is_known_by_its_weights(taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_a_variant_that_is_loaded_is_known_by_its_weights(taught: Model, tmp_path: Path, train: Train) -> None:
     runs.small(seed=1).save(tmp_path / "theirs")
-    wanted = recipe(study_corpus, None, variants=loading(tmp_path / "theirs"))
+    wanted = recipe(train.corpus, None, variants=loading(tmp_path / "theirs"))
     study = Study(wanted, tmp_path / "run", base=taught)
     records = {(record.label, record.evaluator): record for record in study.run()}
     method = records["theirs", "size"].subject["method"]
@@ -302,9 +289,9 @@ def test_a_variant_that_is_loaded_is_known_by_its_weights(taught: Model, study_c
     assert Counter(again) == Counter([("theirs", "size"), ("theirs", "perplexity")])
 
 
-def test_a_variant_that_is_loaded_is_trained_like_the_others(taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_a_variant_that_is_loaded_is_trained_like_the_others(tmp_path: Path, make: Make) -> None:
     runs.small(seed=1).save(tmp_path / "theirs")
-    study = Study(recipe(study_corpus, DISTILL, variants=loading(tmp_path / "theirs")), tmp_path / "run", base=taught)
+    study = make(DISTILL, variants=loading(tmp_path / "theirs"))
     done = run(study)
     assert [name for label, name in done if label == "theirs"] == ["perplexity", RECOVERY, "size", "perplexity"]
     score = study.results().score("theirs", "perplexity")
@@ -315,32 +302,27 @@ def test_a_variant_that_is_loaded_is_trained_like_the_others(taught: Model, stud
 
 
 @pytest.mark.parametrize("changes", [{"vocab_size": VOCABULARY + 5}, {"n_positions": 8}], ids=str)
-def test_a_variant_that_the_base_cannot_teach_is_named(
-    changes: dict[str, Any], taught: Model, study_corpus: str, tmp_path: Path
-) -> None:
+def test_a_variant_that_the_base_cannot_teach_is_named(changes: dict[str, Any], tmp_path: Path, make: Make) -> None:
     runs.small(**changes).save(tmp_path / "theirs")
-    wanted = recipe(study_corpus, DISTILL, variants=loading(tmp_path / "theirs"), evaluate=["size"])
-    with pytest.raises(InputError, match=r"variant 'theirs': .*(vocabulary|context)") as caught:
-        run(Study(wanted, tmp_path / "run", base=taught))
-    assert "\n" not in str(caught.value)
+    with refused(InputError, r"variant 'theirs': .*(vocabulary|context)"):
+        run(make(DISTILL, variants=loading(tmp_path / "theirs"), evaluate=["size"]))
 
 
-def test_a_variant_without_a_tokenizer_is_named(taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_a_variant_without_a_tokenizer_is_named(tmp_path: Path, make: Make) -> None:
     runs.small().decoder.model.save_pretrained(tmp_path / "theirs")
-    wanted = recipe(study_corpus, variants=loading(tmp_path / "theirs"), evaluate=["size"])
     with pytest.raises(LayerfoldError, match=r"variant 'theirs': .*no tokenizer"):
-        run(Study(wanted, tmp_path / "run", base=taught))
+        run(make(variants=loading(tmp_path / "theirs"), evaluate=["size"]))
 
 
 def test_all_rows_are_trained_on_the_same_text(
-    taught: Model, study_corpus: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: Model, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
     # Which is the base's where the recipe names none, and is held against the text that is scored.
     other = str(write("other.txt", "\n\n".join(prose(30, seed) for seed in range(100, 160))))
     runs.small().save(tmp_path / "theirs")
 
     def fitting(model: Model) -> str:
-        return study_corpus if model.provenance.base == "taught" else other
+        return train.corpus if model.provenance.base == "taught" else other
 
     for module in ("study.recipe", "recovery.text", "evaluators.perplexity"):
         monkeypatch.setattr(f"layerfold.{module}.default_corpus", fitting)
@@ -351,17 +333,17 @@ def test_all_rows_are_trained_on_the_same_text(
     assert len({method["tokens_sha256"] for method in methods}) == 1
 
 
-def test_a_training_that_diverges_names_its_variant(taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_a_training_that_diverges_names_its_variant(make: Make) -> None:
     wild = {"finetune": FINETUNE["finetune"] | {"learning_rate": 1e5, "clip": 1e9, "warmup": 0.0}}
     with pytest.raises(TrainingError, match=r"variant 'base': training diverged at learning rate 100000"):
-        run(Study(recipe(study_corpus, wild), tmp_path / "run", base=taught))
+        run(make(wild))
 
 
 def test_a_training_begun_otherwise_does_not_stand_in_the_way(
-    taught: Model, study_corpus: str, tmp_path: Path, kill: Any
+    taught: Model, tmp_path: Path, kill: Any, train: Train
 ) -> None:
     # The folder is the study's own; another machine's rounding makes other weights.
-    wanted = recipe(study_corpus, variants=[], evaluate=["size"])
+    wanted = recipe(train.corpus, variants=[], evaluate=["size"])
     unkill = kill(3)
     with pytest.raises(runs.Killed):
         run(Study(wanted, tmp_path / "run", base=taught))
@@ -378,31 +360,24 @@ def test_a_training_begun_otherwise_does_not_stand_in_the_way(
 def test_training_text_in_the_text_that_is_scored_is_named(
     split: str, taught: Model, write: Write, tmp_path: Path, steps_taken: list[int]
 ) -> None:
-    line = "the same words stand in both of the texts"
-    for each, first in (("train", 0), ("validation", 100), ("test", 200)):
-        own = [prose(20, seed) for seed in range(first, first + 30)]
-        write(f"one/{each}.txt", "\n\n".join([*own, line] if each == split else own))
-    scored = str(write("two/test.txt", "\n\n".join([prose(20, 900), line])).parent)
-    overlapping = recipe(str(tmp_path / "one"), evaluate=[{"perplexity": {"corpus": scored}}])
-    with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {split} and .*'{line[:40]}'"):
-        run(Study(overlapping, tmp_path / "run", base=taught))
+    corpus, scored = runs.shared_text(write, split)
+    evaluate = [{"perplexity": {"corpus": scored}}]
+    with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {split} and .*'{runs.LINE[:40]}'"):
+        run(Study(recipe(corpus, evaluate=evaluate), tmp_path / "run", base=taught))
     assert steps_taken == []
     assert not (tmp_path / "run").exists()
-    without = recipe(str(tmp_path / "one"), None, evaluate=[{"perplexity": {"corpus": scored}}], variants=[])
+    without = recipe(corpus, None, evaluate=evaluate, variants=[])
     assert run(Study(without, tmp_path / "run", base=taught)) == [(BASE_LABEL, "perplexity")]
 
 
-def test_a_score_on_the_text_that_chose_the_weights_is_refused(
-    taught: Model, study_corpus: str, tmp_path: Path
-) -> None:
-    scored = recipe(study_corpus, evaluate=[{"perplexity": {"corpus": study_corpus, "split": "validation"}}])
+def test_a_score_on_the_text_that_chose_the_weights_is_refused(train: Train, make: Make) -> None:
     with pytest.raises(CorpusError, match=r"documents stand in both .* validation and .* validation"):
-        run(Study(scored, tmp_path / "run", base=taught))
+        run(make(evaluate=[{"perplexity": {"corpus": train.corpus, "split": "validation"}}]))
 
 
-def test_a_comparison_is_of_trained_models(taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_a_comparison_is_of_trained_models(taught: Model, tmp_path: Path, train: Train) -> None:
     latency = {"latency": {"rounds": 3, "prompt_tokens": 4, "new_tokens": 2}}
-    wanted = recipe(study_corpus, evaluate=["size", latency], variants=VARIANTS[:1])
+    wanted = recipe(train.corpus, evaluate=["size", latency], variants=VARIANTS[:1])
     study = Study(wanted, tmp_path / "run", base=taught)
     done = run(study)
     assert Counter(done) == Counter(
@@ -412,10 +387,10 @@ def test_a_comparison_is_of_trained_models(taught: Model, study_corpus: str, tmp
     assert "speedup" in study.results().score("half", "latency")  # type: ignore[operator]
 
 
-def test_rows_without_deltas_stay_as_they_are_where_deltas_are_trained(study_corpus: str, tmp_path: Path) -> None:
+def test_rows_without_deltas_stay_as_they_are_where_deltas_are_trained(tmp_path: Path, train: Train) -> None:
     share = {"window": "1:2", "rank": 2, "align": "none", "init": "svd", "base": "mean"}
     variants = [{"label": "shared", "share": share}, *VARIANTS]
-    found = recipe(study_corpus, {"lowrank": FINETUNE["finetune"]}, variants=variants)
+    found = recipe(train.corpus, {"lowrank": FINETUNE["finetune"]}, variants=variants)
     study = Study(found, tmp_path / "run", base=runs.small(n_layer=4))
     run(study)
     results = study.results()

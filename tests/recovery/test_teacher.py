@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import runs
-from tiny import MERGED, MERGES, VOCABULARY, byte_level, tiny
+from runs import Train
+from tiny import MERGED, MERGES, VOCABULARY, byte_level, refused, tiny
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,10 +22,6 @@ from layerfold.methods.base import Method
 from layerfold.recovery import Distill
 from layerfold.recovery.run import Run
 from layerfold.recovery.teacher import counterparts, default_teacher
-
-
-def kind(method: Method | None) -> str:
-    return "none" if method is None else method.name
 
 
 def after(base: Model, *methods: Method) -> Model:
@@ -63,7 +60,11 @@ def test_each_block_kept_answers_for_those_that_went_after_it(
     n_blocks: int, methods: list[Method], expected: tuple[int, ...]
 ) -> None:
     base = original(n_blocks)
-    assert matched(after(base, *methods), base) == expected
+    student = after(base, *methods)
+    assert matched(student, base) == expected
+    # What the provenance says of the base's blocks is not said of another teacher's.
+    own = student.decoder.n_blocks
+    assert matched(student, original(2 * own, seed=1)) == tuple(range(1, 2 * own, 2))
 
 
 def test_which_blocks_were_kept_survives_saving_and_recovery(tmp_path: Path) -> None:
@@ -78,33 +79,17 @@ def test_which_blocks_were_kept_survives_saving_and_recovery(tmp_path: Path) -> 
 @pytest.mark.parametrize(("own", "theirs", "expected"), [(2, 4, (1, 3)), (3, 4, (0, 1, 3)), (3, 9, (2, 5, 8))])
 def test_a_model_of_unknown_making_divides_the_depth_evenly(own: int, theirs: int, expected: tuple[int, ...]) -> None:
     assert matched(original(own), original(theirs)) == expected
+    found = matched(original(own), original(2))  # of fewer blocks each has to answer
+    assert (len(found), list(found), set(found)) == (own, sorted(found), {0, 1})
 
 
-def test_a_teacher_of_fewer_blocks_has_each_of_them_answer() -> None:
-    found = matched(original(), original(2))
-    assert len(found) == 4
-    assert list(found) == sorted(found)
-    assert set(found) == {0, 1}
-
-
-@pytest.mark.parametrize("method", [None, Merge(n=2, align="none"), Collapse(n=2, align="none")], ids=kind)
-def test_a_teacher_other_than_the_base_divides_its_depth_evenly(method: Method | None) -> None:
-    # What the provenance says of the base's blocks is not said of this teacher's.
-    model = after(original(), *([] if method is None else [method]))
-    own = model.decoder.n_blocks
-    assert matched(model, original(8, seed=1)) == tuple(range(8 // own - 1, 8, 8 // own))
-
-
-def test_counterparts_that_are_given_are_taken() -> None:
+@pytest.mark.parametrize("given", [(0, 2), (), (0,), (0, 1, 2), (0, 4)], ids=str)
+def test_counterparts_that_are_given_are_taken_or_refused_where_they_do_not_fit(given: tuple[int, ...]) -> None:
     base = original()
     half = after(base, Collapse(n=2, align="none"))
-    assert matched(half, base, (0, 2)) == (0, 2)
-
-
-@pytest.mark.parametrize("given", [(), (0,), (0, 1, 2), (0, 4)], ids=str)
-def test_counterparts_that_do_not_fit_are_refused(given: tuple[int, ...]) -> None:
-    base = original()
-    half = after(base, Collapse(n=2, align="none"))
+    if given == (0, 2):
+        assert matched(half, base, given) == given
+        return
     with pytest.raises(InputError, match=r"counterparts \[.*accepted: 2 indices, one for each block, in 0 \.\.\. 3"):
         matched(half, base, given)
 
@@ -135,27 +120,24 @@ def with_tokenizer(model: Model, other: Any) -> Model:
     ids=["vocabulary", "merges", "ids", "width", "context"],
 )
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
-    teacher: Any, said: str, study_corpus: str, tmp_path: Path
+    teacher: Any, said: str, tmp_path: Path, train: Train
 ) -> None:
-    recovery = runs.distill(study_corpus, steps=1, hidden_weight=1.0)
-    with pytest.raises(InputError, match=said) as caught:
-        runs.train(runs.small(), recovery, tmp_path / "run", teacher=teacher())
-    assert "\n" not in str(caught.value)
+    recovery = train.distill(steps=1, hidden_weight=1.0)
+    with refused(InputError, said):
+        train(runs.small(), recovery, teacher=teacher())
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_is_needed_by_distillation_alone_and_may_have_another_width(
-    study_corpus: str, tmp_path: Path
-) -> None:
+def test_a_teacher_is_needed_by_distillation_alone_and_may_have_another_width(tmp_path: Path, train: Train) -> None:
     teacher = runs.small("llama", hidden_size=64)  # welcome where no hidden states are compared
-    _, outcome = runs.train(runs.small(), runs.distill(study_corpus, steps=1), tmp_path / "wide", teacher=teacher)
+    _, outcome = train(runs.small(), train.distill(steps=1), "wide", teacher=teacher)
     assert outcome.steps == 1
     with pytest.raises(InputError, match="accepted: a teacher with distill"):
-        layerfold.recover(runs.small(), runs.finetune(study_corpus), teacher=runs.small())
+        layerfold.recover(runs.small(), train.finetune(), teacher=runs.small())
     with pytest.raises(InputError, match="distill needs a teacher"):
-        Run(runs.small(), runs.distill(study_corpus), tmp_path / "run")
+        Run(runs.small(), train.distill(), tmp_path / "run")
     with pytest.raises(ModelError, match="no tokenizer"):
-        Run(runs.small(), runs.distill(study_corpus), tmp_path / "run", teacher=with_tokenizer(runs.small(), None))
+        Run(runs.small(), train.distill(), tmp_path / "run", teacher=with_tokenizer(runs.small(), None))
 
 
 def plain(model: Model, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import runs
 import torch
+from runs import Train
 from tiny import Write, prose, tokenizer
 
 import layerfold
@@ -42,13 +43,11 @@ def test_the_windows_are_the_stream_of_training_documents_and_none_is_padded(lit
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(64, 1), (127, 1), (128, 2), (200, 3)])
-def test_tokens_are_rounded_down_to_whole_steps_and_no_more_text_is_cut(
-    study_corpus: str, tokens: int, steps: int
-) -> None:
-    text = cut(study_corpus, tokens=tokens)
+def test_tokens_are_rounded_down_to_whole_steps_and_no_more_text_is_cut(tokens: int, steps: int, train: Train) -> None:
+    text = cut(train.corpus, tokens=tokens)
     assert (text.steps, text.tokens, len(training_windows(text))) == (steps, 64 * steps, 4 * steps)
     assert text.train.input_ids.shape == (4 * steps, 16)
-    assert text.train.input_ids.flatten().tolist() == runs.train_ids(study_corpus)[: 64 * steps]
+    assert text.train.input_ids.flatten().tolist() == runs.train_ids(train.corpus)[: 64 * steps]
 
 
 def test_a_text_too_short_is_read_again_in_another_order_each_window_once_a_reading(little: str) -> None:
@@ -97,24 +96,24 @@ def test_nothing_of_the_other_splits_is_read(write: Write) -> None:
     assert not [each for each in held_apart if each in long]
 
 
-def test_validation_windows_keep_their_lengths(study_corpus: str) -> None:
-    text = cut(study_corpus, validation_tokens=20)
+def test_validation_windows_keep_their_lengths(train: Train) -> None:
+    text = cut(train.corpus, validation_tokens=20)
     windows = windows_of(text.validation)
     assert [int(windows[i]["length"]) for i in range(len(windows))] == [16, 4]
 
 
-def test_a_shortened_text_has_fewer_steps_and_the_same_windows(study_corpus: str) -> None:
-    text = cut(study_corpus, steps=8)
+def test_a_shortened_text_has_fewer_steps_and_the_same_windows(train: Train) -> None:
+    text = cut(train.corpus, steps=8)
     for fraction, steps in ((0.25, 2), (0.01, 1), (1.0, 8)):
         short = text.shortened(fraction)
         assert (short.steps, short.tokens, len(training_windows(short))) == (steps, 64 * steps, 4 * steps)
         assert torch.equal(training_windows(short)[3]["input_ids"], training_windows(text)[3]["input_ids"])
 
 
-def test_what_the_text_is_stands_in_the_settings(study_corpus: str, little: str) -> None:
+def test_what_the_text_is_stands_in_the_settings(little: str, train: Train) -> None:
     teacher = runs.small(seed=1)
 
-    def said(corpus: str = study_corpus, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    def said(corpus: str = train.corpus, seed: int = 0, **changes: Any) -> dict[str, Any]:
         recovery = runs.distill(corpus, **changes)
         return settings(recovery, training_text(runs.small(), recovery, seed), teacher)
 
@@ -125,7 +124,7 @@ def test_what_the_text_is_stands_in_the_settings(study_corpus: str, little: str)
     changed = [said(little), said(seed=1), said(context=8), said(validation_tokens=32), said(learning_rate=None)]
     assert len({json.dumps(each, sort_keys=True) for each in [plain, *changed]}) == 6
     assert said(report_to="tensorboard") == plain
-    recovery = runs.finetune(study_corpus)
+    recovery = train.finetune()
     assert settings(recovery, training_text(runs.small(), recovery, 0), teacher)["teacher_sha256"] is None
 
 
@@ -151,14 +150,14 @@ def refused(corpus: str, **changes: Any) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def test_text_and_settings_that_do_not_fit_are_refused(study_corpus: str, write: Write) -> None:
-    assert refused(study_corpus, tokens=63) == (
+def test_text_and_settings_that_do_not_fit_are_refused(write: Write, train: Train) -> None:
+    assert refused(train.corpus, tokens=63) == (
         "InputError: tokens 63; accepted: 64 or more, one step of 4 windows (batch_size) of 16 tokens (context)"
     )
-    beyond = refused(study_corpus, context=33, tokens=999)
+    beyond = refused(train.corpus, context=33, tokens=999)
     assert beyond == "InputError: context 33; accepted: 2 ... 32 (the model's maximum)"
     with pytest.raises(InputError, match="for a vocabulary of 100: the wrong tokenizer"):
-        training_text(runs.small(vocab_size=100), runs.finetune(study_corpus), 0)
+        training_text(runs.small(vocab_size=100), train.finetune(), 0)
     write("few/train.txt", "a b\n\nc d\n\ne")
     write("few/validation.txt", prose(60))
     few = str(write("few/test.txt", prose(60, 1)).parent)
@@ -169,28 +168,16 @@ def test_text_and_settings_that_do_not_fit_are_refused(study_corpus: str, write:
     assert "no documents in split 'validation'; splits with documents:" in refused(without)
 
 
-def test_the_context_is_the_models_where_none_is_given(study_corpus: str) -> None:
-    assert cut(study_corpus, context=None).train.context == 32
+def test_the_context_is_the_models_where_none_is_given(train: Train) -> None:
+    assert cut(train.corpus, context=None).train.context == 32
     long = runs.small(n_positions=300)
-    assert training_text(long, runs.finetune(study_corpus, context=None, tokens=1024), 0).train.context == 256
-
-
-LINE = "the same words stand in both of the texts"
-
-
-def shared_text(write: Write, where: str) -> tuple[str, str]:
-    """A corpus with a document, in its `where` split, that stands in the test text of another."""
-    for split, first in (("train", 0), ("validation", 100), ("test", 200)):
-        own = [prose(20, seed) for seed in range(first, first + 30)]
-        write(f"one/{split}.txt", "\n\n".join([*own, LINE] if split == where else own))
-    other = write("two/test.txt", "\n\n".join([prose(20, 900), LINE.replace(" ", "  ")]))
-    return str(other.parent.parent / "one"), str(other.parent)
+    assert training_text(long, train.finetune(context=None, tokens=1024), 0).train.context == 256
 
 
 @pytest.mark.parametrize("where", ["train", "validation"])
 def test_text_that_stands_in_what_is_held_out_is_named(where: str, write: Write, tmp_path: Path) -> None:
-    corpus, held_out = shared_text(write, where)
-    with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {where} .*two' test.*'{LINE[:40]}'"):
+    corpus, held_out = runs.shared_text(write, where)
+    with pytest.raises(CorpusError, match=rf"1 documents stand in both .*one' {where} .*two' test.*'{runs.LINE[:40]}'"):
         layerfold.recover(
             runs.small(), runs.finetune(corpus, steps=1), held_out=held_out, training_dir=tmp_path / "run"
         )
@@ -198,14 +185,14 @@ def test_text_that_stands_in_what_is_held_out_is_named(where: str, write: Write,
 
 
 def test_text_that_stands_apart_is_trained_on(write: Write) -> None:
-    corpus, held_out = shared_text(write, "test")  # where recovery does not look
+    corpus, held_out = runs.shared_text(write, "test")  # where recovery does not look
     done = layerfold.recover(runs.small(), runs.finetune(corpus, steps=1), held_out=held_out)
     assert done.provenance.steps[-1]["notes"]["steps"] == 1
     layerfold.recover(runs.small(), runs.finetune(corpus, steps=1), held_out=corpus)
 
 
 def test_pocket_is_held_apart_from_what_it_is_measured_on(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus, held_out = shared_text(write, "train")
+    corpus, held_out = runs.shared_text(write, "train")
     model = runs.small()
     as_pocket = layerfold.Model(model.decoder, model.tokenizer, Provenance("pocket"))
     monkeypatch.setattr("layerfold.api.default_corpus", lambda _: held_out)

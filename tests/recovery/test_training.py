@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import runs
 import torch
-from tiny import tiny
+from runs import Train
+from tiny import refused, tiny
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -23,7 +23,7 @@ from transformers import (
 import layerfold
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
-from layerfold.methods import Collapse, Merge
+from layerfold.methods import Collapse
 from layerfold.recovery.trainer import without_dropout
 
 FAMILIES = ("gpt2", "llama")
@@ -39,13 +39,13 @@ FAMILIES = ("gpt2", "llama")
     ids=["linear", "cosine", "constant"],
 )
 def test_the_weights_are_a_plain_loops_by_transformers_own_schedules(
-    family: str, schedule: Any, theirs: Any, warmup: int, study_corpus: str, tmp_path: Path
+    family: str, schedule: Any, theirs: Any, warmup: int, train: Train
 ) -> None:
     model = runs.small(family)
     settings: dict[str, Any] = {"weight_decay": 0.1, "clip": 0.5, "learning_rate": 3e-3, "schedule": schedule}
-    trained, outcome = runs.train(model, runs.finetune(study_corpus, 8, warmup=warmup / 8, **settings), tmp_path)
+    trained, outcome = train(model, train.finetune(8, warmup=warmup / 8, **settings))
     assert outcome.best_step == 8
-    texts = runs.batches(study_corpus, 8)
+    texts = train.batches(8)
     hand = runs.by_hand(model, texts, rate=3e-3, warmup=warmup, decay=0.1, clip=0.5, schedule=theirs)
     assert runs.difference(model, trained) > 5e-3, "the test would tell"
     assert runs.difference(trained, runs.weights(hand)) < 1e-5
@@ -95,12 +95,11 @@ def distilled_by_hand(
     ],
 )
 def test_distillation_is_a_plain_loops_too(
-    family: str, hidden: float, given: Any, pairs: tuple[int, ...], study_corpus: str, tmp_path: Path
+    family: str, hidden: float, given: Any, pairs: tuple[int, ...], train: Train
 ) -> None:
     base = tiny(family)
     student = layerfold.compress(base, Collapse(n=2, align="none"))
-    recovery = runs.distill(
-        study_corpus,
+    recovery = train.distill(
         steps=4,
         warmup=0.0,
         temperature=2.0,
@@ -109,29 +108,29 @@ def test_distillation_is_a_plain_loops_too(
         counterparts=given,
         evaluations=1,
     )
-    trained, outcome = runs.train(student, recovery, tmp_path / "run", teacher=base)
+    trained, outcome = train(student, recovery, teacher=base)
     assert outcome.best_step == 4
-    hand = distilled_by_hand(student, base, runs.batches(study_corpus, 4), 2.0, pairs)
+    hand = distilled_by_hand(student, base, train.batches(4), 2.0, pairs)
     assert runs.difference(student, trained) > 1e-3
     # AdamW divides by small squares at first, which enlarges rounding.
     assert runs.difference(trained, runs.weights(hand)) < 3e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_in_pieces_is_the_same_step(family: str, straight: Any, study_corpus: str, tmp_path: Path) -> None:
+def test_a_step_in_pieces_is_the_same_step(family: str, straight: Any, train: Train) -> None:
     model = runs.small(family)
-    four = runs.train(model, runs.finetune(study_corpus, accumulation=4), tmp_path)
-    runs.assert_equal(straight(model, runs.finetune(study_corpus)), four)
+    four = train(model, train.finetune(accumulation=4))
+    runs.assert_equal(straight(model, train.finetune()), four)
     assert four[1].best_step == four[1].steps == 6
     assert runs.difference(model, four[0]) > 1e-3
 
 
-def test_the_objective_in_pieces_is_the_same_for_distillation(taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_the_objective_in_pieces_is_the_same_for_distillation(taught: Model, train: Train) -> None:
     student = layerfold.compress(taught, Collapse(n=2, align="none"))
     settings: dict[str, Any] = {"hidden_weight": 0.5, "temperature": 2.0, "lm_weight": 0.5}
-    one, whole = runs.train(student, runs.distill(study_corpus, **settings), tmp_path / "one", teacher=taught)
-    recovery = runs.distill(study_corpus, accumulation=4, **settings)
-    four, _ = runs.train(student, recovery, tmp_path / "four", teacher=taught)
+    (one, whole), (four, _) = (
+        train(student, train.distill(accumulation=pieces, **settings), str(pieces), teacher=taught) for pieces in (1, 4)
+    )
     assert whole.best_step == 6
     assert runs.difference(student, one) > 1e-3
     assert runs.drift(one, four) < 1e-5
@@ -155,13 +154,11 @@ def test_dropout_is_switched_off(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_is_off_and_stands_in_the_configuration_as_before(
-    family: str, straight: Any, study_corpus: str, tmp_path: Path
-) -> None:
-    recovery = runs.finetune(study_corpus, steps=2, evaluations=1)
+def test_dropout_is_off_and_stands_in_the_configuration_as_before(family: str, straight: Any, train: Train) -> None:
+    recovery = train.finetune(steps=2, evaluations=1)
     with_, without = runs.small(family, **DROPOUT[family]), runs.small(family)
     assert runs.difference(with_, without) == 0
-    one, outcome = runs.train(with_, recovery, tmp_path)
+    one, outcome = train(with_, recovery)
     assert outcome.best_step == 2
     assert runs.difference(one, straight(without, recovery)[0]) == 0
     model = one.decoder.model
@@ -172,24 +169,22 @@ def test_dropout_is_off_and_stands_in_the_configuration_as_before(
     assert not torch.equal(model(ids).logits, model(ids).logits), "the model that is returned drops out as it did"
 
 
-def test_the_same_recipe_gives_the_same_weights_and_another_seed_another_order(
-    straight: Any, study_corpus: str, tmp_path: Path
-) -> None:
-    model, recovery = runs.small(), runs.finetune(study_corpus)
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_another_order(straight: Any, train: Train) -> None:
+    model, recovery = runs.small(), train.finetune()
     one, first = straight(model, recovery)
     torch.manual_seed(1234)  # whatever the generators were left at
     random.seed(99)
-    two, second = runs.train(model, recovery, tmp_path / "two")
-    three, third = runs.train(model, recovery, tmp_path / "three", seed=1)
+    two, second = train(model, recovery, "two")
+    three, third = train(model, recovery, "three", seed=1)
     assert runs.difference(one, two) == 0
     assert first.curve == second.curve
     assert runs.difference(one, three) > 1e-4
     assert first.curve["train"] != third.curve["train"]
 
 
-def test_what_was_done_stands_in_the_provenance(study_corpus: str, tmp_path: Path) -> None:
+def test_what_was_done_stands_in_the_provenance(train: Train) -> None:
     model = runs.small()
-    trained, outcome = runs.train(model, runs.finetune(study_corpus, steps=4), tmp_path / "run", seed=5)
+    trained, outcome = train(model, train.finetune(steps=4), seed=5)
     (step,) = trained.provenance.steps
     assert step["method"]["name"] == "finetune"
     assert (step["method"]["learning_rate"], step["method"]["tokens"], step["seed"]) == (1e-3, 256, 5)
@@ -200,19 +195,19 @@ def test_what_was_done_stands_in_the_provenance(study_corpus: str, tmp_path: Pat
     assert outcome.seconds > 0
 
 
-def test_the_curves_are_in_tokens_and_in_nats_of_the_text(taught: Model, study_corpus: str, tmp_path: Path) -> None:
+def test_the_curves_are_in_tokens_and_in_nats_of_the_text(taught: Model, train: Train) -> None:
     model = layerfold.compress(taught, Collapse(n=2, align="none"))
-    recovery = runs.distill(study_corpus, steps=6, evaluations=3, validation_tokens=40)
-    trained, outcome = runs.train(model, recovery, tmp_path / "run", teacher=taught)
+    recovery = train.distill(steps=6, evaluations=3, validation_tokens=40)
+    trained, outcome = train(model, recovery, teacher=taught)
     assert outcome.best_step == 6
     assert [tokens for tokens, _ in outcome.curve["train"]] == [64, 128, 192, 256, 320, 384]
     assert [tokens for tokens, _ in outcome.curve["validation"]] == [0, 128, 256, 384]
     # The first batch is scored before any step, and not by what is minimised.
-    (first, *_) = runs.batches(study_corpus, 1)
+    (first, *_) = train.batches(1)
     loss = model.decoder.model(input_ids=first, labels=first).loss
     assert outcome.curve["train"][0][1] == pytest.approx(float(loss.detach()), rel=1e-5)
     scores = [
-        float(layerfold.evaluate(each, ["perplexity"], corpus=study_corpus, split="validation")["perplexity"].value)
+        float(layerfold.evaluate(each, ["perplexity"], corpus=train.corpus, split="validation")["perplexity"].value)
         for each in (model, trained)
     ]
     assert scores[1] < scores[0]
@@ -220,18 +215,11 @@ def test_the_curves_are_in_tokens_and_in_nats_of_the_text(taught: Model, study_c
 
 
 @pytest.mark.parametrize("tokens", [2, 17, 40, 64])
-def test_validation_text_is_scored_token_by_token_without_its_padding(
-    tokens: int, study_corpus: str, tmp_path: Path
-) -> None:
+def test_validation_text_is_scored_token_by_token_without_its_padding(tokens: int, train: Train) -> None:
     model = runs.small()
-    recovery = runs.finetune(study_corpus, steps=1, validation_tokens=tokens, accumulation=2)
-    _, outcome = runs.train(model, recovery, tmp_path / "run")
-    documents = list(layerfold.text.corpora.load_corpus(study_corpus, "validation").documents)
-    random.Random(0).shuffle(documents)
-    ids: list[int] = []
-    for document in documents:
-        ids += [model.require_tokenizer().eos_token_id] * bool(ids) + model.require_tokenizer()(document)["input_ids"]
-    ids = ids[:tokens]
+    recovery = train.finetune(steps=1, validation_tokens=tokens, accumulation=2)
+    _, outcome = train(model, recovery)
+    ids = runs.train_ids(train.corpus, split="validation")[:tokens]
     nats, scored = 0.0, 0
     for start in range(0, len(ids), 16):
         window = torch.tensor([ids[start : start + 16]])
@@ -267,7 +255,7 @@ def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_callers_model_and_teacher_stay_as_they_are(training: bool, study_corpus: str, tmp_path: Path) -> None:
+def test_the_callers_model_and_teacher_stay_as_they_are(training: bool, train: Train) -> None:
     base = runs.small(n_layer=4, resid_pdrop=0.1)
     model = layerfold.compress(base, Collapse(n=2, align="none"))
     for each in (base, model):
@@ -276,8 +264,8 @@ def test_the_callers_model_and_teacher_stay_as_they_are(training: bool, study_co
         each.decoder.model.config.use_cache = True
     next(iter(base.decoder.model.parameters())).requires_grad_(False)
     before = image(model), image(base)
-    recovery = runs.distill(study_corpus, steps=2, hidden_weight=1.0, freeze=("*.wpe.*",))
-    trained, _ = runs.train(model, recovery, tmp_path / "run", teacher=base)
+    recovery = train.distill(steps=2, hidden_weight=1.0, freeze=("*.wpe.*",))
+    trained, _ = train(model, recovery, teacher=base)
     assert_same(before[0], image(model))
     assert_same(before[1], image(base))
     left = image(trained)
@@ -287,48 +275,27 @@ def test_the_callers_model_and_teacher_stay_as_they_are(training: bool, study_co
     assert trained.decoder.model is not model.decoder.model
 
 
-def test_a_model_that_is_its_own_teacher_does_not_move(study_corpus: str, tmp_path: Path) -> None:
+def test_a_model_that_is_its_own_teacher_does_not_move_unless_other_blocks_are_to_answer(
+    taught: Model, train: Train
+) -> None:
     model = runs.small(resid_pdrop=0.5)  # were the teacher to drop out, it would
-    _, outcome = runs.train(model, runs.distill(study_corpus, steps=2), tmp_path / "run", teacher=model)
+    _, outcome = train(model, train.distill(steps=2), teacher=model)
     nats = [value for _, value in outcome.curve["validation"]]
     assert max(nats) - min(nats) < 2e-2
+    recovery = train.distill(steps=2, hidden_weight=1.0, counterparts=(1, 1, 3, 3))
+    assert train(taught, recovery, "other", teacher=taught)[1].steps == 2
 
 
-def test_a_model_that_is_its_own_teacher_learns_where_other_blocks_are_to_answer(
-    taught: Model, study_corpus: str, tmp_path: Path
-) -> None:
-    recovery = runs.distill(study_corpus, steps=2, hidden_weight=1.0, counterparts=(1, 1, 3, 3))
-    _, outcome = runs.train(taught, recovery, tmp_path / "run", teacher=taught)
-    assert outcome.steps == 2
-
-
-def test_what_is_trained_is_for_the_settings_to_say_and_not_for_the_callers_flags(
-    straight: Any, study_corpus: str, tmp_path: Path
-) -> None:
+def test_what_is_trained_is_for_the_settings_to_say_and_not_for_the_callers_flags(straight: Any, train: Train) -> None:
     model, frozen = runs.small(), runs.small()
     for parameter in frozen.decoder.model.parameters():
         parameter.requires_grad_(False)
-    recovery = runs.finetune(study_corpus, steps=2)
-    one, outcome = runs.train(frozen, recovery, tmp_path)
+    recovery = train.finetune(steps=2)
+    one, outcome = train(frozen, recovery)
     two, other = straight(model, recovery)
     assert runs.difference(one, two) == 0
     assert outcome.parameters_trained == other.parameters_trained
     assert not any(parameter.requires_grad for parameter in frozen.decoder.model.parameters())
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_ffns_that_are_tied_stay_tied(family: str, study_corpus: str, tmp_path: Path) -> None:
-    base = tiny(family)
-    model = layerfold.compress(base, Merge(n=2, align="none", tie=True))
-    trained, outcome = runs.train(model, runs.distill(study_corpus, steps=8), tmp_path / "run", teacher=base)
-    assert outcome.best_step > 0
-    assert trained.decoder.size() == model.decoder.size()
-    assert outcome.parameters_trained == model.decoder.size().parameters < base.decoder.size().parameters
-    one, two, three, four = (block.ffn.down.module.weight for block in trained.decoder.blocks)
-    assert (one is two, two is three, three is four) == (True, False, True)
-    assert not torch.equal(one, model.decoder.blocks[0].ffn.down.module.weight)
-    again, _ = runs.train(trained, runs.distill(study_corpus, steps=1), tmp_path / "again", teacher=base)
-    assert again.decoder.size() == model.decoder.size()
 
 
 @pytest.mark.parametrize(
@@ -341,11 +308,11 @@ def test_ffns_that_are_tied_stay_tied(family: str, study_corpus: str, tmp_path: 
     ids=["embedding", "block and norms", "all but biases"],
 )
 def test_what_is_frozen_stays_bit_by_bit_and_all_else_moves(
-    patterns: tuple[str, ...], frozen: Any, study_corpus: str, tmp_path: Path
+    patterns: tuple[str, ...], frozen: Any, train: Train
 ) -> None:
     model = runs.small()
-    recovery = runs.finetune(study_corpus, steps=3, freeze=patterns, weight_decay=0.5, warmup=0.0)
-    trained, outcome = runs.train(model, recovery, tmp_path / "run")
+    recovery = train.finetune(steps=3, freeze=patterns, weight_decay=0.5, warmup=0.0)
+    trained, outcome = train(model, recovery)
     before, after = runs.weights(model), runs.weights(trained)
     held = {name for name in before if frozen(name)}
     assert held
@@ -365,20 +332,19 @@ def test_what_is_frozen_stays_bit_by_bit_and_all_else_moves(
     ids=str,
 )
 def test_a_pattern_that_freezes_nothing_or_everything_is_refused(
-    patterns: tuple[str, ...], said: str, study_corpus: str, tmp_path: Path
+    patterns: tuple[str, ...], said: str, train: Train
 ) -> None:
-    with pytest.raises(InputError, match=said) as caught:
-        runs.train(runs.small(), runs.finetune(study_corpus, steps=1, freeze=patterns), tmp_path / "run")
-    assert "\n" not in str(caught.value)
+    with refused(InputError, said):
+        train(runs.small(), train.finetune(steps=1, freeze=patterns))
 
 
-def test_a_recovery_that_is_refused_takes_no_folder(study_corpus: str, tmp_path: Path) -> None:
+def test_a_recovery_that_is_refused_takes_no_folder(train: Train) -> None:
     # Else the folder would be claimed, and the corrected settings be refused.
     for wrong, said in (({"freeze": ("*.wtf.*",)}, "freeze"), ({"report_to": "tensorbord"}, "report_to 'tensorbord'")):
         with pytest.raises(InputError, match=said):
-            runs.train(runs.small(), runs.finetune(study_corpus, steps=1, **wrong), tmp_path / "run")
-    corrected = runs.finetune(study_corpus, steps=1, learning_rate=2e-3)
-    trained, outcome = runs.train(runs.small(), corrected, tmp_path / "run")
+            train(runs.small(), train.finetune(steps=1, **wrong))
+    corrected = train.finetune(steps=1, learning_rate=2e-3)
+    trained, outcome = train(runs.small(), corrected)
     assert outcome.steps == 1
     # A decoder view of the result still fits.
     half = layerfold.compress(trained, Collapse(n=2, align="none"))

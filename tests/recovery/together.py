@@ -1,13 +1,9 @@
-"""What two processes do together, for `test_processes`: each part leaves a file in the folder that is named first.
-
-Run by torchrun, not by pytest.
-"""
+"""What two processes do together, for `test_processes`: each part leaves a file in the folder that is named first."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -15,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny; this file's own folder is there already
 
 import runs
 
@@ -105,8 +99,7 @@ def part(folder: Path, name: str, do: Callable[..., Any], *arguments: Any) -> No
     (folder / f"{name}-{RANK}.json").write_text(json.dumps(found))
 
 
-if __name__ == "__main__":
-    out, corpus, *typed = sys.argv[1:]
+def everything(out: str, corpus: str, typed: list[str]) -> None:
     part(Path(out), "command", command, typed)
     part(Path(out), "folder", without_a_folder, corpus)
     part(Path(out), "diverging", diverging_in_one, corpus, Path(out) / "diverging.training")

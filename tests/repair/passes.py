@@ -12,6 +12,7 @@ import torch
 from tiny import CONTEXT, corpus, prose, tiny, tokenizer
 from torch import Tensor
 
+from layerfold.calibration import Calibration
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.model.decoder import Decoder
 from layerfold.text.windows import Windows, cut_windows
@@ -45,14 +46,19 @@ def text() -> Windows:
     return cut
 
 
+def applied(decoder: Decoder, *methods: Method, calibration: Calibration | None = None) -> list[int]:
+    """Apply methods; return for each block that is left which it was."""
+    before = [block.module for block in decoder.blocks]
+    for method in methods:
+        method.apply(decoder, calibration)
+    return [before.index(block.module) for block in decoder.blocks]
+
+
 @functools.cache
 def made(family: str, edit: str) -> tuple[Decoder, list[int]]:
     """A model that nothing may change, and for each of its blocks the block that it was."""
     decoder = tiny(family).decoder
-    modules = [block.module for block in decoder.blocks]
-    for method in EDITS[edit]:
-        method.apply(decoder, None)
-    return decoder, [modules.index(block.module) for block in decoder.blocks]
+    return decoder, applied(decoder, *EDITS[edit])
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from passes import EDITS, FAMILIES, OUTPUTS, left, made, text
-from tiny import BLOCKS, CONTEXT, corpus, halve_, logits, prose, tiny, tokenizer, windows
+from tiny import BLOCKS, CONTEXT, FAMILY_NAMES, corpus, halve_, logits, prose, tiny, tokenizer, unchanged, windows
 from torch import Tensor
 
 from layerfold.errors import InputError, ModelError
@@ -21,8 +21,11 @@ from layerfold.repair.refit import Repaired, refit_
 from layerfold.repair.regression import Error, halved
 from layerfold.text.windows import Windows, cut_windows
 
-CASES = [(family, edit) for family in ("gpt2", "llama") for edit in EDITS if edit != "none"]
-CASES += [(family, edit) for family in ("mistral", "qwen2", "qwen3") for edit in ("drop", "tied", "share")]
+# Each edit on one of two families, which are alike in all that an edit hangs on; some on all.
+CASES = [(("gpt2", "llama")[place % 2], edit) for place, edit in enumerate(EDITS) if edit != "none"]
+CASES += [
+    (family, edit) for family in FAMILY_NAMES for edit in ("drop", "tied", "share") if (family, edit) not in CASES
+]
 EACH = pytest.mark.parametrize(("family", "edit"), CASES)
 ATTENTION = pytest.mark.parametrize("attention", [False, True], ids=["ffn", "attention too"])
 
@@ -121,10 +124,9 @@ def test_nothing_but_output_matrices_changes(edit: str, attention: bool, family:
 def test_what_nothing_was_done_to_stays_bit_by_bit(attention: bool, family: str) -> None:
     original = tiny(family).decoder
     decoder = original.copy()
-    told = refit_(decoder, original, [1, 2, 3, 4], text(), attention=attention)
+    with unchanged(decoder):
+        told = refit_(decoder, original, [1, 2, 3, 4], text(), attention=attention)
     assert all(not each.ridges and each.before == each.after == Error(0, 0) for each in told)
-    for one, two in zip(decoder.model.parameters(), original.model.parameters(), strict=True):
-        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize(("damaged", "attention", "most"), [("ffn", False, 0.01), ("attention", True, 0.5)])
@@ -205,10 +207,8 @@ def test_pruned_weights_are_refused_and_left_alone(family: str) -> None:
     original, before, cuts = edited(family, "drop")
     decoder = before.copy()
     halve_(decoder)
-    was = logits(decoder)
-    with pytest.raises(InputError, match="would fill zeros that are to stay"):
+    with unchanged(decoder), pytest.raises(InputError, match="would fill zeros that are to stay"):
         refit_(decoder, original, cuts, text())
-    assert torch.equal(logits(decoder), was)
 
 
 @FAMILIES
@@ -236,10 +236,9 @@ def test_fits_that_do_harm_are_taken_back(attention: bool, family: str, monkeypa
 
     monkeypatch.setattr(refit, "ridge_fit", harm)
     decoder = before.copy()
-    told = refit_(decoder, original, cuts, text(), attention=attention)
+    with unchanged(decoder):
+        told = refit_(decoder, original, cuts, text(), attention=attention)
     assert all(not each.ridges and each.after == each.before for each in told)
-    for one, two in zip(decoder.model.parameters(), before.model.parameters(), strict=True):
-        assert torch.equal(one, two)
 
 
 def sinking(seed: int) -> Windows:
@@ -281,33 +280,22 @@ def test_a_few_huge_states_do_not_decide_for_all(attention: bool, family: str) -
 
 
 @pytest.mark.parametrize(
-    ("windows", "context", "expected"),
-    [(1, 4096, (16, 256)), (4, 1024, (16, 256)), (2, 1024, (16, 128)), (1, 1024, (8, 128)), (64, 256, (64, 256))],
+    ("windows", "context", "last", "expected"),
+    [
+        (1, 4096, 4096, (16, 256)),
+        (4, 1024, 1024, (16, 256)),
+        (2, 1024, 1024, (16, 128)),
+        (1, 1024, 1024, (8, 128)),
+        (64, 256, 256, (64, 256)),
+        (4, 1024, 300, (27, 128)),  # padding stays at the end
+    ],
 )
-def test_little_text_is_cut_into_more_windows(windows: int, context: int, expected: tuple[int, int]) -> None:
-    ids = torch.arange(windows * context).view(windows, context)
-    lengths = torch.full((windows,), context)
+def test_little_text_is_cut_into_more_windows(windows: int, context: int, last: int, expected: tuple[int, int]) -> None:
+    ids, tokens = torch.arange(windows * context).view(windows, context), (windows - 1) * context + last
+    lengths = torch.tensor([context] * (windows - 1) + [last])
     cut = halved(replace(text(), input_ids=ids, lengths=lengths, context=context))
     assert cut.input_ids.shape == expected
     assert cut.context == expected[1]
-    assert torch.equal(cut.input_ids.flatten(), ids.flatten())
-    assert (cut.lengths == expected[1]).all()
-
-
-def test_padding_stays_at_the_end_of_what_is_cut() -> None:
-    ids = torch.arange(4 * 1024).view(4, 1024)
-    cut = halved(replace(text(), input_ids=ids, lengths=torch.tensor([1024, 1024, 1024, 300]), context=1024))
-    assert cut.context == 128
-    assert cut.lengths.tolist() == [128] * 26 + [44]
-    assert torch.equal(cut.input_ids.flatten()[: 3 * 1024 + 300], ids.flatten()[: 3 * 1024 + 300])
-
-
-@FAMILIES
-@ATTENTION
-def test_a_repair_is_the_same_each_time(attention: bool, family: str) -> None:
-    original, before, cuts = edited(family, "drop")
-    again = before.copy()
-    told = refit_(again, original, cuts, text(), attention=attention)
-    first_time, first_told = repaired(family, "drop", attention)
-    assert told == first_told
-    assert torch.equal(logits(again), logits(first_time))
+    assert torch.equal(cut.input_ids.flatten()[:tokens], ids.flatten()[:tokens])
+    whole, rest = divmod(tokens, expected[1])
+    assert cut.lengths.tolist() == [expected[1]] * whole + [rest] * bool(rest)

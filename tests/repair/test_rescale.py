@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from passes import applied
 from tiny import logits, tiny, windows
 from torch import Tensor
 
@@ -85,9 +86,7 @@ def test_neurons_are_given_the_mean_of_what_their_members_were(way: str, family:
     calibration = Calibration(original, CUT)
     sources: Sources = method.members(original, calibration)
     decoder = original.copy()
-    before = [block.module for block in decoder.blocks]
-    method.apply(decoder, Calibration(original, CUT))
-    kept = [before.index(block.module) for block in decoder.blocks]
+    kept = applied(decoder, method, calibration=Calibration(original, CUT))
     here = {new: sources[old] for new, old in enumerate(kept) if old in sources}
     shrunk = given(decoder)
     told = rescale_(decoder, original, here, CUT)
@@ -153,9 +152,7 @@ def test_ffns_that_are_one_are_given_the_mean_on_average(family: str) -> None:
 def test_after_a_drop_neurons_are_given_what_they_were(drop: Drop, family: str) -> None:
     original = tiny(family).decoder
     decoder = original.copy()
-    before = [block.module for block in decoder.blocks]
-    drop.apply(decoder, None)
-    kept = [before.index(block.module) for block in decoder.blocks]
+    kept = applied(decoder, drop)
     rescale_(decoder, original, {new: [(old, None)] for new, old in enumerate(kept)}, CUT)
     after, was = given(decoder), given(original)
     for (index, place), rows in after.items():
