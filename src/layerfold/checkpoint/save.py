@@ -260,7 +260,7 @@ def hash_weights(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+        digest.update(memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
     for name, mask in masks.held(Decoder(model)).items():
         digest.update(f"{name}#mask;".encode())
         digest.update(masks.pack(mask).numpy().tobytes())

@@ -218,7 +218,8 @@ def _speedup(times: Mapping[str, list[float]], first: str, label: str) -> Interv
 
 def _prompt(model: Model, tokens: int) -> Tensor:
     """A fixed prompt; which tokens it holds does not matter to the time."""
-    return (torch.arange(1, tokens + 1) % int(model.decoder.model.config.vocab_size))[None]
+    prompt = torch.arange(1, tokens + 1, device=model.decoder.device)
+    return (prompt % int(model.decoder.model.config.vocab_size))[None]
 
 
 def _quartiles(times: Floats) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def _generate(decoder: Decoder, ids: Tensor, real: Tensor, settings: dict[str, A
     """Return the tokens after `ids`, greedy but for these settings, (rows, new tokens)."""
     decoder.check_ids(ids)
     model = decoder.model
+    ids, real = ids.to(decoder.device), real.to(decoder.device)
     # Whatever `generate` is not told, it takes from here: lengths, penalties, forced and forbidden tokens.
     own, model.generation_config = model.generation_config, type(model.generation_config)()
     try:

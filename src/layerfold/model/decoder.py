@@ -155,6 +155,18 @@ class Decoder:
         return int(self.model.config.hidden_size)
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights, and of what enters and leaves its blocks."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
     def context(self) -> int:
         """The largest number of positions."""
         return int(self.model.config.max_position_embeddings)
@@ -275,12 +287,11 @@ class Decoder:
                 raise ModelError(f"tensor {name!r} holds {bad:,} values that are not finite, of {tensor.numel():,}")
 
 
-def check_precision(decoder: Decoder, doing: str = "what reads activations") -> None:
-    """Raise InputError for weights of another precision than float32, in which what is done with them is right."""
+def check_precision(decoder: Decoder) -> None:
+    """Raise InputError for weights of several dtypes, between which activations cannot pass."""
+    first = None
     for name, weight in decoder.model.named_parameters():
-        if weight.dtype != torch.float32:
-            raise InputError(
-                f"{name!r} is {str(weight.dtype).removeprefix('torch.')}, and {doing} takes float32; accepted: "
-                "model.decoder.model.float(), or a model that `load` reads; in any precision drop, prune by magnitude, "
-                "and align none (share: with init svd), without search or repair"
-            )
+        first = first or (name, weight.dtype)
+        if weight.dtype != first[1]:
+            kinds = [f"{each!r} is {str(dtype).removeprefix('torch.')}" for each, dtype in (first, (name, weight.dtype))]
+            raise InputError(f"{kinds[0]} and {kinds[1]}; accepted: one dtype, as model.decoder.model.to(dtype) gives")
