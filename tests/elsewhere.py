@@ -67,7 +67,7 @@ def _held(each: Any) -> Any:
     return each.held if isinstance(each, Elsewhere) else each
 
 
-class elsewhere(TorchFunctionMode):  # noqa: N801 (used as a context manager)
+class elsewhere(TorchFunctionMode):
     """Lets tensors be made on, and moved to, that device."""
 
     def __torch_function__(

@@ -253,12 +253,13 @@ def hash_weights(model: PreTrainedModel) -> str:
     """SHA-256 over all that a model computes with, whatever files it came from.
 
     That is names, types, shapes and values of all tensors, which of them are tied, and the configuration; and what
-    training it would keep: its masks.
+    training it would keep: its masks. Half-precision numbers count as the float32 ones that they are equal to.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in readback.OF_THE_FILES}
     known = {"aliases": structure.aliases(model), "config": config}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
     for name, mask in masks.held(Decoder(model)).items():

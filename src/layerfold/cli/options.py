@@ -51,6 +51,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 
 def dtype_of(wanted: SaveDtype | None) -> torch.dtype | None:
     """Return torch's dtype; None where weights are saved in the one they came in."""
-    from layerfold.checkpoint.weights import DTYPES
+    from layerfold.environment import DTYPES
 
     return None if wanted is None else DTYPES[wanted]

@@ -72,7 +72,8 @@ class Latency(Evaluator):
         found = environment()
         machine = {key: found[key] for key in ("threads", "processor", "device")}
         machine |= {name: found["versions"].get(name) for name in ("torch", "transformers")}
-        machine["dtype"] = str(model.decoder.model.dtype).removeprefix("torch.")
+        machine["dtype"] = str(model.decoder.dtype).removeprefix("torch.")
+        machine |= model.decoder.computed
         if self.protocol == "published":
             return {
                 "protocol": self.protocol,

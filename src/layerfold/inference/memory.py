@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-
 _CPU_TOKENS = 1024
 _SMALL_GPU = 4 << 30
 """Bytes taken as free where the device does not say."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from layerfold.errors import InputError
+from layerfold.inference import fused
 from layerfold.inference.stepping import fused_activations
 from layerfold.inference.streaming import batch_tokens, taken
 from layerfold.maths.intervals import Floats
@@ -101,6 +102,8 @@ def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
     float32: its logits, rounded to 8 or 11 bits, would be off by more than models differ.
     """
     weight, bias = _head(decoder)
+    if fused.available(weight):
+        return fused.log_partition(hidden.to(weight.dtype), weight, bias)
     hidden = _operand(hidden, weight)
     zero = hidden.new_zeros(len(hidden), 1, dtype=_precision(weight))
     _, first = next(_tiles(weight, bias, hidden, zero))

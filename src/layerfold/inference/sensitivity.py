@@ -21,6 +21,7 @@ from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
 from layerfold.text.windows import Windows
 
+
 @dataclass(frozen=True)
 class Sensitivities:
     """Sums over tokens of (a dL/da)^2, a being what a unit puts out and L the nats of the text.

@@ -13,7 +13,6 @@ from layerfold.errors import OutputError
 from layerfold.inference import memory
 from layerfold.model.decoder import Decoder
 
-
 _PROCESSOR = torch.device("cpu")
 
 

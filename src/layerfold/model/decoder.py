@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold import defaults
+from layerfold.environment import device_name
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.model.block import FUSED, PARTS, AbsentAttention, AbsentFFN, Block, Projection
 from layerfold.model.families import family_of
@@ -167,6 +168,14 @@ class Decoder:
         return dtype
 
     @property
+    def computed(self) -> dict[str, str]:
+        """Where and in which dtype it computes, for records; nothing for float32 on the processor."""
+        device, dtype = self.device, str(self.dtype).removeprefix("torch.")
+        if device.type == "cpu" and dtype == "float32":
+            return {}
+        return {"device": device_name(device), "dtype": dtype}
+
+    @property
     def context(self) -> int:
         """The largest number of positions."""
         return int(self.model.config.max_position_embeddings)
@@ -293,5 +302,5 @@ def check_precision(decoder: Decoder) -> None:
     for name, weight in decoder.model.named_parameters():
         first = first or (name, weight.dtype)
         if weight.dtype != first[1]:
-            kinds = [f"{each!r} is {str(dtype).removeprefix('torch.')}" for each, dtype in (first, (name, weight.dtype))]
-            raise InputError(f"{kinds[0]} and {kinds[1]}; accepted: one dtype, as model.decoder.model.to(dtype) gives")
+            one, two = (f"{each!r} is {dtype}".replace("torch.", "") for each, dtype in (first, (name, weight.dtype)))
+            raise InputError(f"{one} and {two}; accepted: one dtype, as model.decoder.model.to(dtype) gives")

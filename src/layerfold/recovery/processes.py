@@ -8,10 +8,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import str_to_bool
 
+from layerfold.environment import DEVICE_VARIABLE
+
 
 def on_cpu() -> bool:
-    """Whether training is on the processor: there is nothing else, or the launcher said so."""
-    return not torch.accelerator.is_available() or bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU") or "false"))
+    """Whether training is on the processor: there is nothing else, or the launcher or the user said so."""
+    if not torch.accelerator.is_available() or os.environ.get(DEVICE_VARIABLE) == "cpu":
+        return True
+    return bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU") or "false"))
 
 
 def this_process() -> PartialState:

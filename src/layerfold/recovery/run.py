@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerState
 
 from layerfold.checkpoint.model import Model
@@ -125,9 +126,13 @@ class Run:
         return search(run, self.folder / _SEARCH, is_main())
 
     def _trainer(self, text: TrainingText, rate: float, checkpoints: bool, *callbacks: Any) -> RecoveryTrainer:
-        # A copy, which the training leaves on its device, its dropout off and, under FSDP, in pieces.
+        # A copy, which the training leaves on its device, its dropout off and, under FSDP, in pieces. A model in half
+        # precision is trained with float32 weights: small steps would be rounded away.
+        copied = self.model.decoder.copy()
+        half = copied.dtype in (torch.bfloat16, torch.float16)
+        copied.model.float()
         return RecoveryTrainer(
-            self.model.decoder.copy(),
+            copied,
             self.recovery,
             text,
             learning_rate=rate,
@@ -137,6 +142,7 @@ class Run:
             teacher=self._placed_teacher(),
             counterparts=self._counterparts,
             callbacks=list(callbacks),
+            autocast=half,
         )
 
     def _placed_teacher(self) -> Decoder | None:

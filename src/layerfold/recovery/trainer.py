@@ -58,8 +58,9 @@ class RecoveryTrainer(Trainer):
         teacher: Decoder | None,
         counterparts: tuple[int, ...],
         callbacks: list[TrainerCallback],
+        autocast: bool = False,
     ) -> None:
-        check_precision(decoder, "training")
+        check_precision(decoder)
         model = decoder.model
         without_dropout(model)
         for parameter in model.parameters():
@@ -70,7 +71,7 @@ class RecoveryTrainer(Trainer):
             model.get_parameter(name).requires_grad_(False)
         super().__init__(
             model=model,
-            args=training_arguments(recovery, text, learning_rate, folder, checkpoints),
+            args=training_arguments(recovery, text, learning_rate, folder, checkpoints, autocast),
             train_dataset=TrainingWindows(text),
             eval_dataset=ValidationWindows(text.validation),
             # Patience first: it is not to count the score before training, which `Bookkeeper` sets as the best.

@@ -110,6 +110,8 @@ def _inverse_factor(moments: Tensor) -> Tensor:
     # The transpose of R, flipped, is what Cholesky gives; LAPACK's own inverse of a triangle takes a third of a solve.
     upper = damped_factor(moments.flip(0, 1)).flip(0, 1)
     if upper.device.type != "cpu":
-        return torch.linalg.solve_triangular(upper, torch.eye(len(upper), device=upper.device), upper=True)
+        identity = torch.eye(len(upper), device=upper.device)
+        found: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+        return found
     inverse, _ = strtri(upper.numpy().T, lower=1)
     return torch.from_numpy(inverse).T
