@@ -118,7 +118,7 @@ def _attention(
     if attn_mask is not None:
         masked = attn_mask.dtype == torch.bool
         logits = logits.masked_fill(~attn_mask, -torch.inf) if masked else logits + attn_mask
-    return logits.softmax(-1) @ value
+    return logits.softmax(-1).nan_to_num() @ value  # nothing is read where all is masked
 
 
 def _is_gpu(each: Any) -> bool:
