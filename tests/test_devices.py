@@ -193,7 +193,7 @@ class TestChoice:
         assert dtype_of("bfloat16", cpu, torch.float32) == torch.bfloat16
         monkeypatch.setenv(DTYPE_VARIABLE, "float16")
         assert dtype_of(None, cpu, torch.float32) == torch.float16
-        with pytest.raises(InputError, match="dtype .*bfloat16"):
+        with pytest.raises(InputError, match=r"dtype .*bfloat16"):
             dtype_of("bfloat61", cpu, torch.float32)
 
 

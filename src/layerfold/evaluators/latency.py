@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,12 +19,14 @@ from layerfold.checkpoint.model import Model
 from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Evaluator, Protocols, Score, check_protocol
+from layerfold.inference.captured import Captured
 from layerfold.inference.decoding import greedy
 from layerfold.maths.intervals import Floats, Interval, exponential, median_interval
 from layerfold.model.deltas import multiplied_out
 from layerfold.progress import SILENT, Progress
 
 _PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64
+_SETTLED = 0.02
 _PLAIN = "\0multiplied out"
 """Follows the label of a model with deltas, where they are multiplied out: nothing that a label can hold."""
 _AGAIN = "\0again"
@@ -37,7 +41,8 @@ class Latency(Evaluator):
     rounds with its quartiles; the speed-up over the first model is the median of the per-round ratios with its 95 %
     interval. Beside others the first model is timed twice, once as a copy. The copy's speed-up, the first model's
     ``speedup`` and ``same_model`` in every score, says how far equal models differ here; its interval should hold 1. A
-    model with low-rank deltas is timed as it is and, beside it, with them multiplied out.
+    model with low-rank deltas is timed as it is and, beside it, with them multiplied out. On a GPU decoding is timed a
+    second time with its step captured: see `Captured`.
 
     Attributes:
         rounds: how often each model is timed.
@@ -109,9 +114,15 @@ class Latency(Evaluator):
         labels = list(models)
         decode: dict[str, list[float]] = {label: [] for label in labels}
         prefill: dict[str, list[float]] = {label: [] for label in labels}
+        captured: dict[str, Captured] = {}
+        replayed: dict[str, list[float]] = {label: [] for label in labels}
         for label in progress.track(labels, "latency, warming up"):
-            self._generate(models[label])
+            _settle(partial(self._generate, models[label]), models[label].decoder.device)
             self._prefill(models[label])
+            if models[label].decoder.device.type == "cuda":
+                with suppress(RuntimeError):  # a step that cannot be captured has no such figure
+                    prompt = _prompt(models[label], self.prompt_tokens)
+                    captured[label] = Captured(models[label].decoder, prompt, self.new_tokens)
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -121,12 +132,17 @@ class Latency(Evaluator):
                 for label in orders.sample(labels, len(labels)):
                     decode[label].append(self._generate(models[label]))
                     prefill[label].append(self._prefill(models[label]))
+                    if label in captured:
+                        took = _milliseconds(models[label].decoder.device, captured[label])
+                        replayed[label].append(took / self.new_tokens)
                 gc.collect()
         finally:
             if collecting:
                 gc.enable()
         scores = {
-            label: self._score(models[label], label, first, decode, prefill) for label in labels if label != _AGAIN
+            label: self._score(models[label], label, first, decode, prefill, replayed)
+            for label in labels
+            if label != _AGAIN
         }
         for label in plain.keys() & scores.keys():
             own, timed = label.removesuffix(_PLAIN), scores.pop(label)
@@ -144,6 +160,7 @@ class Latency(Evaluator):
         first: str,
         decode: Mapping[str, list[float]],
         prefill: Mapping[str, list[float]],
+        replayed: Mapping[str, list[float]],
     ) -> Score:
         times = np.array(decode[label])
         details: dict[str, Any] = {
@@ -154,6 +171,10 @@ class Latency(Evaluator):
         if _AGAIN in decode:
             details["same_model"] = _speedup(decode, first, _AGAIN).to_json()
             details["speedup"] = details["same_model"]
+        if replayed[label]:
+            details["captured"] = _quartiles(np.array(replayed[label])) | {"interval": "quartiles"}
+        if replayed[label] and replayed[first] and label != first:
+            details["captured_speedup"] = _speedup(replayed, first, label).to_json()
         if label != first:
             details["speedup"] = _speedup(decode, first, label).to_json()
             details["base_value"] = float(np.median(decode[first]))
@@ -162,19 +183,20 @@ class Latency(Evaluator):
     def _generate(self, model: Model) -> float:
         """Milliseconds a new token."""
         prompt = _prompt(model, self.prompt_tokens)
-        started = time.perf_counter()
-        produced = greedy(model.decoder, prompt, self.new_tokens)
-        elapsed = time.perf_counter() - started
-        assert len(produced) == self.new_tokens, "a fixed number of tokens is what makes times comparable"
-        return 1000 * elapsed / self.new_tokens
+        produced: list[Tensor] = []
+        elapsed = _milliseconds(
+            model.decoder.device, lambda: produced.append(greedy(model.decoder, prompt, self.new_tokens))
+        )
+        assert len(produced[0]) == self.new_tokens, "a fixed number of tokens is what makes times comparable"
+        return elapsed / self.new_tokens
 
     @torch.no_grad()
     def _prefill(self, model: Model) -> float:
         """Milliseconds of one forward pass over the prompt."""
         prompt = _prompt(model, min(self.prefill_tokens, model.decoder.context))
-        started = time.perf_counter()
-        model.decoder.model(prompt, use_cache=True, logits_to_keep=1)
-        return 1000 * (time.perf_counter() - started)
+        return _milliseconds(
+            model.decoder.device, lambda: model.decoder.model(prompt, use_cache=True, logits_to_keep=1)
+        )
 
     @torch.no_grad()
     def _published(self, models: Mapping[str, Model], progress: Progress) -> dict[str, Score]:
@@ -204,6 +226,32 @@ class Latency(Evaluator):
                 **_quartiles(np.array(times)), unit="ms/sample", lower_is_better=True, details=details
             )
         return scores
+
+
+def _milliseconds(device: torch.device, run: Callable[[], object]) -> float:
+    """Time a piece of work: by the GPU's own events where it runs there."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        run()
+        return 1000 * (time.perf_counter() - started)
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return float(begin.elapsed_time(end))
+
+
+def _settle(run: Callable[[], float], device: torch.device) -> None:
+    """Run once, and on a GPU until two times in a row differ by less than 2 %, or 8 times."""
+    last = run()
+    for _ in range(0 if device.type == "cpu" else 7):
+        now = run()
+        if abs(now / last - 1) < _SETTLED:
+            return
+        last = now
 
 
 def _multiplied_out(model: Model) -> Model | None:
