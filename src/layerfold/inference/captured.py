@@ -35,6 +35,9 @@ class Captured:
         self._model = decoder.model
         self._prompt, self._count = prompt.to(decoder.device), new_tokens
         self._cache = StaticCache(config=self._model.config, max_cache_len=prompt.shape[1] + new_tokens)
+        if any(getattr(layer, "is_sliding", False) for layer in self._cache.layers):
+            # Its cache counts tokens outside the graph: a replay would write beyond the end.
+            raise RuntimeError("a step over a sliding window cannot be captured")
         self._token = self._prompt[:, -1:].clone()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._start()

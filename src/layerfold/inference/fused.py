@@ -56,6 +56,6 @@ def log_partition(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
                 _COLUMNS,
                 _STEP,
                 num_warps=8,
-                num_stages=3,
+                num_stages=4,
             )
     return found

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def kernel(
-    hidden: Any,
-    weight: Any,
-    bias: Any,
-    found: Any,
-    tokens: Any,
-    vocabulary: Any,
-    stride: Any,
+def kernel(  # type: ignore[no-untyped-def]  # Triton takes no annotations but its own
+    hidden,
+    weight,
+    bias,
+    found,
+    tokens,
+    vocabulary,
+    stride,
     width: tl.constexpr,
     has_bias: tl.constexpr,
     rows_at_once: tl.constexpr,
     columns_at_once: tl.constexpr,
     step: tl.constexpr,
-) -> None:
+):
     """Keep the running maximum and sum of a tile's rows; see `fused.log_partition`."""
     rows = tl.program_id(0).to(tl.int64) * rows_at_once + tl.arange(0, rows_at_once)
     real = rows < tokens
