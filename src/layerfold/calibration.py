@@ -52,7 +52,7 @@ class Calibration:
         windows: calibration text; positions past a window's length are excluded.
 
     Raises:
-        InputError: weights of another precision than float32.
+        InputError: weights of several dtypes.
     """
 
     def __init__(self, decoder: Decoder, windows: Windows, progress: Progress = SILENT) -> None:

@@ -6,13 +6,18 @@ import contextlib
 import functools
 import os
 import platform
+import re
 import socket
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
 import torch
 
+from layerfold.errors import InputError, one_of
 from layerfold.files import Json
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What weights are saved in, and computed with."""
 
 
 def environment() -> dict[str, Json]:
@@ -24,6 +29,73 @@ def environment() -> dict[str, Json]:
         "platform": platform.platform(),
         "device": "cpu",
     }
+
+
+DEVICE_VARIABLE, DTYPE_VARIABLE = "LAYERFOLD_DEVICE", "LAYERFOLD_DTYPE"
+DEVICES = "auto, cpu, cuda, cuda:N, mps"
+AUTO = "auto"
+
+
+def device_of(wanted: str | None = None) -> torch.device:
+    """Return a device to compute on.
+
+    Args:
+        wanted: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``auto`` takes a GPU if there is one, else the processor. None
+            takes what the variable ``LAYERFOLD_DEVICE`` says, and ``auto`` where it says nothing.
+
+    Raises:
+        InputError: no such device, or none here.
+    """
+    name = (wanted or os.environ.get(DEVICE_VARIABLE) or AUTO).strip().lower()
+    match = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name)
+    if not match:
+        raise InputError(f"device {one_of(name, DEVICES.split(', '))}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == AUTO:
+        return torch.device("cuda", 0) if gpus else torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps', and torch finds no Apple GPU; accepted: auto, cpu")
+    if name.startswith("cuda"):
+        index = int((match[1] or ":0")[1:])
+        if index >= gpus:
+            there = f"{gpus} (cuda:0 ... cuda:{gpus - 1})" if gpus else "none"
+            raise InputError(f"device {name!r}, and of such GPUs torch finds {there}; accepted: {DEVICES}")
+        return torch.device("cuda", index)
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called, as ``cpu`` or ``NVIDIA H200``."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+def dtype_of(wanted: str | None, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in.
+
+    Args:
+        wanted: ``float32``, ``bfloat16`` or ``float16``; ``auto`` takes float32 on the processor, and what the
+            checkpoint holds elsewhere. None takes what the variable ``LAYERFOLD_DTYPE`` says, and ``auto`` where it
+            says nothing.
+        stored: what the checkpoint holds.
+
+    Raises:
+        InputError: no such dtype, or one that the device lacks.
+    """
+    name = (wanted or os.environ.get(DTYPE_VARIABLE) or AUTO).strip().lower()
+    if name != AUTO and name not in DTYPES:
+        raise InputError(f"dtype {one_of(name, [AUTO, *DTYPES])}")
+    found = DTYPES[name] if name != AUTO else torch.float32 if device.type == "cpu" else stored
+    if (
+        found == torch.bfloat16
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        if name == AUTO:
+            return torch.float32
+        raise InputError(f"dtype 'bfloat16', which {device_name(device)} cannot compute in; accepted: float32, float16")
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -39,7 +39,7 @@ def apply(
         repair: what follows the method; it needs a copy of the decoder as it is now.
 
     Raises:
-        InputError: a method, a search or a repair that reads activations, of a model of another precision than float32.
+        InputError: a method, a search or a repair that reads activations, of a model with weights of several dtypes.
     """
     if method.needs_calibration or repair is not None or method.searched:
         check_precision(model.decoder)

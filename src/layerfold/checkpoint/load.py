@@ -15,7 +15,7 @@ import torch
 from layerfold.checkpoint import compact, structure, weights
 from layerfold.checkpoint.model import POCKET, Model, Provenance, Stored
 from layerfold.checkpoint.save import quiet, read_manifest, restore_
-from layerfold.environment import hub_reachable
+from layerfold.environment import device_of, dtype_of, hub_reachable
 from layerfold.errors import (
     InputError,
     LayerfoldError,
@@ -36,21 +36,32 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Model:
-    """Load a causal language model in float32; `Model.stored` has the dtype of its checkpoint.
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Model:
+    """Load a causal language model; `Model.stored` has the dtype of its checkpoint.
 
     Args:
         name: ``pocket``, a checkpoint folder (transformers' or either of layerfold's forms), a ``.gguf`` file, or an
             id on the Hub.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run the checkpoint's own code.
+        device: where it computes: see `device_of`.
+        dtype: what it computes in: see `dtype_of`.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name; a device or a dtype that there is not.
         ModelError: an unsupported architecture; missing, damaged, quantised or non-finite weights; an adapter.
         OfflineError: a Hub id that is neither cached nor reachable.
         MissingExtraError: a GGUF file without the package that reads it.
     """
+    place = device_of(device)
+    dtype_of(dtype, place, torch.float32)  # refused before anything is read
     try:
         path = Path(name).expanduser()
         path.exists()
@@ -71,6 +82,7 @@ def load(name: str | Path, *, revision: str | None = None, trust_remote_code: bo
         else:
             model = _load_hub(str(name), options | {"revision": revision})
     model.decoder.check_finite()
+    model.decoder.model.to(device=place, dtype=dtype_of(dtype, place, model.saved_dtype))
     sha256 = model.provenance.base_sha256 or model.sha256
     return replace(model, provenance=replace(model.provenance, base_sha256=sha256))
 

@@ -187,14 +187,16 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 def hash_weights(model: PreTrainedModel) -> str:
     """SHA-256 over a model, whatever files it came from.
 
-    It covers names, dtypes, shapes and values of all tensors, the ties, the configuration, and the masks.
+    It covers names, dtypes, shapes and values of all tensors, the ties, the configuration, and the masks. Numbers in
+    half precision count as the float32 numbers that they equal.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in readback.OF_THE_FILES}
     known = {"aliases": structure.aliases(model), "config": config}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+        digest.update(memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
     for name, mask in masks.held(Decoder(model)).items():
         digest.update(f"{name}#mask;".encode())
         digest.update(masks.pack(mask).numpy().tobytes())

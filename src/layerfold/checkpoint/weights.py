@@ -13,10 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from layerfold.environment import DTYPES
 from layerfold.errors import InputError, ModelError
-
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Dtypes that weights can be saved in."""
 
 _STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Default dtype of saved weights, by safetensors' name of the dtype that they came in."""

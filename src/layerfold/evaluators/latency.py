@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +20,7 @@ from layerfold.checkpoint.weights import dtype_name
 from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols, Published, Score
+from layerfold.inference.captured import Captured
 from layerfold.inference.decoding import greedy
 from layerfold.maths.intervals import Interval, exponential, median_interval
 from layerfold.model.deltas import multiplied_out
@@ -25,6 +28,7 @@ from layerfold.progress import SILENT, Progress
 from layerfold.settings import check_least
 
 _PUBLISHED_GENERATIONS, _PUBLISHED_LENGTH = 20, 64
+_SETTLED = 0.02
 _PLAIN = "\0multiplied out"
 """Suffix of the label of a model whose deltas are multiplied out; no other label can hold it."""
 _AGAIN = "\0again"
@@ -39,7 +43,8 @@ class Latency(Published):
     rounds with its quartiles; the speed-up over the first model is the median of the per-round ratios with its 95 %
     interval. Where several models are timed, a copy of the first is timed too. Its speed-up (the first model's
     ``speedup`` and ``same_model`` in every score) shows how far equal models differ here; its interval should contain
-    1. A model with low-rank deltas is timed twice: with its deltas, and with the deltas multiplied out.
+    1. A model with low-rank deltas is timed twice: with its deltas, and with the deltas multiplied out. On a GPU
+    decoding is timed once more with its step captured: see `Captured`.
 
     Attributes:
         rounds: number of timings of each model.
@@ -69,7 +74,8 @@ class Latency(Published):
         run = environment()
         machine = {key: run[key] for key in ("threads", "processor", "device")}
         machine |= {name: run["versions"].get(name) for name in ("torch", "transformers")}
-        machine["dtype"] = dtype_name(model.decoder.model.dtype)
+        machine["dtype"] = dtype_name(model.decoder.dtype)
+        machine |= model.decoder.computed
         if self.published:
             amount = {"generations": _PUBLISHED_GENERATIONS, "length": _PUBLISHED_LENGTH}
         else:
@@ -99,9 +105,15 @@ class Latency(Published):
         models = {**models, **{label: model for label, model in plain.items() if model is not None}, **again}
         labels = list(models)
         times: dict[str, list[tuple[float, float]]] = {label: [] for label in labels}
+        captured: dict[str, Captured] = {}
+        replayed: dict[str, list[float]] = {label: [] for label in labels}
         for label in progress.track(labels, "latency, warming up"):
-            self._generate(models[label])
+            _settle(partial(self._generate, models[label]), models[label].decoder.device)
             self._prefill(models[label])
+            if models[label].decoder.device.type == "cuda":
+                with suppress(RuntimeError):  # a step that cannot be captured has no such figure
+                    prompt = _prompt(models[label], self.prompt_tokens)
+                    captured[label] = Captured(models[label].decoder, prompt, self.new_tokens)
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -110,11 +122,16 @@ class Latency(Published):
                 # A new order: no model always runs after the same other one.
                 for label in orders.sample(labels, len(labels)):
                     times[label].append((self._generate(models[label]), self._prefill(models[label])))
+                    if label in captured:
+                        took = _milliseconds(models[label].decoder.device, captured[label])
+                        replayed[label].append(took / self.new_tokens)
                 gc.collect()
         finally:
             if collecting:
                 gc.enable()
-        scores = {label: self._score(models[label], label, first, times) for label in labels if label != _AGAIN}
+        scores = {
+            label: self._score(models[label], label, first, times, replayed) for label in labels if label != _AGAIN
+        }
         for label in plain.keys() & scores.keys():
             own, timed = label.removesuffix(_PLAIN), scores.pop(label)
             beside = {
@@ -124,7 +141,14 @@ class Latency(Published):
             scores[own] = replace(scores[own], details={**scores[own].details, **beside})
         return scores
 
-    def _score(self, model: Model, label: str, first: str, times: Mapping[str, list[tuple[float, float]]]) -> Score:
+    def _score(
+        self,
+        model: Model,
+        label: str,
+        first: str,
+        times: Mapping[str, list[tuple[float, float]]],
+        replayed: Mapping[str, list[float]],
+    ) -> Score:
         decode = {label: [generated for generated, _ in rounds] for label, rounds in times.items()}
         details: dict[str, Any] = {
             **self.settings(model),
@@ -134,6 +158,10 @@ class Latency(Published):
         if _AGAIN in decode:
             details["same_model"] = _speedup(decode, first, _AGAIN).to_json()
             details["speedup"] = details["same_model"]
+        if replayed[label]:
+            details["captured"] = _quartiles(replayed[label]).to_json() | {"interval": "quartiles"}
+        if replayed[label] and replayed[first] and label != first:
+            details["captured_speedup"] = _speedup(replayed, first, label).to_json()
         if label != first:
             details["speedup"] = _speedup(decode, first, label).to_json()
             details["base_value"] = float(np.median(decode[first]))
@@ -142,19 +170,20 @@ class Latency(Published):
     def _generate(self, model: Model) -> float:
         """Milliseconds per new token."""
         prompt = _prompt(model, self.prompt_tokens)
-        started = time.perf_counter()
-        produced = greedy(model.decoder, prompt, self.new_tokens)
-        elapsed = time.perf_counter() - started
-        assert len(produced) == self.new_tokens, "a fixed number of tokens is what makes times comparable"
-        return 1000 * elapsed / self.new_tokens
+        produced: list[Tensor] = []
+        elapsed = _milliseconds(
+            model.decoder.device, lambda: produced.append(greedy(model.decoder, prompt, self.new_tokens))
+        )
+        assert len(produced[0]) == self.new_tokens, "a fixed number of tokens is what makes times comparable"
+        return elapsed / self.new_tokens
 
     @torch.no_grad()
     def _prefill(self, model: Model) -> float:
         """Milliseconds of one forward pass over the prompt."""
         prompt = _prompt(model, min(self.prefill_tokens, model.decoder.context))
-        started = time.perf_counter()
-        model.decoder.model(prompt, use_cache=True, logits_to_keep=1)
-        return 1000 * (time.perf_counter() - started)
+        return _milliseconds(
+            model.decoder.device, lambda: model.decoder.model(prompt, use_cache=True, logits_to_keep=1)
+        )
 
     @torch.no_grad()
     def _published_times(self, models: Mapping[str, Model], progress: Progress) -> dict[str, Score]:
@@ -180,6 +209,32 @@ class Latency(Published):
         return scores
 
 
+def _milliseconds(device: torch.device, run: Callable[[], object]) -> float:
+    """Time a piece of work: by the GPU's own events where it runs there."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        run()
+        return 1000 * (time.perf_counter() - started)
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return float(begin.elapsed_time(end))
+
+
+def _settle(run: Callable[[], float], device: torch.device) -> None:
+    """Run once, and on a GPU until two times in a row differ by less than 2 %, or 8 times."""
+    last = run()
+    for _ in range(0 if device.type == "cpu" else 7):
+        now = run()
+        if abs(now / last - 1) < _SETTLED:
+            return
+        last = now
+
+
 def _multiplied_out(model: Model) -> Model | None:
     """The model with its low-rank deltas multiplied out; None where it has none."""
     plain = multiplied_out(model.decoder)
@@ -193,7 +248,8 @@ def _speedup(times: Mapping[str, list[float]], first: str, label: str) -> Interv
 
 def _prompt(model: Model, tokens: int) -> Tensor:
     """A fixed prompt; its tokens do not affect the time."""
-    return (torch.arange(1, tokens + 1) % int(model.decoder.model.config.vocab_size))[None]
+    prompt = torch.arange(1, tokens + 1, device=model.decoder.device)
+    return (prompt % int(model.decoder.model.config.vocab_size))[None]
 
 
 def _quartiles(times: Sequence[float]) -> Interval:

@@ -151,6 +151,7 @@ class Perplexity(Published):
                 ids[i, : len(row)] = torch.tensor(row)
                 mask[i, : len(row)] = 1
             model.decoder.check_ids(ids)
+            ids, mask = ids.to(model.decoder.device), mask.to(model.decoder.device)
             loss = model.decoder.model(input_ids=ids, attention_mask=mask, labels=ids).loss
             nats.append(loss.item() * ids.numel())
             tokens.append(ids.numel())

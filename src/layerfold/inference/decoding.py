@@ -27,7 +27,7 @@ def greedy(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Tensor:
     Raises:
         InputError: prompt and new tokens exceed the context.
     """
-    _check_room(decoder, [prompt.shape[1]], new_tokens)
+    check_room(decoder, [prompt.shape[1]], new_tokens)
     end = decoder.model.generation_config.eos_token_id
     settings = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "eos_token_id": end, "pad_token_id": 0}
     return _generate(decoder, prompt, torch.ones_like(prompt), settings)[0]
@@ -56,7 +56,7 @@ def continue_each(
     if not prompts:
         return []
     lengths = [len(prompt) for prompt in prompts]
-    longest = _check_room(decoder, lengths, new_tokens)
+    longest = check_room(decoder, lengths, new_tokens)
     padding = 0 if end is None else end
     ids = torch.tensor([[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     real = torch.tensor([[0] * (longest - length) + [1] * length for length in lengths])
@@ -65,7 +65,7 @@ def continue_each(
     return [row[: row.index(end)] if end in row else row for row in produced]
 
 
-def _check_room(decoder: Decoder, lengths: Sequence[int], new_tokens: int) -> int:
+def check_room(decoder: Decoder, lengths: Sequence[int], new_tokens: int) -> int:
     """Return the greatest of some prompts' lengths, if they and what is to follow fit the context."""
     longest = max(lengths)
     if not all(lengths):
@@ -81,6 +81,7 @@ def _generate(decoder: Decoder, ids: Tensor, real: Tensor, settings: dict[str, A
     """Return the tokens after `ids`, greedy but for these settings, (rows, new tokens)."""
     decoder.check_ids(ids)
     model = decoder.model
+    ids, real = ids.to(decoder.device), real.to(decoder.device)
     # Whatever `generate` is not told, it takes from here: lengths, penalties, forced and forbidden tokens.
     own, model.generation_config = model.generation_config, type(model.generation_config)()
     try:

@@ -11,6 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
+_CPU_TOKENS = 1024
+_SMALL_GPU = 4 << 30
+"""Bytes taken as free where the device does not say."""
+
 
 @functools.cache
 def _trim() -> Callable[[int], int] | None:
@@ -30,6 +36,29 @@ def release() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def batch_tokens(device: torch.device, channels: int) -> int:
+    """Return how many tokens to run at once.
+
+    A processor is fastest where activations stay in its cache. A GPU takes a power of two such that activations fill an
+    eighth of its free memory, 65,536 at most.
+
+    Args:
+        channels: how many numbers a token holds meanwhile.
+    """
+    if device.type == "cpu":
+        return _CPU_TOKENS
+    most = free(device) // (8 * 4 * channels)
+    return min(max(1 << max(most, 1).bit_length() - 1, _CPU_TOKENS), 1 << 16)
+
+
+def free(device: torch.device) -> int:
+    """Return how many bytes a device other than the processor has left; 4 GiB where it does not say."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    return _SMALL_GPU
 
 
 def available() -> int:

@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 
 from layerfold.errors import InputError
+from layerfold.inference import fused
 from layerfold.inference.stepping import fused_activations
+from layerfold.inference.streaming import batch_tokens, taken
 from layerfold.maths.intervals import Floats
+from layerfold.maths.precision import widest
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.text.windows import Windows
 
-_BATCH_TOKENS = 1024
 _LOGIT_BYTES = 2 << 20
-"""Logits are made in tiles of about this size, which stay in cache between the readings of them."""
+"""Logits are made in tiles of about this size, which stay in cache between the readings of them; on a GPU in larger
+ones, which keep all of it busy."""
+_GPU_LOGIT_BYTES = 1 << 30
 _LEAST_COLUMNS = 128
+_MM_TAKES_TYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether `torch.mm` puts half-precision products out in float32."""
 
 
 def window_nats(
@@ -49,25 +55,30 @@ def unit_nats(decoder: Decoder, windows: Windows, progress: Progress = SILENT, d
 @torch.no_grad()
 def _piece_nats(decoder: Decoder, windows: Windows, progress: Progress, description: str) -> Floats:
     decoder.check_ids(windows.input_ids)
+    device = decoder.device
     if windows.context > decoder.context:
         raise InputError(f"context {windows.context}; accepted: 2 ... {decoder.context} (the model's maximum)")
-    totals = torch.zeros(windows.units.pieces, dtype=torch.float64)
+    totals = torch.zeros(windows.units.pieces, dtype=widest(device), device=device)
     decoder.model.eval()
     with fused_activations(decoder.model):
-        for batch in progress.track(windows.batches(_BATCH_TOKENS), description):
+        for batch in progress.track(windows.batches(batch_tokens(decoder)), description):
             input_ids = windows.input_ids[batch]
             scored = scored_positions(windows, batch)
-            hidden = decoder.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-            # The state at position t predicts the token at t + 1.
-            nats = token_nats(decoder, hidden[:, :-1][scored[:, 1:]], input_ids[scored])
-            totals.index_add_(0, windows.pieces(batch, scored), nats.double())
-    return totals.numpy()
+            hidden = decoder.model.base_model(input_ids=input_ids.to(device), use_cache=False).last_hidden_state
+            nats = token_nats(decoder, taken(hidden, predicting(scored)), input_ids[scored].to(device))
+            totals.index_add_(0, windows.pieces(batch, scored).to(device), nats.to(totals.dtype))
+    return totals.double().cpu().numpy()
 
 
 def scored_positions(windows: Windows, batch: slice | list[int]) -> Tensor:
     """Return which tokens of these windows are scored, (windows, context) bool."""
     position = torch.arange(windows.context)
     return (position >= windows.first_scored[batch, None]) & (position < windows.lengths[batch, None])
+
+
+def predicting(scored: Tensor) -> Tensor:
+    """Return the positions before those that are scored: the state at position t predicts the token at t + 1."""
+    return torch.nn.functional.pad(scored[:, 1:], (0, 1))
 
 
 @torch.no_grad()
@@ -79,7 +90,7 @@ def token_nats(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
 def target_logits(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
     """Logit of each target, (tokens,), from final hidden states, (tokens, d_model)."""
     weight, bias = _head(decoder)
-    logits = (hidden.to(_precision(weight)) * weight[targets]).sum(1)
+    logits = (hidden.to(_precision(weight)) * weight[targets]).sum(1)  # in the wider of the two types
     return (logits if bias is None else logits + bias[targets]).float()
 
 
@@ -91,8 +102,10 @@ def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
     float32: its logits, rounded to 8 or 11 bits, would be off by more than models differ.
     """
     weight, bias = _head(decoder)
-    hidden = hidden.to(_precision(weight))
-    zero = hidden.new_zeros(len(hidden), 1)
+    if fused.available(weight):
+        return fused.log_partition(hidden.to(weight.dtype), weight, bias)
+    hidden = _operand(hidden, weight)
+    zero = hidden.new_zeros(len(hidden), 1, dtype=_precision(weight))
     _, first = next(_tiles(weight, bias, hidden, zero))
     shift = first.amax(1, keepdim=True)
     total = _sum_exponentials(weight, bias, hidden, shift)
@@ -115,11 +128,11 @@ def expected_embedding(decoder: Decoder, hidden: Tensor, partition: Tensor) -> T
     one look at the vocabulary for each q, the same that its perplexity takes.
     """
     weight, bias = _head(decoder)
-    hidden = hidden.to(_precision(weight))
-    shift = partition[:, None].to(hidden.dtype)
-    mean = torch.zeros_like(hidden)
+    hidden = _operand(hidden, weight)
+    shift = partition[:, None].to(_precision(weight))
+    mean = torch.zeros_like(hidden, dtype=_precision(weight))
     for rows, logits in _tiles(weight, bias, hidden, shift):
-        mean.addmm_(logits.exp_(), weight[rows].to(hidden.dtype))
+        mean.addmm_(logits.exp_(), weight[rows].to(mean.dtype))
     return mean.float()
 
 
@@ -135,16 +148,30 @@ def _precision(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
+def _exact(weight: Tensor) -> bool:
+    """Whether the device multiplies half-precision numbers exactly and adds the products up in float32."""
+    return weight.dtype in (torch.bfloat16, torch.float16) and weight.is_cuda and _MM_TAKES_TYPE
+
+
+def _operand(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return states in the type in which they are multiplied by the head."""
+    return hidden.to(weight.dtype if _exact(weight) else _precision(weight))
+
+
 def _tiles(weight: Tensor, bias: Tensor | None, hidden: Tensor, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the vocabulary with their logits less `shift`, (tokens, rows), in one buffer."""
-    columns = min(max(_LEAST_COLUMNS, _LOGIT_BYTES // (4 * max(1, len(hidden)))), len(weight))
-    buffer = torch.empty(len(hidden) * columns, dtype=hidden.dtype)
+    room = _LOGIT_BYTES if hidden.device.type == "cpu" else _GPU_LOGIT_BYTES
+    columns = min(max(_LEAST_COLUMNS, room // (4 * max(1, len(hidden)))), len(weight))
+    buffer = hidden.new_empty(len(hidden) * columns, dtype=shift.dtype)
     for first in range(0, len(weight), columns):
         rows = slice(first, min(first + columns, len(weight)))
         piece = weight[rows].to(hidden.dtype)
         logits = buffer[: len(hidden) * len(piece)].view(len(hidden), len(piece))
-        # The shift goes in with the product: one reading of the tile less.
-        torch.addmm(shift, hidden, piece.T, beta=-1, out=logits)
+        if hidden.dtype == shift.dtype:
+            # The shift goes in with the product: one reading of the tile less.
+            torch.addmm(shift, hidden, piece.T, beta=-1, out=logits)
+        else:
+            torch.mm(hidden, piece.T, out_dtype=shift.dtype, out=logits).sub_(shift)
         yield rows, logits if bias is None else logits.add_(bias[rows])
 
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from layerfold.errors import ModelError
 from layerfold.inference import memory
-from layerfold.inference.scoring import expected_embedding, log_partition, scored_positions
+from layerfold.inference.scoring import expected_embedding, log_partition, predicting, scored_positions
 from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.inference.streaming import batch_tokens
+from layerfold.maths.precision import widest
 from layerfold.model.block import Block
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
 from layerfold.text.windows import Windows
-
-_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,13 @@ def sensitivities(decoder: Decoder, windows: Windows, progress: Progress = SILEN
     blocks = decoder.blocks
     read = {(block.index, "ffn"): block.ffn.down for block in blocks if block.d_ffn}
     read |= {(block.index, "attention"): block.attention.output for block in blocks if block.heads}
-    felt = {place: torch.zeros(_units(blocks[place[0]], place[1]), dtype=torch.float64) for place in read}
-    apart = 0.0  # what the channels of all heads come to one by one
+    device, wide = decoder.device, widest(decoder.device)
+    felt = {place: torch.zeros(_units(blocks[place[0]], place[1]), dtype=wide, device=device) for place in read}
+    apart = torch.zeros((), dtype=wide, device=device)  # what the channels of all heads come to one by one
     stepper = Stepper(decoder)
     decoder.model.eval()
     with fused_activations(decoder.model), _frozen(decoder.model):
-        for batch in progress.track(windows.batches(_BATCH_TOKENS), "back-propagating"):
+        for batch in progress.track(windows.batches(batch_tokens(decoder, len(blocks))), "back-propagating"):
             states = [stepper.embed(windows.input_ids[batch])]
             for block in blocks:
                 states.append(stepper.step(block.index, states[-1]))
@@ -74,16 +75,17 @@ def sensitivities(decoder: Decoder, windows: Windows, progress: Progress = SILEN
                 for part, change in changes.items():
                     total = felt[block.index, part]
                     sums = change.unflatten(-1, (len(total), -1)).sum(-1)
-                    total += sums.square().sum((0, 1), dtype=torch.float64)
+                    total += sums.square().sum((0, 1), dtype=wide)
                     if part == "attention":
-                        apart += float(change.square().sum(dtype=torch.float64))
+                        apart += change.square().sum(dtype=wide)
             memory.release()
+    felt = {place: total.double().cpu() for place, total in felt.items()}
     for (index, part), total in felt.items():
         if not total.isfinite().all():
             raise ModelError(f"gradients at block {index}'s {part} on the calibration text are not finite")
     neurons, heads = ({index: felt[index, of] for index, of in felt if of == part} for part in ("ffn", "attention"))
     together = sum(float(total.sum()) for total in heads.values())
-    scale = apart / together if together else 1.0
+    scale = float(apart) / together if together else 1.0
     return Sensitivities(neurons, {index: total * scale for index, total in heads.items()})
 
 
@@ -99,12 +101,12 @@ def _through_head(decoder: Decoder, windows: Windows, batch: slice, hidden: Tens
         hidden = hidden.requires_grad_()
         final = decoder.norm(hidden)
     # The state at position t predicts the token at t + 1; of its nats the gradient is E_p[w] - w of that token.
-    predicting = torch.nn.functional.pad(scored[:, 1:], (0, 1))
-    found = final.detach()[predicting]
+    rows = predicting(scored).flatten().nonzero()[:, 0].to(final.device)
+    found = final.detach().flatten(0, 1)[rows]
     weight = decoder.model.get_output_embeddings().weight.detach()
     gradient = torch.zeros_like(final)
-    slope = expected_embedding(decoder, found, log_partition(decoder, found)) - weight[ids[scored]]
-    gradient[predicting] = slope.to(gradient.dtype)
+    slope = expected_embedding(decoder, found, log_partition(decoder, found)) - weight[ids[scored].to(weight.device)]
+    gradient.view(-1, gradient.shape[-1])[rows] = slope.to(gradient.dtype)
     return torch.autograd.grad(final, hidden, gradient)[0]
 
 
@@ -118,7 +120,7 @@ def _through_block(
         inputs = [seen[matrix] for matrix in read.values()]
         found = torch.autograd.grad(left, [hidden, *inputs], gradient)
     slopes = zip(read, inputs, found[1:], strict=True)
-    return found[0], {part: each.detach().float() * slope for part, each, slope in slopes}
+    return found[0], {part: each.detach().float() * slope.float() for part, each, slope in slopes}
 
 
 @contextmanager

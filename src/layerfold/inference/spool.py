@@ -13,6 +13,8 @@ from layerfold.errors import OutputError
 from layerfold.inference import memory
 from layerfold.model.decoder import Decoder
 
+_PROCESSOR = torch.device("cpu")
+
 
 class _File:
     """A temporary file without a name, which goes with the object.
@@ -54,25 +56,38 @@ class _File:
 
 
 class Spool:
-    """A float32 tensor of fixed shape in a temporary file, so that memory does not grow with it.
+    """A tensor of fixed shape in a temporary file, so that memory does not grow with it.
 
-    Indexed by slices of its first dimension, with step 1. The file has no name and goes with the object.
+    Indexed by slices of its first dimension, with step 1. The file has no name and goes with the object. What belongs
+    to a GPU stays in its memory while an eighth of what is free there holds it, and in the machine's otherwise.
 
     Args:
         shape: (windows, ...).
+        dtype: of the values.
+        device: where rows are wanted.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device = _PROCESSOR
+    ) -> None:
         self.shape = torch.Size(shape)
-        self._row_bytes = 4 * self.shape[1:].numel()
-        self._file = _File("activations")
+        self._dtype, self._device = dtype, device
+        self._row_bytes = dtype.itemsize * self.shape[1:].numel()
+        self._values: Tensor | None = None
+        if device.type != "cpu":
+            fits = self.shape[0] * self._row_bytes <= memory.free(device) // 8
+            self._values = torch.empty(self.shape, dtype=dtype, device=device if fits else _PROCESSOR)
+        else:
+            self._file = _File("activations")
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Return rows that were written before, as a copy."""
+        if self._values is not None:
+            return self._values[rows].to(self._device, copy=True)
         start, stop, _ = rows.indices(self.shape[0])
         buffer = bytearray((stop - start) * self._row_bytes)
         self._file.read(start * self._row_bytes, memoryview(buffer))
-        return torch.frombuffer(buffer, dtype=torch.float32).view(stop - start, *self.shape[1:])
+        return torch.frombuffer(buffer, dtype=self._dtype).view(stop - start, *self.shape[1:])
 
     def __setitem__(self, rows: slice, values: Tensor) -> None:
         """Write rows.
@@ -80,8 +95,11 @@ class Spool:
         Raises:
             OutputError: the disk is full.
         """
+        if self._values is not None:
+            self._values[rows] = values.to(self._values)
+            return
         start, _, _ = rows.indices(self.shape[0])
-        self._file.write(start * self._row_bytes, _bytes(values.float().contiguous()))
+        self._file.write(start * self._row_bytes, _bytes(values.to(self._dtype).contiguous()))
 
 
 class Stowed:
@@ -140,13 +158,13 @@ class Stowed:
             values = torch.empty([tensor.shape[axis] for axis in axes], dtype=tensor.dtype)
             self._file.read(place, _bytes(values))
             place += tensor.nbytes
-            tensor.data = values.permute([axes.index(axis) for axis in range(len(axes))])
+            tensor.data = values.permute([axes.index(axis) for axis in range(len(axes))]).to(tensor.device)
         self.here = True
 
 
 def _bytes(values: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return values.view(-1).view(torch.uint8).numpy().data.cast("B")
+    """The memory of a contiguous tensor, or of a copy of one that a GPU holds."""
+    return values.cpu().view(-1).view(torch.uint8).numpy().data.cast("B")
 
 
 class Apart:

@@ -35,8 +35,9 @@ class Stepper:
 
     @torch.no_grad()
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Return the first block's input, (windows, tokens, d_model), for token ids, (windows, tokens)."""
+        """Return the first block's input, (windows, tokens, d_model), for token ids, (windows, tokens), anywhere."""
         self.decoder.check_ids(input_ids)
+        input_ids = input_ids.to(self.decoder.device)
         calls: list[_Call] = []
         first: list[Tensor] = []
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from layerfold.inference import memory
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper
+from layerfold.model.decoder import Decoder
 from layerfold.text.windows import Windows
 
-_BATCH_TOKENS = 1024
+_ACTIVATIONS = 6
+"""Copies of a block's widest activation that are held at once, about."""
 
 
 class Stream:
@@ -28,14 +30,15 @@ class Stream:
 
     def __init__(self, stepper: Stepper, windows: Windows) -> None:
         self.stepper, self.windows = stepper, windows
-        self.batches = windows.batches(_BATCH_TOKENS)
+        self.batches = windows.batches(batch_tokens(stepper.decoder))
         self.states = self.spool()
         for batch in self.batches:
             self.states[batch] = stepper.embed(windows.input_ids[batch])
 
     def spool(self) -> Spool:
         """Return room for the states at one place."""
-        return Spool((len(self.windows), self.windows.context, self.stepper.decoder.d_model))
+        decoder = self.stepper.decoder
+        return Spool((len(self.windows), self.windows.context, decoder.d_model), decoder.dtype, decoder.device)
 
     def walk(self, blocks: Iterable[int], stepper: Stepper | None = None) -> Iterator[tuple[slice, int, Tensor]]:
         """Run some blocks, those that follow, in order; the stream stays where it is.
@@ -83,4 +86,23 @@ class Stream:
         """Return a batch's activations, (windows, tokens, width), at the positions that hold text: (rows, width)."""
         if int(self.windows.lengths[batch].min()) == self.windows.context:
             return activations.flatten(0, 1)
-        return activations[self.holds_text(batch)]
+        return taken(activations, self.holds_text(batch))
+
+
+def batch_tokens(decoder: Decoder, states: int = 1) -> int:
+    """Return how many tokens to run through a decoder at once.
+
+    Args:
+        states: how many hidden states of a token are held.
+    """
+    widest = max(decoder.d_model, *decoder.d_ffn)
+    return memory.batch_tokens(decoder.device, _ACTIVATIONS * widest + states * decoder.d_model)
+
+
+def taken(activations: Tensor, positions: Tensor) -> Tensor:
+    """Return activations, (windows, tokens, width), at some positions, (windows, tokens) bool: (rows, width).
+
+    The positions are counted where they are: on a GPU nothing has to wait for their number.
+    """
+    rows = positions.flatten().nonzero()[:, 0]
+    return activations.flatten(0, 1)[rows.to(activations.device)]

@@ -43,7 +43,8 @@ def match_neurons(correlation: Tensor, *, flips: bool = False) -> Match:
     Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3, which
     flips none.
     """
-    signed, correlation = correlation, correlation.abs() if flips else correlation
+    device, signed = correlation.device, correlation.cpu()  # where the exact method runs
+    correlation = signed.abs() if flips else signed
     # Prices near the dual optimum, taken off before the exact method runs, leave it almost nothing to search: the
     # same assignment in a fraction of the time. Each row's and column's constant changes no assignment's rank.
     prices = _prices(correlation)
@@ -52,8 +53,8 @@ def match_neurons(correlation: Tensor, *, flips: bool = False) -> Match:
     rows, columns = linear_sum_assignment(costs.numpy())
     pairs = torch.from_numpy(rows), torch.from_numpy(columns)
     return Match(
-        order=pairs[1],
-        signs=torch.where(signed[pairs] < 0, -1.0, 1.0) if flips else None,
+        order=pairs[1].to(device),
+        signs=torch.where(signed[pairs] < 0, -1.0, 1.0).to(device) if flips else None,
         mean_correlation=correlation[pairs].mean(dtype=torch.float64).item(),
         mean_correlation_unaligned=signed.diagonal().mean(dtype=torch.float64).item(),
     )

@@ -18,8 +18,9 @@ def shares(count: int, sizes: Tensor) -> Tensor:
     """
     total = max(int(sizes.sum()), 1)
     # In Python's integers: of a model of billions of weights the products are beyond 64 bits.
-    upto = torch.tensor([count * size // total for size in sizes.cumsum(0).tolist()], dtype=torch.int64)
-    return torch.diff(upto, prepend=upto.new_zeros(1))
+    upto = [count * size // total for size in sizes.cumsum(0).tolist()]
+    found = torch.tensor(upto, dtype=torch.int64, device=sizes.device)
+    return torch.diff(found, prepend=found.new_zeros(1))
 
 
 def lowest_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
@@ -32,8 +33,11 @@ def lowest_in_rows(scores: Tensor, counts: Tensor) -> Tensor:
     Returns:
         Boolean, (rows, columns).
     """
-    counts, scores = counts.expand(len(scores))[:, None], scores.float()
-    ordered = torch.from_numpy(np.sort(scores.numpy(), axis=1))  # many times as fast as torch's, and no indices
+    counts, scores = counts.to(scores.device).expand(len(scores))[:, None], scores.float()
+    if scores.device.type == "cpu":
+        ordered = torch.from_numpy(np.sort(scores.numpy(), axis=1))  # many times as fast as torch's, and no indices
+    else:
+        ordered = scores.sort(dim=1).values
     bounds = ordered.gather(1, (counts - 1).clamp_min(0))
     below, equal = scores < bounds, scores == bounds
     missing = counts - below.sum(1, keepdim=True)
@@ -76,7 +80,7 @@ def _counted(scores: Callable[[], Iterable[Tensor]], digits: Callable[[Tensor], 
     """How often each digit of 16 bits occurs, (65536,)."""
     counts = torch.zeros(_DIGITS, dtype=torch.int64)
     for each in scores():
-        counts += torch.bincount(digits(_bits(each).flatten()), minlength=_DIGITS)
+        counts += torch.bincount(digits(_bits(each).flatten()), minlength=_DIGITS).cpu()
     return counts
 
 

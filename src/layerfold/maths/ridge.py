@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layerfold.errors import ModelError
 from layerfold.maths.moments import SecondMoments
+from layerfold.maths.precision import widest
 
 RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 """Penalties, as multiples of each input's own mean square."""
@@ -37,12 +38,14 @@ class RegressionMoments:
 
     def update(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
         """Add rows: inputs are (rows, d), targets (rows, out); weights, (rows,), are 1 if they are not given."""
+        inputs, targets = inputs.float(), targets.float()
         roots = inputs.new_ones(len(inputs)) if weights is None else weights.sqrt()
         if not self.count:
-            self._products = torch.zeros(inputs.shape[1], targets.shape[1])
-            self._means = torch.zeros(inputs.shape[1] + 1, dtype=torch.float64)
-            self._sums = torch.zeros(targets.shape[1], dtype=torch.float64)
-            self._squares = torch.zeros(targets.shape[1], dtype=torch.float64)
+            wide = widest(inputs.device)
+            self._products = inputs.new_zeros(inputs.shape[1], targets.shape[1])
+            self._means = inputs.new_zeros(inputs.shape[1] + 1, dtype=wide)
+            self._sums = inputs.new_zeros(targets.shape[1], dtype=wide)
+            self._squares = torch.zeros_like(self._sums)
         if weights is not None:
             inputs, targets = inputs * roots[:, None], targets * roots[:, None]
         self._inputs.update(inputs)
@@ -145,20 +148,21 @@ def ridge_fits(
     best, singular = before.clone(), moments.count < inputs - idle
     chosen: list[tuple[float, Tensor] | None] = [None] * targets
     # Each input's own mean square; an input that is always zero keeps its weights whatever the penalty.
-    penalties = torch.where(energies > 0, energies, 1.0).double()
+    wide = widest(gram.device)
+    penalties = torch.where(energies > 0, energies, 1.0).to(wide)
     # In double precision: the smallest penalty is far below the largest eigenvalue.
-    damped, wanted = gram.double(), products.double()
+    damped, wanted = gram.to(wide), products.to(wide)
 
     def tried(ridge: float) -> Tensor:
         """Solve with a penalty and keep what is the best so far; return the errors, (targets,)."""
         nonlocal best, singular
-        damped.diagonal()[:inputs] = energies.double() + ridge * penalties
+        damped.diagonal()[:inputs] = energies.to(wide) + ridge * penalties
         factor, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             singular = True
             return torch.full_like(before, torch.inf)
         change = torch.cholesky_solve(wanted, factor).float()
-        gained = (change * (other_gram @ change - 2 * other_products)).sum(0, dtype=torch.float64)
+        gained = (change * (other_gram @ change - 2 * other_products)).sum(0, dtype=wide)
         errors = before + gained.view(targets, -1).sum(1)
         for place, part in enumerate(change.chunk(targets, dim=1)):
             if errors[place] < best[place]:

@@ -143,7 +143,7 @@ class Attention:
         was, d_head = self.heads, int(self.module.head_dim)
 
         def channels(width: int) -> Tensor:
-            return (groups[:, None] * width + torch.arange(width)).flatten()
+            return (groups[:, None] * width + torch.arange(width, device=groups.device)).flatten()
 
         self.output.keep_(inputs=channels(self.channels))
         if len(self.inputs) == 1:

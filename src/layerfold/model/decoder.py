@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold import defaults
+from layerfold.environment import device_name
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.model.block import FUSED, PARTS, AbsentAttention, AbsentFFN, Block, Projection
 from layerfold.model.families import family_of
@@ -155,6 +156,26 @@ class Decoder:
         return int(self.model.config.hidden_size)
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights, and of what enters and leaves its blocks."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def computed(self) -> dict[str, str]:
+        """Where and in which dtype it computes, for records; nothing for float32 on the processor."""
+        device, dtype = self.device, str(self.dtype).removeprefix("torch.")
+        if device.type == "cpu" and dtype == "float32":
+            return {}
+        return {"device": device_name(device), "dtype": dtype}
+
+    @property
     def context(self) -> int:
         """The largest number of positions."""
         return int(self.model.config.max_position_embeddings)
@@ -275,12 +296,11 @@ class Decoder:
                 raise ModelError(f"tensor {name!r} holds {bad:,} values that are not finite, of {tensor.numel():,}")
 
 
-def check_precision(decoder: Decoder, doing: str = "what reads activations") -> None:
-    """Raise InputError for weights of another precision than float32, in which what is done with them is right."""
+def check_precision(decoder: Decoder) -> None:
+    """Raise InputError for weights of several dtypes, between which activations cannot pass."""
+    first = None
     for name, weight in decoder.model.named_parameters():
-        if weight.dtype != torch.float32:
-            raise InputError(
-                f"{name!r} is {str(weight.dtype).removeprefix('torch.')}, and {doing} takes float32; accepted: "
-                "model.decoder.model.float(), or a model that `load` reads; in any precision drop, prune by magnitude, "
-                "and align none (share: with init svd), without search or repair"
-            )
+        first = first or (name, weight.dtype)
+        if weight.dtype != first[1]:
+            one, two = (f"{each!r} is {dtype}".replace("torch.", "") for each, dtype in (first, (name, weight.dtype)))
+            raise InputError(f"{one} and {two}; accepted: one dtype, as model.decoder.model.to(dtype) gives")

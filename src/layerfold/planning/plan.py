@@ -134,6 +134,7 @@ class Plan(Search[tuple[Planned, Model]]):
         if budget.kind == "speedup":
             machine = environment()
             kept = {"rounds": self.rounds, "threads": machine["threads"], "processor": machine["processor"]}
+            kept |= trials.model.decoder.computed
             depth, *slopes = trials.remembered(f"speeds {kept}", lambda: line(trials.model, self.rounds, progress))
             timed = Speeds(int(depth), *slopes)
         return Front(trials, budget, progress, timed, rivals=self.rivals).best(self.points, self.finalists, self.rounds)

@@ -114,6 +114,7 @@ class Trials:
         self._file = None if folder is None else folder / FILE
         self._known = {
             "model": hash_weights(model.decoder.model),
+            **model.decoder.computed,
             "seed": texts.seed,
             "protocol": PROTOCOL,
             "texts": [text.sha256 for text in (texts.calibration.windows, texts.quick, texts.whole, self._windows)],

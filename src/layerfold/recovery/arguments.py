@@ -51,9 +51,18 @@ def frozen(decoder: Decoder, recovery: Recovery) -> set[str]:
 
 
 def training_arguments(
-    recovery: Recovery, text: TrainingText, learning_rate: float, folder: Path, checkpoints: bool
+    recovery: Recovery,
+    text: TrainingText,
+    learning_rate: float,
+    folder: Path,
+    checkpoints: bool,
+    autocast: bool = False,
 ) -> TrainingArguments:
-    """Return the Trainer's arguments."""
+    """Return the Trainer's arguments.
+
+    Args:
+        autocast: whether to compute in bfloat16 with float32 weights.
+    """
     pieces = _windows_a_piece(recovery)
     point = max(1, text.steps // _CURVE_POINTS)
     # Whole points between checkpoints: a run resumed within a point would lose the point's first part.
@@ -61,6 +70,7 @@ def training_arguments(
     return quiet_arguments(
         output_dir=str(folder),
         max_steps=text.steps,
+        bf16=autocast,
         per_device_train_batch_size=pieces,
         per_device_eval_batch_size=pieces,
         gradient_accumulation_steps=recovery.accumulation,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from transformers import TrainerState
 
 from layerfold.checkpoint.model import Model
@@ -158,9 +159,13 @@ class Run:
         return search(run, self.folder / _SEARCH, is_main())
 
     def _trainer(self, text: TrainingText, rate: float, checkpoints: bool, *callbacks: Any) -> RecoveryTrainer:
-        # A copy: training moves it to the device, turns its dropout off and, under FSDP, shards it.
+        # A copy: training moves it to the device, turns its dropout off and, under FSDP, shards it. A model in half
+        # precision is trained with float32 weights: small steps would be rounded away.
+        copied = self.model.decoder.copy()
+        half = copied.dtype in (torch.bfloat16, torch.float16)
+        copied.model.float()
         return RecoveryTrainer(
-            self.model.decoder.copy(),
+            copied,
             self.recovery,
             text,
             learning_rate=rate,
@@ -170,6 +175,7 @@ class Run:
             teacher=self._placed_teacher(),
             counterparts=self._counterparts,
             callbacks=list(callbacks),
+            autocast=half,
         )
 
     def _placed_teacher(self) -> Decoder | None:

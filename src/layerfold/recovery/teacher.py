@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.weights import dtype_name
 from layerfold.errors import InputError, LayerfoldError
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
@@ -23,7 +24,8 @@ def default_teacher(model: Model) -> Model:
     # The base's path relative to the checkpoint, then the name by which it was loaded.
     for name in dict.fromkeys(filter(None, (provenance.location, provenance.base))):
         try:
-            teacher = load(name, revision=provenance.revision)
+            device, dtype = str(model.decoder.device), dtype_name(model.decoder.dtype)
+            teacher = load(name, revision=provenance.revision, device=device, dtype=dtype)
         except LayerfoldError as error:
             refusal = refusal or f"cannot be loaded: {error}"
             continue

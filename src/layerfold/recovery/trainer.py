@@ -58,8 +58,9 @@ class RecoveryTrainer(Trainer):
         teacher: Decoder | None,
         counterparts: tuple[int, ...],
         callbacks: list[TrainerCallback],
+        autocast: bool = False,
     ) -> None:
-        check_precision(decoder, "training")
+        check_precision(decoder)
         model = decoder.model
         without_dropout(model)
         for parameter in model.parameters():
@@ -73,7 +74,7 @@ class RecoveryTrainer(Trainer):
             callbacks = [EarlyStoppingCallback(early_stopping_patience=recovery.patience), *callbacks]
         super().__init__(
             model=model,
-            args=training_arguments(recovery, text, learning_rate, folder, checkpoints),
+            args=training_arguments(recovery, text, learning_rate, folder, checkpoints, autocast),
             train_dataset=cast("Any", training_windows(text)),
             eval_dataset=cast("Any", windows_of(text.validation)),
             callbacks=callbacks,

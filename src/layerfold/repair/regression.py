@@ -10,7 +10,8 @@ from torch import Tensor
 
 from layerfold.errors import InputError, ModelError
 from layerfold.inference.spool import Spool
-from layerfold.inference.streaming import Stream
+from layerfold.inference.streaming import Stream, taken
+from layerfold.maths.precision import widest
 from layerfold.maths.ridge import NOT_FINITE, RegressionMoments
 from layerfold.model.block import Block
 from layerfold.model.matrix import Matrix, watching
@@ -109,7 +110,7 @@ def halved(windows: Windows) -> Windows:
 
 def weights(targets: Tensor) -> Tensor:
     """Say what each row counts, (rows,), for the targets, (rows, d): the inverse of its mean square."""
-    return 1 / (targets.square().mean(1) + FLOOR)
+    return 1 / (targets.float().square().mean(1) + FLOOR)
 
 
 def held_out_windows(windows: Windows) -> Tensor:
@@ -136,18 +137,20 @@ def residuals(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], pr
     """Pass the text through the blocks that have a target, and see what they miss of it."""
     moments = RegressionMoments(), RegressionMoments()
     # Weighted sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
-    sums = {index: torch.zeros(2, 2, dtype=torch.float64) for index in targets}
+    device = stream.stepper.decoder.device
+    sums = {index: torch.zeros(2, 2, dtype=widest(device), device=device) for index in targets}
     states = stream.spool()
     with watching(each for some in problem.values() for each in some) as seen:
         for batch, index, hidden in stream.walk(targets):
             should = targets[index][batch]
             for place, rows in enumerate(parts(stream, held_out, batch)):
-                wanted = should[rows]
-                missed, counts = wanted - hidden[rows], weights(wanted)
+                wanted = taken(should, rows).float()
+                missed, counts = wanted - taken(hidden, rows), weights(wanted)
                 for which, rest in enumerate((missed, wanted)):
-                    sums[index][which, place] += counts.double() @ rest.square().sum(1, dtype=torch.float64)
+                    total = sums[index]
+                    total[which, place] += counts.to(total.dtype) @ rest.square().sum(1, dtype=total.dtype)
                 if index in problem and len(missed):
-                    read = [each.features(seen[each][rows]) for each in problem[index]]
+                    read = [each.features(taken(seen[each], rows)) for each in problem[index]]
                     moments[place].update(torch.cat(read, dim=1), missed, counts)
             seen.clear()
             if index == max(targets):

@@ -125,6 +125,6 @@ def _set(ffn: FFN, now: Spread, should: Spread) -> float:
     for matrix, factor, before, after in zip(ffn.matrices[:-1], scale, now.mean, should.mean, strict=True):
         matrix.weight.mul_(factor[:, None])
         if matrix.bias is not None:
-            matrix.bias.sub_(before).mul_(factor).add_(after)
+            matrix.bias.copy_((matrix.bias.float() - before) * factor + after)
     ratios = (now.deviation / should.deviation)[moves & (should.deviation > 0)]
     return float(ratios.mean()) if len(ratios) else 1.0

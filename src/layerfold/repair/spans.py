@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
-from layerfold.inference.streaming import Stream
+from layerfold.inference.streaming import Stream, taken
 from layerfold.maths.ridge import RegressionMoments, ridge_fits
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix, watching
@@ -128,8 +128,9 @@ def _moments(
         for batch, _, hidden in stream.walk([index], stepper):
             for place, rows in enumerate(parts(stream, held_out, batch)):
                 if rows.any():
-                    read = torch.cat([each.features(seen[each][rows]) for each in matrices], dim=1)
-                    missed = torch.cat([target[batch][rows] - hidden[rows] for target in targets], dim=1)
-                    moments[place].update(read, missed, weights(own[batch][rows]))
+                    read = torch.cat([each.features(taken(seen[each], rows)) for each in matrices], dim=1)
+                    left = taken(hidden, rows).float()
+                    missed = torch.cat([taken(target[batch], rows) - left for target in targets], dim=1)
+                    moments[place].update(read, missed, weights(taken(own[batch], rows)))
             seen.clear()
     return moments

@@ -92,7 +92,9 @@ def time_depths(
         ran = measure.name, measure.protocol_id
         for label, score in scores.items():
             if store is not None:
-                store.put(Record(keys[label], label, *ran, score, subject, {}, environment(), 0.0))
+                store.put(
+                    Record(keys[label], label, *ran, score, subject, {}, environment() | model.decoder.computed, 0.0)
+                )
     return {int(label): timing(score) for label, score in scores.items()}
 
 

@@ -107,7 +107,7 @@ class SearchRun:
             "model_sha256": self.sha256,
             "text": describe(self.selection_text, self.model),
             "test_text": describe(self._test_text, self.model),
-            "environment": environment(),
+            "environment": environment() | self.model.decoder.computed,
         }
 
     def calibration(self, tokens: int, reader: str | None = None) -> Windows:
@@ -127,7 +127,7 @@ class SearchRun:
         Args:
             known: what determines them besides the model and the text, as JSON.
         """
-        key = hash_json({"model": self.sha256, **known, "text": text.sha256})
+        key = hash_json({"model": self.sha256, **self.model.decoder.computed, **known, "text": text.sha256})
         file = None if self.folder is None else self.folder / self._search.marker.replace("*", key[:24])
         return Scores(stages, text, divergence=divergence, file=file, key=key)
 

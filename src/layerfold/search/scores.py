@@ -16,9 +16,11 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from layerfold.files import replacing
-from layerfold.inference.scoring import expected_embedding, log_partition, scored_positions, target_logits
+from layerfold.inference.scoring import expected_embedding, log_partition, predicting, scored_positions, target_logits
 from layerfold.inference.stepping import fused_activations
+from layerfold.inference.streaming import batch_tokens, taken
 from layerfold.maths.intervals import Floats
+from layerfold.maths.precision import widest
 from layerfold.progress import SILENT, Progress, Step
 from layerfold.search.stages import Blocks, Stages, walk
 from layerfold.text.windows import Windows
@@ -26,7 +28,6 @@ from layerfold.text.windows import Windows
 Objective = Literal["perplexity", "kl"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
-_BATCH_TOKENS = 1024
 _SAVE_SECONDS = 30.0
 
 
@@ -108,7 +109,8 @@ class Scores:
             lacking[candidate] = np.isnan(self.values(candidate, "perplexity"))
         everywhere = range(len(self.windows)) if windows is None else windows
         chosen = [window for window in everywhere if any(row[window] for row in lacking.values())]
-        size = max(1, _BATCH_TOKENS // self.windows.context)
+        # The states along one path are held.
+        size = max(1, batch_tokens(self._decoder, self._decoder.n_blocks) // self.windows.context)
         steps: list[Step] = []
         for first in range(0, len(chosen), size):
             batch = chosen[first : first + size]
@@ -132,8 +134,10 @@ class Scores:
         """Measure candidates on a batch of windows, yielding each that is done."""
         by_path = {self._stages.path(candidate): candidate for candidate in candidates}
         input_ids, scored = self.windows.input_ids[batch], scored_positions(self.windows, batch)
-        targets, piece = input_ids[scored], self.windows.pieces(batch, scored)
+        device = self._decoder.device
+        targets, piece = input_ids[scored].to(device), self.windows.pieces(batch, scored)
         pieces, of_pieces = piece.unique(return_inverse=True)
+        of_pieces = of_pieces.to(device)
         with ExitStack() as stack:
             for stepper in self._stages.steppers:
                 stepper.decoder.model.eval()
@@ -150,8 +154,9 @@ class Scores:
                 divergence = partition - (final * expected).sum(1) - constant if self._divergence else nats * torch.nan
                 table = self._rows[by_path[path]]
                 for sums, figures in zip(table, (nats, divergence), strict=True):
-                    total = torch.zeros(len(pieces), dtype=torch.float64)
-                    sums[pieces.numpy()] = total.index_add_(0, of_pieces, figures.double()).numpy()
+                    total = torch.zeros(len(pieces), dtype=widest(device), device=device)
+                    total.index_add_(0, of_pieces, figures.to(total.dtype))
+                    sums[pieces.numpy()] = total.double().cpu().numpy()
                 self.head_tokens += len(targets)
                 yield by_path[path]
 
@@ -161,7 +166,7 @@ class Scores:
 
     def _final(self, hidden: Tensor, scored: Tensor) -> Tensor:
         """Normalised states from which the scored tokens are predicted: each stands one position before its token."""
-        states: Tensor = self._decoder.norm(hidden[:, :-1][scored[:, 1:]])
+        states: Tensor = self._decoder.norm(taken(hidden, predicting(scored)))
         return states
 
     def _reference(self, batch: list[int], first: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:

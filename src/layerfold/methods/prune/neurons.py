@@ -22,7 +22,7 @@ def sizes(decoder: Decoder) -> tuple[Tensor, int]:
     counts = [torch.zeros(0, dtype=torch.int64)]
     for index, *_ in decoder.blocks_by_ffn:
         held = [each.count_nonzero(1) for each in decoder.blocks[index].ffn.units]
-        counts.append(torch.stack(held).sum(0))
+        counts.append(torch.stack(held).sum(0).cpu())
     return torch.cat(counts), sum(map(len, counts)) - len(counts) + 1
 
 
@@ -117,8 +117,8 @@ def scores(ffn: FFN, criterion: str, moments: SecondMoments | None) -> Tensor:
 def refit_(ffn: FFN, moments: SecondMoments, kept: Tensor) -> None:
     """Overwrite what the neurons that are kept are multiplied by in `down`, and its bias if it has one."""
     weight, products = _with_bias(ffn, moments)
-    always = torch.arange(ffn.d_ffn, len(products))
-    found = refitted(weight, products, torch.cat([kept, always]))
+    always = torch.arange(ffn.d_ffn, len(products), device=kept.device)
+    found = refitted(weight, products, torch.cat([kept, always])).to(ffn.down.weight.dtype)
     ffn.down.weight[:, kept] = found[:, : len(kept)]
     if ffn.down.bias is not None:
         ffn.down.bias.copy_(found[:, -1])
@@ -126,9 +126,9 @@ def refit_(ffn: FFN, moments: SecondMoments, kept: Tensor) -> None:
 
 def _with_bias(ffn: FFN, moments: SecondMoments) -> tuple[Tensor, Tensor]:
     """`down` and the moments of what it reads: its bias is the weight of one more input, which is always 1."""
-    weight, bias, products = ffn.down.weight, ffn.down.bias, moments.products
+    weight, bias, products = ffn.down.weight.float(), ffn.down.bias, moments.products
     if bias is None:
         return weight, products
-    mean = torch.cat([moments.mean, torch.ones(1)])
+    mean = torch.cat([moments.mean, moments.mean.new_ones(1)])
     products = torch.cat([torch.cat([products, mean[None, :-1]]), mean[:, None]], dim=1)
     return torch.cat([weight, bias[:, None]], dim=1), products

@@ -71,7 +71,7 @@ def _scores(columns: Tensor, factors: Tensor, empty: Tensor) -> Tensor:
 def _counts(empty: Tensor, zeros: int) -> Tensor:
     """How many of each piece's weights are zeroed, those that are zero already among them."""
     done = torch.stack([piece.sum() for piece in empty.split(_COLUMNS)])
-    sizes = torch.tensor([piece.numel() for piece in empty.split(_COLUMNS)])
+    sizes = torch.tensor([piece.numel() for piece in empty.split(_COLUMNS)], device=done.device)
     return done + shares(max(0, zeros - int(done.sum())), sizes - done)
 
 
@@ -99,7 +99,7 @@ def refitted(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
         moments: H, (in, in).
         kept: (kept,) indices.
     """
-    lost = torch.ones(len(moments), dtype=torch.bool).index_fill_(0, kept, False)
+    lost = torch.ones_like(moments[0], dtype=torch.bool).index_fill_(0, kept, False)
     chosen, columns = moments[kept], weight.T.float()
     made_up = torch.cholesky_solve(chosen[:, lost] @ columns[lost], damped_factor(chosen[:, kept]))
     return (columns[kept] + made_up).T
@@ -108,6 +108,10 @@ def refitted(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
 def _inverse_factor(moments: Tensor) -> Tensor:
     """The upper U with H^-1 = U^T U: the inverse of the upper R with H = R R^T, so that H is never inverted."""
     # The transpose of R, flipped, is what Cholesky gives; LAPACK's own inverse of a triangle takes a third of a solve.
-    lower = damped_factor(moments.flip(0, 1)).flip(0, 1).numpy().T
-    inverse, _ = strtri(lower, lower=1)
+    upper = damped_factor(moments.flip(0, 1)).flip(0, 1)
+    if upper.device.type != "cpu":
+        identity = torch.eye(len(upper), device=upper.device)
+        found: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+        return found
+    inverse, _ = strtri(upper.numpy().T, lower=1)
     return torch.from_numpy(inverse).T

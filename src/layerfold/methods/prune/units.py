@@ -38,7 +38,7 @@ def sublayers(decoder: Decoder, *, nonzero: bool = False) -> list[Sublayer]:
 
 
 def _sizes(units: list[Tensor], nonzero: bool) -> Tensor:
-    each = [unit.count_nonzero(1) if nonzero else torch.full((len(unit),), unit.shape[1]) for unit in units]
+    each = [unit.count_nonzero(1).cpu() if nonzero else torch.full((len(unit),), unit.shape[1]) for unit in units]
     return torch.stack(each).sum(0)
 
 

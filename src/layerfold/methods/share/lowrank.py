@@ -209,7 +209,8 @@ def share_(decoder: Decoder, kinds: Sequence[Kind], truncation: Truncation, init
         for member, directions, rank in zip(kind.members, found, ranks, strict=True):
             residual = member.weight - kind.base
             if init == "zero":
-                a, b = torch.zeros(len(residual), rank), _random(rank, residual.shape[1], next(seeds))
+                b = _random(rank, residual.shape[1], next(seeds)).to(residual.device)
+                a = residual.new_zeros(len(residual), rank)
             else:
                 a, b = directions.factors(residual, rank)
             bias = member.bias

@@ -1,0 +1,210 @@
+"""Every method, repair, search and measure on another device, and in every precision."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from elsewhere import DEVICE, Elsewhere, elsewhere, moved
+from tiny import FAMILY_NAMES, tiny, token_ids, windows
+
+from layerfold import Calibration, InputError
+from layerfold.checkpoint.load import load
+from layerfold.checkpoint.save import hash_weights
+from layerfold.environment import DEVICE_VARIABLE, DTYPE_VARIABLE, device_name, device_of, dtype_of
+from layerfold.inference.decoding import continue_each, greedy
+from layerfold.inference.scoring import window_nats
+from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
+from layerfold.model.decoder import Decoder, check_precision
+from layerfold.repair.refit import refit_
+from layerfold.repair.rescale import rescale_
+from layerfold.repair.spans import spanning
+from layerfold.search.scores import Scores
+from layerfold.search.stages import Lacking
+
+METHODS: dict[str, Method] = {
+    "merge": Merge(n=2),
+    "merge-tied": Merge(n=2, tie=True),
+    "collapse": Collapse(n=2, anchor="last"),
+    "drop": Drop(blocks="1"),
+    "magnitude": Prune(sparsity=0.3),
+    "wanda": Prune(sparsity=0.3, criterion="wanda"),
+    "wanda-global": Prune(sparsity=0.3, criterion="wanda", scope="global"),
+    "sparsegpt": Prune(sparsity=0.3, criterion="sparsegpt"),
+    "two-of-four": Prune(structure="2:4", criterion="sparsegpt"),
+    "neurons": Prune(sparsity=0.3, criterion="magnitude", structure="neurons"),
+    "neurons-wanda": Prune(sparsity=0.3, criterion="wanda", structure="neurons"),
+    "neurons-sparsegpt": Prune(sparsity=0.3, criterion="sparsegpt", structure="neurons"),
+    "neurons+heads": Prune(sparsity=0.3, criterion="taylor", structure="neurons+heads"),
+    "share": Share(window="0:2", rank=2),
+    "share-zero": Share(window="0:2", rank=2, init="zero"),
+    "share-allotted": Share(window="0:2", rank=2, ranks="allotted", base="mean"),
+}
+ZEROS = ("magnitude", "wanda", "wanda-global", "sparsegpt", "two-of-four")
+HALF = {torch.bfloat16: 0.02, torch.float16: 0.02, torch.float64: 1e-4}
+"""Precisions, and how far nats may be from float32's, as a share: rounding makes some methods choose otherwise."""
+PRECISIONS = [(name, torch.bfloat16) for name in FAMILY_NAMES] + [
+    ("llama", torch.float16),
+    ("gpt2", torch.float16),
+    ("gpt2", torch.float64),
+]
+
+
+@dataclass
+class Made:
+    nats: float
+    repaired: float
+    zeros: dict[str, torch.Tensor]
+
+
+def made(decoder: Decoder, name: str) -> Made:
+    """Compress, score, repair and score again."""
+    cut, original = windows(), decoder.copy()
+    notes = METHODS[name].apply(decoder, Calibration(decoder, cut))
+    assert notes is not None
+    zeros = {key: (each == 0).cpu() for key, each in decoder.model.state_dict().items()}
+    nats = float(window_nats(decoder, cut).sum())
+    if name in ZEROS:
+        return Made(nats, nats, zeros)
+    kept = {"drop": [0, 2, 3], "collapse": [1, 3]}.get(name, [*range(original.n_blocks)])
+    refit_(decoder, original, [*kept[1:], original.n_blocks], cut, attention=True)
+    return Made(nats, float(window_nats(decoder, cut).sum()), zeros)
+
+
+@pytest.fixture
+def there() -> Iterator[None]:
+    with elsewhere():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [*(("gpt2", name) for name in METHODS), ("qwen3", "share"), ("llama", "neurons+heads")]
+)
+def test_another_device_computes_the_same(family: str, name: str, there: None) -> None:
+    here, apart = tiny(family).decoder, tiny(family).decoder
+    moved(apart.model)
+    assert apart.device == DEVICE
+    one, two = made(here, name), made(apart, name)
+    assert two.nats == pytest.approx(one.nats, rel=1e-6)
+    assert two.repaired == pytest.approx(one.repaired, rel=1e-5)
+    assert one.zeros.keys() == two.zeros.keys()
+    assert all(torch.equal(one.zeros[key], two.zeros[key]) for key in one.zeros)
+    assert all(isinstance(each, Elsewhere) for each in apart.model.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("family", "dtype"), PRECISIONS, ids=str)
+def test_every_method_and_repair_works_in_every_precision(family: str, name: str, dtype: torch.dtype) -> None:
+    exact, other = tiny(family).decoder, tiny(family).decoder
+    other.model.to(dtype)
+    one, two = made(exact, name), made(other, name)
+    assert {each.dtype for each in other.model.parameters()} == {dtype}
+    assert two.nats == pytest.approx(one.nats, rel=HALF[dtype])
+    assert two.repaired == pytest.approx(one.repaired, rel=HALF[dtype])
+
+
+def test_what_else_reads_a_model_works_on_another_device(there: None) -> None:
+    here, apart = tiny("llama").decoder, tiny("llama").decoder
+    moved(apart.model)
+    cut = windows()
+    assert hash_weights(here.model) == hash_weights(apart.model)
+    for decoder in (here, apart):
+        decoder.model.generation_config.eos_token_id = None
+    assert greedy(apart, token_ids(1, 4), 6).tolist() == greedy(here, token_ids(1, 4), 6).tolist()
+    assert continue_each(apart, [[1, 2], [3]], 4, None) == continue_each(here, [[1, 2], [3]], 4, None)
+    found = []
+    for decoder in (here, apart):
+        scores = Scores(Lacking(decoder), cut)
+        scores.measure([(), (0,), (1, 2)])
+        found.append([scores.values(lacking, kind) for lacking in ((0,), (1, 2)) for kind in ("perplexity", "kl")])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4)
+    spans = [spanning(decoder, cut, [2]) for decoder in (here, apart)]
+    nats = [float(window_nats(each[2], cut).sum()) for each in spans]
+    assert nats[1] == pytest.approx(nats[0], rel=1e-5)
+    rescaled = [tiny("llama").decoder, tiny("llama", seed=1).decoder]
+    moved(rescaled[0].model)
+    moved(rescaled[1].model)
+    (done,) = rescale_(rescaled[0], rescaled[1], {1: [(1, None)]}, cut)
+    assert math.isfinite(done.shrunk)
+
+
+def test_where_devices_meet_is_an_error(there: None) -> None:
+    apart = torch.ones(2).to(DEVICE)
+    assert apart.device == DEVICE
+    with pytest.raises(RuntimeError, match="cpu and cuda"):
+        apart + torch.ones(2)
+    with pytest.raises((TypeError, RuntimeError)):
+        apart.numpy()
+    assert (apart + 1).tolist() == [2, 2]
+    assert type(apart.cpu()) is torch.Tensor
+
+
+def test_weights_of_two_precisions_are_refused() -> None:
+    decoder = tiny("gpt2").decoder
+    decoder.blocks[1].ffn.up.module.half()
+    with pytest.raises(InputError, match=r"float32 and .*float16; accepted: one dtype"):
+        check_precision(decoder)
+
+
+class TestChoice:
+    def test_the_processor_is_taken_where_there_is_no_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        monkeypatch.delenv(DEVICE_VARIABLE, raising=False)
+        assert device_of().type == device_of("auto").type == device_of("cpu").type == "cpu"
+        assert device_name(device_of()) == "cpu"
+        with pytest.raises(InputError, match="'cuda:1', and of such GPUs torch finds none; accepted"):
+            device_of("cuda:1")
+        with pytest.raises(InputError, match="no Apple GPU; accepted: auto, cpu"):
+            device_of("mps")
+
+    def test_a_gpu_is_taken_where_there_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+        assert device_of("auto") == device_of("cuda") == torch.device("cuda", 0)
+        assert device_of("cuda:1") == torch.device("cuda", 1)
+        assert device_name(device_of("cuda:1")) == "Some GPU"
+        with pytest.raises(InputError, match=r"'cuda:2', and of such GPUs torch finds 2 \(cuda:0 ... cuda:1\)"):
+            device_of("cuda:2")
+        monkeypatch.setenv(DEVICE_VARIABLE, "cuda:1")
+        assert device_of() == torch.device("cuda", 1)
+        assert device_of("cpu").type == "cpu"
+        assert dtype_of("auto", device_of(), torch.float16) == torch.float16
+        assert dtype_of("auto", device_of(), torch.bfloat16) == torch.float32
+        with pytest.raises(InputError, match="'bfloat16', which Some GPU cannot compute in"):
+            dtype_of("bfloat16", device_of(), torch.float32)
+
+    @pytest.mark.parametrize("name", ["gpu", "cuda:x", "tpu", "cuda:"])
+    def test_an_unknown_device_is_one_line(self, name: str) -> None:
+        with pytest.raises(InputError, match=r"device .*(accepted|did you mean)"):
+            device_of(name)
+
+    def test_the_dtype(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cpu = torch.device("cpu")
+        assert dtype_of(None, cpu, torch.bfloat16) == dtype_of("auto", cpu, torch.float16) == torch.float32
+        assert dtype_of("bfloat16", cpu, torch.float32) == torch.bfloat16
+        monkeypatch.setenv(DTYPE_VARIABLE, "float16")
+        assert dtype_of(None, cpu, torch.float32) == torch.float16
+        with pytest.raises(InputError, match=r"dtype .*bfloat16"):
+            dtype_of("bfloat61", cpu, torch.float32)
+
+
+def test_a_model_is_loaded_in_the_precision_asked_for_and_saved_in_its_own() -> None:
+    plain, half = load("pocket"), load("pocket", dtype="bfloat16")
+    assert (half.decoder.dtype, half.decoder.device.type) == (torch.bfloat16, "cpu")
+    assert half.decoder.computed == {"device": "cpu", "dtype": "bfloat16"}
+    assert plain.decoder.computed == {}
+    assert half.saved_dtype == plain.saved_dtype
+    with pytest.raises(InputError, match="device"):
+        load("pocket", device="gpu")
+    with pytest.raises(InputError, match="dtype"):
+        load("pocket", dtype="int8")
+    assert os.environ.get(DEVICE_VARIABLE) in (None, "", "cpu")
