@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows
-from layerfold.checkpoint.load import load
+from layerfold.checkpoint.load import load, load_beside
 from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.errors import InputError, OfflineError, one_of
 from layerfold.evaluators import EVALUATORS, Evaluator, HeldOut, Score
@@ -152,7 +152,7 @@ def recover(
     elif teacher is None:
         teacher = default_teacher(model)
     elif not isinstance(teacher, Model):
-        teacher = load(teacher)
+        teacher = load_beside(model, teacher)
     with temporary_folder() if training_dir is None else contextlib.nullcontext(Path(training_dir)) as folder:
         training = training_text(model, recovery, seed, progress)
         run = Run(model, recovery, folder, teacher=teacher, text=training, seed=seed, overwrite=overwrite)

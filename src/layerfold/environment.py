@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import socket
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
@@ -34,6 +35,27 @@ def environment() -> dict[str, Json]:
 DEVICE_VARIABLE, DTYPE_VARIABLE = "LAYERFOLD_DEVICE", "LAYERFOLD_DTYPE"
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
 AUTO = "auto"
+
+
+@contextlib.contextmanager
+def placed(device: str | None, dtype: str | None) -> Iterator[None]:
+    """Let models that are loaded without a device or a dtype take these meanwhile; None changes nothing.
+
+    Raises:
+        InputError: see `device_of` and `dtype_of`.
+    """
+    place = device_of(device)
+    dtype_of(dtype, place, torch.float32)
+    given = {DEVICE_VARIABLE: device, DTYPE_VARIABLE: dtype}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update({name: value for name, value in given.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def device_of(wanted: str | None = None) -> torch.device:

@@ -15,6 +15,7 @@ import torch
 from layerfold.checkpoint import compact, structure, weights
 from layerfold.checkpoint.model import POCKET, Model, Provenance, Stored
 from layerfold.checkpoint.save import quiet, read_manifest, restore_
+from layerfold.checkpoint.weights import dtype_name
 from layerfold.environment import device_of, dtype_of, hub_reachable
 from layerfold.errors import (
     InputError,
@@ -85,6 +86,12 @@ def load(
     model.decoder.model.to(device=place, dtype=dtype_of(dtype, place, model.saved_dtype))
     sha256 = model.provenance.base_sha256 or model.sha256
     return replace(model, provenance=replace(model.provenance, base_sha256=sha256))
+
+
+def load_beside(model: Model, name: str | Path, *, revision: str | None = None) -> Model:
+    """Load a model to where another one computes, in the same dtype; see `load`."""
+    decoder = model.decoder
+    return load(name, revision=revision, device=str(decoder.device), dtype=dtype_name(decoder.dtype))
 
 
 def _beside(path: Path) -> list[str]:

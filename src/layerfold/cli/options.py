@@ -24,6 +24,15 @@ ModelName = Annotated[str, typer.Option(help=MODEL)]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings along.")]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if there is one.")
+]
+DtypeName = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="auto, float32, bfloat16 or float16; auto is float32 on a CPU, else the checkpoint's own."
+    ),
+]
 OutputDir = Annotated[Path, typer.Option(help="New or empty folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the whole folder where it is not empty.")]
 FormatName = Annotated[Format, typer.Option(help="dense loads anywhere; compact stores each tensor once.")]

@@ -32,6 +32,7 @@ def study(
 ) -> None:
     """Compare variants of a model; measures only what is missing in the run's folder."""
     from layerfold.checkpoint.model import POCKET
+    from layerfold.environment import placed
     from layerfold.evaluators.generation import Generation, published_prompts
     from layerfold.records import write_results
     from layerfold.report.study import samples_report, study_report
@@ -49,7 +50,10 @@ def study(
     kind = recipe.stem if recipe is not None else _FOLDERS.get(chosen_preset, chosen_preset)
     folder = output_dir or Path("runs") / f"{Path(name).name or name}-{kind}"
     revision = read.revision if read is not None and model is None else None
-    with loaded(name, revision, trust_remote_code, as_json=as_json) as (base, progress):
+    with (
+        placed(*((read.device, read.dtype) if read is not None else (None, None))),
+        loaded(name, revision, trust_remote_code, as_json=as_json) as (base, progress),
+    ):
         chosen = default_recipe(name, base.decoder, chosen_preset) if read is None else read.with_base(name, revision)
         if wanted is not None:
             # Of several seeds the first: texts have no mean.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from layerfold.checkpoint.load import load
+from layerfold.checkpoint.load import load_beside
 from layerfold.checkpoint.model import Model
-from layerfold.checkpoint.weights import dtype_name
 from layerfold.errors import InputError, LayerfoldError
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
@@ -24,8 +23,7 @@ def default_teacher(model: Model) -> Model:
     # The base's path relative to the checkpoint, then the name by which it was loaded.
     for name in dict.fromkeys(filter(None, (provenance.location, provenance.base))):
         try:
-            device, dtype = str(model.decoder.device), dtype_name(model.decoder.dtype)
-            teacher = load(name, revision=provenance.revision, device=device, dtype=dtype)
+            teacher = load_beside(model, name, revision=provenance.revision)
         except LayerfoldError as error:
             refusal = refusal or f"cannot be loaded: {error}"
             continue

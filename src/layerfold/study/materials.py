@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from layerfold.calibration import Calibration, calibration_windows
-from layerfold.checkpoint.load import load
+from layerfold.checkpoint.load import load_beside
 from layerfold.checkpoint.model import Model
 from layerfold.errors import ModelError
 from layerfold.evaluators import Perplexity
@@ -108,7 +108,7 @@ class Materials:
         key = hash_json(dict(subject))[:24]
         kept = self.folder / "models" / key
         with contextlib.suppress(ModelError):  # damaged: it is trained again, and replaced
-            if kept.is_dir() and (found := load(kept)).tokenizer is not None:
+            if kept.is_dir() and (found := load_beside(model, kept)).tokenizer is not None:
                 return replace(found, stored=model.stored)
         # Imported when needed: transformers' Trainer takes seconds, and most studies train nothing.
         from layerfold.recovery.run import Run

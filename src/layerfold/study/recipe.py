@@ -161,6 +161,7 @@ class Recipe(Strict):
     Attributes:
         base: see `load`.
         revision: of a base on the Hub.
+        device, dtype: where and in what all models compute: see `load`. None takes what the command is told.
         variants: the rows besides the base.
         evaluate: the columns, in order.
         calibration: see `CalibrationText`.
@@ -171,6 +172,8 @@ class Recipe(Strict):
 
     base: str = POCKET
     revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
     variants: list[Annotated[Variant, BeforeValidator(_variant)]]
     evaluate: list[Annotated[Any, BeforeValidator(_evaluator)]] = Field(
         default_factory=lambda: [_evaluator(each) for each in DEFAULT_EVALUATORS], min_length=1
@@ -235,6 +238,7 @@ class Recipe(Strict):
         return {
             "base": self.base,
             "revision": self.revision,
+            **{name: value for name in ("device", "dtype") if (value := getattr(self, name)) is not None},
             "variants": [variant.to_json() for variant in self.variants],
             "evaluate": [{evaluator.name: settings_of(evaluator)} for evaluator in self.evaluate],
             "calibration": self.calibration.model_dump(),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from layerfold.checkpoint.load import load
+from layerfold.checkpoint.load import load_beside
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.weights import dtype_name
 from layerfold.errors import InputError
@@ -72,6 +72,7 @@ class Row(ABC):
         """Return all that determines the model, as JSON; records are named by its hash."""
         return {
             "base_sha256": materials.base.sha256,
+            **materials.base.decoder.computed,
             "method": self.made_by(materials),
             "calibration": materials.calibration_windows.sha256 if self.calibrated else None,
             "seed": materials.seed if self.calibrated else None,
@@ -177,7 +178,7 @@ class Load(Row):
         return self._load(materials), {}
 
     def _load(self, materials: Materials) -> Model:
-        model = load(self.model, revision=self.revision)
+        model = load_beside(materials.base, self.model, revision=self.revision)
         materials.loaded[self.model, self.revision] = model.sha256, dtype_name(model.saved_dtype)
         return model
 

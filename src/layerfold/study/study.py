@@ -63,7 +63,11 @@ class Study:
     ) -> None:
         self.output_dir = Path(output_dir)
         check_run_folder(self.output_dir, _MARKER, overwrite=overwrite)
-        self.base = base if base is not None else load(recipe.base, revision=recipe.revision)
+        self.base = (
+            base
+            if base is not None
+            else load(recipe.base, revision=recipe.revision, device=recipe.device, dtype=recipe.dtype)
+        )
         self.recipe = recipe.for_base(self.base)
         store = RecordStore(self.output_dir / "records")
         self.replicates = {
@@ -343,7 +347,7 @@ class Replicate:
             score=score.to_json(),
             subject=subject,
             notes=notes,
-            environment=environment(),
+            environment=environment() | self.base.decoder.computed,
             seconds=seconds,
         )
         self._store.put(record)
