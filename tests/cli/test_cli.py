@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
+from layerfold.environment import DEVICE_VARIABLE
 from layerfold.errors import OutputError
 from layerfold.evaluators import EVALUATORS, Latency
 from layerfold.recovery import Finetune
@@ -122,9 +123,12 @@ def test_doctor_says_what_is_reachable(layerfold: Any, monkeypatch: pytest.Monke
     found = json.loads(layerfold("doctor", "--json").out)
     assert found["models"]["pocket"] == "embedded"
     assert found["models"]["Hub"].startswith("not reachable")
-    assert found["speed"]["float32 GFLOP/s"] > 0
-    monkeypatch.setattr("layerfold.cli.doctor.matrix_product_rate", lambda *_: 1e9)
-    assert "advice: float32" in layerfold("doctor").out
+    assert "TFLOP/s" in found["devices"]["cpu"]
+    monkeypatch.setattr("layerfold.cli.doctor.matrix_product_rate", lambda *_: 2.5e12)
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    told = layerfold("doctor").out
+    assert "cpu: float32 2.5, bfloat16 2.5 TFLOP/s" in told
+    assert "auto takes: cpu, float32" in told
 
 
 @pytest.mark.parametrize("method", ["merge", "collapse"])

@@ -1,4 +1,4 @@
-"""Models in half precision: each method is right, or refuses in one line before it edits."""
+"""Models in half precision; see `tests/test_devices.py` for the methods that read activations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pruning import CUT, blocks, fresh, prunable
-from tiny import BLOCKS, refused, tiny, unchanged
+from tiny import refused, tiny, unchanged
 
 import layerfold
 from layerfold.calibration import Calibration
@@ -29,16 +29,11 @@ RIGHT: list[Any] = [
     *(Share(window="0:2", rank=2, base=base, init="svd", align="none") for base in ("anchor", "mean", "fitted")),
     Share(window="0:2", rank=2, base="mean", init="zero", align="none"),
 ]
-REFUSED: list[Any] = [
-    Merge(n=2),
-    Collapse(n=2),
-    Share(window="0:2", rank=2, init="svd"),
-    Share(window="0:2", rank=2, align="none"),
-    Share(rank=2, init="svd", align="none"),
-    Merge(n=2, groups="auto", align="none"),
-    *(Prune(sparsity=0.4, criterion=criterion) for criterion in ("wanda", "sparsegpt")),
-    *(Prune(sparsity=0.4, criterion=each, structure="neurons") for each in ("wanda", "sparsegpt", "taylor")),
-    Prune(sparsity=0.4, criterion="taylor", structure="neurons+heads"),
+SEARCHED: list[Any] = [
+    (Share(rank=2, k=2, init="svd", align="none"), "none"),
+    (Merge(n=2, groups="auto", align="none"), "rescale"),
+    (Drop(blocks="1"), "refit"),
+    (Prune(sparsity=0.4, criterion="taylor", structure="neurons"), "refit+attention"),
 ]
 
 
@@ -68,25 +63,27 @@ def test_what_reads_no_activations_does_as_in_float32(name: str, method: Any, dt
         assert (found[name] - weight).abs().max() <= torch.finfo(dtype).eps * weight.abs().max(), name
 
 
-@HALF
-@pytest.mark.parametrize("method", REFUSED, ids=str)
-def test_what_reads_activations_is_refused_in_one_line(method: Any, dtype: torch.dtype, study_corpus: str) -> None:
+@pytest.mark.parametrize(("method", "repair"), SEARCHED, ids=str)
+def test_searches_and_repairs_work_and_keep_the_dtype(method: Any, repair: Any, study_corpus: str) -> None:
     model = tiny("llama")
-    halved(model.decoder, dtype)
-    said = rf"is {str(dtype).removeprefix('torch.')}, .*accepted: .*model\.float\(\)"
-    with unchanged(model.decoder), refused(InputError, said):
-        layerfold.compress(model, method, corpus=study_corpus, tokens=100, in_place=True)
-    with pytest.raises(InputError, match="what reads activations takes float32"):
-        Calibration(model.decoder, CUT)
-
-
-@pytest.mark.parametrize("level", ["rescale", "refit", "refit+attention"])
-def test_a_repair_is_refused_before_the_edit(level: Any, study_corpus: str) -> None:
-    model = tiny("gpt2")
     halved(model.decoder, torch.bfloat16)
-    with pytest.raises(InputError, match="what reads activations takes float32"):
-        layerfold.compress(model, Drop(blocks="1"), corpus=study_corpus, repair=level, repair_tokens=100, in_place=True)
-    assert model.decoder.n_blocks == BLOCKS
+    options = {"corpus": study_corpus, "tokens": 200, "repair_tokens": 400}
+    made = layerfold.compress(model, method, repair=repair, **options)
+    assert {each.dtype for each in made.decoder.model.parameters()} == {torch.bfloat16}
+    assert all(each.isfinite().all() for each in made.decoder.model.parameters())
+    assert made.sha256 != model.sha256
+
+
+@pytest.mark.parametrize("level", ["none", "rescale", "refit", "refit+attention"])
+def test_weights_of_two_dtypes_are_refused_before_the_edit(level: Any, study_corpus: str) -> None:
+    model = tiny("gpt2")
+    model.decoder.blocks[1].ffn.up.module.half()
+    method = Merge(n=2) if level == "none" else Drop(blocks="1")
+    said = r"is float32 and .* is float16; accepted: one dtype"
+    with unchanged(model.decoder), refused(InputError, said):
+        layerfold.compress(model, method, corpus=study_corpus, repair=level, repair_tokens=100, in_place=True)
+    with pytest.raises(InputError, match=said):
+        Calibration(model.decoder, CUT)
 
 
 def test_double_precision_is_pruned_to_the_weight() -> None:

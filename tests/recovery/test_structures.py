@@ -235,11 +235,21 @@ def test_gradients_of_held_zeros_are_no_part_of_the_norm_that_is_clipped(
     assert len(seen) == 2
 
 
-def test_half_precision_is_not_trained(train: Train) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_trained_with_float32_weights_and_keeps_its_dtype_and_zeros(
+    dtype: torch.dtype, train: Train
+) -> None:
     model = masked(runs.small())
-    model.decoder.model.bfloat16()
-    with pytest.raises(InputError, match=r"is bfloat16, and training takes float32; accepted: .*model\.float\(\)"):
-        train(model, train.finetune(steps=2))
+    model.decoder.model.to(dtype)
+    before = {name: each.clone() for name, each in model.decoder.model.named_parameters()}
+    kept = held(model.decoder)
+    trained, outcome = train(model, train.finetune(steps=4))
+    assert outcome.best_step
+    after = dict(trained.decoder.model.named_parameters())
+    assert {each.dtype for each in after.values()} == {dtype}
+    assert any(not torch.equal(after[name], each) for name, each in before.items())
+    assert kept
+    assert not any(after[name][~mask].any() for name, mask in kept.items())
 
 
 def test_the_search_of_a_rate_holds_zeros_too(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:

@@ -188,20 +188,21 @@ def test_non_zero_parameters_are_shown_where_a_row_has_many_zeros():
         assert ("nonzero_parameters" in [column.name for column in table(results).columns]) == told
 
 
-OUT = ("multiplied_out_ms", "multiplied_out_speedup")
+OPTIONAL = pytest.mark.parametrize("kind", ["multiplied_out", "captured"])
 
 
-def test_latency_multiplied_out_is_shown_where_a_row_has_it():
-    plain = make_results()
-    assert not {each.name for each in columns(plain)} & set(OUT)
+@OPTIONAL
+def test_another_latency_is_shown_where_a_row_has_it(kind):
+    plain, out = make_results(), (f"{kind}_ms", f"{kind}_speedup")
+    assert not {each.name for each in columns(plain)} & set(out)
     both = {
         name: {"value": value, "low": value - 0.5, "high": value + 0.5}
-        for name, value in (("multiplied_out", 9.25), ("multiplied_out_speedup", 1.5))
+        for name, value in ((kind, 9.25), (f"{kind}_speedup", 1.5))
     }
     results = make_results(scores={("merged_2", "latency"): both})
     names = [each.name for each in table(results).columns]
-    assert names[names.index("speedup") + 1 :][:2] == list(OUT)
-    time, speedup = (column(results, name) for name in OUT)
+    assert names[names.index("speedup") + 1 :][:2] == list(out)
+    time, speedup = (column(results, name) for name in out)
     assert time.cell(results, "merged_2") == Cell("9.25", f"8.75{DASH}9.75")
     assert speedup.cell(results, "merged_2") == Cell("1.50", f"1.00{DASH}2.00")
     for label in ("base", "merged_4"):
@@ -209,8 +210,10 @@ def test_latency_multiplied_out_is_shown_where_a_row_has_it():
     assert (time.unit, speedup.unit, time.better, speedup.better) == ("ms/token", TIMES_BASE, "lower", "higher")
 
 
-def test_a_base_with_deltas_has_the_time_and_no_speedup_and_without_latency_there_is_neither():
-    figures = {"multiplied_out": {"value": 9.25, "low": 9.0, "high": 9.5}, "multiplied_out_speedup": None}
+@OPTIONAL
+def test_a_base_has_the_time_and_no_speedup_and_without_latency_there_is_neither(kind):
+    out = (f"{kind}_ms", f"{kind}_speedup")
+    figures = {kind: {"value": 9.25, "low": 9.0, "high": 9.5}, f"{kind}_speedup": None}
     names = [each.name for each in columns(make_results(scores={("base", "latency"): figures}))]
-    assert [each in names for each in OUT] == [True, False], "no row has a speed-up"
-    assert not {each.name for each in columns(make_results(evaluators=("size", "perplexity")))} & set(OUT)
+    assert [each in names for each in out] == [True, False], "no row has a speed-up"
+    assert not {each.name for each in columns(make_results(evaluators=("size", "perplexity")))} & set(out)

@@ -66,6 +66,11 @@ def main() -> None:
     except typer.Abort:
         print("layerfold: stopped", file=sys.stderr)
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for that
+            raise
+        asked = ". ".join(str(error).split(". ")[:2])
+        _refuse(f"{asked}; accepted: --dtype bfloat16, --device cpu, or with recover a smaller --batch-size")
     raise SystemExit(status if isinstance(status, int) else 0)
 
 

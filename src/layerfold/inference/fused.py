@@ -15,9 +15,16 @@ from torch import Tensor
 _ROWS, _COLUMNS, _STEP = 128, 256, 64
 """Tokens and vocabulary entries of a tile, and channels that are multiplied at a time."""
 
+_STAGE_BYTES = 2 * _STEP * (_ROWS + _COLUMNS)
+_SPARE_BYTES = 4096
+
 
 def available(weight: Tensor) -> bool:
-    """Whether the kernel takes a head's weight: half precision on an NVIDIA GPU of compute capability 8.0 or more."""
+    """Whether the kernel takes a head's weight.
+
+    It does in half precision on an NVIDIA GPU of compute capability 8.0 or more whose shared memory holds two tiles:
+    A100, H100 and H200, but no GeForce.
+    """
     return (
         weight.is_cuda
         and weight.dtype in (torch.bfloat16, torch.float16)
@@ -25,7 +32,14 @@ def available(weight: Tensor) -> bool:
         and torch.version.hip is None
         and importlib.util.find_spec("triton") is not None
         and torch.cuda.get_device_capability(weight.device) >= (8, 0)
+        and _stages(weight.device) >= 2
     )
+
+
+def _stages(device: torch.device) -> int:
+    """How many tiles are copied ahead: as many as shared memory holds, four at most."""
+    memory: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return min(4, (memory - _SPARE_BYTES) // _STAGE_BYTES)
 
 
 def log_partition(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,6 +70,6 @@ def log_partition(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
                 _COLUMNS,
                 _STEP,
                 num_warps=8,
-                num_stages=4,
+                num_stages=_stages(hidden.device),
             )
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-_CPU_TOKENS = 1024
+CPU_TOKENS = 1024
 _SMALL_GPU = 4 << 30
 """Bytes taken as free where the device does not say."""
 
@@ -48,9 +48,9 @@ def batch_tokens(device: torch.device, channels: int) -> int:
         channels: how many numbers a token holds meanwhile.
     """
     if device.type == "cpu":
-        return _CPU_TOKENS
+        return CPU_TOKENS
     most = free(device) // (8 * 4 * channels)
-    return min(max(1 << max(most, 1).bit_length() - 1, _CPU_TOKENS), 1 << 16)
+    return min(max(1 << max(most, 1).bit_length() - 1, CPU_TOKENS), 1 << 16)
 
 
 def free(device: torch.device) -> int:
