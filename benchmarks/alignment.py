@@ -31,7 +31,7 @@ from layerfold.checkpoint.model import POCKET
 from layerfold.maths.linalg import match_neurons
 from layerfold.methods import Merge
 from layerfold.model.decoder import Decoder
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 Orders = dict[Pair, NDArray[np.int64]]
 
@@ -41,7 +41,7 @@ def pairs_of(decoder: Decoder, n: int) -> list[Pair]:
     return [(group[0], other) for group in Merge(n=n).group_indices(decoder.n_blocks) for other in group[1:]]
 
 
-def layerfold_orders(decoder: Decoder, windows: Windows, pairs: list[Pair], stages: dict[str, float]) -> Orders:
+def layerfold_orders(decoder: Decoder, windows: TokenWindows, pairs: list[Pair], stages: dict[str, float]) -> Orders:
     """Align with layerfold; adds up the time spent in assignments, which may run beside other work."""
 
     def timed(correlation: torch.Tensor, **options: Any) -> Any:
@@ -56,7 +56,7 @@ def layerfold_orders(decoder: Decoder, windows: Windows, pairs: list[Pair], stag
 
 
 @torch.no_grad()
-def published_orders(decoder: Decoder, windows: Windows, pairs: list[Pair], stages: dict[str, float]) -> Orders:
+def published_orders(decoder: Decoder, windows: TokenWindows, pairs: list[Pair], stages: dict[str, float]) -> Orders:
     """Align the published way; one forward pass serves all pairs."""
     kept: dict[int, list[NDArray[np.float32]]] = {index: [] for pair in pairs for index in pair}
 
@@ -94,7 +94,7 @@ def published_orders(decoder: Decoder, windows: Windows, pairs: list[Pair], stag
 WAYS = {"layerfold": layerfold_orders, "published": published_orders}
 
 
-def read(model: str | Path, tokens: int) -> tuple[Decoder, Windows]:
+def read(model: str | Path, tokens: int) -> tuple[Decoder, TokenWindows]:
     """The embedded model with its own text, or the GPT-2 shape with random tokens."""
     if model == POCKET:
         pocket = load(POCKET)
@@ -123,7 +123,9 @@ def measure_speed(model: str | Path, n: int, tokens: int, rounds: int) -> Figure
     )
 
 
-def total_correlations(decoder: Decoder, windows: Windows, pairs: list[Pair], orders: dict[str, Orders]) -> Figures:
+def total_correlations(
+    decoder: Decoder, windows: TokenWindows, pairs: list[Pair], orders: dict[str, Orders]
+) -> Figures:
     """Where assignments differ: what each is worth on the same correlations."""
     correlations = Calibration(decoder, windows).correlations(pairs)
     return {

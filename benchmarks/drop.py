@@ -22,7 +22,7 @@ from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection, beam, exhaustive
 from layerfold.search.stages import Blocks, Lacking
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 RUN = Path("runs/benchmark-drop")
 SLICES = 16
@@ -34,7 +34,7 @@ def subsets(n: int) -> list[Blocks]:
     return list(chain.from_iterable(combinations(range(n), size) for size in range(n + 1)))
 
 
-def from_scratch(decoder: Decoder, removed: Blocks, windows: Windows) -> tuple[float, float]:
+def from_scratch(decoder: Decoder, removed: Blocks, windows: TokenWindows) -> tuple[float, float]:
     """Nats of a candidate scored by itself, as `layerfold eval` does it, and the seconds that takes.
 
     Building it, which costs a small model nearly half as much again, is not in the time.
@@ -54,7 +54,7 @@ def limit(decoder: Decoder, context: int) -> float:
     return (n / 2 * block + head) / ((2**n - 1) / 2**n * block + head)
 
 
-def walk_against_scratch(decoder: Decoder, windows: Windows, sample: int) -> Figures:
+def walk_against_scratch(decoder: Decoder, windows: TokenWindows, sample: int) -> Figures:
     """Time the walk over all subsets, and between its slices candidates from scratch, drawn from all of them."""
     stages = Lacking(decoder)
     scores = Scores(stages, windows)
@@ -84,7 +84,7 @@ def walk_against_scratch(decoder: Decoder, windows: Windows, sample: int) -> Fig
     }
 
 
-def best_of_each_size(decoder: Decoder, windows: Windows, sample: int) -> Figures:
+def best_of_each_size(decoder: Decoder, windows: TokenWindows, sample: int) -> Figures:
     """Time the race for the best subset of each size, and before and after it candidates from scratch."""
     n = decoder.n_blocks
     drawn = random.Random(1).sample([removed for removed in subsets(n) if len(removed) < n], sample)

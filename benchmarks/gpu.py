@@ -33,7 +33,7 @@ from layerfold.planning import Plan
 from layerfold.recovery import Finetune
 from layerfold.recovery.run import Run
 from layerfold.recovery.text import training_text
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 GPT2: dict[str, Any] = {"name": "gpt2"}
 SMOLLM2: dict[str, Any] = {
@@ -91,7 +91,7 @@ def synchronise() -> None:
 
 
 @torch.no_grad()
-def loop_nats(decoder: Decoder, windows: Windows, batch: int) -> float:
+def loop_nats(decoder: Decoder, windows: TokenWindows, batch: int) -> float:
     """Score windows the straightforward way; the loss is the mean over the tokens that have one before them."""
     total = 0.0
     for ids in windows.input_ids.split(batch):

@@ -34,7 +34,7 @@ from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection, beam
 from layerfold.search.stages import Blocks, Lacking
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 _RIDGE = 1e-4
 """Penalty of the linear map, as a fraction of the mean square of what it reads; on pocket 1e-6 and 1e-2 do as well."""
@@ -49,7 +49,7 @@ class Texts:
         selection: what layerfold's own plan chooses by.
     """
 
-    calibration: Windows
+    calibration: TokenWindows
     selection: Perplexity
 
 
@@ -83,20 +83,20 @@ def budget(decoder: Decoder, kept: int) -> int:
 
 
 @functools.lru_cache(maxsize=2)
-def _calibration(decoder: Decoder, windows: Windows) -> Calibration:
+def _calibration(decoder: Decoder, windows: TokenWindows) -> Calibration:
     """Remembers which neurons answer to which."""
     return Calibration(decoder, windows)
 
 
 @functools.lru_cache(maxsize=2)
-def _scores(decoder: Decoder, windows: Windows) -> Scores:
+def _scores(decoder: Decoder, windows: TokenWindows) -> Scores:
     """Remembers the nats of every candidate that lacks blocks."""
     return Scores(Lacking(decoder), windows, divergence=False)
 
 
 @functools.lru_cache(maxsize=2)
 @torch.no_grad()
-def distances(decoder: Decoder, windows: Windows) -> Tensor:
+def distances(decoder: Decoder, windows: TokenWindows) -> Tensor:
     """1 - E[cos(x_i, x_j)] over tokens, (depth + 1, depth + 1) float64; x_i enters block i, the last the final norm."""
     depth = decoder.n_blocks
     total = torch.zeros(depth + 1, depth + 1, dtype=torch.float64)
@@ -165,7 +165,7 @@ def linear_in_place(model: Model, kept: int, texts: Texts) -> Model:
 
 
 @torch.no_grad()
-def linear_map(decoder: Decoder, windows: Windows, first: int, gone: int) -> Tensor:
+def linear_map(decoder: Decoder, windows: TokenWindows, first: int, gone: int) -> Tensor:
     """Return T, (d_model, d_model), of least E|T m + y - x'|^2, x' being what leaves the last block of a run.
 
     m is what the FFN of the block before the run adds, y the state that it is added to. A little ridge, on T - 1, makes

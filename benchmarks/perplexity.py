@@ -24,13 +24,13 @@ from shape import (
 from layerfold.evaluators.size import flops_per_token
 from layerfold.inference.scoring import window_nats
 from layerfold.model.decoder import Decoder
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 LOOP_BATCHES = (1, 4)
 
 
 @torch.no_grad()
-def loop_nats(decoder: Decoder, windows: Windows, batch: int) -> float:
+def loop_nats(decoder: Decoder, windows: TokenWindows, batch: int) -> float:
     """Score windows the straightforward way; the loss is the mean over the tokens that have one before them."""
     total = 0.0
     for input_ids in windows.input_ids.split(batch):

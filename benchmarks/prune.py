@@ -29,7 +29,7 @@ from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.methods import Prune
 from layerfold.model.decoder import Decoder
 from layerfold.records import BASE_LABEL
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude": {},
@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def calibration_pass(decoder: Decoder, windows: Windows) -> None:
+def calibration_pass(decoder: Decoder, windows: TokenWindows) -> None:
     """Run every block once over the windows and keep nothing: the least that any criterion with activations takes."""
     stepper = Stepper(decoder)
     with fused_activations(decoder.model):
@@ -48,7 +48,7 @@ def calibration_pass(decoder: Decoder, windows: Windows) -> None:
             hidden = [stepper.step(index, each) for each in hidden]
 
 
-def prune(decoder: Decoder, windows: Windows, sparsity: float, settings: dict[str, Any]) -> None:
+def prune(decoder: Decoder, windows: TokenWindows, sparsity: float, settings: dict[str, Any]) -> None:
     """Prune half of the weights in place."""
     method = Prune(sparsity=sparsity, **settings)
     method.apply(decoder, Calibration(decoder, windows) if method.needs_calibration else None)

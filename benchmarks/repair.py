@@ -29,11 +29,11 @@ from layerfold.inference.streaming import Stream
 from layerfold.model.decoder import Decoder
 from layerfold.repair.refit import refit_
 from layerfold.repair.spans import spanning
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 
 @torch.no_grad()
-def calibration_pass(decoder: Decoder, windows: Windows) -> None:
+def calibration_pass(decoder: Decoder, windows: TokenWindows) -> None:
     """Run every block once over the windows."""
     with fused_activations(decoder.model):
         stream = Stream(Stepper(decoder), windows)
@@ -48,7 +48,7 @@ def halved(decoder: Decoder) -> tuple[Decoder, list[int]]:
     return smaller, [*kept[1:], decoder.n_blocks]
 
 
-def repair(decoder: Decoder, windows: Windows, attention: bool) -> None:
+def repair(decoder: Decoder, windows: TokenWindows, attention: bool) -> None:
     """Halve a copy of a decoder and repair it."""
     smaller, cuts = halved(decoder)
     refit_(smaller, decoder, cuts, windows, attention=attention)

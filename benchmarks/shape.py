@@ -22,7 +22,7 @@ from layerfold.cli.doctor import matrix_product_rate
 from layerfold.environment import environment
 from layerfold.files import write_text
 from layerfold.model.decoder import Decoder
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 T = TypeVar("T")
 Figures = dict[str, Any]
@@ -74,10 +74,10 @@ def load_touched(folder: Path) -> Decoder:
     return decoder
 
 
-def random_windows(count: int, context: int = CONTEXT) -> Windows:
+def random_windows(count: int, context: int = CONTEXT) -> TokenWindows:
     """Windows of random token ids, all scored but the first of each."""
     generator = torch.Generator().manual_seed(0)
-    return Windows(
+    return TokenWindows(
         input_ids=torch.randint(0, VOCABULARY, (count, context), generator=generator),
         lengths=torch.full((count,), context),
         first_scored=torch.ones(count, dtype=torch.int64),

@@ -34,13 +34,15 @@ from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.share import shared
 from layerfold.search.stages import Blocks, Replaced
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 SIZES = (2, 3, 4, 5, 6)
 LOW_RANKS = (2, 4, 8, 16, 32, 64)
 
 
-def perplexities(share: Share, decoder: Decoder, text: Windows, calibration: Calibration | None) -> dict[Blocks, float]:
+def perplexities(
+    share: Share, decoder: Decoder, text: TokenWindows, calibration: Calibration | None
+) -> dict[Blocks, float]:
     """Perplexity with each window shared, the base's under ()."""
     others = shared(share, share.windows(decoder), decoder, calibration, SILENT)
     scores = Scores(Replaced(decoder, others), text, divergence=False)
@@ -89,7 +91,7 @@ def measure_table(tokens: int, selection_tokens: int, sizes: tuple[int, ...], ra
     return figures
 
 
-def from_scratch(share: Share, decoder: Decoder, text: Windows, calibrating: Windows) -> dict[Blocks, float]:
+def from_scratch(share: Share, decoder: Decoder, text: TokenWindows, calibrating: TokenWindows) -> dict[Blocks, float]:
     """Perplexity with each window shared, each calibrated, shared and scored by itself."""
     found = {}
     for window in share.windows(decoder):
@@ -99,7 +101,9 @@ def from_scratch(share: Share, decoder: Decoder, text: Windows, calibrating: Win
     return found
 
 
-def measure_search(model: str | Path, share: Share, calibrating: Windows | None, text: Windows | None) -> Figures:
+def measure_search(
+    model: str | Path, share: Share, calibrating: TokenWindows | None, text: TokenWindows | None
+) -> Figures:
     """Time both, in turn, and compare what they find."""
     if calibrating is None or text is None:
         pocket = load(POCKET)

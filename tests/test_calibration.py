@@ -17,7 +17,7 @@ from layerfold.maths.linalg import match_neurons
 from layerfold.maths.moments import SecondMoments
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 # Overlapping groups, a block that is an anchor and another's other, and an anchor later than its other.
 PAIRS = [(0, 1), (0, 3), (1, 2), (3, 2), (2, 0)]
@@ -88,7 +88,7 @@ def test_blocks_of_different_widths_are_refused() -> None:
 # Second moments, block by block
 
 
-def moments(decoder: Decoder, cut: Windows, **settings: Any) -> dict[str, SecondMoments]:
+def moments(decoder: Decoder, cut: TokenWindows, **settings: Any) -> dict[str, SecondMoments]:
     """Of all blocks, each as its visit saw it."""
     found: dict[str, SecondMoments] = {}
     settings = {"whole": True, "edits": False} | settings

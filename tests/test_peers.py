@@ -19,7 +19,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.inference.scoring import window_nats
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 DEPTH = 6
 RUN = (2, 3)
@@ -47,7 +47,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @functools.cache
-def text() -> Windows:
+def text() -> TokenWindows:
     return cut_windows(corpus(*(prose(120, seed) for seed in range(4))), tokenizer(), context=CONTEXT)
 
 

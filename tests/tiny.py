@@ -27,7 +27,7 @@ from layerfold.model.factored import Factored
 from layerfold.model.families import FAMILIES
 from layerfold.model.masks import hold_
 from layerfold.text.corpora import Corpus
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 Write = Callable[..., Path]
 """The `write` fixture: a name and content in, the path of the file out."""
@@ -205,7 +205,7 @@ def corpus(*documents: str, split: str = "test") -> Corpus:
     return Corpus("tiny", split, documents or tuple(prose(25, seed) for seed in range(3)))
 
 
-def windows(context: int = CONTEXT, **settings: Any) -> Windows:
+def windows(context: int = CONTEXT, **settings: Any) -> TokenWindows:
     """Windows over generated text, of which the last is shorter than the context."""
     cut = cut_windows(corpus(), tokenizer(), context=context, **settings)
     assert cut.lengths[-1] < context
@@ -249,7 +249,7 @@ def final(decoder: Decoder, ids: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def reads(decoder: Decoder, cut: Windows) -> dict[str, np.ndarray]:
+def reads(decoder: Decoder, cut: TokenWindows) -> dict[str, np.ndarray]:
     """What each projection reads, (tokens, inputs), window by window from plain forward passes without any padding."""
     rows: dict[str, list[Tensor]] = {each.name: [] for each in decoder.projections}
     handles = [
@@ -263,13 +263,13 @@ def reads(decoder: Decoder, cut: Windows) -> dict[str, np.ndarray]:
     return {name: torch.cat(each).double().numpy() for name, each in rows.items()}
 
 
-def neurons(decoder: Decoder, cut: Windows, *indices: int) -> list[np.ndarray]:
+def neurons(decoder: Decoder, cut: TokenWindows, *indices: int) -> list[np.ndarray]:
     """Blocks' activations, (tokens, d_ffn)."""
     names = {each.matrix.module: each.name for each in decoder.projections}
     found = reads(decoder, cut)
     return [found[names[decoder.blocks[index].ffn.down.module]] for index in indices]
 
 
-def correlations(decoder: Decoder, cut: Windows, one: int, two: int) -> np.ndarray:
+def correlations(decoder: Decoder, cut: TokenWindows, one: int, two: int) -> np.ndarray:
     x, y = neurons(decoder, cut, one, two)
     return np.corrcoef(x.T, y.T)[: x.shape[1], x.shape[1] :]

@@ -23,7 +23,7 @@ from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
 from layerfold.text.corpora import read_corpus
 from layerfold.text.used import Note, cut_enough
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 _CONTEXT = 1024
 
@@ -55,7 +55,7 @@ class Calibration:
         InputError: weights of several dtypes.
     """
 
-    def __init__(self, decoder: Decoder, windows: Windows, progress: Progress = SILENT) -> None:
+    def __init__(self, decoder: Decoder, windows: TokenWindows, progress: Progress = SILENT) -> None:
         check_precision(decoder)
         self.decoder = decoder
         self.windows = windows
@@ -221,7 +221,7 @@ class Calibration:
 
 def calibration_windows(
     model: Model, corpus: str | None, tokens: int, seed: int, *, note: Note = SILENT.note
-) -> Windows:
+) -> TokenWindows:
     """Cut calibration text for a model: the ``calibration`` split of a corpus, documents in a seeded order.
 
     The ``train`` split is read too where the other holds less than was asked for.
@@ -234,7 +234,7 @@ def calibration_windows(
     return cut_enough(texts, model.require_tokenizer(), min(model.decoder.context, _CONTEXT), tokens, seed, note)
 
 
-def shortage(windows: Windows, asked: int, doing: str) -> str | None:
+def shortage(windows: TokenWindows, asked: int, doing: str) -> str | None:
     """Say that a text holds fewer tokens than were asked for; None where it does not.
 
     Args:

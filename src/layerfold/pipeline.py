@@ -19,7 +19,7 @@ from layerfold.repair import repair as repairs
 from layerfold.repair.repair import Repair
 from layerfold.repair.rescale import Sources
 from layerfold.search.auto import settled
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 
 def apply(
@@ -105,7 +105,7 @@ def _places(before: list[Module], decoder: Decoder) -> list[int]:
     return [before.index(block.module) for block in decoder.blocks]
 
 
-def _described(windows: Windows) -> dict[str, Any]:
+def _described(windows: TokenWindows) -> dict[str, Any]:
     """Say what calibration text was read."""
     return {
         "corpus": windows.corpus,

@@ -24,7 +24,7 @@ from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.recovery import Distill
 from layerfold.repair.refit import refit_
 from layerfold.text.corpora import load_corpus
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 METHODS: dict[str, Method] = {
     "merge": Merge(n=2),
@@ -43,7 +43,7 @@ EDGE = ("collapse", "merge")
 
 
 @functools.cache
-def texts() -> tuple[Windows, Windows]:
+def texts() -> tuple[TokenWindows, TokenWindows]:
     model = load("pocket", device="cpu")
     corpus, context = load_corpus("imdb", "test"), model.decoder.context
     scored = cut_windows(corpus, model.require_tokenizer(), context=context, limit_tokens=16_384)

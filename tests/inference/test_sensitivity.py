@@ -15,14 +15,14 @@ from layerfold.inference import memory
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.methods import Merge, Share
 from layerfold.model.decoder import Decoder
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 CUT = windows(limit_tokens=100)
 STRIDED = windows(limit_tokens=70, stride=20)
 MIXED = {"layer_types": ["full_attention", "sliding_attention"] * 2, "use_sliding_window": True, "sliding_window": 6}
 
 
-def plain(decoder: Decoder, cut: Windows) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+def plain(decoder: Decoder, cut: TokenWindows) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """The same by its definition, window by window without padding, everything held at once, in float64."""
     decoder = decoder.copy()
     model = decoder.model.double().eval()
@@ -57,7 +57,7 @@ def assert_close(found: dict[int, Tensor], expected: dict[int, Tensor], rtol: fl
         assert each.max() > each.min() or len(each) == 1  # no constant, of which any multiple would do
 
 
-def assert_as_plain(decoder: Decoder, cut: Windows = CUT) -> None:
+def assert_as_plain(decoder: Decoder, cut: TokenWindows = CUT) -> None:
     felt, (neurons, heads) = sensitivities(decoder, cut), plain(decoder, cut)
     assert_close(felt.neurons, neurons)
     assert_close(felt.heads, heads)
@@ -69,7 +69,9 @@ CASES += [("gpt2", {"scale_attn_by_inverse_layer_idx": True}), ("qwen2", MIXED),
 
 @pytest.mark.parametrize("cut", [CUT, STRIDED], ids=["disjoint", "strided"])
 @pytest.mark.parametrize(("family", "overrides"), CASES)
-def test_block_by_block_is_as_through_the_whole_model(family: str, overrides: dict[str, Any], cut: Windows) -> None:
+def test_block_by_block_is_as_through_the_whole_model(
+    family: str, overrides: dict[str, Any], cut: TokenWindows
+) -> None:
     assert len(set(cut.lengths.tolist())) > 1
     assert_as_plain(tiny(family, **overrides).decoder, cut)
 

@@ -13,10 +13,10 @@ from layerfold.inference.spool import Spool
 from layerfold.maths.ridge import RegressionMoments
 from layerfold.methods import Drop
 from layerfold.repair.refit import refit_
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 
-def text(count: int) -> Windows:
+def text(count: int) -> TokenWindows:
     """So many windows."""
     documents = corpus(*(prose(60, seed) for seed in range(10)))
     return cut_windows(documents, tokenizer(), context=CONTEXT, limit_tokens=count * CONTEXT)
@@ -28,7 +28,7 @@ def test_memory_grows_with_neither_depth_nor_text(monkeypatch: pytest.MonkeyPatc
     assert all(each <= 6 for each in most[3, 8])
 
 
-def held(monkeypatch: pytest.MonkeyPatch, depth: int, cut: Windows) -> tuple[int, int, int]:
+def held(monkeypatch: pytest.MonkeyPatch, depth: int, cut: TokenWindows) -> tuple[int, int, int]:
     """How many moments and files there are at a time, at most, and how many rows were read or written at once."""
     alive: dict[type, weakref.WeakSet[Any]] = {RegressionMoments: weakref.WeakSet(), Spool: weakref.WeakSet()}
     most, rows = {RegressionMoments: 0, Spool: 0}, [0]

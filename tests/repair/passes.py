@@ -15,7 +15,7 @@ from torch import Tensor
 from layerfold.calibration import Calibration
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.model.decoder import Decoder
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 SHARE: dict[str, Any] = {"window": "0:3", "align": "none", "init": "svd", "base": "mean"}
 EDITS: dict[str, Sequence[Method]] = {
@@ -40,7 +40,7 @@ FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
 
 
 @functools.cache
-def text() -> Windows:
+def text() -> TokenWindows:
     cut = cut_windows(corpus(*(prose(60, seed) for seed in range(4))), tokenizer(), context=CONTEXT)
     assert cut.lengths[-1] < CONTEXT
     return cut
@@ -62,7 +62,7 @@ def made(family: str, edit: str) -> tuple[Decoder, list[int]]:
 
 
 @torch.no_grad()
-def left(decoder: Decoder, cut: Windows) -> list[Tensor]:
+def left(decoder: Decoder, cut: TokenWindows) -> list[Tensor]:
     """What leaves each block, (windows, tokens, d_model), of a plain forward pass."""
     found: list[Tensor] = []
     handles = [

@@ -19,7 +19,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.repair import refit
 from layerfold.repair.refit import Repaired, refit_
 from layerfold.repair.regression import Error, halved
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 # Each edit on one of two families, which are alike in all that an edit hangs on; some on all.
 CASES = [(("gpt2", "llama")[place % 2], edit) for place, edit in enumerate(EDITS) if edit != "none"]
@@ -46,13 +46,13 @@ def repaired(family: str, edit: str, attention: bool) -> tuple[Decoder, list[Rep
     return decoder, refit_(decoder, original, cuts, text(), attention=attention)
 
 
-def share_missed(found: Tensor, should: Tensor, cut: Windows, chosen: Tensor) -> float:
+def share_missed(found: Tensor, should: Tensor, cut: TokenWindows, chosen: Tensor) -> float:
     rows = (torch.arange(CONTEXT) < cut.lengths[:, None]) & chosen[:, None]
     missed, whole = (found - should)[rows].double(), should[rows].double()
     return float((missed.square().sum(1) / whole.square().sum(1)).mean())
 
 
-def error(found: Tensor, should: Tensor, cut: Windows, held_out: Tensor) -> Error:
+def error(found: Tensor, should: Tensor, cut: TokenWindows, held_out: Tensor) -> Error:
     return Error(share_missed(found, should, cut, held_out | True), share_missed(found, should, cut, held_out))
 
 
@@ -158,7 +158,7 @@ def test_padding_is_ignored(family: str) -> None:
     assert torch.equal(found[0][1], found[1][1])
 
 
-def first(cut: Windows, count: int) -> Windows:
+def first(cut: TokenWindows, count: int) -> TokenWindows:
     """So many windows of a text."""
     names = ("input_ids", "lengths", "first_scored")
     return replace(cut, **{name: getattr(cut, name)[:count] for name in names})
@@ -241,7 +241,7 @@ def test_fits_that_do_harm_are_taken_back(attention: bool, family: str, monkeypa
     assert all(not each.ridges and each.after == each.before for each in told)
 
 
-def sinking(seed: int) -> Windows:
+def sinking(seed: int) -> TokenWindows:
     """Text each window of which begins with one of `SINKS`."""
     cut = cut_windows(corpus(*(prose(60, seed + each) for each in range(4))), tokenizer(), context=CONTEXT)
     ids = cut.input_ids.clone()

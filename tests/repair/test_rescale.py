@@ -19,14 +19,14 @@ from layerfold.errors import InputError, ModelError
 from layerfold.methods import Collapse, Drop, Merge
 from layerfold.model.decoder import Decoder
 from layerfold.repair.rescale import Sources, rescale_
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 Array = NDArray[np.float64]
 CUT = windows()
 
 
 @torch.no_grad()
-def given(decoder: Decoder, cut: Windows = CUT) -> dict[tuple[int, int], Array]:
+def given(decoder: Decoder, cut: TokenWindows = CUT) -> dict[tuple[int, int], Array]:
     """By block and matrix, `up` and then `gate`, what neurons are given: (tokens, d_ffn), without any padding."""
     rows: dict[tuple[int, int], list[Tensor]] = {}
     handles = []

@@ -23,7 +23,7 @@ from layerfold.progress import Silent
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Lacking, removable
 from layerfold.text.corpora import load_corpus
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 
 def subsets(n: int) -> list[Blocks]:
@@ -170,7 +170,7 @@ class Stopping(Silent):
             yield item
 
 
-def keeping(decoder: Decoder, cut: Windows, path: Path, key: str = "one") -> Scores:
+def keeping(decoder: Decoder, cut: TokenWindows, path: Path, key: str = "one") -> Scores:
     return Scores(Lacking(decoder), cut, file=path, key=key)
 
 

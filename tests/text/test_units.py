@@ -11,10 +11,10 @@ from tiny import corpus, prose, tiny, tokenizer
 
 from layerfold.inference.scoring import scored_positions, unit_nats, window_nats
 from layerfold.text import units
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 
-def cut(*documents: str, context: int = 8, **changes: int | None) -> Windows:
+def cut(*documents: str, context: int = 8, **changes: int | None) -> TokenWindows:
     return cut_windows(corpus(*documents), tokenizer(), context=context, **changes)  # type: ignore[arg-type]
 
 

@@ -11,16 +11,16 @@ from tiny import END_OF_TEXT, VOCABULARY, corpus, prose, tokenizer
 from tokenizers import processors
 
 from layerfold.errors import CorpusError, InputError
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 ACCENTED = "Zoë's naïve café — 映画 is 🎬🇫🇷, e\u0301 and ß"
 
 
-def cut(*documents: str, **changes: Any) -> Windows:
+def cut(*documents: str, **changes: Any) -> TokenWindows:
     return cut_windows(corpus(*documents), tokenizer(), **{"context": 8} | changes)
 
 
-def stream(windows: Windows) -> list[int]:
+def stream(windows: TokenWindows) -> list[int]:
     """Every token of the windows once, where a later window repeats none of its context."""
     ids = windows.input_ids[0, : windows.lengths[0]].tolist()
     for row in range(1, len(windows)):

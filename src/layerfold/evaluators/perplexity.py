@@ -16,7 +16,7 @@ from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats, exponential, ratio_interval
 from layerfold.progress import SILENT, Progress
 from layerfold.text.corpora import Corpus, load_corpus
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 _PUBLISHED_LINES, _PUBLISHED_BATCH, _PUBLISHED_TOKENS = 200, 2, 128
 
@@ -119,7 +119,7 @@ class Perplexity(Published):
 
     held_out = read
 
-    def windows(self, model: Model) -> Windows:
+    def windows(self, model: Model) -> TokenWindows:
         """Return the windows for this model's tokenizer and context, cut once."""
         tokenizer = model.require_tokenizer()
         context = model.decoder.default_context if self.context is None else self.context

@@ -15,7 +15,7 @@ from layerfold.maths.intervals import Floats
 from layerfold.maths.precision import widest
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 _LOGIT_BYTES = 2 << 20
 """Logits are made in tiles of about this size, which stay in cache between the readings of them; on a GPU in larger
@@ -27,7 +27,7 @@ _MM_TAKES_TYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
 def window_nats(
-    decoder: Decoder, windows: Windows, progress: Progress = SILENT, description: str = "scoring"
+    decoder: Decoder, windows: TokenWindows, progress: Progress = SILENT, description: str = "scoring"
 ) -> Floats:
     """Sum the nats of each window's scored tokens.
 
@@ -40,7 +40,9 @@ def window_nats(
     return windows.units.by_window(_piece_nats(decoder, windows, progress, description))
 
 
-def unit_nats(decoder: Decoder, windows: Windows, progress: Progress = SILENT, description: str = "scoring") -> Floats:
+def unit_nats(
+    decoder: Decoder, windows: TokenWindows, progress: Progress = SILENT, description: str = "scoring"
+) -> Floats:
     """Sum the nats of the scored tokens of each unit of text: see `units`.
 
     Returns:
@@ -53,7 +55,7 @@ def unit_nats(decoder: Decoder, windows: Windows, progress: Progress = SILENT, d
 
 
 @torch.no_grad()
-def _piece_nats(decoder: Decoder, windows: Windows, progress: Progress, description: str) -> Floats:
+def _piece_nats(decoder: Decoder, windows: TokenWindows, progress: Progress, description: str) -> Floats:
     decoder.check_ids(windows.input_ids)
     device = decoder.device
     if windows.context > decoder.context:
@@ -70,7 +72,7 @@ def _piece_nats(decoder: Decoder, windows: Windows, progress: Progress, descript
     return totals.double().cpu().numpy()
 
 
-def scored_positions(windows: Windows, batch: slice | list[int]) -> Tensor:
+def scored_positions(windows: TokenWindows, batch: slice | list[int]) -> Tensor:
     """Return which tokens of these windows are scored, (windows, context) bool."""
     position = torch.arange(windows.context)
     return (position >= windows.first_scored[batch, None]) & (position < windows.lengths[batch, None])

@@ -19,7 +19,7 @@ from layerfold.model.block import Block
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sensitivities:
     heads: dict[int, Tensor]
 
 
-def sensitivities(decoder: Decoder, windows: Windows, progress: Progress = SILENT) -> Sensitivities:
+def sensitivities(decoder: Decoder, windows: TokenWindows, progress: Progress = SILENT) -> Sensitivities:
     """Return what setting each unit's output to zero would change in the loss, to first order, squared, token by token.
 
     Back-propagation goes block by block: a block runs once more from what entered it, so that the activations of one
@@ -94,7 +94,7 @@ def _units(block: Block, part: str) -> int:
 
 
 @torch.no_grad()
-def _through_head(decoder: Decoder, windows: Windows, batch: slice, hidden: Tensor) -> Tensor:
+def _through_head(decoder: Decoder, windows: TokenWindows, batch: slice, hidden: Tensor) -> Tensor:
     """Return dL/dhidden, (windows, tokens, d_model), for what leaves the last block."""
     ids, scored = windows.input_ids[batch], scored_positions(windows, batch)
     with torch.enable_grad():

@@ -11,7 +11,7 @@ from layerfold.inference import memory
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper
 from layerfold.model.decoder import Decoder
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 _ACTIVATIONS = 6
 """Copies of a block's widest activation that are held at once, about."""
@@ -28,7 +28,7 @@ class Stream:
         states: what enters the next block, (windows, tokens, d_model).
     """
 
-    def __init__(self, stepper: Stepper, windows: Windows) -> None:
+    def __init__(self, stepper: Stepper, windows: TokenWindows) -> None:
         self.stepper, self.windows = stepper, windows
         self.batches = windows.batches(batch_tokens(stepper.decoder))
         self.states = self.spool()

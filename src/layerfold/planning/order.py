@@ -10,7 +10,7 @@ from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Blocks, Spanned
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 _LONGEST = 6
 """Longest run of blocks that one refitted block may replace, itself included."""
@@ -28,7 +28,9 @@ class Order:
         seed: orders its windows.
     """
 
-    def __init__(self, decoder: Decoder, fitted: Windows, windows: Windows, seed: int, progress: Progress) -> None:
+    def __init__(
+        self, decoder: Decoder, fitted: TokenWindows, windows: TokenWindows, seed: int, progress: Progress
+    ) -> None:
         self._decoder, self._fitted, self._windows = decoder, fitted, windows
         self._seed, self._progress = seed, progress
         self._spans: dict[int, Decoder] = {}

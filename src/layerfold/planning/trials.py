@@ -24,7 +24,7 @@ from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
 from layerfold.search.results import number
 from layerfold.search.stages import Blocks
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 PROTOCOL = "plan-4"
 FILE = "trials.json"
@@ -42,8 +42,8 @@ class Texts:
     """
 
     calibration: Calibration
-    quick: Windows
-    whole: Windows
+    quick: TokenWindows
+    whole: TokenWindows
     selection: Perplexity
     seed: int
 

@@ -7,7 +7,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, LayerfoldError
 from layerfold.recovery.base import Recovery
 from layerfold.recovery.distill import Distill
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 _NAME_ONE = "name one with --teacher (from Python, teacher=)"
 
@@ -33,7 +33,7 @@ def default_teacher(model: Model) -> Model:
     raise InputError(f"no teacher was named, and the base {provenance.base!r} {refusal}; {_NAME_ONE}")
 
 
-def check_teacher(model: Model, teacher: Model, recovery: Recovery, windows: Windows, sample: str) -> None:
+def check_teacher(model: Model, teacher: Model, recovery: Recovery, windows: TokenWindows, sample: str) -> None:
     """Raise InputError where the teacher cannot read the text, or its logits are for other tokens.
 
     Args:

@@ -14,7 +14,7 @@ from layerfold.errors import InputError
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.base import LEARNING_RATES, Recovery
 from layerfold.text.corpora import read_corpus
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 _CONTEXT = 256
 
@@ -30,8 +30,8 @@ class TrainingText:
         seed: seed of the order of documents, and of the windows in every further reading.
     """
 
-    train: Windows
-    validation: Windows
+    train: TokenWindows
+    validation: TokenWindows
     steps: int
     tokens: int
     batch_size: int
@@ -111,7 +111,7 @@ def training_windows(text: TrainingText) -> list[dict[str, Tensor]]:
     return [windows[index] for index in torch.cat(order)[:length].tolist()]
 
 
-def windows_of(windows: Windows) -> list[dict[str, Tensor]]:
+def windows_of(windows: TokenWindows) -> list[dict[str, Tensor]]:
     """Return windows as the Trainer reads them, each with its length."""
     pairs = zip(windows.input_ids, windows.lengths, strict=True)
     return [{"input_ids": input_ids, "length": length} for input_ids, length in pairs]

@@ -17,7 +17,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.regression import Error, Problem, Residuals, halved, held_out_windows, refittable, residuals
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 _EXACT = 1e-10
 """A block that misses a smaller share of what it is to put out is as it should be, but for rounding."""
@@ -48,7 +48,7 @@ def refit_(
     decoder: Decoder,
     original: Decoder,
     cuts: Sequence[int],
-    windows: Windows,
+    windows: TokenWindows,
     *,
     attention: bool = False,
     progress: Progress = SILENT,

@@ -15,7 +15,7 @@ from layerfold.maths.precision import widest
 from layerfold.maths.ridge import NOT_FINITE, RegressionMoments
 from layerfold.model.block import Block
 from layerfold.model.matrix import Matrix, watching
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 HELD_OUT = 8
 """Every 8th window is held out: those windows choose the ridges, and whether a fit is kept."""
@@ -88,7 +88,7 @@ def refittable(block: Block, part: str) -> Matrix | None:
     return found
 
 
-def halved(windows: Windows) -> Windows:
+def halved(windows: TokenWindows) -> TokenWindows:
     """Cut windows in halves until there are `WINDOWS`, but none shorter than `SHORTEST` tokens.
 
     Little text then still has several windows to hold out, and several first tokens, whose states are like no others.
@@ -113,7 +113,7 @@ def weights(targets: Tensor) -> Tensor:
     return 1 / (targets.float().square().mean(1) + FLOOR)
 
 
-def held_out_windows(windows: Windows) -> Tensor:
+def held_out_windows(windows: TokenWindows) -> Tensor:
     """Say which windows nothing is fitted to, (windows,): every eighth, or the last of less.
 
     Raises:

@@ -14,7 +14,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.refit import Repaired, refit_
 from layerfold.repair.rescale import Sources, rescale_
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 Level = Literal["none", "rescale", "refit", "refit+attention"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -45,7 +45,7 @@ class Repair:
     """
 
     level: Level
-    windows: Windows
+    windows: TokenWindows
     name: ClassVar[str] = "repair"
 
     def resolved(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.model.ffn import FFN
 from layerfold.model.matrix import watching
 from layerfold.progress import SILENT, Progress
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 Sources = Mapping[int, Sequence[tuple[int, Match | None]]]
 """For a block those of the original that its FFN stands for, each with how its neurons were matched."""
@@ -47,7 +47,7 @@ class Rescaled:
 
 @torch.no_grad()
 def rescale_(
-    decoder: Decoder, original: Decoder, sources: Sources, windows: Windows, progress: Progress = SILENT
+    decoder: Decoder, original: Decoder, sources: Sources, windows: TokenWindows, progress: Progress = SILENT
 ) -> list[Rescaled]:
     """Give what each neuron is given the mean and the deviation that it has in the original.
 

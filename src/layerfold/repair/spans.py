@@ -18,12 +18,17 @@ from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.refit import add_, restore_, values
 from layerfold.repair.regression import halved, held_out_windows, parts, refittable, weights
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 
 @torch.no_grad()
 def spanning(
-    decoder: Decoder, windows: Windows, lengths: Iterable[int], *, attention: bool = True, progress: Progress = SILENT
+    decoder: Decoder,
+    windows: TokenWindows,
+    lengths: Iterable[int],
+    *,
+    attention: bool = True,
+    progress: Progress = SILENT,
 ) -> dict[int, Decoder]:
     """Refit every block to put out what enters each of the blocks that follow it, on its own inputs.
 

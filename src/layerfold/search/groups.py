@@ -17,7 +17,7 @@ from layerfold.progress import Progress
 from layerfold.search.scores import Scores
 from layerfold.search.selection import Selection
 from layerfold.search.stages import Averaged, Blocks, Fetched, Room
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 Choose = Callable[[Sequence[Blocks]], Blocks]
 """Returns the best of some candidates."""
@@ -27,7 +27,7 @@ MOST_ROUNDS = 20
 
 
 def best_groups(
-    method: GroupAverage, decoder: Decoder, calibration: Calibration | None, text: Windows, progress: Progress
+    method: GroupAverage, decoder: Decoder, calibration: Calibration | None, text: TokenWindows, progress: Progress
 ) -> tuple[GroupAverage, Notes]:
     """Return the method with the best groups, and the perplexity of these and of the published ones.
 

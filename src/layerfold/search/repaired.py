@@ -13,7 +13,7 @@ from layerfold.repair.repair import Repair
 from layerfold.repair.spans import spanning
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Edited, Spanned
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 
 class Repairs:
@@ -27,7 +27,7 @@ class Repairs:
         edited: wholly repaired candidates, as long as `best` holds them.
     """
 
-    def __init__(self, decoder: Decoder, calibration: Windows, quick: Windows, progress: Progress) -> None:
+    def __init__(self, decoder: Decoder, calibration: TokenWindows, quick: TokenWindows, progress: Progress) -> None:
         decoder.model.eval()  # as where candidates are scored
         self._decoder, self._progress = decoder, progress
         self._repair, self._quick = Repair("refit+attention", calibration), quick

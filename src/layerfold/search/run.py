@@ -22,7 +22,7 @@ from layerfold.search.judging import describe
 from layerfold.search.results import Document
 from layerfold.search.scores import Scores
 from layerfold.search.stages import Blocks, Stages
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 RESULT = "search.json"
 
@@ -85,7 +85,7 @@ class SearchRun:
         self.corpus = search.corpus or default_corpus(model)
         self.sha256 = hash_weights(model.decoder.model)
 
-    def read(self, context: int | None = None) -> tuple[Windows, Windows]:
+    def read(self, context: int | None = None) -> tuple[TokenWindows, TokenWindows]:
         """Return the windows of the selection text and of the test text.
 
         Args:
@@ -110,18 +110,18 @@ class SearchRun:
             "environment": environment() | self.model.decoder.computed,
         }
 
-    def calibration(self, tokens: int, reader: str | None = None) -> Windows:
+    def calibration(self, tokens: int, reader: str | None = None) -> TokenWindows:
         """Cut calibration text; a reader, as ``repair``, is named where there is less of it than asked for."""
         windows = calibration_windows(self.model, self.corpus, tokens, self._search.seed)
         if reader is not None and (said := shortage(windows, tokens, reader)):
             self.progress.note(said)
         return windows
 
-    def repair_texts(self, tokens: int) -> tuple[Windows, Windows]:
+    def repair_texts(self, tokens: int) -> tuple[TokenWindows, TokenWindows]:
         """Cut the text that whole repairs are fitted to, and the quarter of it that quick ones are fitted to."""
         return self.calibration(tokens, "repair"), self.calibration(max(2, tokens // 4))
 
-    def scores(self, stages: Stages, text: Windows, known: dict[str, Any], *, divergence: bool) -> Scores:
+    def scores(self, stages: Stages, text: TokenWindows, known: dict[str, Any], *, divergence: bool) -> Scores:
         """Return scores on a text, those of an earlier run included.
 
         Args:

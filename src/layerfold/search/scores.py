@@ -23,7 +23,7 @@ from layerfold.maths.intervals import Floats
 from layerfold.maths.precision import widest
 from layerfold.progress import SILENT, Progress, Step
 from layerfold.search.stages import Blocks, Stages, walk
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 Objective = Literal["perplexity", "kl"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -52,7 +52,7 @@ class Scores:
     def __init__(
         self,
         stages: Stages,
-        windows: Windows,
+        windows: TokenWindows,
         *,
         divergence: bool = True,
         file: File | None = None,

@@ -22,7 +22,7 @@ from layerfold.search.run import Search, SearchRun
 from layerfold.search.scores import OBJECTIVES, Objective, Scores
 from layerfold.search.selection import CHANCE, Selection
 from layerfold.search.stages import Blocks, Replaced
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 PROTOCOL = "window-2"
 
@@ -74,7 +74,7 @@ class WindowSearch(Search[FoundWindows]):
             calibration = Calibration(decoder, run.calibration(self.calibration_tokens), progress)
         calibrated_by = None if calibration is None else calibration.windows.sha256
 
-        def scores(text: Windows, shares: list[Share], others: Mapping[Blocks, Apart]) -> Scores:
+        def scores(text: TokenWindows, shares: list[Share], others: Mapping[Blocks, Apart]) -> Scores:
             known = {
                 "calibration": calibrated_by,
                 "protocol": PROTOCOL,
@@ -146,7 +146,7 @@ def shared(
 
 
 def best_window(
-    share: Share, decoder: Decoder, calibration: Calibration | None, text: Windows, progress: Progress
+    share: Share, decoder: Decoder, calibration: Calibration | None, text: TokenWindows, progress: Progress
 ) -> tuple[Share, Notes]:
     """Return the same for the window of `share.size` blocks that scores best on a text, and the perplexity of each."""
     others = shared(share, share.windows(decoder), decoder, calibration, progress)

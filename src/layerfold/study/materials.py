@@ -22,7 +22,7 @@ from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
 from layerfold.search.auto import selection_text
 from layerfold.text.corpora import Corpus, Splits, read_corpus
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 
 @dataclass(eq=False)
@@ -49,17 +49,17 @@ class Materials:
     _training_texts: dict[tuple[int, str], tuple[object, TrainingText]] = field(default_factory=dict, init=False)
 
     @cached_property
-    def calibration_windows(self) -> Windows:
+    def calibration_windows(self) -> TokenWindows:
         """What methods read activations from."""
         return calibration_windows(self.base, self.corpus, self.tokens, self.seed)
 
     @cached_property
-    def repair_windows(self) -> Windows:
+    def repair_windows(self) -> TokenWindows:
         """What repairs are fitted to."""
         return calibration_windows(self.base, self.corpus, self.repair_tokens, self.seed)
 
     @cached_property
-    def quick_windows(self) -> Windows:
+    def quick_windows(self) -> TokenWindows:
         """What a plan's trials are repaired on."""
         return calibration_windows(self.base, self.corpus, max(2, self.repair_tokens // 4), self.seed)
 

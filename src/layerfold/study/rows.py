@@ -26,7 +26,7 @@ from layerfold.search.selection import RACE
 from layerfold.settings import settings_of
 from layerfold.study.materials import Materials
 from layerfold.text.corpora import Corpus
-from layerfold.text.windows import Windows
+from layerfold.text.windows import TokenWindows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
 """What a student's notes say of how it was distilled."""
@@ -85,7 +85,7 @@ class Row(ABC):
         if self.selects:
             yield materials.selection.read(materials.base)
 
-    def _windows(self, materials: Materials) -> Iterator[Windows]:
+    def _windows(self, materials: Materials) -> Iterator[TokenWindows]:
         """Yield the calibration windows that are read."""
         if self.calibrated:
             yield materials.calibration_windows
@@ -293,5 +293,5 @@ class Budgeted(Row):
         found, model = self.plan().find(trials, progress)
         return model, {"planned": {"label": label, **found.configuration.row}, "tried": len(trials.done)}
 
-    def _windows(self, materials: Materials) -> Iterator[Windows]:
+    def _windows(self, materials: Materials) -> Iterator[TokenWindows]:
         yield from (materials.calibration_windows, materials.repair_windows, materials.quick_windows)

@@ -10,7 +10,7 @@ from layerfold.checkpoint.model import Provenance
 from layerfold.errors import CorpusError
 from layerfold.text.corpora import Corpus, Splits
 from layerfold.text.sources import ALL
-from layerfold.text.windows import Windows, cut_windows
+from layerfold.text.windows import TokenWindows, cut_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ Note = Callable[[str], None]
 
 def cut_enough(
     texts: Sequence[Corpus], tokenizer: PreTrainedTokenizerBase, context: int, tokens: int, seed: int, note: Note
-) -> Windows:
+) -> TokenWindows:
     """Cut the first text with enough tokens, or the last, with its documents in a seeded order.
 
     Args:

@@ -25,7 +25,7 @@ _DOCUMENTS_A_CALL = 64
 
 
 @dataclass(frozen=True)
-class Windows:
+class TokenWindows:
     """Token windows of one corpus.
 
     Attributes:
@@ -97,7 +97,7 @@ def cut_windows(
     limit_tokens: int | None = None,
     seed: int | None = None,
     whole: bool = False,
-) -> Windows:
+) -> TokenWindows:
     """Join documents with the end-of-text token and cut the stream into windows.
 
     Args:
@@ -137,7 +137,7 @@ def cut_windows(
     lengths = (len(ids) - begin).clamp_max(context)
     first_scored = torch.cat([torch.ones(1, dtype=torch.int64), (begin[:-1] + context - begin[1:]).clamp_min(1)])
     upto = pad(widths.cumsum(0), (1, 0))
-    return Windows(
+    return TokenWindows(
         input_ids=pad(ids, (0, context))[begin[:, None] + torch.arange(context)],
         lengths=lengths,
         first_scored=first_scored,
