@@ -31,7 +31,7 @@ def export(
         files.check_folder(output_dir, overwrite=overwrite)
     if not directory.is_dir():
         raise InputError(f"no checkpoint folder at {str(directory)!r}")
-    model = load(directory)
+    model = load(directory, device="cpu", dtype="float32")  # nothing is computed but deltas multiplied out
     if to == "peft":
         save_adapter(model, output_dir, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
         written = "peft"

@@ -69,7 +69,7 @@ def _piece_nats(decoder: Decoder, windows: TokenWindows, progress: Progress, des
             hidden = decoder.model.base_model(input_ids=input_ids.to(device), use_cache=False).last_hidden_state
             nats = token_nats(decoder, taken(hidden, predicting(scored)), input_ids[scored].to(device))
             totals.index_add_(0, windows.pieces(batch, scored).to(device), nats.to(totals.dtype))
-    return totals.double().cpu().numpy()
+    return totals.cpu().double().numpy()
 
 
 def scored_positions(windows: TokenWindows, batch: slice | list[int]) -> Tensor:

@@ -79,7 +79,7 @@ def sensitivities(decoder: Decoder, windows: TokenWindows, progress: Progress = 
                     if part == "attention":
                         apart += change.square().sum(dtype=wide)
             memory.release()
-    felt = {place: total.double().cpu() for place, total in felt.items()}
+    felt = {place: total.cpu().double() for place, total in felt.items()}
     for (index, part), total in felt.items():
         if not total.isfinite().all():
             raise ModelError(f"gradients at block {index}'s {part} on the calibration text are not finite")

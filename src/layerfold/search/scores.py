@@ -156,7 +156,7 @@ class Scores:
                 for sums, figures in zip(table, (nats, divergence), strict=True):
                     total = torch.zeros(len(pieces), dtype=widest(device), device=device)
                     total.index_add_(0, of_pieces, figures.to(total.dtype))
-                    sums[pieces.numpy()] = total.double().cpu().numpy()
+                    sums[pieces.numpy()] = total.cpu().double().numpy()
                 self.head_tokens += len(targets)
                 yield by_path[path]
 
