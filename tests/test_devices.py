@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,14 @@ from tiny import FAMILY_NAMES, tiny, token_ids, windows
 from layerfold import Calibration, InputError
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import hash_weights
+from layerfold.checkpoint.structure import MANIFEST
 from layerfold.environment import DEVICE_VARIABLE, DTYPE_VARIABLE, device_name, device_of, dtype_of
 from layerfold.inference.decoding import continue_each, greedy
 from layerfold.inference.scoring import window_nats
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.model.decoder import Decoder, check_precision
+from layerfold.recovery import Distill
+from layerfold.recovery.teacher import counterparts, default_teacher
 from layerfold.repair.refit import refit_
 from layerfold.repair.rescale import rescale_
 from layerfold.repair.spans import spanning
@@ -203,8 +208,36 @@ def test_a_model_is_loaded_in_the_precision_asked_for_and_saved_in_its_own() -> 
     assert half.decoder.computed == {"device": "cpu", "dtype": "bfloat16"}
     assert plain.decoder.computed == {}
     assert half.saved_dtype == plain.saved_dtype
+    assert half.sha256 == plain.sha256 == half.provenance.base_sha256, "a model is known by what its checkpoint holds"
     with pytest.raises(InputError, match="device"):
         load("pocket", device="gpu")
     with pytest.raises(InputError, match="dtype"):
         load("pocket", dtype="int8")
     assert os.environ.get(DEVICE_VARIABLE) in (None, "", "cpu")
+
+
+@pytest.mark.parametrize("form", ["dense", "compact"])
+def test_a_teacher_is_found_whatever_the_precision(form: Any, tmp_path: Path) -> None:
+    tiny("gpt2").save(tmp_path / "base")
+    (tmp_path / "base" / MANIFEST).unlink()  # anybody's checkpoint
+    base = load(tmp_path / "base", dtype="bfloat16")
+    Drop(blocks="1").apply(base.decoder, None)
+    base.with_step({"method": {"name": "drop"}, "kept_blocks": [0, 2, 3]}).save(tmp_path / "small", format=form)
+    small = load(tmp_path / "small")
+    assert small.decoder.dtype == torch.float32
+    teacher = default_teacher(small)
+    assert teacher.decoder.n_blocks == 4
+    assert counterparts(small, teacher, Distill(tokens=64)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("form", ["dense", "compact"])
+def test_a_half_precision_checkpoint_is_read_as_it_is_where_that_is_computed_in(form: Any, tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.decoder.model.bfloat16()
+    model.save(tmp_path / "half", format=form)
+    exact, half = load(tmp_path / "half"), load(tmp_path / "half", dtype="bfloat16")
+    assert (exact.decoder.dtype, half.decoder.dtype) == (torch.float32, torch.bfloat16)
+    assert exact.saved_dtype == half.saved_dtype == torch.bfloat16
+    assert exact.sha256 == half.sha256
+    for one, two in zip(exact.decoder.model.parameters(), half.decoder.model.parameters(), strict=True):
+        assert torch.equal(one, two.float())

@@ -17,7 +17,7 @@ import pytest
 import layerfold
 
 SOURCE = Path(layerfold.__file__).parent
-MAY_IMPORT_TRANSFORMERS = {"checkpoint", "recovery", "evaluators.classification"}
+MAY_IMPORT_TRANSFORMERS = {"checkpoint", "recovery", "evaluators.classification", "inference.captured"}
 PUBLIC = """
 Calibration Collapse Decoder Distill Drop DropSearch Evaluator Finetune Generation Harness Imdb InputError Latency
 LayerfoldError LowRank Merge Method Model Notes Perplexity Plan Prune Recipe Rouge Score Share Size Steps Study

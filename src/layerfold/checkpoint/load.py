@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 _POCKET_FOLDER = Path(__file__).parents[1] / "pocket"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+Computed = Callable[[torch.dtype], torch.dtype]
+"""Returns the dtype to compute in, for the one that a checkpoint holds."""
+
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -62,7 +66,8 @@ def load(
         MissingExtraError: a GGUF file without the package that reads it.
     """
     place = device_of(device)
-    dtype_of(dtype, place, torch.float32)  # refused before anything is read
+    computed = partial(dtype_of, dtype, place)
+    computed(torch.float32)  # refused before anything is read
     try:
         path = Path(name).expanduser()
         path.exists()
@@ -71,21 +76,23 @@ def load(
     options = {"trust_remote_code": trust_remote_code}
     with quiet():
         if str(name) == POCKET:
-            model = _load_folder(POCKET, _POCKET_FOLDER, options)
+            model = _load_folder(POCKET, _POCKET_FOLDER, options, computed)
         elif path.is_dir():
-            model = _load_folder(str(name), path, options)
+            model = _load_folder(str(name), path, options, computed)
         elif path.suffix == ".gguf":
-            model = _load_gguf(path, options)
+            model = _load_gguf(path, options, computed)
         elif str(name).startswith((".", "~", os.sep)) and not path.exists():
             raise InputError(f"no folder at {str(name)!r}; {nearest(path.name, _beside(path))}".rstrip("; "))
         elif path.exists() or not _HUB_ID.fullmatch(str(name)):
             raise InputError(f"model {str(name)!r}; accepted: {POCKET}, an existing folder, a .gguf file, a Hub id")
         else:
-            model = _load_hub(str(name), options | {"revision": revision})
+            model = _load_hub(str(name), options | {"revision": revision}, computed)
     model.decoder.check_finite()
-    model.decoder.model.to(device=place, dtype=dtype_of(dtype, place, model.saved_dtype))
-    sha256 = model.provenance.base_sha256 or model.sha256
-    return replace(model, provenance=replace(model.provenance, base_sha256=sha256))
+    own = model.sha256  # before weights are rounded: the same in any dtype
+    model.decoder.model.to(device=place, dtype=computed(model.saved_dtype))
+    found = replace(model, provenance=replace(model.provenance, base_sha256=model.provenance.base_sha256 or own))
+    vars(found)["sha256"] = own
+    return found
 
 
 def load_beside(model: Model, name: str | Path, *, revision: str | None = None) -> Model:
@@ -102,7 +109,7 @@ def _beside(path: Path) -> list[str]:
         return []
 
 
-def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
+def _load_folder(name: str, folder: Path, options: dict[str, Any], computed: Computed) -> Model:
     manifest = read_manifest(folder)
     provenance = Provenance(name, location=None if name == POCKET else str(folder.resolve()))
     if manifest is not None:
@@ -120,13 +127,15 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
         with _as_model_errors(str(folder)):
             model = compact.load(folder, manifest)
             stored = Stored(model.dtype, weights.tokenizer_class(str(folder), options))
-            return Model(Decoder(model.float()), tokenizer, provenance, stored)
+            decoder = Decoder(model)
+            decoder.model.to(_read_in(computed, model.dtype))
+            return Model(decoder, tokenizer, provenance, stored)
     if not any(folder.glob("*.safetensors")):
         kinds = ", ".join(sorted({file.suffix for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".h5"}}))
         raise ModelError(
             f"the folder {str(folder)!r} holds no .safetensors weights{f' (only {kinds}, not loaded)' if kinds else ''}"
         )
-    decoder, stored = _from_pretrained(str(folder), options)
+    decoder, stored = _from_pretrained(str(folder), options, computed)
     if manifest is not None:
         restore_(decoder, manifest, folder)
     return Model(decoder, tokenizer, provenance, stored)
@@ -141,7 +150,7 @@ def _check_no_adapter(source: str, found: bool) -> None:
         )
 
 
-def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
+def _load_gguf(path: Path, options: dict[str, Any], computed: Computed) -> Model:
     if not path.is_file():
         raise ModelError(f"no file at {str(path)!r}")
     weights.check_pointers([path])
@@ -151,7 +160,7 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
         raise MissingExtraError("gguf", "gguf") from error
     options = options | {"gguf_file": path.name}
     folder = str(path.parent)
-    decoder, stored = _from_pretrained(folder, options)
+    decoder, stored = _from_pretrained(folder, options, computed)
     # The weights are plain float32 now, but transformers refuses to save a model from a quantised file.
     quantizer = getattr(decoder.model, "hf_quantizer", None)
     if quantizer is not None:
@@ -160,14 +169,14 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
     return Model(decoder, _tokenizer(folder, options), provenance, stored)
 
 
-def _load_hub(name: str, options: dict[str, Any]) -> Model:
+def _load_hub(name: str, options: dict[str, Any], computed: Computed) -> Model:
     options = options | {"local_files_only": not hub_reachable()}
-    decoder, stored = _from_pretrained(name, options)
+    decoder, stored = _from_pretrained(name, options, computed)
     revision = getattr(decoder.model.config, "_commit_hash", None)
     return Model(decoder, _tokenizer(name, options), Provenance(name, revision=revision), stored)
 
 
-def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Stored]:
+def _from_pretrained(source: str, options: dict[str, Any], computed: Computed) -> tuple[Decoder, Stored]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from_gguf = "gguf_file" in options
@@ -187,7 +196,7 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
             stored = Stored(weights.stored_dtype(files), weights.tokenizer_class(source, options))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=torch.float32,
+            dtype=_read_in(computed, stored.dtype or torch.float32),
             output_loading_info=True,
             **({} if from_gguf else {"use_safetensors": True}),
             **options,
@@ -211,6 +220,11 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
         # The files hold two tensors. transformers 5 keeps both in any case, 4.x only without this setting.
         model.config.tie_word_embeddings = False
     return Decoder(model), stored
+
+
+def _read_in(computed: Computed, stored: torch.dtype) -> torch.dtype:
+    """Return the stored dtype where that is computed in; otherwise float32, which holds every number of the others."""
+    return stored if computed(stored) == stored else torch.float32
 
 
 def _tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
