@@ -50,7 +50,7 @@ METHODS: dict[str, Method] = {
     "share-zero": Share(window="0:2", rank=2, init="zero"),
     "share-allotted": Share(window="0:2", rank=2, ranks="allotted", base="mean"),
 }
-ZEROS = ("magnitude", "wanda", "wanda-global", "sparsegpt", "two-of-four")
+REPAIRED = ("drop", "collapse", "neurons", "share", "merge-tied")
 HALF = {torch.bfloat16: 0.02, torch.float16: 0.02, torch.float64: 1e-4}
 """Precisions, and how far nats may be from float32's, as a share: rounding makes some methods choose otherwise."""
 PRECISIONS = [(name, torch.bfloat16) for name in FAMILY_NAMES] + [
@@ -74,7 +74,7 @@ def made(decoder: Decoder, name: str) -> Made:
     assert notes is not None
     zeros = {key: (each == 0).cpu() for key, each in decoder.model.state_dict().items()}
     nats = float(window_nats(decoder, cut).sum())
-    if name in ZEROS:
+    if name not in REPAIRED:
         return Made(nats, nats, zeros)
     kept = {"drop": [0, 2, 3], "collapse": [1, 3]}.get(name, [*range(original.n_blocks)])
     refit_(decoder, original, [*kept[1:], original.n_blocks], cut, attention=True)

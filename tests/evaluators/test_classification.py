@@ -189,10 +189,16 @@ def test_whatever_a_decoder_has_become_is_classified_with_and_stays_as_it_is(
     assert len(deltas.factored(decoder)) == sum("Factored" in type(m).__name__ for m in classifier.body.modules())
 
 
-@pytest.mark.parametrize("body", [True, False])
-@MODELS
-def test_what_the_last_token_tells_is_learnt(architecture: str, body: bool) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "body", "dtype"),
+    [
+        *(("gpt2", body, dtype) for body in (True, False) for dtype in (torch.float32, torch.bfloat16)),
+        ("llama", True, torch.float32),
+    ],
+)
+def test_what_the_last_token_tells_is_learnt(architecture: str, body: bool, dtype: torch.dtype) -> None:
     decoder = tiny(architecture).decoder
+    decoder.model.to(dtype)
     rows, labels = told_by_the_last(48 if body else 300)
     if body:
         classifier = train(decoder, rows, labels, 2, Training(3e-3, 4, 4, 0), Padding())

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from transformers import TrainerState
 
 from layerfold.checkpoint.model import Model
@@ -24,7 +23,7 @@ from layerfold.recovery.processes import is_main, this_process
 from layerfold.recovery.rates import Trial, search
 from layerfold.recovery.teacher import check_teacher, counterparts
 from layerfold.recovery.text import TrainingText, settings, training_text
-from layerfold.recovery.trainer import RecoveryTrainer
+from layerfold.recovery.trainer import RecoveryTrainer, trainable
 from layerfold.recovery.workspace import claim
 
 _SEARCH = "search.json"
@@ -159,11 +158,8 @@ class Run:
         return search(run, self.folder / _SEARCH, is_main())
 
     def _trainer(self, text: TrainingText, rate: float, checkpoints: bool, *callbacks: Any) -> RecoveryTrainer:
-        # A copy: training moves it to the device, turns its dropout off and, under FSDP, shards it. A model in half
-        # precision is trained with float32 weights: small steps would be rounded away.
-        copied = self.model.decoder.copy()
-        half = copied.dtype in (torch.bfloat16, torch.float16)
-        copied.model.float()
+        # A copy: training moves it to the device, turns its dropout off and, under FSDP, shards it.
+        copied, half = trainable(self.model.decoder)
         return RecoveryTrainer(
             copied,
             self.recovery,

@@ -230,6 +230,16 @@ class HeldZeros(TrainerCallback):
             weight.masked_fill_(zeros.to(weight.device), 0)
 
 
+def trainable(decoder: Decoder) -> tuple[Decoder, bool]:
+    """Return a copy with float32 weights, and whether it computes in bfloat16: where the decoder is in half precision.
+
+    Training needs float32 weights: small steps would be rounded away.
+    """
+    copied, half = decoder.copy(), decoder.dtype in (torch.bfloat16, torch.float16)
+    copied.model.float()
+    return copied, half
+
+
 def without_dropout(model: PreTrainedModel) -> None:
     """Turn dropout off: one reading of a text does not overfit, and dropout would blur the teacher."""
     for module in model.modules():

@@ -24,7 +24,7 @@ from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
 from layerfold.recovery.arguments import quiet_arguments
 from layerfold.recovery.callbacks import Bar
-from layerfold.recovery.trainer import HeldZeros, without_dropout
+from layerfold.recovery.trainer import HeldZeros, trainable, without_dropout
 
 _HEAD_DEVIATION = 0.02
 _SMALL = 1e-6
@@ -125,7 +125,7 @@ def train(
     Raises:
         TrainingError: the loss is not finite.
     """
-    decoder = decoder.copy()
+    decoder, half = trainable(decoder)
     without_dropout(decoder.model)
     # Deltas of rank 0 get no gradients.
     for parameter in decoder.model.parameters():
@@ -142,6 +142,7 @@ def train(
             weight_decay=0.0,
             max_grad_norm=training.clip,
             seed=training.seed,
+            bf16=half,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
