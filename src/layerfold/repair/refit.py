@@ -1,4 +1,4 @@
-"""Refitting what blocks write into the residual stream, in closed form, so that it is what it was in the original."""
+"""Least squares on what blocks write into the residual stream, so that each imitates the original."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from layerfold.repair.regression import Error, Problem, Residuals, halved, held_
 from layerfold.text.windows import TokenWindows
 
 _EXACT = 1e-10
-"""A block that misses a smaller share of what it is to put out is as it should be, but for rounding."""
+"""Relative error below which a block differs from its target by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Repaired:
 
     Attributes:
         block: its index.
-        before, after: what it missed of its target, on the inputs that the repaired model gives it.
-        ridges: of the fits that were kept, by what was fitted.
-        singular: whether such a fit had fewer rows than inputs, or inputs that the least ridge did not regularise.
-        idle: how many of its inputs were always zero.
+        before, after: error against its target, on the inputs that the repaired model gives it.
+        ridges: penalties of the fits that were kept, by what was fitted.
+        singular: whether such a fit had fewer rows than inputs, or inputs that the smallest ridge did not regularise.
+        idle: number of inputs that were always zero.
     """
 
     block: int
@@ -55,21 +55,21 @@ def refit_(
 ) -> list[Repaired]:
     """Refit what each block writes into the residual stream, front to back, against the model that it was made from.
 
-    The target of a block is the original's own hidden state at the place where the block's output is read. What the
-    block misses of it, on the inputs that it gets in the edited model, is regressed on what its FFN's last matrix
-    reads; with `attention` on what its attention's last matrix reads at the same time, after which the FFN, whose
-    inputs that has changed, is fitted once more. FFNs that are one are fitted to what all their blocks miss. No
-    block's error rises: a fit that raises it, on the windows held out or on all, is taken back. From the first to the
-    last block of those whose FFN is one that holds for the sum of their errors.
+    The target of a block is the original's hidden state where the block's output is read. The residual, on the inputs
+    that the block gets in the edited model, is regressed on the inputs of its FFN's last matrix. With `attention` it is
+    regressed on the inputs of its attention's last matrix too; that changes the FFN's inputs, so the FFN is fitted once
+    more. An FFN that several blocks share is fitted to the residuals of all of them. No block's error rises: a fit that
+    raises it, on the held-out windows or on all, is undone. For blocks that share an FFN, and those between them, the
+    sum of the errors does not rise.
 
-    The states of both models are in temporary files; in memory are the moments of one block, and one batch.
+    The states of both models are in temporary files. The moments of one block and one batch are in memory.
 
     Args:
         decoder: is edited in place.
         original: stays as it is.
-        cuts: for each block of the decoder the index of the original's block whose input it is to put out, or the
-            number of the original's blocks where the final norm reads it; never falling.
-        windows: calibration text, of which every eighth window is held out.
+        cuts: for each block of the decoder, the index of the original's block whose input is its target; the number of
+            the original's blocks where the target is the final norm's input. Never decreasing.
+        windows: calibration text. Every 8th window is held out.
         attention: whether attentions are refitted too.
 
     Raises:
@@ -99,7 +99,7 @@ def refit_(
 
 
 def _units(n_blocks: int, tied: Iterable[Sequence[int]]) -> Iterator[range]:
-    """Runs of blocks that are repaired together: from the first to the last that has an FFN."""
+    """Yield the runs of blocks that are repaired together: from the first to the last block that shares an FFN."""
     last = {index: blocks[-1] for blocks in tied for index in blocks}
     start = end = 0
     for index in range(n_blocks):
@@ -110,10 +110,10 @@ def _units(n_blocks: int, tied: Iterable[Sequence[int]]) -> Iterator[range]:
 
 
 Measure = Callable[[Problem], Residuals]
-"""Measures what a unit of blocks misses as it is, and collects moments for a problem."""
+"""Measures the residuals of a unit of blocks, and collects moments for a problem."""
 
 Fits = list[tuple[Problem, Fit]]
-"""What was fitted and kept."""
+"""The fits that were kept."""
 
 
 def _repair(
@@ -123,7 +123,7 @@ def _repair(
     ffns: Sequence[Matrix | None],
     attentions: Sequence[Matrix | None],
 ) -> tuple[Residuals, Iterator[Repaired]]:
-    """Repair a unit of blocks; return what leaves it, and what was done to each block."""
+    """Repair a unit of blocks; return the last residuals, and what was done to each block."""
     ffn, attention = ffns[unit[0]], attentions[unit[0]]
     if len(unit) == 1 and ffn is not None and attention is not None:
         first, last, fits = _jointly(measure, unit[0], attention, ffn)
@@ -156,9 +156,9 @@ def _repair(
 
 
 def _jointly(measure: Measure, index: int, attention: Matrix, ffn: Matrix) -> tuple[Residuals, Residuals, Fits]:
-    """Fit a block's attention and FFN at once, and the FFN to what is left; or the FFN alone where that does better.
+    """Fit a block's attention and FFN jointly, then the FFN to the residual; or the FFN alone where that does better.
 
-    One after the other would not do: what either lacks, the other makes up for in part, so that each gains little.
+    One after the other does worse: each makes up for part of the other's error, so that neither gains much.
     """
     both, alone = (attention, ffn), (ffn,)
     first = measure({index: both})

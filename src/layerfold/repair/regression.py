@@ -1,4 +1,4 @@
-"""What blocks miss of what they should put out, and what a regression of that on what they compute needs."""
+"""Residuals of blocks against their targets, and the moments that regressing them needs."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ SHORTEST = 128
 """But not below this length, in tokens."""
 
 FLOOR = 1e-6
-"""Least mean square of a state; norms add about as much before they divide."""
+"""Smallest mean square of a state; norms add about as much before they divide."""
 
 Problem = Mapping[int, tuple[Matrix, ...]]
-"""What is fitted at once: the output matrices of a block, or of several whose weights are one."""
+"""The matrices that are fitted at once, by block: its output matrices; of several blocks where they share weights."""
 
 
 @dataclass(frozen=True)
 class Error:
-    """What is missed of a block's target: on all windows, and on those held out.
+    """Error of a block against its target: on all windows, and on those held out.
 
-    It is the mean over the tokens of |missed|^2 / |target|^2. Each token counts the same, however large its state is:
-    what reads a state norms it first.
+    It is the mean over the tokens of |residual|^2 / |target|^2. Each token counts the same, however large its state:
+    a norm comes before whatever reads it.
     """
 
     all: float
@@ -50,12 +50,12 @@ class Error:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What blocks miss of their targets, and what a regression of that needs.
+    """Residuals of blocks against their targets.
 
     Attributes:
         errors: by block.
-        moments: for the problem at hand, over the windows that are fitted to and over those held out.
-        states: what leaves the last block.
+        moments: of the regression at hand, over the windows that are fitted to and over those held out.
+        states: outputs of the last block.
     """
 
     errors: dict[int, Error]
@@ -109,12 +109,12 @@ def halved(windows: TokenWindows) -> TokenWindows:
 
 
 def weights(targets: Tensor) -> Tensor:
-    """Say what each row counts, (rows,), for the targets, (rows, d): the inverse of its mean square."""
+    """Return the weight of each row, (rows,), for targets, (rows, d): the inverse of its mean square."""
     return 1 / (targets.float().square().mean(1) + FLOOR)
 
 
 def held_out_windows(windows: TokenWindows) -> Tensor:
-    """Say which windows nothing is fitted to, (windows,): every eighth, or the last of less.
+    """Mark the held-out windows, (windows,): every 8th, or the last where there are fewer.
 
     Raises:
         InputError: there is only one.
@@ -128,13 +128,13 @@ def held_out_windows(windows: TokenWindows) -> Tensor:
 
 
 def parts(stream: Stream, held_out: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
-    """Say which positions of a batch hold text, (windows, tokens): to fit, and held out."""
+    """Mark the positions of a batch that hold text, (windows, tokens): to fit, and held out."""
     real, apart = stream.holds_text(batch), held_out[batch][:, None]
     return real & ~apart, real & apart
 
 
 def residuals(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Residuals:
-    """Pass the text through the blocks that have a target, and see what they miss of it."""
+    """Pass the text through the blocks that have a target, and measure their residuals."""
     moments = RegressionMoments(), RegressionMoments()
     # Weighted sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
     device = stream.stepper.decoder.device

@@ -1,4 +1,4 @@
-"""Repair: what an edit of a decoder has broken is put right in closed form, without training."""
+"""Repair: closed-form adjustment of an edited decoder, without training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROTOCOL = "repair@3"
 
 
 def check_level(level: str, method: object) -> None:
-    """Raise InputError for a level that there is not, or that a method's result does not admit."""
+    """Raise InputError for an unknown level, or one that a method's result does not admit."""
     if level not in LEVELS:
         raise InputError(f"unknown repair {one_of(str(level), LEVELS)}")
     if level == "none":
@@ -35,12 +35,12 @@ def check_level(level: str, method: object) -> None:
 
 @dataclass(frozen=True)
 class Repair:
-    """How to put right what a method breaks.
+    """A repair of what a method breaks.
 
     Attributes:
-        level: ``rescale`` gives what each FFN neuron is given the mean and deviation that it has in the original;
-            ``refit`` solves for the last matrix of each FFN and its bias, so that the block's output is the
-            original's hidden state where it is read; ``refit+attention`` for that of its attention too.
+        level: ``rescale`` restores the mean and deviation of each FFN neuron's input; ``refit`` solves for the last
+            matrix of each FFN and its bias, so that the block's output imitates the original's hidden state;
+            ``refit+attention`` solves for the last matrix of its attention too.
         windows: calibration text.
     """
 
@@ -49,11 +49,11 @@ class Repair:
     name: ClassVar[str] = "repair"
 
     def resolved(self) -> dict[str, Any]:
-        """Return what determines a repair, as JSON."""
+        """Return the settings that determine a repair, as JSON."""
         return {"name": self.name, "level": self.level, "protocol": PROTOCOL}
 
     def sources(self, method: Method, decoder: Decoder, calibration: Calibration | None) -> Sources:
-        """Return, before a method edits a decoder, what the neurons of each of its blocks will stand for."""
+        """Return, before a method edits a decoder, which neurons each block's neurons will replace."""
         return method.members(decoder, calibration) if self.level == "rescale" else {}
 
     def apply(
@@ -67,9 +67,9 @@ class Repair:
         """Repair a decoder in place.
 
         Args:
-            original: what it was made from.
-            kept: for each of its blocks the original's block that it was.
-            sources: see there.
+            original: the decoder that it was made from.
+            kept: for each of its blocks, the index of that block in the original.
+            sources: what `sources` returned.
         """
         if self.level == "rescale":
             here = {new: sources[old] for new, old in enumerate(kept) if old in sources and decoder.d_ffn[new]}
@@ -91,7 +91,7 @@ def told(notes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _noted(repaired: Repaired) -> dict[str, Any]:
-    """Say what became of a block, in shares of its target's mean square on text held out."""
+    """Return a block's errors, in shares of its target's mean square on held-out text."""
     return {
         "block": repaired.block,
         "error": repaired.before.held_out,

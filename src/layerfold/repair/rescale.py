@@ -1,4 +1,4 @@
-"""Restoring the statistics of what an FFN's neurons are given, which averaging weights shrinks."""
+"""Restoring the statistics of the inputs of an FFN's neurons, which averaging weights shrinks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from layerfold.progress import SILENT, Progress
 from layerfold.text.windows import TokenWindows
 
 Sources = Mapping[int, Sequence[tuple[int, Match | None]]]
-"""For a block those of the original that its FFN stands for, each with how its neurons were matched."""
+"""For a block, the blocks of the original that its FFN replaces, each with the match of its neurons."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation of what each neuron is given, (matrices, d_ffn) each: by `up`, and by `gate`."""
+    """Mean and standard deviation of each neuron's inputs, (matrices, d_ffn) each: from `up`, and from `gate`."""
 
     mean: Tensor
     deviation: Tensor
@@ -49,11 +49,11 @@ class Rescaled:
 def rescale_(
     decoder: Decoder, original: Decoder, sources: Sources, windows: TokenWindows, progress: Progress = SILENT
 ) -> list[Rescaled]:
-    """Give what each neuron is given the mean and the deviation that it has in the original.
+    """Restore the mean and the deviation that each neuron's input has in the original.
 
     The rows of the FFNs' first matrices are scaled, and their biases, where they have any, shifted: front to back, on
-    the inputs that the edited model gives them. Where a neuron stands for several it gets the mean of theirs, and so
-    does an FFN that several blocks share. A neuron that is always given the same is not scaled.
+    the inputs that the edited model gives them. A neuron that replaces several gets the mean of theirs, and so does an
+    FFN that several blocks share. A neuron whose input is constant is not scaled.
 
     Args:
         decoder: is edited in place.
@@ -83,7 +83,7 @@ def rescale_(
 
 
 def _spreads(stream: Stream, first: int, blocks: Sequence[int]) -> dict[int, Spread]:
-    """Pass the text on from a block, which is the next one, and see what the neurons of some blocks are given."""
+    """Pass the text on from the next block, and measure the inputs of some blocks' neurons."""
     every = stream.stepper.decoder.blocks
     ffns = {index: every[index].ffn for index in blocks}
     moments = {index: [SecondMoments(whole=False) for _ in ffn.matrices[:-1]] for index, ffn in ffns.items()}

@@ -1,4 +1,4 @@
-"""Blocks refitted to stand for several: what takes the place of those that a candidate of a search lacks."""
+"""Blocks refitted to replace the blocks after them, which a candidate of a search lacks."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ def spanning(
     attention: bool = True,
     progress: Progress = SILENT,
 ) -> dict[int, Decoder]:
-    """Refit every block to put out what enters each of the blocks that follow it, on its own inputs.
+    """Refit every block, on its own inputs, to the input of each of the blocks that follow it.
 
-    That is the repair of `refit_` but for the errors of the blocks before, which a candidate's blocks make up for
-    there and do not here; in exchange a block's moments serve all candidates, and a set of blocks that is kept is
-    repaired by picking, for each of them, the one that leads to the next.
+    `refit_` does the same on the inputs that the edited model gives, so that a block also makes up for the errors of
+    the blocks before it. Here a block's moments serve all candidates instead: the repair of a set of kept blocks picks,
+    for each block, the version that leads to the next one.
 
     Args:
         decoder: stays as it is.
         windows: calibration text.
-        lengths: how many blocks one is to stand for, itself among them; 2 or more. More than there are are left out.
+        lengths: lengths of the runs that one block replaces, itself included; 2 or more. Runs longer than the decoder
+            are left out.
         attention: whether attentions are refitted too.
 
     Returns:
-        For each of these numbers a decoder of the same depth, each block of which stands for so many; the last of them,
-        of which there are not so many, are as they were. All but the refitted matrices are the given decoder's own.
+        For each length, a decoder of the same depth whose every block replaces a run of that length. The last blocks,
+        which no such run begins with, are unchanged. All but the refitted matrices are the given decoder's own.
     """
     n_blocks = decoder.n_blocks
     found = {length: decoder.copy(share=True) for length in sorted(lengths) if length <= n_blocks}
@@ -82,8 +83,8 @@ def _span(
 
     Args:
         stream: of the model as it is, before the block.
-        others: of the decoders, by what their block is to stand for; and so are the targets.
-        own_states: what leaves the block as it is. It weighs the rows for all targets, which share their moments.
+        others: of the decoders, by the length of the run that the block replaces; and so are the targets.
+        own_states: outputs of the unchanged block. They weigh the rows for all targets, which share their moments.
     """
     own = {length: _matrices(other.decoder, index, attention) for length, other in others.items()}
     matrices = _matrices(stream.stepper.decoder, index, attention)
@@ -127,7 +128,7 @@ def _moments(
     own: Spool,
     held_out: Tensor,
 ) -> tuple[RegressionMoments, RegressionMoments]:
-    """Moments of what a block's matrices read and what its output misses of each target, one after the other."""
+    """Moments of the inputs of a block's matrices and of its residuals against each target, side by side."""
     moments = RegressionMoments(), RegressionMoments()
     with watching(matrices) as seen:
         for batch, _, hidden in stream.walk([index], stepper):
