@@ -11,6 +11,8 @@ import signal
 import warnings
 from collections.abc import Callable
 
+os.environ["LAYERFOLD_DEVICE"] = "cpu"  # tests/gpu names its devices
+os.environ.pop("LAYERFOLD_DTYPE", None)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library that reads it is imported: no test may reach for the network
 
 import shutil

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 DEVICE = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
 
-_MAY_MEET = {"index", "index_put", "index_put_", "_index_put_impl_", "copy_", "_to_copy"}
+_PUT = {"index_put", "index_put_", "_index_put_impl_"}
+_MAY_MEET = {"index", "copy_", "_to_copy"}
 """Operations that take tensors of the processor beside those of a GPU: indices, and what copies."""
 
 
@@ -48,6 +49,8 @@ class Elsewhere(Tensor):
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
         tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
+        if name in _PUT:  # indices may be of the processor, values may not
+            tensors = [args[0], args[2]]
         apart = [each for each in tensors if not isinstance(each, Elsewhere) and each.dim()]
         if apart and len(apart) < len(tensors) and name not in _MAY_MEET:
             raise RuntimeError(f"{func}: tensors on cpu and {DEVICE}: {[tuple(each.shape) for each in apart]}")

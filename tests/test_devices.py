@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from elsewhere import DEVICE, Elsewhere, elsewhere, moved
+from safetensors.torch import load_file
 from tiny import FAMILY_NAMES, tiny, token_ids, windows
+from transformers import AutoModelForCausalLM
 
-from layerfold import Calibration, InputError
+from layerfold import Calibration, Finetune, InputError, LayerfoldError, recover
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import hash_weights
 from layerfold.checkpoint.structure import MANIFEST
+from layerfold.checkpoint.weights import cast_
 from layerfold.environment import DEVICE_VARIABLE, DTYPE_VARIABLE, device_name, device_of, dtype_of
 from layerfold.inference.decoding import continue_each, greedy
 from layerfold.inference.scoring import window_nats
@@ -105,8 +107,10 @@ def test_another_device_computes_the_same(family: str, name: str, there: None) -
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("family", "dtype"), PRECISIONS, ids=str)
 def test_every_method_and_repair_works_in_every_precision(family: str, name: str, dtype: torch.dtype) -> None:
-    exact, other = tiny(family).decoder, tiny(family).decoder
-    other.model.to(dtype)
+    other = tiny(family).decoder
+    cast_(other.model, dtype)
+    exact = other.copy()
+    cast_(exact.model, torch.float32)  # the same rounded weights, computed exactly
     one, two = made(exact, name), made(other, name)
     assert {each.dtype for each in other.model.parameters()} == {dtype}
     assert two.nats == pytest.approx(one.nats, rel=HALF[dtype])
@@ -146,6 +150,9 @@ def test_where_devices_meet_is_an_error(there: None) -> None:
         apart + torch.ones(2)
     with pytest.raises((TypeError, RuntimeError)):
         apart.numpy()
+    with pytest.raises(RuntimeError, match="cpu and cuda"):
+        apart[torch.tensor([0, 1])] = torch.ones(2)
+    apart[torch.tensor([0])] = 1.0
     assert (apart + 1).tolist() == [2, 2]
     assert type(apart.cpu()) is torch.Tensor
 
@@ -187,7 +194,7 @@ class TestChoice:
         with pytest.raises(InputError, match="'bfloat16', which Some GPU cannot compute in"):
             dtype_of("bfloat16", device_of(), torch.float32)
 
-    @pytest.mark.parametrize("name", ["gpu", "cuda:x", "tpu", "cuda:"])
+    @pytest.mark.parametrize("name", ["gpu", "cuda:x", "tpu", "cuda:", ""])
     def test_an_unknown_device_is_one_line(self, name: str) -> None:
         with pytest.raises(InputError, match=r"device .*(accepted|did you mean)"):
             device_of(name)
@@ -202,18 +209,17 @@ class TestChoice:
             dtype_of("bfloat61", cpu, torch.float32)
 
 
-def test_a_model_is_loaded_in_the_precision_asked_for_and_saved_in_its_own() -> None:
+def test_a_model_is_loaded_in_the_precision_asked_for_and_saved_in_its_own(tmp_path: Path) -> None:
     plain, half = load("pocket"), load("pocket", dtype="bfloat16")
     assert (half.decoder.dtype, half.decoder.device.type) == (torch.bfloat16, "cpu")
     assert half.decoder.computed == {"device": "cpu", "dtype": "bfloat16"}
     assert plain.decoder.computed == {}
-    assert half.saved_dtype == plain.saved_dtype
+    assert half.save(tmp_path / "half") == plain.save(tmp_path / "plain") == "dense, float16"
     assert half.sha256 == plain.sha256 == half.provenance.base_sha256, "a model is known by what its checkpoint holds"
     with pytest.raises(InputError, match="device"):
         load("pocket", device="gpu")
     with pytest.raises(InputError, match="dtype"):
         load("pocket", dtype="int8")
-    assert os.environ.get(DEVICE_VARIABLE) in (None, "", "cpu")
 
 
 @pytest.mark.parametrize("form", ["dense", "compact"])
@@ -241,3 +247,43 @@ def test_a_half_precision_checkpoint_is_read_as_it_is_where_that_is_computed_in(
     assert exact.sha256 == half.sha256
     for one, two in zip(exact.decoder.model.parameters(), half.decoder.model.parameters(), strict=True):
         assert torch.equal(one, two.float())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_half_precision_computes_what_transformers_does_far_into_a_text(family: str, tmp_path: Path) -> None:
+    """Positions come from frequencies that half precision would blur."""
+    tiny(family, max_position_embeddings=2048).save(tmp_path / "model")
+    ids = token_ids(1, 1500)
+    found = load(tmp_path / "model", dtype="bfloat16").decoder
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(found.model(ids).logits, expected(ids).logits)
+
+
+def test_what_a_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = tiny("gpt2")
+    model.decoder.blocks[1].ffn.up.weight[0, 0] = 1e6
+    model.save(tmp_path / "model")
+    with pytest.raises(InputError, match=r"c_fc.weight' holds 1e\+06, too large for float16; accepted: bfloat16"):
+        load(tmp_path / "model", dtype="float16")
+    assert load(tmp_path / "model", dtype="bfloat16").decoder.dtype == torch.bfloat16
+
+
+def test_shared_ffns_are_multiplied_out_before_they_are_rounded(tmp_path: Path) -> None:
+    tiny("llama").save(tmp_path / "base")
+    model = load(tmp_path / "base", dtype="bfloat16")
+    Share(window="0:2", rank=2, align="none", init="svd").apply(model.decoder, None)
+    for form in ("dense", "compact"):
+        model.save(tmp_path / form, format=form)  # type: ignore[arg-type]
+    load(tmp_path / "compact").save(tmp_path / "again")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "again"))
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_a_training_folder_of_another_dtype_is_not_resumed(study_corpus: str, tmp_path: Path) -> None:
+    tiny("gpt2").save(tmp_path / "base")
+    recovery = Finetune(tokens=64, context=16, learning_rate=1e-3, corpus=study_corpus, validation_tokens=64)
+    folder = tmp_path / "run"
+    recover(load(tmp_path / "base"), recovery, training_dir=folder)
+    with pytest.raises(LayerfoldError, match="other settings"):
+        recover(load(tmp_path / "base", dtype="bfloat16"), recovery, training_dir=folder)

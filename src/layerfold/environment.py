@@ -34,24 +34,31 @@ def environment() -> dict[str, Json]:
 
 DEVICE_VARIABLE, DTYPE_VARIABLE = "LAYERFOLD_DEVICE", "LAYERFOLD_DTYPE"
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
+VARIABLES = {"device": DEVICE_VARIABLE, "dtype": DTYPE_VARIABLE}
 AUTO = "auto"
+_PLACED: set[str] = set()
+"""Variables that a `placed` has set."""
 
 
 @contextlib.contextmanager
 def placed(device: str | None, dtype: str | None) -> Iterator[None]:
-    """Let models that are loaded without a device or a dtype take these meanwhile; None changes nothing.
+    """Set ``LAYERFOLD_DEVICE`` and ``LAYERFOLD_DTYPE`` meanwhile; None leaves a variable as it is.
+
+    Inside another `placed`, what that one set stays: an option of a command comes before its recipe.
 
     Raises:
         InputError: see `device_of` and `dtype_of`.
     """
-    place = device_of(device)
-    dtype_of(dtype, place, torch.float32)
-    given = {DEVICE_VARIABLE: device, DTYPE_VARIABLE: dtype}
+    wanted = {DEVICE_VARIABLE: device, DTYPE_VARIABLE: dtype}
+    given = {name: value for name, value in wanted.items() if value is not None and name not in _PLACED}
+    dtype_of(given.get(DTYPE_VARIABLE), device_of(given.get(DEVICE_VARIABLE)), torch.float32)
     before = {name: os.environ.get(name) for name in given}
-    os.environ.update({name: value for name, value in given.items() if value is not None})
+    os.environ.update(given)
+    _PLACED.update(given)
     try:
         yield
     finally:
+        _PLACED.difference_update(given)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -68,14 +75,14 @@ def device_of(wanted: str | None = None) -> torch.device:
     Raises:
         InputError: no such device, or none here.
     """
-    name = (wanted or os.environ.get(DEVICE_VARIABLE) or AUTO).strip().lower()
-    match = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name)
+    name = (os.environ.get(DEVICE_VARIABLE) or AUTO if wanted is None else wanted).strip().lower()
+    match = re.fullmatch(r"auto|cpu|mps(?::0)?|cuda(:\d{1,3})?", name)
     if not match:
         raise InputError(f"device {one_of(name, DEVICES.split(', '))}")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == AUTO:
         return torch.device("cuda", 0) if gpus else torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
+    if name.startswith("mps") and not torch.backends.mps.is_available():
         raise InputError("device 'mps', and torch finds no Apple GPU; accepted: auto, cpu")
     if name.startswith("cuda"):
         index = int((match[1] or ":0")[1:])
@@ -105,7 +112,7 @@ def dtype_of(wanted: str | None, device: torch.device, stored: torch.dtype) -> t
     Raises:
         InputError: no such dtype, or one that the device lacks.
     """
-    name = (wanted or os.environ.get(DTYPE_VARIABLE) or AUTO).strip().lower()
+    name = (os.environ.get(DTYPE_VARIABLE) or AUTO if wanted is None else wanted).strip().lower()
     if name != AUTO and name not in DTYPES:
         raise InputError(f"dtype {one_of(name, [AUTO, *DTYPES])}")
     found = DTYPES[name] if name != AUTO else torch.float32 if device.type == "cpu" else stored

@@ -40,13 +40,13 @@ def test_what_there_is_not_is_one_line_and_nothing_is_written(
 def test_half_precision_is_computed_in_and_the_stored_dtype_kept(
     layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
 ) -> None:
-    words = ("--corpus", study_corpus, "--tokens", 200, "--repair", "refit", "--repair-tokens", 300)
+    words = ("--corpus", study_corpus, "--repair", "refit", "--repair-tokens", 300)
     out = tmp_path / "out"
-    done = layerfold("compress", "drop", "--model", model, "--blocks", "1", *words[:2], *words[4:], "--output-dir", out)
+    done = layerfold("compress", "drop", "--model", model, "--blocks", "1", *words, "--output-dir", out)
     assert done.code == 0
     half = tmp_path / "half"
     done = layerfold(
-        "compress", "drop", "--model", model, "--blocks", "1", *words[:2], *words[4:], "--output-dir", half,
+        "compress", "drop", "--model", model, "--blocks", "1", *words, "--output-dir", half,
         "--dtype", "bfloat16", "--device", "cpu",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -55,7 +55,7 @@ def test_half_precision_is_computed_in_and_the_stored_dtype_kept(
         with safe_open(folder / "model.safetensors", "pt") as opened:
             kinds.append({opened.get_slice(name).get_dtype() for name in opened.keys()})  # noqa: SIM118
     assert kinds == [{"F32"}, {"F32"}]
-    assert os.environ.get(DEVICE_VARIABLE) is None
+    assert os.environ.get(DEVICE_VARIABLE) == "cpu", "what the tests set"
     assert os.environ.get(DTYPE_VARIABLE) is None
     scores = []
     for dtype in ("float32", "bfloat16"):
@@ -101,6 +101,14 @@ def test_a_recipe_names_the_dtype_and_another_one_is_measured_anew(
     plain = measured()
     assert {record["environment"].get("dtype") for record in plain.values()} == {None}
     both = measured(dtype="bfloat16", device="cpu")
+    file, again = tmp_path / "recipe.yaml", tmp_path / "again"
+    file.write_text(yaml.safe_dump(recipe | {"dtype": "float16", "device": "cuda:7"}))
+    assert layerfold("study", file, "--output-dir", again, "--dtype", "bfloat16", "--device", "cpu").code == 0
+    told = json.loads((again / "study.json").read_text())["recipe"]
+    assert not {"dtype", "device"} & told.keys(), "an option comes before the recipe"
+    assert {each.name for each in (again / "records").rglob("*.json")} == {
+        each.name for each in (folder / "records").rglob("*.json") if json.loads(each.read_text())["key"] not in plain
+    }
     new = [record for key, record in both.items() if key not in plain]
     assert len(plain) == len(new) == 2
     assert {record["environment"]["dtype"] for record in new} == {"bfloat16"}

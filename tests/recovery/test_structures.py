@@ -17,6 +17,7 @@ import layerfold
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import DELTAS, FORMATS
+from layerfold.checkpoint.weights import cast_
 from layerfold.errors import InputError, ModelError
 from layerfold.methods import Drop, Merge, Prune
 from layerfold.model import deltas
@@ -240,7 +241,7 @@ def test_half_precision_is_trained_with_float32_weights_and_keeps_its_dtype_and_
     dtype: torch.dtype, train: Train
 ) -> None:
     model = masked(runs.small())
-    model.decoder.model.to(dtype)
+    cast_(model.decoder.model, dtype)
     before = {name: each.clone() for name, each in model.decoder.model.named_parameters()}
     kept = held(model.decoder)
     trained, outcome = train(model, train.finetune(steps=4))

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from layerfold.checkpoint import compact
 from layerfold.checkpoint.save import quiet, read_manifest
 from layerfold.checkpoint.structure import MANIFEST
+from layerfold.checkpoint.weights import cast_
 from layerfold.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class CompactForCausalLM:
             raise ModelError(f"the compact checkpoint {str(folder)!r} lacks its {MANIFEST}")
         with quiet():
             model = compact.load(directory, manifest)
-        return model if dtype is None else model.to(dtype)  # type: ignore[arg-type]
+        if dtype is not None:
+            cast_(model, dtype)
+        return model
 
 
 def _dtype(wanted: object) -> torch.dtype | None:

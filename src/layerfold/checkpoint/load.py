@@ -15,7 +15,7 @@ import torch
 
 from layerfold.checkpoint import compact, structure, weights
 from layerfold.checkpoint.model import POCKET, Model, Provenance, Stored
-from layerfold.checkpoint.save import quiet, read_manifest, restore_
+from layerfold.checkpoint.save import hash_weights, quiet, read_manifest, restore_
 from layerfold.checkpoint.weights import dtype_name
 from layerfold.environment import device_of, dtype_of, hub_reachable
 from layerfold.errors import (
@@ -88,11 +88,14 @@ def load(
         else:
             model = _load_hub(str(name), options | {"revision": revision}, computed)
     model.decoder.check_finite()
-    own = model.sha256  # before weights are rounded: the same in any dtype
-    model.decoder.model.to(device=place, dtype=computed(model.saved_dtype))
-    found = replace(model, provenance=replace(model.provenance, base_sha256=model.provenance.base_sha256 or own))
-    vars(found)["sha256"] = own
-    return found
+    own, stored = model.sha256, model.stored
+    in_dtype = computed(model.saved_dtype)
+    if model.decoder.dtype != in_dtype:
+        weights.cast_(model.decoder.model, in_dtype)
+        stored = replace(stored, rounded=(hash_weights(model.decoder.model), own))
+    model.decoder.model.to(place)
+    provenance = replace(model.provenance, base_sha256=model.provenance.base_sha256 or own)
+    return replace(model, provenance=provenance, stored=stored)
 
 
 def load_beside(model: Model, name: str | Path, *, revision: str | None = None) -> Model:
@@ -128,7 +131,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any], computed: Com
             model = compact.load(folder, manifest)
             stored = Stored(model.dtype, weights.tokenizer_class(str(folder), options))
             decoder = Decoder(model)
-            decoder.model.to(_read_in(computed, model.dtype))
+            weights.cast_(model, _read_in(computed, model.dtype))
             return Model(decoder, tokenizer, provenance, stored)
     if not any(folder.glob("*.safetensors")):
         kinds = ", ".join(sorted({file.suffix for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".h5"}}))

@@ -76,10 +76,13 @@ class Stored:
     Attributes:
         dtype: dtype of most of its weights; None for a model that comes from no checkpoint.
         tokenizer_class: class in its ``tokenizer_config.json``; None where it names none.
+        rounded: hash of the weights as they were rounded to the dtype that is computed in, and before; None where they
+            were not.
     """
 
     dtype: torch.dtype | None = None
     tokenizer_class: str | None = None
+    rounded: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,15 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the weights, as they were at the first request."""
-        return hash_weights(self.decoder.model)
+        """Hash of the weights, as they were at the first request; see `now_sha256`."""
+        return self.now_sha256
+
+    @property
+    def now_sha256(self) -> str:
+        """Hash of the weights as they are now. Weights that are only rounded count as their checkpoint holds them."""
+        now = hash_weights(self.decoder.model)
+        rounded, own = self.stored.rounded or (None, now)
+        return own if now == rounded else now
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer.

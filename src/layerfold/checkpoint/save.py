@@ -59,7 +59,8 @@ def write(decoder: Decoder, folder: Path, format: Format, dtype: torch.dtype) ->
     check_one_of("unknown format", format, FORMATS)
     if format == "compact":
         return structure.describe(decoder) | compact.write(decoder, folder, dtype)
-    decoder = deltas.multiplied_out(decoder)
+    # In the wider dtype: products are rounded once.
+    decoder = deltas.multiplied_out(decoder, torch.promote_types(decoder.dtype, dtype or decoder.dtype))
     state = write_dense(decoder.model, folder, dtype=dtype)
     readback.check_config(folder, decoder.model, state)
     tied = {alias: name for alias, name in structure.aliases(decoder.model).items() if _declared(decoder, alias)}

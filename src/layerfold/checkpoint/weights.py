@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerfold.environment import DTYPES
 from layerfold.errors import InputError, ModelError
@@ -38,9 +38,19 @@ def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if torch.isinf(converted).any() and not torch.isinf(tensor).any():
         raise InputError(
             f"tensor {name!r} holds {float(tensor.abs().max()):.3g}, too large for {dtype_name(dtype)}; accepted: "
-            "bfloat16 or float32 (--save-dtype)"
+            "bfloat16 or float32"
         )
     return converted
+
+
+def cast_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a model's parameters, in place. Buffers keep their dtype, as the frequencies of rotary embeddings have to.
+
+    Raises:
+        InputError: see `in_dtype`.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.data = in_dtype(name, parameter.data, dtype)
 
 
 def check_pointers(files: Iterable[Path]) -> None:

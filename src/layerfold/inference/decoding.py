@@ -16,7 +16,7 @@ from layerfold.model.decoder import Decoder
 def greedy(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Tensor:
     """Continue a prompt greedily, with the cache on and end-of-text suppressed.
 
-    What a checkpoint's own generation settings say, but for what ends a text, is set aside.
+    The checkpoint's own generation settings are ignored, except for its end-of-text tokens.
 
     Args:
         prompt: (1, tokens) int64.

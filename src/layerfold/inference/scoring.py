@@ -100,8 +100,8 @@ def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
     """Log of the sum of the exponentials of all logits, (tokens,), from final hidden states, (tokens, d_model).
 
     Goes through the vocabulary in tiles for all tokens at once: products of that shape run near the machine's full
-    rate, where a few tokens against the whole vocabulary do not. The head of a model in half precision is computed in
-    float32: its logits, rounded to 8 or 11 bits, would be off by more than models differ.
+    rate, where a few tokens against the whole vocabulary do not. Logits are float32: rounded to 8 or 11 bits, they
+    would be off by more than models differ.
     """
     weight, bias = _head(decoder)
     if fused.available(weight):

@@ -102,7 +102,7 @@ def batch_tokens(decoder: Decoder, states: int = 1) -> int:
 def taken(activations: Tensor, positions: Tensor) -> Tensor:
     """Return activations, (windows, tokens, width), at some positions, (windows, tokens) bool: (rows, width).
 
-    The positions are counted where they are: on a GPU nothing has to wait for their number.
+    The processor counts the positions, so that a GPU need not wait for their number.
     """
     rows = positions.flatten().nonzero()[:, 0]
     return activations.flatten(0, 1)[rows.to(activations.device)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from layerfold.errors import InputError
@@ -60,14 +61,18 @@ def factor_(decoder: Decoder, ranks: Mapping[str, int]) -> None:
         decoder.model.set_submodule(path, Factored(weight.clone(), a, b, bias, stock))
 
 
-def multiplied_out(decoder: Decoder) -> Decoder:
-    """Return a decoder that computes the same with plain matrices, each its own; this one where it has no delta."""
+def multiplied_out(decoder: Decoder, dtype: torch.dtype | None = None) -> Decoder:
+    """Return a decoder that computes the same with plain matrices, each its own; this one where it has no delta.
+
+    Args:
+        dtype: of the products; None takes the decoder's own.
+    """
     found = factored(decoder)
     if not found:
         return decoder
     plain = decoder.copy(share=True)
     for path, module in found.items():
-        plain.model.set_submodule(path, module.multiplied_out())
+        plain.model.set_submodule(path, module.multiplied_out(dtype))
     return plain
 
 

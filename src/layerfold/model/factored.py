@@ -46,10 +46,15 @@ class Factored(nn.Module):
         return Factored(self.weight, self.a[:, :0], self.b[:0], self.bias, self.stock)
 
     @torch.no_grad()
-    def multiplied_out(self) -> nn.Module:
-        """Return the plain module that computes the same, with parameters of its own."""
+    def multiplied_out(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Return the plain module that computes the same, with parameters of its own.
+
+        Args:
+            dtype: of the product and its weight; None takes the module's own.
+        """
+        dtype = self.weight.dtype if dtype is None else dtype
         out, inputs = self.weight.shape
-        weight = torch.addmm(self.weight, self.a, self.b)
+        weight = torch.addmm(*(each.to(dtype) for each in (self.weight, self.a, self.b)))
         with torch.device("meta"):  # its own initial values are not wanted
             if issubclass(self.stock, nn.Linear):
                 plain: Any = self.stock(inputs, out, bias=self.bias is not None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from layerfold.checkpoint.model import Model
-from layerfold.checkpoint.save import hash_weights
+from layerfold.environment import environment
 from layerfold.errors import OutputError
 from layerfold.planning.budget import Budget
 from layerfold.planning.trials import Evaluation
@@ -90,6 +90,7 @@ class Planned(Document[Evaluation]):
         return {
             "base": base,
             **({} if revision is None else {"revision": revision}),
+            **{name: value for name, value in self.environment.items() if name == "dtype"},
             "variants": [{"label": LABEL, **self.winner.trial.configuration.row}],
             "evaluate": [
                 "size",
@@ -121,10 +122,11 @@ def check_model(folder: Path, model: Model) -> None:
     """Raise OutputError for a folder with a plan of another model, which this one's would replace."""
     try:
         document = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        other, name = document["model_sha256"], document["model"]
+        other, name, ran = document["model_sha256"], document["model"], document["environment"]
     except (OSError, ValueError, TypeError, KeyError):
         return
-    if other != hash_weights(model.decoder.model):
+    computed = environment() | model.decoder.computed
+    if other != model.now_sha256 or any(ran.get(key) != computed.get(key) for key in ("device", "dtype")):
         raise OutputError(
             f"the output folder {str(folder)!r} holds a plan of another model ({name}, weights {str(other)[:12]}...); "
             "--overwrite replaces it"

@@ -61,7 +61,7 @@ def training_arguments(
     """Return the Trainer's arguments.
 
     Args:
-        autocast: whether to compute in bfloat16 with float32 weights.
+        autocast: whether to compute in half precision, with float32 weights.
     """
     pieces = _windows_a_piece(recovery)
     point = max(1, text.steps // _CURVE_POINTS)
@@ -70,7 +70,7 @@ def training_arguments(
     return quiet_arguments(
         output_dir=str(folder),
         max_steps=text.steps,
-        bf16=autocast,
+        **half_precision(autocast),
         per_device_train_batch_size=pieces,
         per_device_eval_batch_size=pieces,
         gradient_accumulation_steps=recovery.accumulation,
@@ -93,6 +93,12 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # masks and rotary tables never change
     )
+
+
+def half_precision(wanted: bool) -> dict[str, bool]:
+    """Return the arguments for computing in bfloat16, or in float16 on a GPU that lacks it, with float32 weights."""
+    lacking = not on_cpu() and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False)
+    return {"bf16": wanted and not lacking, "fp16": wanted and lacking}
 
 
 def quiet_arguments(**settings: Any) -> TrainingArguments:

@@ -10,12 +10,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, str_to_bool
 
-from layerfold.environment import DEVICE_VARIABLE
+from layerfold.environment import device_of
 
 
 def on_cpu() -> bool:
     """Whether training runs on the processor: there is no accelerator, or the launcher or the user asks for it."""
-    if not torch.accelerator.is_available() or os.environ.get(DEVICE_VARIABLE) == "cpu":
+    if not torch.accelerator.is_available() or device_of().type == "cpu":
         return True
     return bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU") or "false"))
 

@@ -12,6 +12,7 @@ from transformers import TrainerState
 
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet, read_training_
+from layerfold.environment import placed
 from layerfold.errors import InputError, TrainingError
 from layerfold.files import output_errors
 from layerfold.model.decoder import Decoder
@@ -97,7 +98,8 @@ class Run:
         self.model, self.recovery, self.teacher, self._overwrite = model, recovery, teacher, overwrite
         self.folder = folder.resolve()
         self.text = text if text is not None else training_text(model, recovery, seed)
-        check(model.decoder, recovery)
+        with placed(str(model.decoder.device), None):  # training follows the model
+            check(model.decoder, recovery)
         self._counterparts: tuple[int, ...] = ()
         if recovery.needs_teacher:
             if teacher is None:
@@ -118,8 +120,12 @@ class Run:
             TrainingError: training diverged; the folder keeps the last checkpoint before that.
             OutputError: the folder cannot be written.
         """
-        with output_errors(self.folder), quiet():
-            known = {"model_sha256": self.model.sha256, **settings(self.recovery, self.text, self.teacher)}
+        with output_errors(self.folder), quiet(), placed(str(self.model.decoder.device), None):
+            known = {
+                "model_sha256": self.model.sha256,
+                **self.model.decoder.computed,
+                **settings(self.recovery, self.text, self.teacher),
+            }
             claim(self.folder, known, self._overwrite)
             if self._is_its_own_teacher() or self.recovery.lacks(self.model.decoder):
                 return self._unchanged()

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 from layerfold import defaults
 from layerfold.calibration import calibration_windows, shortage
 from layerfold.checkpoint.model import Model, default_corpus
-from layerfold.checkpoint.save import hash_weights
 from layerfold.environment import environment
 from layerfold.evaluators import Perplexity
 from layerfold.files import check_run_folder, hash_json, write_text
@@ -83,7 +82,7 @@ class SearchRun:
     def __init__(self, search: Search[Any], model: Model, folder: Path | None, progress: Progress) -> None:
         self._search, self.model, self.folder, self.progress = search, model, folder, progress
         self.corpus = search.corpus or default_corpus(model)
-        self.sha256 = hash_weights(model.decoder.model)
+        self.sha256 = model.now_sha256
 
     def read(self, context: int | None = None) -> tuple[TokenWindows, TokenWindows]:
         """Return the windows of the selection text and of the test text.

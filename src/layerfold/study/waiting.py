@@ -38,7 +38,9 @@ class Waiting:
         self._given = self._base = base
         self._base_notes = Notes()
         # A comparison makes a copy of the base, to measure the same model twice.
-        self._limit = max(0, memory.available() // 2 - _bytes(base.decoder)) if limit is None else limit
+        device = base.decoder.device
+        free = memory.available() if device.type == "cpu" else memory.free(device)
+        self._limit = max(0, free // 2 - _bytes(base.decoder)) if limit is None else limit
         self._models: dict[str, _Waiting] = {}
 
     def add(self, label: str, model: Model, notes: Notes) -> None:

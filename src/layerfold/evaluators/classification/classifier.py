@@ -22,7 +22,7 @@ from layerfold.inference.stepping import fused_activations
 from layerfold.model import masks
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT, Progress
-from layerfold.recovery.arguments import quiet_arguments
+from layerfold.recovery.arguments import half_precision, quiet_arguments
 from layerfold.recovery.callbacks import Bar
 from layerfold.recovery.trainer import HeldZeros, trainable, without_dropout
 
@@ -142,7 +142,7 @@ def train(
             weight_decay=0.0,
             max_grad_norm=training.clip,
             seed=training.seed,
-            bf16=half,
+            **half_precision(half),
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
