@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,12 @@ def test_a_structure_survives_training_its_checkpoints_a_kill_and_saving(
             assert_kept(loaded, model)
             assert loaded.sha256 == recovered.sha256
     train.killed(3, model, recovery, "killed")
-    again = train(load(tmp_path / "model"), recovery, "killed")  # goes on with the run of the one that was saved
-    runs.assert_equal(again, (recovered, outcome), drifted=0)
-    assert_kept(again[0], model)
+    for form in FORMATS if make is uneven else ("compact",):
+        model.save(tmp_path / "model", format=form, overwrite=True)
+        shutil.copytree(tmp_path / "killed", tmp_path / f"killed-{form}")
+        again = train(load(tmp_path / "model"), recovery, f"killed-{form}")  # resumes the run of the saved model
+        runs.assert_equal(again, (recovered, outcome), drifted=0)
+        assert_kept(again[0], model)
 
 
 @pytest.mark.parametrize("make", [masked, uneven_student, tied, shared, lambda m: shared(m, rank=0)])
