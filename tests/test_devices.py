@@ -16,7 +16,19 @@ from safetensors.torch import load_file
 from tiny import FAMILY_NAMES, tiny, token_ids, windows
 from transformers import AutoModelForCausalLM
 
-from layerfold import Calibration, Finetune, InputError, LayerfoldError, recover
+from layerfold import (
+    Calibration,
+    DropSearch,
+    Finetune,
+    InputError,
+    LayerfoldError,
+    Model,
+    Plan,
+    WindowSearch,
+    compress,
+    evaluate,
+    recover,
+)
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import hash_weights
 from layerfold.checkpoint.structure import MANIFEST
@@ -141,6 +153,27 @@ def test_what_else_reads_a_model_works_on_another_device(there: None) -> None:
     moved(rescaled[1].model)
     (done,) = rescale_(rescaled[0], rescaled[1], {1: [(1, None)]}, cut)
     assert math.isfinite(done.shrunk)
+
+
+def searched(kind: str, model: Model, text: str) -> float:
+    """Perplexity of the first candidate of a search, or of what a method that searches, or a plan, makes."""
+    few = {"corpus": text, "tokens": 600, "test_tokens": 300, "calibration_tokens": 600}
+    if kind == "drop":
+        return DropSearch(**few, rounds=0, objective="repaired")(model).candidates[0].perplexity
+    if kind == "window":
+        return WindowSearch(**few, k=(2, 2), share=Share(rank=2))(model).candidates[0].perplexity
+    if kind == "plan":
+        plan = Plan(**few, parameters="70%", rounds=0, points=0, finalists=1, rivals=False, repair_tokens=600)
+        return plan(model)[0].winner.trial.perplexity
+    made = compress(model, Merge(groups="auto"), corpus=text, tokens=600, repair="rescale", repair_tokens=600)
+    return evaluate(made, ["perplexity"], corpus=text, split="test")["perplexity"].value
+
+
+@pytest.mark.parametrize("kind", ["drop", "window", "groups", "plan"])
+def test_searches_and_plans_find_the_same_on_another_device(kind: str, study_corpus: str, there: None) -> None:
+    here, apart = tiny("llama"), tiny("llama")
+    moved(apart.decoder.model)
+    assert searched(kind, apart, study_corpus) == pytest.approx(searched(kind, here, study_corpus), rel=1e-4)
 
 
 def test_where_devices_meet_is_an_error(there: None) -> None:
