@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU is needed for: the tests of tests/gpu and benchmarks/gpu.py, which writes benchmarks/gpu.json. It takes less
-# than 8 minutes on one H100 or H200 with 8 processor cores.
+# What a GPU is needed for: the tests of tests/gpu and benchmarks/gpu.py, which writes benchmarks/gpu.json.
 #
 # Nothing is installed. Packages that Python lacks are read from wheels: WHEELS=folder scripts/gpu_check.sh
 set -euo pipefail
@@ -9,7 +8,7 @@ PYTHON=${PYTHON:-python3}
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 for wheel in "${WHEELS:-/nonexistent}"/*.whl; do
-  [ -e "$wheel" ] && "$PYTHON" -m zipfile -e "$wheel" "$site"
+  if [ -e "$wheel" ]; then "$PYTHON" -m zipfile -e "$wheel" "$site"; fi
 done
 export PYTHONPATH=$PWD/src:$PWD/tests:$PWD/benchmarks:$site HF_HUB_OFFLINE=1
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then

@@ -88,13 +88,13 @@ def load(
         else:
             model = _load_hub(str(name), options | {"revision": revision}, computed)
     model.decoder.check_finite()
-    own, stored = model.sha256, model.stored
-    in_dtype = computed(model.saved_dtype)
+    provenance = replace(model.provenance, base_sha256=model.provenance.base_sha256 or model.sha256)
+    in_dtype, stored = computed(model.saved_dtype), model.stored
     if model.decoder.dtype != in_dtype:
+        own = model.sha256
         weights.cast_(model.decoder.model, in_dtype)
         stored = replace(stored, rounded=(hash_weights(model.decoder.model), own))
     model.decoder.model.to(place)
-    provenance = replace(model.provenance, base_sha256=model.provenance.base_sha256 or own)
     return replace(model, provenance=provenance, stored=stored)
 
 

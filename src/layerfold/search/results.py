@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document(Generic[R]):
+class Document(ABC, Generic[R]):
     """What a search or a plan finds: its rows are candidates, each with figures on the selection text.
 
     Attributes:
@@ -134,9 +135,9 @@ class Document(Generic[R]):
     test_text: dict[str, Any]
     environment: dict[str, Any] = field(default_factory=dict)
 
+    @abstractmethod
     def test(self, row: R) -> HeldOutScore | None:
         """Return a row's score on the test text, or None where it was not measured on it."""
-        raise NotImplementedError
 
     def timing(self, row: R) -> Timing | None:
         """Return a row's latency, or None where it was not timed."""
