@@ -11,7 +11,7 @@ from tiny import BLOCKS, FAMILY_NAMES, correlations, logits, neurons, reads, ref
 from layerfold import calibration as module
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, ModelError
-from layerfold.inference import memory
+from layerfold.memory import room
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.maths.linalg import match_neurons
 from layerfold.maths.moments import SecondMoments
@@ -157,7 +157,7 @@ def test_padded_positions_count_nowhere() -> None:
 def test_the_batch_size_changes_nothing(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, cut = tiny("qwen3").decoder, windows()
     expected, pairs = reads(decoder, cut), Calibration(decoder, cut).correlations(PAIRS)
-    monkeypatch.setattr(memory, "CPU_TOKENS", tokens)
+    monkeypatch.setattr(room, "CPU_TOKENS", tokens)
     for edits in (True, False):
         for name, each in moments(decoder, cut, edits=edits).items():
             assert_moments_of(each, expected[name])

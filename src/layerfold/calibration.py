@@ -100,7 +100,8 @@ class Calibration:
             if index in last_use:
                 inputs[index] = stream.spool()
             ffn = ffns.get(index)
-            with watching(() if ffn is None else (ffn.up, ffn.down)) as seen:
+            earlier_blocks = self.decoder.resident(min(pair) for pair in here)
+            with watching(() if ffn is None else (ffn.up, ffn.down)) as seen, earlier_blocks:
                 for batch, _, hidden in stream.walk([index]):
                     stream.states[batch] = hidden
                     if ffn is None:
@@ -172,7 +173,8 @@ class Calibration:
                         seen.clear()
                 _check_finite(moments)
                 if matrices or names is None:
-                    visit(index, moments)
+                    with self.decoder.resident([index], edited=edits):
+                        visit(index, moments)
                 del moments
                 if edits:
                     stream.advance([index])

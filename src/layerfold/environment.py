@@ -32,26 +32,28 @@ def environment() -> dict[str, Json]:
     }
 
 
-DEVICE_VARIABLE, DTYPE_VARIABLE = "LAYERFOLD_DEVICE", "LAYERFOLD_DTYPE"
+DEVICE_VARIABLE, DTYPE_VARIABLE, OFFLOAD_VARIABLE = "LAYERFOLD_DEVICE", "LAYERFOLD_DTYPE", "LAYERFOLD_OFFLOAD"
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
-VARIABLES = {"device": DEVICE_VARIABLE, "dtype": DTYPE_VARIABLE}
+VARIABLES = {"device": DEVICE_VARIABLE, "dtype": DTYPE_VARIABLE, "offload": OFFLOAD_VARIABLE}
 AUTO = "auto"
+OFFLOADS = (AUTO, "never", "always")
 _PLACED: set[str] = set()
 """Variables that a `placed` has set."""
 
 
 @contextlib.contextmanager
-def placed(device: str | None, dtype: str | None) -> Iterator[None]:
-    """Set ``LAYERFOLD_DEVICE`` and ``LAYERFOLD_DTYPE`` meanwhile; None leaves a variable as it is.
+def placed(device: str | None, dtype: str | None, offload: str | None = None) -> Iterator[None]:
+    """Set the variables ``LAYERFOLD_...`` of `VARIABLES` meanwhile; None leaves one as it is.
 
     Inside another `placed`, what that one set stays: an option of a command comes before its recipe.
 
     Raises:
-        InputError: see `device_of` and `dtype_of`.
+        InputError: see `device_of`, `dtype_of` and `offload_of`.
     """
-    wanted = {DEVICE_VARIABLE: device, DTYPE_VARIABLE: dtype}
+    wanted = {DEVICE_VARIABLE: device, DTYPE_VARIABLE: dtype, OFFLOAD_VARIABLE: offload}
     given = {name: value for name, value in wanted.items() if value is not None and name not in _PLACED}
     dtype_of(given.get(DTYPE_VARIABLE), device_of(given.get(DEVICE_VARIABLE)), torch.float32)
+    offload_of(given.get(OFFLOAD_VARIABLE))
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     _PLACED.update(given)
@@ -125,6 +127,21 @@ def dtype_of(wanted: str | None, device: torch.device, stored: torch.dtype) -> t
             return torch.float32
         raise InputError(f"dtype 'bfloat16', which {device_name(device)} cannot compute in; accepted: float32, float16")
     return found
+
+
+def offload_of(wanted: str | None = None) -> str:
+    """Return whether weights wait in files: ``auto``, where memory is short of them; ``never`` or ``always``.
+
+    Args:
+        wanted: None takes what the variable ``LAYERFOLD_OFFLOAD`` says, and ``auto`` where it says nothing.
+
+    Raises:
+        InputError: something else.
+    """
+    name = (os.environ.get(OFFLOAD_VARIABLE) or AUTO if wanted is None else wanted).strip().lower()
+    if name not in OFFLOADS:
+        raise InputError(f"offload {one_of(name, OFFLOADS)}")
+    return name
 
 
 def versions() -> dict[str, str]:

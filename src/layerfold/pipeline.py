@@ -51,7 +51,8 @@ def apply(
     original, sources = decoder, cast(Sources, {})
     if repair is not None:
         sources = repair.sources(method, decoder, calibration)
-        original = decoder.copy()
+        # Weights that the method does not write into are not copied: a repair parts with those that it refits.
+        original = decoder.copy(share=not method.writes)
     for number, each in enumerate(method.steps):
         text = calibration if each.needs_calibration else None
         if text is not None and number:

@@ -13,7 +13,8 @@ from torch.nn import functional
 from layerfold.checkpoint.model import Model
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
-from layerfold.inference import memory, scoring
+from layerfold.inference import scoring
+from layerfold.memory import room
 from layerfold.maths.intervals import ratio_interval
 from layerfold.methods import Merge
 
@@ -79,7 +80,7 @@ def test_neither_batch_nor_logit_piece_size_changes_the_result(
     model, evaluator = tiny("llama"), Perplexity(corpus=corpus_folder, stride=20)
     expected = evaluator(model)
     for batch_tokens, logit_bytes in ((1, 1), (1, 1 << 30), (100, 4 * 300 * 7), (1 << 20, 1), (1 << 20, 1 << 30)):
-        monkeypatch.setattr(memory, "CPU_TOKENS", batch_tokens)
+        monkeypatch.setattr(room, "CPU_TOKENS", batch_tokens)
         monkeypatch.setattr(scoring, "_LOGIT_BYTES", logit_bytes)
         score = evaluator(model)
         assert score.details["unit_nats"] == pytest.approx(expected.details["unit_nats"], rel=1e-5)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from layerfold.errors import InputError, ModelError
-from layerfold.inference import memory
+from layerfold.memory import room
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.methods import Merge, Share
 from layerfold.model.decoder import Decoder
@@ -132,7 +132,7 @@ def test_dropout_is_off() -> None:
 def test_how_windows_are_batched_makes_no_difference(family: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = tiny(family).decoder
     at_once = sensitivities(decoder, CUT)
-    monkeypatch.setattr(memory, "CPU_TOKENS", tokens)
+    monkeypatch.setattr(room, "CPU_TOKENS", tokens)
     in_parts = sensitivities(decoder, CUT)
     assert_close(in_parts.neurons, at_once.neurons, 1e-4)
     assert_close(in_parts.heads, at_once.heads, 1e-4)

@@ -109,7 +109,7 @@ def test_windows_may_be_measured_in_any_order(monkeypatch: pytest.MonkeyPatch) -
     decoder, cut = tiny("gpt2").decoder, windows()
     together = Scores(Lacking(decoder), cut)
     together.measure([(1,)])
-    monkeypatch.setattr("layerfold.inference.memory.CPU_TOKENS", 2 * cut.context)
+    monkeypatch.setattr("layerfold.memory.room.CPU_TOKENS", 2 * cut.context)
     apart = Scores(Lacking(decoder), cut)
     order = [2, 0, 1, *range(3, len(cut))]
     apart.measure([(1,)], order[:2])

@@ -15,7 +15,7 @@ from tiny import tiny
 from layerfold.checkpoint.model import Model
 from layerfold.evaluators import Latency
 from layerfold.evaluators.base import Score
-from layerfold.inference import memory
+from layerfold.memory import room
 from layerfold.methods import Collapse, Share
 from layerfold.progress import SILENT
 from layerfold.records import BASE_LABEL
@@ -225,8 +225,8 @@ class TestWaiting:
 
 
 def test_half_of_the_free_memory_is_taken_by_default(base: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 2**20 < memory.available() < 2**50
-    monkeypatch.setattr(memory, "available", lambda: 2 * weights_of(base))
+    assert 2**20 < room.available() < 2**50
+    monkeypatch.setattr(room, "available", lambda: 2 * weights_of(base))
     waiting = Waiting(base)
     for label in ("one", "two"):
         waiting.add(label, base.copy(), {})

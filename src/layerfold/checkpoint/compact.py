@@ -15,6 +15,7 @@ from layerfold.checkpoint import portable, readback, structure
 from layerfold.checkpoint.weights import dtype_name, in_dtype
 from layerfold.errors import InputError, ModelError
 from layerfold.files import check_hash, hash_file
+from layerfold.memory.mapped import beside
 from layerfold.model import masks
 from layerfold.model.decoder import Decoder
 
@@ -54,7 +55,7 @@ def write(decoder: Decoder, folder: Path, dtype: torch.dtype | None = None) -> d
     own = {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
     stored = {name: in_dtype(name, tensor, dtype).contiguous() for name, tensor in own.items()}
     for name, mask in kept.items():
-        stored |= {name: stored[name][mask], name + _BITS: masks.pack(mask)}
+        stored |= {name: beside(stored[name], stored[name][mask]), name + _BITS: masks.pack(mask)}
     save_file(stored, folder / COMPACT_WEIGHTS, metadata={"format": "pt"})
     readback.check_tensors([folder / COMPACT_WEIGHTS], stored)
     readback.compare_configs(read_config(folder), model.config)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from layerfold.checkpoint import compact, structure, weights
 from layerfold.checkpoint.model import POCKET, Model, Provenance, Stored
 from layerfold.checkpoint.save import hash_weights, quiet, read_manifest, restore_
 from layerfold.checkpoint.weights import dtype_name
-from layerfold.environment import device_of, dtype_of, hub_reachable
+from layerfold.environment import AUTO, device_of, dtype_of, hub_reachable, offload_of
 from layerfold.errors import (
     InputError,
     LayerfoldError,
@@ -27,17 +26,16 @@ from layerfold.errors import (
     first_line,
     nearest,
 )
+from layerfold.memory import room
 from layerfold.model.decoder import Decoder
 from layerfold.model.families import FAMILIES, family_of
+from layerfold.model.offload import map_, offload_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _POCKET_FOLDER = Path(__file__).parents[1] / "pocket"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
-Computed = Callable[[torch.dtype], torch.dtype]
-"""Returns the dtype to compute in, for the one that a checkpoint holds."""
-
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -48,6 +46,7 @@ def load(
     trust_remote_code: bool = False,
     device: str | None = None,
     dtype: str | None = None,
+    offload: str | None = None,
 ) -> Model:
     """Load a causal language model; `Model.stored` has the dtype of its checkpoint.
 
@@ -58,6 +57,7 @@ def load(
         trust_remote_code: run the checkpoint's own code.
         device: where it computes: see `device_of`.
         dtype: what it computes in: see `dtype_of`.
+        offload: whether its weights wait in temporary files: see `offload_of`, and `model.offload`.
 
     Raises:
         InputError: an unknown name; a device or a dtype that there is not.
@@ -66,8 +66,8 @@ def load(
         MissingExtraError: a GGUF file without the package that reads it.
     """
     place = device_of(device)
-    computed = partial(dtype_of, dtype, place)
-    computed(torch.float32)  # refused before anything is read
+    dtype_of(dtype, place, torch.float32)  # refused before anything is read
+    offload = offload_of(offload)
     try:
         path = Path(name).expanduser()
         path.exists()
@@ -76,26 +76,45 @@ def load(
     options = {"trust_remote_code": trust_remote_code}
     with quiet():
         if str(name) == POCKET:
-            model = _load_folder(POCKET, _POCKET_FOLDER, options, computed)
+            model = _load_folder(POCKET, _POCKET_FOLDER, options)
         elif path.is_dir():
-            model = _load_folder(str(name), path, options, computed)
+            model = _load_folder(str(name), path, options)
         elif path.suffix == ".gguf":
-            model = _load_gguf(path, options, computed)
+            model = _load_gguf(path, options)
         elif str(name).startswith((".", "~", os.sep)) and not path.exists():
             raise InputError(f"no folder at {str(name)!r}; {nearest(path.name, _beside(path))}".rstrip("; "))
         elif path.exists() or not _HUB_ID.fullmatch(str(name)):
             raise InputError(f"model {str(name)!r}; accepted: {POCKET}, an existing folder, a .gguf file, a Hub id")
         else:
-            model = _load_hub(str(name), options | {"revision": revision}, computed)
+            model = _load_hub(str(name), options | {"revision": revision})
     model.decoder.check_finite()
     provenance = replace(model.provenance, base_sha256=model.provenance.base_sha256 or model.sha256)
-    in_dtype, stored = computed(model.saved_dtype), model.stored
+    in_dtype, stored = dtype_of(dtype, place, model.saved_dtype), model.stored
+    apart = _waits(model.decoder, place, in_dtype, offload)
+    if apart:
+        map_(model.decoder.model if place.type == "cpu" else torch.nn.ModuleList(_blocks(model.decoder)))
     if model.decoder.dtype != in_dtype:
-        own = model.sha256
+        own = None if torch.promote_types(model.decoder.dtype, in_dtype) == in_dtype else model.sha256
         weights.cast_(model.decoder.model, in_dtype)
-        stored = replace(stored, rounded=(hash_weights(model.decoder.model), own))
-    model.decoder.model.to(place)
+        if own is not None:
+            stored = replace(stored, rounded=(hash_weights(model.decoder.model), own))
+    if apart and place.type != "cpu":
+        offload_(model.decoder.model, _blocks(model.decoder), place)
+    else:
+        model.decoder.model.to(place)
     return replace(model, provenance=provenance, stored=stored)
+
+
+def _blocks(decoder: Decoder) -> list[torch.nn.Module]:
+    return [block.module for block in decoder.blocks]
+
+
+def _waits(decoder: Decoder, device: torch.device, dtype: torch.dtype, offload: str) -> bool:
+    """Whether weights are to wait in files: by themselves where they and a copy would fill the memory."""
+    if offload != AUTO:
+        return offload == "always"
+    needed: int = 2 * dtype.itemsize * sum(each.numel() for each in decoder.model.parameters())
+    return needed > (room.available() if device.type == "cpu" else room.free(device))
 
 
 def load_beside(model: Model, name: str | Path, *, revision: str | None = None) -> Model:
@@ -112,7 +131,7 @@ def _beside(path: Path) -> list[str]:
         return []
 
 
-def _load_folder(name: str, folder: Path, options: dict[str, Any], computed: Computed) -> Model:
+def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
     manifest = read_manifest(folder)
     provenance = Provenance(name, location=None if name == POCKET else str(folder.resolve()))
     if manifest is not None:
@@ -130,15 +149,13 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any], computed: Com
         with _as_model_errors(str(folder)):
             model = compact.load(folder, manifest)
             stored = Stored(model.dtype, weights.tokenizer_class(str(folder), options))
-            decoder = Decoder(model)
-            weights.cast_(model, _read_in(computed, model.dtype))
-            return Model(decoder, tokenizer, provenance, stored)
+            return Model(Decoder(model), tokenizer, provenance, stored)
     if not any(folder.glob("*.safetensors")):
         kinds = ", ".join(sorted({file.suffix for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".h5"}}))
         raise ModelError(
             f"the folder {str(folder)!r} holds no .safetensors weights{f' (only {kinds}, not loaded)' if kinds else ''}"
         )
-    decoder, stored = _from_pretrained(str(folder), options, computed)
+    decoder, stored = _from_pretrained(str(folder), options)
     if manifest is not None:
         restore_(decoder, manifest, folder)
     return Model(decoder, tokenizer, provenance, stored)
@@ -153,7 +170,7 @@ def _check_no_adapter(source: str, found: bool) -> None:
         )
 
 
-def _load_gguf(path: Path, options: dict[str, Any], computed: Computed) -> Model:
+def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
     if not path.is_file():
         raise ModelError(f"no file at {str(path)!r}")
     weights.check_pointers([path])
@@ -163,7 +180,7 @@ def _load_gguf(path: Path, options: dict[str, Any], computed: Computed) -> Model
         raise MissingExtraError("gguf", "gguf") from error
     options = options | {"gguf_file": path.name}
     folder = str(path.parent)
-    decoder, stored = _from_pretrained(folder, options, computed)
+    decoder, stored = _from_pretrained(folder, options)
     # The weights are plain float32 now, but transformers refuses to save a model from a quantised file.
     quantizer = getattr(decoder.model, "hf_quantizer", None)
     if quantizer is not None:
@@ -172,14 +189,14 @@ def _load_gguf(path: Path, options: dict[str, Any], computed: Computed) -> Model
     return Model(decoder, _tokenizer(folder, options), provenance, stored)
 
 
-def _load_hub(name: str, options: dict[str, Any], computed: Computed) -> Model:
+def _load_hub(name: str, options: dict[str, Any]) -> Model:
     options = options | {"local_files_only": not hub_reachable()}
-    decoder, stored = _from_pretrained(name, options, computed)
+    decoder, stored = _from_pretrained(name, options)
     revision = getattr(decoder.model.config, "_commit_hash", None)
     return Model(decoder, _tokenizer(name, options), Provenance(name, revision=revision), stored)
 
 
-def _from_pretrained(source: str, options: dict[str, Any], computed: Computed) -> tuple[Decoder, Stored]:
+def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Stored]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from_gguf = "gguf_file" in options
@@ -190,16 +207,18 @@ def _from_pretrained(source: str, options: dict[str, Any], computed: Computed) -
             raise ModelError(f"{source!r} holds a compact checkpoint without its {structure.MANIFEST}")
         family_of(config.model_type)
         if from_gguf:
-            stored = Stored()
+            stored, read_in = Stored(), torch.float32
         else:
             weights.check_plain(source, config)
             _check_no_adapter(source, weights.find(source, "adapter_config.json", options) is not None)
             files = weights.find_weights(source, options)
             weights.check_pointers(files)
-            stored = Stored(weights.stored_dtype(files), weights.tokenizer_class(source, options))
+            kept, uniform = weights.stored_dtype(files)
+            stored = Stored(kept, weights.tokenizer_class(source, options))
+            read_in = kept if uniform else torch.float32  # which holds every number of the others
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=_read_in(computed, stored.dtype or torch.float32),
+            dtype=read_in,
             output_loading_info=True,
             **({} if from_gguf else {"use_safetensors": True}),
             **options,
@@ -223,11 +242,6 @@ def _from_pretrained(source: str, options: dict[str, Any], computed: Computed) -
         # The files hold two tensors. transformers 5 keeps both in any case, 4.x only without this setting.
         model.config.tie_word_embeddings = False
     return Decoder(model), stored
-
-
-def _read_in(computed: Computed, stored: torch.dtype) -> torch.dtype:
-    """Return the stored dtype where that is computed in; otherwise float32, which holds every number of the others."""
-    return stored if computed(stored) == stored else torch.float32
 
 
 def _tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -34,6 +34,7 @@ from layerfold.checkpoint.structure import MANIFEST
 from layerfold.checkpoint.weights import dtype_name, in_dtype
 from layerfold.errors import ModelError, OutputError, check_one_of, first_line
 from layerfold.files import check_hash, hash_file
+from layerfold.memory.mapped import cloned
 from layerfold.model import deltas, masks
 from layerfold.model.decoder import Decoder
 
@@ -47,6 +48,8 @@ _OLD_MASKS = "layerfold_masks.safetensors"
 """Name of the file in earlier versions."""
 DELTAS = "layerfold_deltas.safetensors"
 FORMAT_VERSION = 1
+_PIECE = 1 << 22
+"""How many numbers are hashed at a time."""
 
 
 def write(decoder: Decoder, folder: Path, format: Format, dtype: torch.dtype) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def write_dense(
     for alias, name in aliases.items():
         # A plain reader looks for both tensors of a tie that the architecture does not declare.
         if alias in whole:
-            written[alias] = written[name] if _declared(decoder, alias) else written[name].clone()
+            written[alias] = written[name] if _declared(decoder, alias) else cloned(written[name])
     model.save_pretrained(folder, state_dict=dict(written))
     portable.write_config_(folder, dtype_name(dtype))
     return written
@@ -195,9 +198,10 @@ def hash_weights(model: PreTrainedModel) -> str:
     known = {"aliases": structure.aliases(model), "config": config}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        dtype = torch.float32 if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.dtype
+        digest.update(f"{name}:{dtype}:{tuple(tensor.shape)};".encode())
+        for piece in tensor.contiguous().view(-1).split(_PIECE):
+            digest.update(memoryview(piece.to(dtype).cpu().view(torch.uint8).numpy()))
     for name, mask in masks.held(Decoder(model)).items():
         digest.update(f"{name}#mask;".encode())
         digest.update(masks.pack(mask).numpy().tobytes())

@@ -10,13 +10,14 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from layerfold.errors import InputError, ModelError, first_line
+from layerfold.memory.mapped import beside
 from layerfold.model import deltas
 from layerfold.model.block import FUSED
 from layerfold.model.decoder import Decoder
@@ -96,7 +97,7 @@ def filled(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Ten
         if name in filled:
             inside = _inside(decoder, name, whole, filled[name].shape)
             inside.copy_(filled[name].view(inside.shape))
-        filled[name] = whole
+        filled[name] = beside(state.get(name, cast(Tensor, model.get_input_embeddings().weight)), whole)
     return filled
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from layerfold.environment import DTYPES
 from layerfold.errors import InputError, ModelError
+from layerfold.memory.mapped import is_mapped, mapped
 
 _STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Default dtype of saved weights, by safetensors' name of the dtype that they came in."""
@@ -27,15 +28,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of floating-point numbers in another dtype; any other tensor itself.
+    """Return a tensor of floating-point numbers in another dtype, mapped where it was; any other tensor itself.
 
     Raises:
         InputError: it holds numbers too large for that dtype.
     """
     if not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor
-    converted = tensor.to(dtype)
-    if torch.isinf(converted).any() and not torch.isinf(tensor).any():
+    converted = mapped(tensor, dtype) if is_mapped(tensor) else tensor.to(dtype)
+    # Infinite only if a sum is; the sum may overflow too.
+    if not converted.sum(dtype=torch.float32).isfinite() and converted.isinf().any() and not tensor.isinf().any():
         raise InputError(
             f"tensor {name!r} holds {float(tensor.abs().max()):.3g}, too large for {dtype_name(dtype)}; accepted: "
             "bfloat16 or float32"
@@ -65,14 +67,15 @@ def check_pointers(files: Iterable[Path]) -> None:
                 )
 
 
-def stored_dtype(files: Iterable[Path]) -> torch.dtype:
-    """Return the dtype of most of the weights in these ``.safetensors`` files.
+def stored_dtype(files: Iterable[Path]) -> tuple[torch.dtype, bool]:
+    """Return the dtype of most of the weights in these ``.safetensors`` files, and whether it is that of all.
 
     Raises:
         ModelError: quantised weights.
         OSError, SafetensorError: a file that cannot be read.
     """
     numbers: Counter[str] = Counter()
+    wide = False
     for file in files:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118, it is no dict
@@ -80,12 +83,13 @@ def stored_dtype(files: Iterable[Path]) -> torch.dtype:
                 kind = tensor.get_dtype()
                 if kind in _STORED:
                     numbers[_STORED[kind]] += math.prod(tensor.get_shape())
+                    wide |= kind == "F64"
                 elif name.endswith(".weight"):
                     raise ModelError(
                         f"{str(file)!r} holds {name!r} as {kind}: quantised weights; accepted: float32, bfloat16 or "
                         "float16"
                     )
-    return DTYPES[numbers.most_common(1)[0][0]] if numbers else torch.float32
+    return DTYPES[numbers.most_common(1)[0][0]] if numbers else torch.float32, len(numbers) == 1 and not wide
 
 
 def check_plain(source: str, config: Any) -> None:

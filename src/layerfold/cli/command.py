@@ -59,7 +59,7 @@ class Command:
                 return
             from layerfold.environment import placed
 
-            with placed(values.pop("device"), values.pop("dtype")):
+            with placed(*(values.pop(name) for name in options.PLACES)):
                 self.function(**values)
 
         run.__doc__ = self.text
@@ -78,7 +78,7 @@ class Command:
             if own.name == "model":
                 yield from others.values()
         if self.computes:
-            for name, kind in (("device", options.DeviceName), ("dtype", options.DtypeName)):
+            for name, kind in options.PLACES.items():
                 yield Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 

@@ -13,9 +13,8 @@ import torch
 from layerfold.checkpoint.model import POCKET
 from layerfold.environment import (
     AUTO,
-    DEVICE_VARIABLE,
-    DTYPE_VARIABLE,
     DTYPES,
+    VARIABLES,
     device_name,
     device_of,
     environment,
@@ -66,7 +65,7 @@ def devices() -> dict[str, str]:
         found["mps"] = "Apple GPU"
     taken = device_of(AUTO)
     found["auto takes"] = f"{taken}, {'float32' if taken.type == 'cpu' else 'the dtype of the checkpoint'}"
-    for name in (DEVICE_VARIABLE, DTYPE_VARIABLE):
+    for name in VARIABLES.values():
         if value := os.environ.get(name):
             found[name] = value
     return found

@@ -17,6 +17,7 @@ Form = Literal["dense", "compact", "peft"]
 Level = Literal["none", "rescale", "refit", "refit+attention"]
 Preset = Literal["default", "full"]
 Protocols = Literal["sound", "published"]
+Offload = Literal["auto", "never", "always"]
 
 MODEL = "pocket, a checkpoint folder, a .gguf file or a Hub id."
 
@@ -33,6 +34,12 @@ DtypeName = Annotated[
         "--dtype", help="auto, float32, bfloat16 or float16; auto is float32 on a CPU, else the checkpoint's own."
     ),
 ]
+OffloadName = Annotated[
+    Offload | None,
+    typer.Option("--offload", help="Weights wait in temporary files: auto does so where memory is short."),
+]
+PLACES = {"device": DeviceName, "dtype": DtypeName, "offload": OffloadName}
+"""What every command takes that computes: see `environment.placed`."""
 OutputDir = Annotated[Path, typer.Option(help="New or empty folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the whole folder where it is not empty.")]
 FormatName = Annotated[Format, typer.Option(help="dense loads anywhere; compact stores each tensor once.")]

@@ -52,13 +52,13 @@ def study(
     folder = output_dir or Path("runs") / f"{Path(name).name or name}-{kind}"
     revision = read.revision if read is not None and model is None else None
     with (
-        placed(*((read.device, read.dtype) if read is not None else (None, None))),
+        placed(*(None if read is None else getattr(read, name) for name in VARIABLES)),
         loaded(name, revision, trust_remote_code, as_json=as_json) as (base, progress),
     ):
         chosen = default_recipe(name, base.decoder, chosen_preset) if read is None else read.with_base(name, revision)
         # What options said otherwise.
         chosen = chosen.model_copy(
-            update={key: None for key in ("device", "dtype") if getattr(chosen, key) != os.environ.get(VARIABLES[key])}
+            update={key: None for key, name in VARIABLES.items() if getattr(chosen, key) != os.environ.get(name)}
         )
         if wanted is not None:
             # Of several seeds the first: texts have no mean.

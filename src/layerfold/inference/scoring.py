@@ -9,8 +9,8 @@ from torch import Tensor
 
 from layerfold.errors import InputError
 from layerfold.inference import fused
-from layerfold.inference.stepping import fused_activations
-from layerfold.inference.streaming import batch_tokens, taken
+from layerfold.inference.stepping import Stepper, fused_activations
+from layerfold.inference.streaming import Stream, batch_tokens, taken
 from layerfold.maths.intervals import Floats
 from layerfold.maths.precision import widest
 from layerfold.model.decoder import Decoder
@@ -63,13 +63,29 @@ def _piece_nats(decoder: Decoder, windows: TokenWindows, progress: Progress, des
     totals = torch.zeros(windows.units.pieces, dtype=widest(device), device=device)
     decoder.model.eval()
     with fused_activations(decoder.model):
-        for batch in progress.track(windows.batches(batch_tokens(decoder)), description):
+        for batch, hidden in _final_states(decoder, windows, progress, description):
             input_ids = windows.input_ids[batch]
             scored = scored_positions(windows, batch)
-            hidden = decoder.model.base_model(input_ids=input_ids.to(device), use_cache=False).last_hidden_state
             nats = token_nats(decoder, taken(hidden, predicting(scored)), input_ids[scored].to(device))
             totals.index_add_(0, windows.pieces(batch, scored).to(device), nats.to(totals.dtype))
     return totals.cpu().double().numpy()
+
+
+def _final_states(
+    decoder: Decoder, windows: TokenWindows, progress: Progress, description: str
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield batches of windows with what leaves the last norm, (windows, tokens, d_model)."""
+    if not decoder.offloaded:
+        for batch in progress.track(windows.batches(batch_tokens(decoder)), description):
+            input_ids = windows.input_ids[batch].to(decoder.device)
+            yield batch, decoder.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return
+    # Each block once over all of the text: its weights are read once.
+    stream = Stream(Stepper(decoder), windows)
+    for index in progress.track(range(decoder.n_blocks), f"{description}, block", decoder.n_blocks):
+        stream.advance([index])
+    for batch in progress.track(stream.batches, description):
+        yield batch, decoder.norm(stream.states[batch])
 
 
 def scored_positions(windows: TokenWindows, batch: slice | list[int]) -> Tensor:

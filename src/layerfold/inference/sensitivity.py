@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.errors import ModelError
-from layerfold.inference import memory
 from layerfold.inference.scoring import expected_embedding, log_partition, predicting, scored_positions
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import batch_tokens
 from layerfold.maths.precision import widest
+from layerfold.memory import room
 from layerfold.model.block import Block
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix, watching
@@ -71,14 +71,15 @@ def sensitivities(decoder: Decoder, windows: TokenWindows, progress: Progress = 
             gradient = _through_head(decoder, windows, batch, states.pop())
             for block in reversed(blocks):
                 own = {part: read[index, part] for index, part in read if index == block.index}
-                gradient, changes = _through_block(stepper, block.index, states.pop(), gradient, own)
+                with decoder.resident([block.index]):
+                    gradient, changes = _through_block(stepper, block.index, states.pop(), gradient, own)
                 for part, change in changes.items():
                     total = felt[block.index, part]
                     sums = change.unflatten(-1, (len(total), -1)).sum(-1)
                     total += sums.square().sum((0, 1), dtype=wide)
                     if part == "attention":
                         apart += change.square().sum(dtype=wide)
-            memory.release()
+            room.release()
     felt = {place: total.cpu().double() for place, total in felt.items()}
     for (index, part), total in felt.items():
         if not total.isfinite().all():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from layerfold.errors import OutputError
-from layerfold.inference import memory
+from layerfold.memory import room
 from layerfold.model.decoder import Decoder
 
 _PROCESSOR = torch.device("cpu")
@@ -75,7 +75,7 @@ class Spool:
         self._row_bytes = dtype.itemsize * self.shape[1:].numel()
         self._values: Tensor | None = None
         if device.type != "cpu":
-            fits = self.shape[0] * self._row_bytes <= memory.free(device) // 8
+            fits = self.shape[0] * self._row_bytes <= room.free(device) // 8
             self._values = torch.empty(self.shape, dtype=dtype, device=device if fits else _PROCESSOR)
         else:
             self._file = _File("activations")
@@ -142,7 +142,7 @@ class Stowed:
         for tensor in self._tensors:
             tensor.data = tensor.new_zeros(()).expand(tensor.shape)  # the shape, without the values
         self.here = False
-        memory.release()
+        room.release()
 
     @torch.no_grad()
     def fetch(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from layerfold.inference import memory
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper
+from layerfold.memory import room
 from layerfold.model.decoder import Decoder
 from layerfold.text.windows import TokenWindows
 
@@ -51,13 +52,15 @@ class Stream:
             run.
         """
         indices, stepper = list(blocks), stepper or self.stepper
-        for batch in self.batches:
-            hidden = self.states[batch]
-            for index in indices:
-                hidden = stepper.step(index, hidden)
-                yield batch, index, hidden
-            del hidden
-            memory.release()
+        with stepper.decoder.resident(indices):
+            stepper.decoder.ahead(max(indices, default=-1) + 1)
+            for batch in self.batches:
+                hidden = self.states[batch]
+                for index in indices:
+                    hidden = stepper.step(index, hidden)
+                    yield batch, index, hidden
+                del hidden
+                room.release()
 
     def advance(self, blocks: Iterable[int]) -> None:
         """Move the stream behind some blocks, those that follow, in order."""
@@ -73,6 +76,13 @@ class Stream:
         if not indices:
             return self.states
         left = self.spool() if into is None else into
+        if self.stepper.decoder.offloaded:  # one block at a time, over all of the text
+            here = copy(self)
+            for index in indices:
+                for batch, _, hidden in here.walk([index]):
+                    left[batch] = hidden
+                here.states = left
+            return left
         for batch, index, hidden in self.walk(indices):
             if index == indices[-1]:
                 left[batch] = hidden
@@ -96,7 +106,7 @@ def batch_tokens(decoder: Decoder, states: int = 1) -> int:
         states: how many hidden states of a token are held.
     """
     widest = max(decoder.d_model, *decoder.d_ffn)
-    return memory.batch_tokens(decoder.device, _ACTIVATIONS * widest + states * decoder.d_model)
+    return room.batch_tokens(decoder.device, _ACTIVATIONS * widest + states * decoder.d_model)
 
 
 def taken(activations: Tensor, positions: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from layerfold.calibration import Calibration, Pair, check_widths
 from layerfold.errors import InputError, nearest
@@ -14,6 +15,7 @@ from layerfold.maths.linalg import Match
 from layerfold.methods import base
 from layerfold.methods.base import AUTO, Method, Notes, Searched
 from layerfold.model.decoder import Decoder
+from layerfold.model.ffn import FFN
 
 _N = 2
 
@@ -177,16 +179,21 @@ class GroupAverage(Method):
             ffns[index].own_()
         for group in groups:
             anchor = self.anchor_of(group)
-            # Float32 sums, so that averaging half-precision weights does not round at each step.
-            sums = [tensor.float().clone() for tensor in ffns[anchor].tensors()]
-            for other in group:
-                if other != anchor:
-                    match = matches.get((anchor, other))
-                    tensors = ffns[other].tensors() if match is None else ffns[other].tensors(match.order, match.signs)
-                    for total, tensor in zip(sums, tensors, strict=True):
-                        total += tensor
-            ffns[anchor].copy_([total.div_(len(group)) for total in sums])
+            with decoder.resident([anchor], edited=True):
+                # Float32 sums, so that averaging half-precision weights does not round at each step.
+                sums = [tensor.float().clone() for tensor in ffns[anchor].tensors()]
+                for other in group:
+                    if other != anchor:
+                        match = matches.get((anchor, other))
+                        with decoder.resident([other]):
+                            _add_(sums, ffns[other], match)
+                ffns[anchor].copy_([total.div_(len(group)) for total in sums])
         return {"pairs": base.described(matches)}
+
+
+def _add_(sums: Iterable[Tensor], ffn: FFN, match: Match | None) -> None:
+    for total, tensor in zip(sums, ffn.tensors(*(() if match is None else (match.order, match.signs))), strict=True):
+        total += tensor
 
 
 def spelled(groups: Iterable[range]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from layerfold import defaults
 from layerfold.environment import device_name
 from layerfold.errors import InputError, ModelError, one_of
+from layerfold.memory.mapped import is_mapped, mapped
 from layerfold.model.block import FUSED, PARTS, AbsentAttention, AbsentFFN, Block, Projection
 from layerfold.model.families import family_of
 from layerfold.model.matrix import Matrix, is_matrix
+from layerfold.model.offload import ahead, is_offloaded, resident
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -168,6 +171,25 @@ class Decoder:
         return dtype
 
     @property
+    def offloaded(self) -> bool:
+        """Whether its blocks' weights wait in files, or elsewhere than on the device: see `offload`."""
+        return any(is_offloaded(block) or any(map(is_mapped, block.parameters())) for block in self._modules)
+
+    def resident(self, indices: Iterable[int], *, edited: bool = False) -> AbstractContextManager[None]:
+        """Keep the weights of some blocks on the device meanwhile; nothing where they are there anyway.
+
+        Args:
+            edited: whether something writes into them, or replaces them.
+        """
+        modules = self._modules
+        return resident([modules[index] for index in sorted(set(indices))], edited=edited)
+
+    def ahead(self, index: int) -> None:
+        """Begin to copy a block's weights to the device, where they wait elsewhere and there is such a block."""
+        if index < self.n_blocks:
+            ahead(self._modules[index])
+
+    @property
     def computed(self) -> dict[str, str]:
         """Where and in which dtype it computes, for records; nothing for float32 on the processor."""
         device, dtype = self.device, str(self.dtype).removeprefix("torch.")
@@ -270,14 +292,20 @@ class Decoder:
         self._tell_width()
 
     def copy(self, *, share: bool = False) -> Decoder:
-        """Return a copy that can be edited while this one stays; tensors tied here are tied there.
+        """Return a copy that can be edited while this one stays; tensors tied here are tied there, mapped ones mapped.
 
         Args:
             share: let it use the same parameters, so that it needs no memory of its own: what changes its structure
                 leaves this decoder alone, what writes into its weights does not.
         """
-        tensors = (*self.model.parameters(), *self.model.buffers()) if share else ()
-        return Decoder(copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors}))
+        known: dict[int, Tensor] = {}
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if share:
+                known[id(tensor)] = tensor
+            elif is_mapped(tensor):
+                new = mapped(tensor)
+                known[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+        return Decoder(copy.deepcopy(self.model, known))
 
     def size(self) -> Size:
         """Count distinct and non-zero parameters."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from layerfold.memory.mapped import beside
+
 
 class Factored(nn.Module):
     """y = (W + A B) x + c, computed without forming A B.
@@ -54,7 +56,7 @@ class Factored(nn.Module):
         """
         dtype = self.weight.dtype if dtype is None else dtype
         out, inputs = self.weight.shape
-        weight = torch.addmm(*(each.to(dtype) for each in (self.weight, self.a, self.b)))
+        weight = beside(self.weight, torch.addmm(*(each.to(dtype) for each in (self.weight, self.a, self.b))))
         with torch.device("meta"):  # its own initial values are not wanted
             if issubclass(self.stock, nn.Linear):
                 plain: Any = self.stock(inputs, out, bias=self.bias is not None)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.errors import InputError
+from layerfold.memory.mapped import beside
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import MASK
 
@@ -43,6 +44,7 @@ def hold_(decoder: Decoder, kept: Mapping[str, Tensor]) -> None:
             raise InputError(f"the weight {name!r} is not zero everywhere that its mask says")
     for name, mask in kept.items():
         parameters[name].detach().masked_fill_(~mask, 0)
+        mask = beside(parameters[name], mask)
         for module in users[id(parameters[name])]:
             module.register_buffer(MASK, mask, persistent=False)
 

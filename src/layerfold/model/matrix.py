@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from layerfold.memory.mapped import beside, cloned
 from layerfold.model.factored import Factored
 
 MASK = "weight_mask"
@@ -91,9 +92,9 @@ class Matrix:
                 continue
             turned = self._transposed and name != "bias"
             new = old.detach().T if turned else old.detach()  # outputs first
-            new = new if outputs is None else new[outputs]
-            new = new if inputs is None or name == "bias" else new[:, inputs]
-            new = (new.T if turned else new).clone(memory_format=torch.contiguous_format)
+            new = new if outputs is None else new[outputs.to(new.device)]
+            new = new if inputs is None or name == "bias" else new[:, inputs.to(new.device)]
+            new = beside(old, (new.T if turned else new).clone(memory_format=torch.contiguous_format))
             setattr(self.module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
         sizes = ("nf", "nx") if self._transposed else ("out_features", "in_features")
         for name, size in zip(sizes, self.weight.shape, strict=True):
@@ -109,7 +110,21 @@ class Matrix:
         """Use parameters of its own from now on, with the values they have; a weight beside a delta stays shared."""
         for name, parameter in list(self.module.named_parameters(recurse=False)):
             if not (self._delta and name == "weight"):
-                setattr(self.module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+                setattr(self.module, name, nn.Parameter(cloned(parameter), parameter.requires_grad))
+
+
+def part_(matrices: Iterable[Matrix], model: nn.Module) -> None:
+    """Give matrices parameters of their own where a model uses theirs; those that are one stay one."""
+    used = {id(parameter) for parameter in model.parameters()}
+    first: dict[int, Matrix] = {}
+    for matrix in matrices:
+        if (key := matrix.key) not in used:
+            continue
+        if key in first:
+            matrix.tie_(first[key])
+        else:
+            first[key] = matrix
+            matrix.own_()
 
 
 class _Stop(Exception):

@@ -14,7 +14,7 @@ from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import Fit, ridge_fit
 from layerfold.model.decoder import Decoder
-from layerfold.model.matrix import Matrix
+from layerfold.model.matrix import Matrix, part_
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.regression import Error, Problem, Residuals, halved, held_out_windows, refittable, residuals
 from layerfold.text.windows import TokenWindows
@@ -66,7 +66,7 @@ def refit_(
 
     Args:
         decoder: is edited in place.
-        original: stays as it is.
+        original: stays as it is, also where the decoder uses its parameters.
         cuts: for each block of the decoder, the index of the original's block whose input is its target; the number of
             the original's blocks where the target is the final norm's input. Never decreasing.
         windows: calibration text. Every 8th window is held out.
@@ -79,6 +79,7 @@ def refit_(
     blocks = decoder.blocks
     ffns = [refittable(block, "ffn") for block in blocks]
     attentions = [refittable(block, "attention") if attention else None for block in blocks]
+    part_((matrix for matrix in (*ffns, *attentions) if matrix is not None), original.model)
     windows = halved(windows)
     held_out = held_out_windows(windows)
     found: list[Repaired] = []
@@ -92,7 +93,8 @@ def refit_(
             for index in unit:
                 targets[index] = teacher.states = teacher.passed(range(reached, cuts[index]))
                 reached = cuts[index]
-            last, repaired = _repair(partial(residuals, stream, held_out, targets), unit, tied, ffns, attentions)
+            with decoder.resident(unit, edited=True):
+                last, repaired = _repair(partial(residuals, stream, held_out, targets), unit, tied, ffns, attentions)
             stream.states = last.states
             found += repaired
     return found

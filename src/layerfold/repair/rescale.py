@@ -16,7 +16,7 @@ from layerfold.maths.moments import SecondMoments
 from layerfold.maths.ridge import NOT_FINITE
 from layerfold.model.decoder import Decoder
 from layerfold.model.ffn import FFN
-from layerfold.model.matrix import watching
+from layerfold.model.matrix import part_, watching
 from layerfold.progress import SILENT, Progress
 from layerfold.text.windows import TokenWindows
 
@@ -57,7 +57,7 @@ def rescale_(
 
     Args:
         decoder: is edited in place.
-        original: stays as it is.
+        original: stays as it is, also where the decoder uses its parameters.
         sources: the blocks to rescale.
         windows: calibration text.
 
@@ -69,6 +69,8 @@ def rescale_(
     wanted = sorted({source for each in sources.values() for source, _ in each})
     tied = sorted(here for blocks in decoder.blocks_by_ffn if (here := [each for each in blocks if each in sources]))
     found = []
+    blocks_of = decoder.blocks
+    part_((matrix for index in sources for matrix in blocks_of[index].ffn.matrices), original.model)
     with fused_activations(decoder.model), fused_activations(original.model):
         spreads = _spreads(Stream(Stepper(original), windows), 0, wanted)
         stream, reached = Stream(Stepper(decoder), windows), 0
@@ -77,7 +79,8 @@ def rescale_(
             reached = blocks[0]
             now = _average([(each, None) for each in _spreads(stream, reached, blocks).values()])
             should = _average([(spreads[source], match) for index in blocks for source, match in sources[index]])
-            ratio = _set(decoder.blocks[blocks[0]].ffn, now, should)
+            with decoder.resident([blocks[0]], edited=True):
+                ratio = _set(decoder.blocks[blocks[0]].ffn, now, should)
             found += [Rescaled(index, ratio) for index in blocks]
     return sorted(found, key=lambda each: each.block)
 

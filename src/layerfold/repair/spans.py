@@ -65,7 +65,11 @@ def spanning(
                 ahead.append(stream.passed([index + len(ahead) - 1]))
             stream.states = ahead[0]
             targets = {length: ahead[length] for length in found if length < len(ahead)}
-            _span(stream, {length: others[length] for length in targets}, index, targets, ahead[1], held_out, attention)
+            with ExitStack() as here:
+                for each in (decoder, *(found[length] for length in targets)):
+                    here.enter_context(each.resident([index], edited=each is not decoder))
+                own_states, own = ahead[1], {length: others[length] for length in targets}
+                _span(stream, own, index, targets, own_states, held_out, attention)
             ahead.popleft()
     return found
 

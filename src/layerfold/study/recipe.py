@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from layerfold import defaults
 from layerfold.checkpoint.model import POCKET, Model, default_corpus
+from layerfold.environment import VARIABLES
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
 from layerfold.methods import METHODS, Method, Steps
@@ -161,7 +162,8 @@ class Recipe(Strict):
     Attributes:
         base: see `load`.
         revision: of a base on the Hub.
-        device, dtype: where and in what all models compute: see `load`. None takes what the command is told.
+        device, dtype, offload: where and in what all models compute, and whether their weights wait in files: see
+            `load`. None takes what the command is told.
         variants: the rows besides the base.
         evaluate: the columns, in order.
         calibration: see `CalibrationText`.
@@ -174,6 +176,7 @@ class Recipe(Strict):
     revision: str | None = None
     device: str | None = None
     dtype: str | None = None
+    offload: str | None = None
     variants: list[Annotated[Variant, BeforeValidator(_variant)]]
     evaluate: list[Annotated[Any, BeforeValidator(_evaluator)]] = Field(
         default_factory=lambda: [_evaluator(each) for each in DEFAULT_EVALUATORS], min_length=1
@@ -238,7 +241,7 @@ class Recipe(Strict):
         return {
             "base": self.base,
             "revision": self.revision,
-            **{name: value for name in ("device", "dtype") if (value := getattr(self, name)) is not None},
+            **{name: value for name in VARIABLES if (value := getattr(self, name)) is not None},
             "variants": [variant.to_json() for variant in self.variants],
             "evaluate": [{evaluator.name: settings_of(evaluator)} for evaluator in self.evaluate],
             "calibration": self.calibration.model_dump(),

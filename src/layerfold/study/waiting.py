@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerfold.checkpoint.model import Model
-from layerfold.inference import memory
 from layerfold.inference.spool import Apart
+from layerfold.memory import room
 from layerfold.methods.base import Notes
 from layerfold.model import deltas
 from layerfold.model.decoder import Decoder
@@ -39,7 +39,7 @@ class Waiting:
         self._base_notes = Notes()
         # A comparison makes a copy of the base, to measure the same model twice.
         device = base.decoder.device
-        free = memory.available() if device.type == "cpu" else memory.free(device)
+        free = room.available() if device.type == "cpu" else room.free(device)
         self._limit = max(0, free // 2 - _bytes(base.decoder)) if limit is None else limit
         self._models: dict[str, _Waiting] = {}
 
@@ -92,7 +92,7 @@ class Waiting:
         """Free models that are no longer needed."""
         for label in group:
             del self._models[label]
-        memory.release()
+        room.release()
 
     def _fit(self, models: Sequence[_Waiting]) -> bool:
         return sum(each.bytes for each in models) <= self._limit

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from layerfold.calibration import Calibration
 from layerfold.errors import InputError
 from layerfold.maths.moments import SecondMoments
 from layerfold.maths.ranking import lowest, lowest_in_rows, shares
+from layerfold.memory.mapped import beside
 from layerfold.methods.prune.sparsegpt import sparsify
 from layerfold.model.block import Projection
 from layerfold.model.decoder import Decoder
@@ -99,6 +101,9 @@ def zero_(
     """
     counts = _counts(found, zeros)
 
+    def here(each: Projection, *, edited: bool = False) -> AbstractContextManager[None]:
+        return decoder.resident([] if each.block is None else [each.block], edited=edited)
+
     def edit(each: Projection, moments: SecondMoments | None) -> None:
         weight = each.matrix.weight
         if criterion == "sparsegpt":
@@ -122,12 +127,19 @@ def zero_(
                 doing="calibrating, block",
                 pooled=True,
             )
-        marked = lowest(lambda: (scores(each.matrix.weight, inputs.get(each.name)) for each in found), zeros)
-        for each, lost in zip(found, marked, strict=True):
-            each.matrix.weight.masked_fill_(lost, 0)
+
+        def rated() -> Iterator[Tensor]:
+            for each in found:
+                with here(each):
+                    yield scores(each.matrix.weight, inputs.get(each.name))
+
+        for each, lost in zip(found, lowest(rated, zeros), strict=True):
+            with here(each, edited=True):
+                each.matrix.weight.masked_fill_(lost, 0)
     elif calibration is None:
         for each in found:
-            edit(each, None)
+            with here(each, edited=True):
+                edit(each, None)
     else:
 
         def visit(index: int, moments: dict[str, SecondMoments]) -> None:
@@ -142,7 +154,8 @@ def zero_(
             doing="pruning, block",
             pooled=True,
         )
-    hold_(decoder, {each.name: each.matrix.module.weight != 0 for each in found})
+    own = {each.name: each.matrix.module.weight for each in found}
+    hold_(decoder, {name: beside(weight, weight != 0) for name, weight in own.items()})
 
 
 def scores(weight: Tensor, inputs: Tensor | None) -> Tensor:

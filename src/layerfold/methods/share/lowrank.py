@@ -18,6 +18,7 @@ from torch import Tensor
 from layerfold.calibration import FFNInputs
 from layerfold.maths.linalg import Directions, Match, damped, output_directions
 from layerfold.maths.moments import SecondMoments
+from layerfold.memory.mapped import beside
 from layerfold.model.decoder import Decoder
 from layerfold.model.factored import Factored
 from layerfold.model.matrix import Matrix
@@ -205,7 +206,8 @@ def share_(decoder: Decoder, kinds: Sequence[Kind], truncation: Truncation, init
     """Put the bases and deltas in the place of the matrices, which are left as they are."""
     seeds = count(_SEED)
     for kind, found, ranks in zip(kinds, truncation.directions, truncation.ranks, strict=True):
-        shared = torch.nn.Parameter(kind.base.to(kind.members[0].matrix.weight.dtype))
+        like = kind.members[0].matrix.weight
+        shared = torch.nn.Parameter(beside(like, kind.base.to(like.dtype)))
         for member, directions, rank in zip(kind.members, found, ranks, strict=True):
             residual = member.weight - kind.base
             if init == "zero":

@@ -224,10 +224,11 @@ class Share(Method):
         if calibration is not None and self._reads_inputs:
             inputs = calibration.ffn_inputs(window)
         before = decoder.size().parameters
-        kinds = lowrank.kinds(decoder, window, {other: match for (_, other), match in matches.items()}, inputs)
-        anchor = window.index(self.anchor_of(window))
-        truncation = lowrank.fitted(kinds, self.base, self.ranks, self.rank, anchor, alone=self.init == "zero")
-        lowrank.share_(decoder, kinds, truncation, self.init)
+        with decoder.resident(window, edited=True):
+            kinds = lowrank.kinds(decoder, window, {other: match for (_, other), match in matches.items()}, inputs)
+            anchor = window.index(self.anchor_of(window))
+            truncation = lowrank.fitted(kinds, self.base, self.ranks, self.rank, anchor, alone=self.init == "zero")
+            lowrank.share_(decoder, kinds, truncation, self.init)
         notes: Notes = {
             "pairs": described(matches),
             "ranks": {

@@ -1,0 +1,1 @@
+"""Memory: how much is free, and tensors that are in files."""

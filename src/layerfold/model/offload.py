@@ -1,0 +1,204 @@
+"""Models larger than the memory of the machine, or of the device that computes with them.
+
+The weights wait in mapped files (`memory.mapped`). A processor computes with them there. Another device gets those of
+a block while the block runs, and gives back what was edited; the embeddings, the last norm and the LM head stay on it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerfold.memory.mapped import is_mapped, mapped
+
+_DEVICE = "offload_device"
+"""Attribute of a block whose weights wait elsewhere: the device that computes with them."""
+
+
+@dataclass
+class _Here:
+    """A tensor that is on the device.
+
+    Attributes:
+        tensor: the parameter or buffer.
+        rest: its values in the machine's memory.
+        holders: number of blocks that keep it there.
+    """
+
+    tensor: Tensor
+    rest: Tensor
+    holders: int = 0
+
+
+@dataclass
+class _Hold:
+    """A block that keeps its weights on the device.
+
+    Attributes:
+        block: the block.
+        tensors: the ids of those that it had when it arrived.
+        times: how many times it was asked for.
+    """
+
+    block: nn.Module
+    tensors: list[int]
+    times: int = 1
+
+
+_HERE: dict[int, _Here] = {}
+"""By the id of the parameter or buffer: blocks may share it, and so may decoders."""
+
+_HOLDS: dict[int, _Hold] = {}
+"""By the id of the block."""
+
+_AHEAD: dict[int, tuple[Tensor, Future[Tensor]]] = {}
+"""What is being copied to a device before it is asked for, by the id of the parameter or buffer, which comes first."""
+
+
+def map_(model: nn.Module) -> None:
+    """Move a model's weights to mapped files, in place. What is tied stays tied."""
+    for tensor in _tensors(model):
+        if not is_mapped(tensor):
+            tensor.data = mapped(tensor)
+
+
+def offload_(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> None:
+    """Let the weights of some blocks wait where they are until each runs on another device, and move all else there."""
+    waiting = list(blocks)
+    apart = {id(tensor) for block in waiting for tensor in _tensors(block)}
+    for block in waiting:
+        setattr(block, _DEVICE, device)
+        block.register_forward_pre_hook(_before)
+        block.register_forward_hook(_after, always_call=True)
+    for tensor in _tensors(model):
+        if id(tensor) not in apart:
+            put_(tensor, tensor.detach().to(device))
+
+
+def is_offloaded(block: nn.Module) -> bool:
+    """Whether a block's weights wait elsewhere than on the device that computes with them."""
+    return hasattr(block, _DEVICE)
+
+
+@contextmanager
+def resident(blocks: Iterable[nn.Module], *, edited: bool = False) -> Iterator[None]:
+    """Keep blocks' weights on the device that computes with them meanwhile; nothing where they are there anyway.
+
+    Args:
+        edited: whether something writes into them, or replaces them.
+    """
+    chosen = [block for block in blocks if is_offloaded(block)]
+    came: list[nn.Module] = []
+    try:
+        for block in chosen:
+            _arrive(block)
+            came.append(block)
+        yield
+    finally:
+        for block in came:
+            _leave(block, edited)
+
+
+def ahead(block: nn.Module) -> None:
+    """Begin to copy a block's weights to the device that will compute with them."""
+    if not is_offloaded(block):
+        return
+    device: torch.device = getattr(block, _DEVICE)
+    wanted = {id(each): each for each in _tensors(block) if id(each) not in _HERE and each.device != device}
+    for key in _AHEAD.keys() - wanted.keys():
+        del _AHEAD[key]
+    for key in wanted.keys() - _AHEAD.keys():
+        _AHEAD[key] = wanted[key], _copier().submit(_copied, wanted[key].detach(), device)
+
+
+def put_(tensor: Tensor, values: Tensor) -> None:
+    """Give a parameter or buffer other values, on any device; it stays the same object."""
+    tensor.data = values
+
+
+def _before(block: nn.Module, _: Any) -> None:
+    if "forward" not in block.__dict__:  # what takes a block's place needs no weights
+        _arrive(block)
+
+
+def _after(block: nn.Module, *_: Any) -> None:
+    if "forward" not in block.__dict__:
+        _leave(block, edited=False)
+
+
+def _arrive(block: nn.Module) -> None:
+    if (hold := _HOLDS.get(id(block))) is not None:
+        hold.times += 1
+        return
+    device: torch.device = getattr(block, _DEVICE)
+    hold = _HOLDS[id(block)] = _Hold(block, [])
+    for tensor in _tensors(block):
+        if id(tensor) not in _HERE:
+            if tensor.device == device:
+                continue
+            _HERE[id(tensor)] = _Here(tensor, tensor.detach())
+            put_(tensor, _taken(tensor, device))
+        _HERE[id(tensor)].holders += 1
+        hold.tensors.append(id(tensor))
+
+
+def _leave(block: nn.Module, edited: bool) -> None:
+    hold = _HOLDS[id(block)]
+    if edited:
+        for here in map(_HERE.__getitem__, hold.tensors):
+            here.rest.copy_(here.tensor.detach())
+    hold.times -= 1
+    if hold.times:
+        return
+    del _HOLDS[id(block)]
+    for key in hold.tensors:
+        here = _HERE[key]
+        here.holders -= 1
+        if not here.holders:
+            put_(here.tensor, here.rest)
+            del _HERE[key]
+    for tensor in _tensors(block):
+        if id(tensor) not in _HERE and tensor.device == getattr(block, _DEVICE):  # it was made there meanwhile
+            put_(tensor, mapped(tensor.detach().cpu()))
+
+
+def _taken(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor's values on a device, those copied ahead where they are."""
+    begun = _AHEAD.pop(id(tensor), None)
+    if begun is None or begun[0] is not tensor:
+        return tensor.detach().to(device)
+    values = begun[1].result()
+    if values.is_cuda:
+        torch.cuda.current_stream(device).wait_stream(_stream(device))
+        values.record_stream(torch.cuda.current_stream(device))
+    return values
+
+
+@functools.cache
+def _copier() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "layerfold-offload")
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _copied(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on a device; a CUDA device goes on computing meanwhile."""
+    if device.type != "cuda":
+        return values.to(device)
+    with torch.cuda.stream(_stream(device)):
+        return values.pin_memory().to(device, non_blocking=True)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """The distinct parameters and buffers of a module."""
+    return [*{id(each): each for each in (*module.parameters(), *module.buffers())}.values()]
