@@ -27,6 +27,8 @@ class Elsewhere(Tensor):
     """A tensor that says it is on a GPU. torch's own code takes it for one without values, which needs no device."""
 
     held: Tensor
+    at = DEVICE
+    """Where it is: on the processor while its weights wait there."""
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Elsewhere:
@@ -37,7 +39,14 @@ class Elsewhere(Tensor):
 
     @property
     def device(self) -> torch.device:
-        return DEVICE
+        return self.at
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Elsewhere:
+        made: Any = Elsewhere(self.held.clone())
+        made = nn.Parameter(made, self.requires_grad) if isinstance(self, nn.Parameter) else made
+        made.at = self.at
+        memo[id(self)] = made
+        return made  # type: ignore[no-any-return]
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"Elsewhere({self.held})"
@@ -51,16 +60,18 @@ class Elsewhere(Tensor):
         tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
         if name in _PUT:  # indices may be of the processor, values may not
             tensors = [args[0], args[2]]
-        apart = [each for each in tensors if not isinstance(each, Elsewhere) and each.dim()]
+        apart = [each for each in tensors if each.device != DEVICE and each.dim()]
         if apart and len(apart) < len(tensors) and name not in _MAY_MEET:
             raise RuntimeError(f"{func}: tensors on cpu and {DEVICE}: {[tuple(each.shape) for each in apart]}")
         wanted = kwargs.get("device")
         if wanted is not None and torch.device(wanted).type != "cpu":
             kwargs["device"] = _CPU
         found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+        if tensors and all(each.device != DEVICE for each in tensors):
+            return found  # weights that wait are tensors of the processor
         if name == "_local_scalar_dense" or (wanted is not None and torch.device(wanted).type == "cpu"):
             return found
-        if name == "copy_" and not isinstance(args[0], Elsewhere):
+        if name == "copy_" and args[0].device != DEVICE:
             return args[0]
         made = tree_map(lambda each: Elsewhere(each) if isinstance(each, Tensor) else each, found)
         return return_and_correct_aliasing(func, args, kwargs, made)
@@ -85,7 +96,7 @@ class elsewhere(TorchFunctionMode):
                 rest.append(like.dtype)
             if like is not None or len(rest) < len(args) - 1 or len(options) < len(kwargs):
                 moved = torch.Tensor.to(args[0], *rest, **options) if rest or options else args[0]
-                return moved if isinstance(moved, Elsewhere) else Elsewhere(moved.detach())
+                return moved if moved.device == DEVICE else Elsewhere(moved.detach().clone())
         elif func is nn.functional.scaled_dot_product_attention and isinstance(args[0], Elsewhere):
             return _attention(*args, **kwargs)
         elif func is torch.Tensor.__setitem__ and isinstance(args[0], Elsewhere) and not isinstance(args[2], Tensor):
@@ -126,6 +137,26 @@ def _attention(
 
 def _is_gpu(each: Any) -> bool:
     return isinstance(each, torch.device | str) and str(each).startswith("cuda")
+
+
+def put_(tensor: Tensor, values: Tensor) -> None:
+    """Give a tensor of this kind other values, there or on the processor: what `offload.put_` does to real ones."""
+    if not isinstance(tensor, Elsewhere):
+        tensor.data = values
+        return
+    tensor.held, tensor.at = (values.held, DEVICE) if isinstance(values, Elsewhere) else (values, _CPU)
+
+
+def adopted(module: nn.Module) -> nn.Module:
+    """Make tensors of this kind, on the processor, of a module's parameters that are plain: `put_` can move them."""
+    known: dict[int, Any] = {}
+    for each in module.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None and not isinstance(parameter, Elsewhere):
+                made: Any = nn.Parameter(Elsewhere(parameter.detach()), parameter.requires_grad)
+                made.at = _CPU
+                each._parameters[name] = known.setdefault(id(parameter), made)
+    return module
 
 
 def moved(model: nn.Module) -> nn.Module:

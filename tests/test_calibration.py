@@ -11,10 +11,10 @@ from tiny import BLOCKS, FAMILY_NAMES, correlations, logits, neurons, reads, ref
 from layerfold import calibration as module
 from layerfold.calibration import Calibration
 from layerfold.errors import InputError, ModelError
-from layerfold.memory import room
 from layerfold.inference.sensitivity import sensitivities
 from layerfold.maths.linalg import match_neurons
 from layerfold.maths.moments import SecondMoments
+from layerfold.memory import room
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
 from layerfold.text.windows import TokenWindows

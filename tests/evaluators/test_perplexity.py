@@ -14,8 +14,8 @@ from layerfold.checkpoint.model import Model
 from layerfold.evaluators import Perplexity
 from layerfold.evaluators.perplexity import versus
 from layerfold.inference import scoring
-from layerfold.memory import room
 from layerfold.maths.intervals import ratio_interval
+from layerfold.memory import room
 from layerfold.methods import Merge
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from layerfold.errors import InputError, ModelError
-from layerfold.memory import room
 from layerfold.inference.sensitivity import sensitivities
+from layerfold.memory import room
 from layerfold.methods import Merge, Share
 from layerfold.model.decoder import Decoder
 from layerfold.text.windows import TokenWindows

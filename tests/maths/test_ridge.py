@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layerfold.errors import ModelError
-from layerfold.maths.ridge import RIDGES, Fit, RegressionMoments, ridge_fit, ridge_fits
+from layerfold.maths.ridge import RIDGES, Fit, HeldOut, RegressionMoments, _Penalised, ridge_fit, ridge_fits
 
 Array = NDArray[np.float64]
 Rows = tuple[Tensor, Tensor]
@@ -151,13 +151,13 @@ def test_rows_count_as_often_as_their_weights_say(constant: bool) -> None:
 
 
 def test_few_penalties_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    solve, tried = torch.cholesky_solve, []
+    factor, tried = _Penalised.factor_, []
 
-    def counted(*arguments: torch.Tensor) -> torch.Tensor:
+    def counted(*arguments: Any) -> bool:
         tried.append(arguments)
-        return solve(*arguments)
+        return factor(*arguments)
 
-    monkeypatch.setattr(torch, "cholesky_solve", counted)
+    monkeypatch.setattr(_Penalised, "factor_", counted)
     found = set()
     for noise in (0.0, 1.0, 30.0):
         fitted, held_out = drawn(1, rows=200, noise=noise)
@@ -165,6 +165,43 @@ def test_few_penalties_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         found.add(ridge_fit(moments(fitted), moments(held_out), constant=False).ridge)
         assert 4 <= len(tried) <= 7 < len(RIDGES)
     assert len(found) == 3
+
+
+@EITHER
+@pytest.mark.parametrize("last", [None, 3])
+@pytest.mark.parametrize("held", [5, 200])
+def test_rows_held_out_judge_as_their_moments_do(constant: bool, last: int | None, held: int) -> None:
+    fitted, (other_x, other_y) = drawn(0)[0], drawn(0, rows=held)[1]
+    held = len(other_x)
+    weights = torch.rand(held, generator=torch.Generator().manual_seed(0)) + 0.1
+    fits = []
+    for kind, consume in ((RegressionMoments, False), (HeldOut, False), (HeldOut, True)):
+        judge = kind()
+        for some in torch.arange(held).split(3):
+            judge.update(other_x[some], other_y[some], weights[some])
+        assert judge.count == held
+        fits.append(ridge_fit(moments(fitted), judge, constant=constant, last=last, consume=consume))
+    assert bool(fits[1].weight is not None)
+    for fit in fits[1:]:
+        assert fit.ridge == fits[0].ridge
+        assert fit.after == pytest.approx(fits[0].after, rel=1e-4)
+        assert fit.before == pytest.approx(fits[0].before, rel=1e-6)
+        assert fit.weight is not None
+        assert fits[0].weight is not None
+        assert torch.equal(fit.weight, fits[0].weight)
+
+
+@pytest.mark.parametrize("size", [1, 7, 600, 1100])
+def test_a_matrix_is_factored_in_place_with_one_penalty_after_the_other(size: int) -> None:
+    rows = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(size))
+    gram = rows.T @ rows / len(rows)
+    system, wanted = _Penalised(gram), torch.randn(size, 3)
+    for penalty in (1.0, 0.1, 10.0):
+        assert system.factor_(torch.full((size,), penalty, dtype=torch.float64))
+        damped = gram.double() + penalty * torch.eye(size, dtype=torch.float64)
+        assert torch.allclose(damped.float() @ system.solve(wanted), wanted, atol=1e-4)
+    assert not system.factor_(torch.full((size,), -1e3, dtype=torch.float64))
+    assert system.factor_(torch.ones(size, dtype=torch.float64)), "what failed leaves the matrix as it was"
 
 
 def zeroed(rows: Rows, columns: slice) -> Rows:

@@ -230,7 +230,7 @@ def test_activations_that_are_not_finite_are_an_error(bad: float, edit: str, fam
 def test_fits_that_do_harm_are_taken_back(attention: bool, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original, before, cuts = edited(family, "tied")
 
-    def harm(moments: RegressionMoments, _: Any, *, constant: bool, last: int | None = None) -> Fit:
+    def harm(moments: RegressionMoments, _: Any, *, constant: bool, last: int | None = None, consume: bool) -> Fit:
         weight = 100 * torch.ones_like(moments.products(False, last).T)
         return Fit(weight, weight[:, 0] if constant else None, 1.0, 1.0, 0.0, 0, False)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layerfold.errors import OutputError
 from layerfold.memory import room
+from layerfold.model import offload
 from layerfold.model.decoder import Decoder
 
 _PROCESSOR = torch.device("cpu")
@@ -140,7 +141,7 @@ class Stowed:
                 place += tensor.nbytes
             self._file = file
         for tensor in self._tensors:
-            tensor.data = tensor.new_zeros(()).expand(tensor.shape)  # the shape, without the values
+            offload.put_(tensor, tensor.new_zeros(()).expand(tensor.shape))  # the shape, without the values
         self.here = False
         room.release()
 
@@ -158,7 +159,7 @@ class Stowed:
             values = torch.empty([tensor.shape[axis] for axis in axes], dtype=tensor.dtype)
             self._file.read(place, _bytes(values))
             place += tensor.nbytes
-            tensor.data = values.permute([axes.index(axis) for axis in range(len(axes))]).to(tensor.device)
+            offload.put_(tensor, values.permute([axes.index(axis) for axis in range(len(axes))]).to(tensor.device))
         self.here = True
 
 

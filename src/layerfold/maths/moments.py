@@ -113,6 +113,15 @@ class SecondMoments:
     @property
     def products(self) -> Tensor:
         """E[x x^T], (d, d), where it was wanted."""
+        self._mirror()
+        return self._products / self.count
+
+    def consumed(self) -> Tensor:
+        """Return E[x x^T], (d, d), in the accumulator's memory: only the mean can be asked for then."""
+        self._mirror()
+        found, self._products = self._products, self._products[:0]
+        return found.div_(self.count)
+
+    def _mirror(self) -> None:
         for start in range(_STRIP, len(self._products), _STRIP):
             self._products[start:, start - _STRIP : start] = self._products[start - _STRIP : start, start:].T
-        return self._products / self.count

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
 from layerfold.errors import ModelError
@@ -61,10 +63,14 @@ class RegressionMoments:
         """E[w y^2], (out,) float64, w being the weights."""
         return self._squares / self.count
 
-    def gram(self, constant: bool, last: int | None = None) -> Tensor:
-        """E[w x x^T], (d, d); with an input more that is always 1, the last; of the last of the others only."""
+    def gram(self, constant: bool, last: int | None = None, *, consume: bool = False) -> Tensor:
+        """E[w x x^T], (d, d); with an input more that is always 1, the last; of the last of the others only.
+
+        Args:
+            consume: give the accumulator itself where that will do. No other moments of inputs can be asked for then.
+        """
         first = 0 if last is None else len(self._products) - last
-        products = self._inputs.products[first:, first:]
+        products = (self._inputs.consumed() if consume else self._inputs.products)[first:, first:]
         if not constant:
             return products
         column = (self._means[first:] / self.count).float()[:, None]
@@ -74,6 +80,124 @@ class RegressionMoments:
         """E[w x y^T], (d, out), of the same inputs."""
         found = self._products[0 if last is None else len(self._products) - last :] / self.count
         return torch.cat([found, (self._sums / self.count).float()[None]]) if constant else found
+
+    def judge(self, constant: bool, last: int | None = None, *, consume: bool = False) -> Judge:
+        """Return what says of changes D of some outputs what they add to E[w |y - D x|^2]: see `Judge`."""
+        gram, products = self.gram(constant, last, consume=consume), self.products(constant, last)
+        if not (products.isfinite().all() and gram.isfinite().all()):
+            raise ModelError(NOT_FINITE)
+
+        def gained(change: Tensor, outputs: slice) -> Tensor:
+            found = change * (gram @ change - 2 * products[:, outputs])
+            return found.sum(0, dtype=widest(change.device))
+
+        return gained
+
+
+class HeldOut:
+    """Rows that changes are judged by: the rows themselves, or their moments where those take less memory."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._moments = RegressionMoments()
+
+    @property
+    def count(self) -> int:
+        """How many rows there were."""
+        return self._moments.count or sum(len(inputs) for inputs, _, _ in self._rows)
+
+    def update(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows: see `RegressionMoments.update`."""
+        weights = inputs.new_ones(len(inputs), dtype=torch.float32) if weights is None else weights
+        if not self._moments.count:
+            self._rows.append((inputs.float(), targets.float(), weights))
+            if self.count <= inputs.shape[1]:
+                return
+        else:
+            self._moments.update(inputs, targets, weights)
+        for row in self._rows:
+            self._moments.update(*row)
+        self._rows = []
+
+    @property
+    def squares(self) -> Tensor:
+        """E[w y^2], (out,) float64, w being the weights."""
+        if self._moments.count:
+            return self._moments.squares
+        sums = [
+            (targets.square() * weights[:, None]).sum(0, dtype=widest(targets.device))
+            for _, targets, weights in self._rows
+        ]
+        return torch.stack(sums).sum(0) / self.count
+
+    def judge(self, constant: bool, last: int | None = None, *, consume: bool = False) -> Judge:
+        """Return what says of changes D of some outputs what they add to E[w |y - D x|^2]: see `Judge`."""
+        if self._moments.count:
+            return self._moments.judge(constant, last, consume=consume)
+        first = 0 if last is None else self._rows[0][0].shape[1] - last
+
+        def gained(change: Tensor, outputs: slice) -> Tensor:
+            total = torch.zeros(change.shape[1], dtype=widest(change.device), device=change.device)
+            for inputs, targets, weights in self._rows:
+                given = inputs[:, first:] @ (change[:-1] if constant else change)
+                given = given + change[-1] if constant else given
+                given *= (given - 2 * targets[:, outputs]) * weights[:, None]
+                total += given.sum(0, dtype=total.dtype)
+            return total / self.count
+
+        return gained
+
+
+Judge = Callable[[Tensor, slice], Tensor]
+"""Takes a change of some outputs, (d, outputs) float32, and these; returns what it adds to each, (outputs,) float64."""
+
+
+class _Penalised:
+    """A symmetric matrix H, (d, d) float32, factored with several penalties on its diagonal, one after the other.
+
+    On a processor it holds one matrix in double precision, which the smallest penalty needs: the factor is in one of
+    its triangles, and H in the other.
+    """
+
+    def __init__(self, gram: Tensor) -> None:
+        self.diagonal = gram.diagonal().to(widest(gram.device))
+        self._matrix = gram.to(self.diagonal.dtype)
+        self._factor = self._matrix
+        self._in_place = gram.device.type == "cpu" and len(gram) > 0
+
+    def factor_(self, penalties: Tensor) -> bool:
+        """Factor H + diag(penalties), (d,) each; return whether it is definite."""
+        if not self._in_place:
+            damped = self._matrix.clone()
+            damped.diagonal().copy_(self.diagonal + penalties)
+            self._factor, failed = torch.linalg.cholesky_ex(damped)
+            return not failed
+        matrix = self._matrix
+        for start in range(0, len(matrix), _STRIP):
+            end = start + _STRIP
+            matrix[start:end, end:] = matrix[end:, start:end].T
+            square = matrix[start:end, start:end].tril(-1)
+            matrix[start:end, start:end] = square + square.T
+        matrix.diagonal().copy_(self.diagonal + penalties)
+        # To LAPACK, which counts columns first, the lower triangle is what is the upper one here.
+        _, failed = lapack.dpotrf(matrix.numpy().T, lower=1, clean=0, overwrite_a=1)
+        return not failed
+
+    def solve(self, wanted: Tensor) -> Tensor:
+        """Return x, (d, columns) float32, of (H + diag(penalties)) x = wanted."""
+        wanted = wanted.to(self._matrix.dtype)
+        if not self._in_place:
+            return torch.cholesky_solve(wanted, self._factor).float()
+        columns = wanted.T.contiguous().numpy().T
+        found, _ = lapack.dpotrs(self._matrix.numpy().T, columns, lower=1, overwrite_b=1)
+        return torch.from_numpy(found).float()
+
+
+_STRIP = 512
+"""Rows that are copied at a time from one triangle to the other."""
+
+_COLUMNS = 1024
+"""Outputs that are solved for at a time."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +225,12 @@ class Fit:
 
 
 def ridge_fit(
-    moments: RegressionMoments, held_out: RegressionMoments, *, constant: bool, last: int | None = None
+    moments: RegressionMoments,
+    held_out: RegressionMoments | HeldOut,
+    *,
+    constant: bool,
+    last: int | None = None,
+    consume: bool = False,
 ) -> Fit:
     """Find the map D of least E|e - D x|^2 + ridge |D S|^2, and the ridge that is best on rows held out: see `Fit`.
 
@@ -116,53 +245,57 @@ def ridge_fit(
         held_out: of the others.
         constant: whether D may add a constant, which is not penalised.
         last: use only so many inputs, the last ones; None uses all.
+        consume: overwrite the moments, which are not asked again: it takes less memory.
 
     Raises:
         ModelError: the moments are not finite.
     """
-    return ridge_fits(moments, held_out, constant=constant, last=last)[0]
+    return ridge_fits(moments, held_out, constant=constant, last=last, consume=consume)[0]
 
 
 @torch.no_grad()
 def ridge_fits(
     moments: RegressionMoments,
-    held_out: RegressionMoments,
+    held_out: RegressionMoments | HeldOut,
     *,
     constant: bool,
     last: int | None = None,
     targets: int = 1,
+    consume: bool = False,
 ) -> list[Fit]:
     """Do what `ridge_fit` does for several targets of the same inputs at once, each with a ridge of its own.
 
     Args:
         targets: how many; the outputs are theirs, one after the other, equally many of each.
     """
-    gram, products = moments.gram(constant, last), moments.products(constant, last)
-    other_gram, other_products = held_out.gram(constant, last), held_out.products(constant, last)
+    judged = held_out.judge(constant, last, consume=consume)
+    gram, products = moments.gram(constant, last, consume=consume), moments.products(constant, last)
     inputs = len(gram) - constant
-    energies = gram.diagonal()[:inputs]
-    if not all(each.isfinite().all() for each in (gram, products, other_products, held_out.squares)):
+    if not all(each.isfinite().all() for each in (gram, products, held_out.squares)):
         raise ModelError(NOT_FINITE)
+    system = _Penalised(gram)
+    del gram
+    energies = system.diagonal[:inputs]
     idle = int((energies == 0).sum())
     before = held_out.squares.view(targets, -1).sum(1)
     best, singular = before.clone(), moments.count < inputs - idle
     chosen: list[tuple[float, Tensor] | None] = [None] * targets
     # Each input's own mean square; an input that is always zero keeps its weights whatever the penalty.
-    wide = widest(gram.device)
-    penalties = torch.where(energies > 0, energies, 1.0).to(wide)
-    # In double precision: the smallest penalty is far below the largest eigenvalue.
-    damped, wanted = gram.to(wide), products.to(wide)
+    scales = torch.where(energies > 0, energies, 1.0)
 
     def tried(ridge: float) -> Tensor:
         """Solve with a penalty and keep what is the best so far; return the errors, (targets,)."""
         nonlocal best, singular
-        damped.diagonal()[:inputs] = energies.to(wide) + ridge * penalties
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
+        penalties = torch.zeros_like(system.diagonal)
+        penalties[:inputs] = ridge * scales
+        if not system.factor_(penalties):
             singular = True
             return torch.full_like(before, torch.inf)
-        change = torch.cholesky_solve(wanted, factor).float()
-        gained = (change * (other_gram @ change - 2 * other_products)).sum(0, dtype=wide)
+        change, gained = torch.empty_like(products), torch.zeros_like(held_out.squares)
+        for start in range(0, products.shape[1], _COLUMNS):
+            some = slice(start, start + _COLUMNS)
+            change[:, some] = found = system.solve(products[:, some])
+            gained[some] = judged(found, some)
         errors = before + gained.view(targets, -1).sum(1)
         for place, part in enumerate(change.chunk(targets, dim=1)):
             if errors[place] < best[place]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.memory.mapped import is_mapped, mapped
+from layerfold.model.matrix import MASK
 
 _DEVICE = "offload_device"
 """Attribute of a block whose weights wait elsewhere: the device that computes with them."""
@@ -193,12 +194,13 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 def _copied(values: Tensor, device: torch.device) -> Tensor:
     """Return values on a device; a CUDA device goes on computing meanwhile."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not torch.cuda.is_available():
         return values.to(device)
     with torch.cuda.stream(_stream(device)):
         return values.pin_memory().to(device, non_blocking=True)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    """The distinct parameters and buffers of a module."""
-    return [*{id(each): each for each in (*module.parameters(), *module.buffers())}.values()]
+    """The distinct parameters and buffers of a module, but for masks, which no block computes with."""
+    buffers = [each for name, each in module.named_buffers() if not name.endswith(MASK)]
+    return [*{id(each): each for each in (*module.parameters(), *buffers)}.values()]

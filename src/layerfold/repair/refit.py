@@ -167,7 +167,7 @@ def _jointly(measure: Measure, index: int, attention: Matrix, ffn: Matrix) -> tu
     if first.error.all <= _EXACT:
         return first, first, []
     were = values(both)
-    joint, only = _fit(first, both), _fit(first, alone, last=ffn.weight.shape[1])
+    joint, only = _fit(first, both, consume=False), _fit(first, alone, last=ffn.weight.shape[1])
     first = first.without_moments()
     fits: Fits = [({index: alone}, only)]
     add_(both, joint)
@@ -209,9 +209,10 @@ def _in_turn(measure: Measure, problems: Sequence[Problem]) -> tuple[Residuals, 
     return first, last, fits
 
 
-def _fit(found: Residuals, matrices: Sequence[Matrix], last: int | None = None) -> Fit:
-    moments, held_out = found.moments
-    return ridge_fit(moments, held_out, constant=matrices[-1].bias is not None, last=last)
+def _fit(found: Residuals, matrices: Sequence[Matrix], last: int | None = None, *, consume: bool = True) -> Fit:
+    assert found.moments is not None
+    constant = matrices[-1].bias is not None
+    return ridge_fit(*found.moments, constant=constant, last=last, consume=consume)
 
 
 def add_(matrices: Sequence[Matrix], fit: Fit, share: float = 1.0) -> None:

@@ -12,7 +12,7 @@ from layerfold.errors import InputError, ModelError
 from layerfold.inference.spool import Spool
 from layerfold.inference.streaming import Stream, taken
 from layerfold.maths.precision import widest
-from layerfold.maths.ridge import NOT_FINITE, RegressionMoments
+from layerfold.maths.ridge import NOT_FINITE, HeldOut, RegressionMoments
 from layerfold.model.block import Block
 from layerfold.model.matrix import Matrix, watching
 from layerfold.text.windows import TokenWindows
@@ -59,7 +59,7 @@ class Residuals:
     """
 
     errors: dict[int, Error]
-    moments: tuple[RegressionMoments, ...]
+    moments: tuple[RegressionMoments, HeldOut] | None
     states: Spool
 
     @property
@@ -70,7 +70,7 @@ class Residuals:
 
     def without_moments(self) -> Residuals:
         """Return the rest, so that the moments of one pass are held at a time."""
-        return replace(self, moments=())
+        return replace(self, moments=None)
 
 
 def refittable(block: Block, part: str) -> Matrix | None:
@@ -135,7 +135,7 @@ def parts(stream: Stream, held_out: Tensor, batch: slice) -> tuple[Tensor, Tenso
 
 def residuals(stream: Stream, held_out: Tensor, targets: Mapping[int, Spool], problem: Problem) -> Residuals:
     """Pass the text through the blocks that have a target, and measure their residuals."""
-    moments = RegressionMoments(), RegressionMoments()
+    moments = RegressionMoments(), HeldOut()
     # Weighted sums of squares of what is missed of the targets, and of the targets: to fit, and held out.
     device = stream.stepper.decoder.device
     sums = {index: torch.zeros(2, 2, dtype=widest(device), device=device) for index in targets}

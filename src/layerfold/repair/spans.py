@@ -12,7 +12,7 @@ from torch import Tensor
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream, taken
-from layerfold.maths.ridge import RegressionMoments, ridge_fits
+from layerfold.maths.ridge import HeldOut, RegressionMoments, ridge_fits
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix, watching
 from layerfold.progress import SILENT, Progress
@@ -131,9 +131,9 @@ def _moments(
     targets: Sequence[Spool],
     own: Spool,
     held_out: Tensor,
-) -> tuple[RegressionMoments, RegressionMoments]:
+) -> tuple[RegressionMoments, HeldOut]:
     """Moments of the inputs of a block's matrices and of its residuals against each target, side by side."""
-    moments = RegressionMoments(), RegressionMoments()
+    moments = RegressionMoments(), HeldOut()
     with watching(matrices) as seen:
         for batch, _, hidden in stream.walk([index], stepper):
             for place, rows in enumerate(parts(stream, held_out, batch)):
