@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -72,9 +73,14 @@ class Calibration:
         """
         wanted = list(pairs)
         missing = [pair for pair in wanted if pair not in self._matches]
-        with fused_activations(self.decoder.model):
+        flips, waiting = self.decoder.family.gate is not None, list[tuple[Pair, Future[Match]]]()
+        device = self.decoder.device
+        with fused_activations(self.decoder.model), ThreadPoolExecutor(1, "layerfold-matching") as beside:
             for pair, correlation in self._correlations(missing):
-                self._matches[pair] = match_neurons(correlation, flips=self.decoder.family.gate is not None)
+                # The assignment takes one core, and runs beside the next block; one matrix waits for it at most.
+                self._matches |= {before: match.result().to(device) for before, match in waiting}
+                waiting = [(pair, beside.submit(match_neurons, correlation.cpu(), flips=flips))]
+            self._matches |= {before: match.result().to(device) for before, match in waiting}
         return {pair: self._matches[pair] for pair in wanted}
 
     def correlations(self, pairs: Iterable[Pair]) -> dict[Pair, Tensor]:

@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -93,6 +94,12 @@ def device_of(wanted: str | None = None) -> torch.device:
             raise InputError(f"device {name!r}, and of such GPUs torch finds {there}; accepted: {DEVICES}")
         return torch.device("cuda", index)
     return torch.device(name)
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Let ``cuda`` stand for a GPU meanwhile, as libraries take the first where they are not told which."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.device(device) if there else contextlib.nullcontext()
 
 
 def device_name(device: torch.device) -> str:

@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from layerfold.environment import DEVICE_VARIABLE, DTYPE_VARIABLE
+from layerfold.environment import DEVICE_VARIABLE, DTYPE_VARIABLE, OFFLOAD_VARIABLE
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from layerfold.environment import DEVICE_VARIABLE, DTYPE_VARIABLE
         ("--device cuda:99", "device 'cuda:99', and of such GPUs torch finds"),
         ("--dtype int8", "dtype 'int8'"),
         ("--dtype bfloat", "did you mean 'bfloat16'"),
+        ("--offload allways", "always"),
     ],
 )
 @pytest.mark.parametrize("command", ["eval {model}", "compress drop --model {model} --blocks 1 --output-dir out"])
@@ -77,6 +79,56 @@ def test_half_precision_is_computed_in_and_the_stored_dtype_kept(
     exact, rounded = (each["perplexity"]["value"] for each in scores)
     assert rounded == pytest.approx(exact, rel=0.05)
     assert rounded != exact
+
+
+def test_weights_that_wait_in_files_give_the_same_checkpoint_and_figures(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerfold.memory.mapped.LEAST_BYTES", 0)
+    words = ("--corpus", study_corpus, "--repair", "refit", "--repair-tokens", 300)
+    files, told = [], []
+    for offload in ("always", "never"):
+        out = tmp_path / offload
+        done = layerfold(
+            "compress", "drop", "--model", model, "--blocks", "1", *words, "--output-dir", out, "--offload", offload
+        )
+        assert done.code == 0, done.err
+        files.append(load_file(out / "model.safetensors"))
+        measured = layerfold(
+            "eval", out, "--corpus", study_corpus, "--split", "test", "--limit-tokens", 500, "--metrics",
+            "perplexity,size", "--json", "--offload", offload,
+        )  # fmt: skip
+        assert measured.code == 0, measured.err
+        told.append(json.loads(measured.out))
+    assert OFFLOAD_VARIABLE not in os.environ
+    assert files[0].keys() == files[1].keys()
+    for name, tensor in files[0].items():
+        assert torch.allclose(tensor, files[1][name], rtol=1e-4, atol=1e-6)
+    one, two = ([each["perplexity"]["value"], each["size"]["bytes"]] for each in told)
+    assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_a_recipe_says_whether_weights_wait_and_that_measures_nothing_anew(
+    layerfold: Any, model: Path, study_corpus: str, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe: dict[str, Any] = {
+        "base": str(model),
+        "variants": [{"label": "dropped", "drop": {"blocks": "1"}}],
+        "evaluate": [{"perplexity": {"corpus": study_corpus, "limit_tokens": 256}}],
+        "calibration": {"corpus": study_corpus},
+    }
+    found = []
+    for changes in ({}, {"offload": "always"}):
+        file.write_text(yaml.safe_dump(recipe | changes))
+        done = layerfold("study", file, "--output-dir", folder)
+        assert done.code == 0, done.err
+        found.append({each: each.stat().st_mtime_ns for each in (folder / "records").rglob("*.json")})
+    assert found[0] == found[1]
+    file.write_text(yaml.safe_dump(recipe | {"offload": "sometimes"}))
+    done = layerfold("study", file, "--output-dir", folder)
+    assert done.code == 2
+    assert "offload 'sometimes'; accepted: always, auto, never" in done.err
 
 
 def test_a_recipe_names_the_dtype_and_another_one_is_measured_anew(

@@ -136,6 +136,31 @@ def test_the_objective_in_pieces_is_the_same_for_distillation(taught: Model, tra
     assert runs.drift(one, four) < 1e-5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_that_are_computed_again_change_no_figure(
+    family: str, taught: Model, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again: list[Any] = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        again.append(options)
+        return checkpoint(*arguments, **options)
+
+    model = taught if family == "gpt2" else runs.small(family)
+    student = layerfold.compress(model, Collapse(n=2, align="none"))
+    settings: dict[str, Any] = {"hidden_weight": 0.5, "lm_weight": 0.5}
+    kept, one = train(student, train.distill(**settings), "kept", teacher=model)
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
+    recovery = train.distill(**settings, gradient_checkpointing=True)
+    computed, two = train(student, recovery, "again", teacher=model)
+    assert len(again) == 6 * student.decoder.n_blocks
+    assert recovery.resolved() == train.distill(**settings).resolved()
+    assert one.curve == two.curve
+    assert runs.drift(kept, computed) == 0
+    assert not any(getattr(each, "gradient_checkpointing", False) for each in computed.decoder.model.modules())
+
+
 DROPOUT: dict[str, dict[str, Any]] = {
     "gpt2": {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5},
     "llama": {"attention_dropout": 0.5},

@@ -32,16 +32,20 @@ def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], tied: Map
     names: set[str] = set()
     for file in files:
         with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118, it is no dict
-                if name not in wanted:
-                    raise OutputError(f"{file.name!r} reads back with {name!r}, which the model does not have")
+            found = list(opened.keys())
+        for name in found:
+            if name not in wanted:
+                raise OutputError(f"{file.name!r} reads back with {name!r}, which the model does not have")
+            # Opened for each tensor: what has been read of a file counts as memory for as long as it is open.
+            with safe_open(file, "pt") as opened:
                 tensor, own = opened.get_tensor(name), wanted[name]
-                if tensor.shape != own.shape or tensor.dtype != own.dtype:
-                    read, asked = (f"{tuple(side.shape)} {side.dtype}" for side in (tensor, own))
-                    raise OutputError(f"{file.name!r} reads back with {name!r} as {read}, not {asked}")
-                if not torch.equal(_bits(tensor), _bits(own)):
-                    raise OutputError(f"{file.name!r} reads back with other values of {name!r}")
-                names.add(name)
+            if tensor.shape != own.shape or tensor.dtype != own.dtype:
+                read, asked = (f"{tuple(side.shape)} {side.dtype}" for side in (tensor, own))
+                raise OutputError(f"{file.name!r} reads back with {name!r} as {read}, not {asked}")
+            if not torch.equal(_bits(tensor), _bits(own)):
+                raise OutputError(f"{file.name!r} reads back with other values of {name!r}")
+            del tensor
+            names.add(name)
     tied = tied or {}
     there = names | {tied[name] for name in names & tied.keys()}
     if missing := sorted(name for name in wanted.keys() - names if tied.get(name, name) not in there):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -32,19 +32,24 @@ class Match:
     mean_correlation: float
     mean_correlation_unaligned: float
 
+    def to(self, device: torch.device) -> Match:
+        """Return the same on a device."""
+        signs = None if self.signs is None else self.signs.to(device)
+        return replace(self, order=self.order.to(device), signs=signs)
+
 
 def match_neurons(correlation: Tensor, *, flips: bool = False) -> Match:
     """Find the assignment of neurons with the largest total correlation (Hungarian method).
 
     Args:
-        correlation: (d, d); row i, column j is the correlation of the anchor's neuron i with the other's neuron j.
+        correlation: (d, d), of the processor, where the exact method runs; row i, column j is the correlation of the
+            anchor's neuron i with the other's neuron j.
         flips: whether a neuron may change its sign. The absolute correlation counts then.
 
     Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3, which
     flips none.
     """
-    device, signed = correlation.device, correlation.cpu()  # where the exact method runs
-    correlation = signed.abs() if flips else signed
+    signed, correlation = correlation, correlation.abs() if flips else correlation
     # Prices near the dual optimum, taken off before the exact method runs, leave it almost nothing to search: the
     # same assignment in a fraction of the time. Each row's and column's constant changes no assignment's rank.
     prices = _prices(correlation)
@@ -53,8 +58,8 @@ def match_neurons(correlation: Tensor, *, flips: bool = False) -> Match:
     rows, columns = linear_sum_assignment(costs.numpy())
     pairs = torch.from_numpy(rows), torch.from_numpy(columns)
     return Match(
-        order=pairs[1].to(device),
-        signs=torch.where(signed[pairs] < 0, -1.0, 1.0).to(device) if flips else None,
+        order=pairs[1],
+        signs=torch.where(signed[pairs] < 0, -1.0, 1.0) if flips else None,
         mean_correlation=correlation[pairs].mean(dtype=torch.float64).item(),
         mean_correlation_unaligned=signed.diagonal().mean(dtype=torch.float64).item(),
     )

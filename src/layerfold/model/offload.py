@@ -88,6 +88,13 @@ def is_offloaded(block: nn.Module) -> bool:
     return hasattr(block, _DEVICE)
 
 
+def gathered_(blocks: Iterable[nn.Module]) -> None:
+    """Let blocks' weights be wherever they are moved to from now on."""
+    for block in blocks:
+        if is_offloaded(block):
+            delattr(block, _DEVICE)
+
+
 @contextmanager
 def resident(blocks: Iterable[nn.Module], *, edited: bool = False) -> Iterator[None]:
     """Keep blocks' weights on the device that computes with them meanwhile; nothing where they are there anyway.
@@ -125,12 +132,12 @@ def put_(tensor: Tensor, values: Tensor) -> None:
 
 
 def _before(block: nn.Module, _: Any) -> None:
-    if "forward" not in block.__dict__:  # what takes a block's place needs no weights
+    if is_offloaded(block) and "forward" not in block.__dict__:  # what takes a block's place needs no weights
         _arrive(block)
 
 
 def _after(block: nn.Module, *_: Any) -> None:
-    if "forward" not in block.__dict__:
+    if is_offloaded(block) and "forward" not in block.__dict__:
         _leave(block, edited=False)
 
 

@@ -65,6 +65,8 @@ class Recovery:
         evaluations: number of times, evenly spread, that validation text is scored and a checkpoint written; the last
             at the end.
         patience: stop after this many evaluations without a better one; by default train to the end.
+        gradient_checkpointing: compute activations again for the gradients instead of keeping them: less memory, more
+            time, the same figures.
         report_to: tracker of transformers' Trainer, as ``tensorboard`` or ``wandb``; it changes no figure.
     """
 
@@ -83,6 +85,7 @@ class Recovery:
     validation_tokens: int = 8192
     evaluations: int = 4
     patience: int | None = None
+    gradient_checkpointing: bool = False
     report_to: str = "none"
 
     name: ClassVar[str]
@@ -154,7 +157,7 @@ class Recovery:
     def resolved(self) -> dict[str, Any]:
         """Return all settings that change figures, by name, as JSON."""
         settings = settings_of(self)
-        del settings["report_to"]
+        del settings["report_to"], settings["gradient_checkpointing"]
         return {"name": self.name, "version": self.version} | settings
 
 

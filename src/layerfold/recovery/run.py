@@ -12,7 +12,7 @@ from transformers import TrainerState
 
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet, read_training_
-from layerfold.environment import placed
+from layerfold.environment import current, placed
 from layerfold.errors import InputError, TrainingError
 from layerfold.files import output_errors
 from layerfold.model.decoder import Decoder
@@ -120,7 +120,8 @@ class Run:
             TrainingError: training diverged; the folder keeps the last checkpoint before that.
             OutputError: the folder cannot be written.
         """
-        with output_errors(self.folder), quiet(), placed(str(self.model.decoder.device), None):
+        device = self.model.decoder.device
+        with output_errors(self.folder), quiet(), placed(str(device), None), current(device):
             known = {
                 "model_sha256": self.model.sha256,
                 **self.model.decoder.computed,

@@ -17,6 +17,7 @@ from layerfold.checkpoint.save import read_training_, write_training
 from layerfold.errors import InputError, TrainingError
 from layerfold.model import deltas, masks
 from layerfold.model.decoder import Decoder, check_precision
+from layerfold.model.offload import gathered_
 from layerfold.recovery.arguments import frozen, training_arguments
 from layerfold.recovery.base import IGNORED, Outputs, Recovery, next_tokens
 from layerfold.recovery.text import TrainingText, training_windows, windows_of
@@ -63,6 +64,10 @@ class RecoveryTrainer(Trainer):
         check_precision(decoder)
         model = decoder.model
         without_dropout(model)
+        if recovery.gradient_checkpointing:
+            # The switch has another name in newer versions of transformers.
+            name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+            getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
         for parameter in model.parameters():
             # The recipe alone decides what is trained, whatever the caller froze. Deltas of rank 0 get no gradients,
             # for which processes that train together would wait.
@@ -237,6 +242,7 @@ def trainable(decoder: Decoder) -> tuple[Decoder, bool]:
     """
     copied, half = decoder.copy(), decoder.dtype in (torch.bfloat16, torch.float16)
     copied.model.float()
+    gathered_(block.module for block in copied.blocks)
     return copied, half
 
 
