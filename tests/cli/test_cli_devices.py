@@ -185,4 +185,5 @@ def test_too_little_memory_on_a_gpu_is_one_line(layerfold: Any, model: Path, mon
     monkeypatch.setattr("layerfold.checkpoint.load.load", full)
     done = layerfold("eval", model)
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "Tried to allocate 20.00 GiB; accepted: --dtype bfloat16, --device cpu" in done.err
+    assert "Tried to allocate 20.00 GiB; accepted: --offload always, --dtype bfloat16, --device cpu" in done.err
+    assert "--set gradient_checkpointing=true" in done.err

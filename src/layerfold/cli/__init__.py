@@ -70,7 +70,8 @@ def main() -> None:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for that
             raise
         asked = ". ".join(str(error).split(". ")[:2])
-        _refuse(f"{asked}; accepted: --dtype bfloat16, --device cpu, or with recover a smaller --batch-size")
+        fits = "--offload always, --dtype bfloat16, --device cpu"
+        _refuse(f"{asked}; accepted: {fits}; with recover --set gradient_checkpointing=true or --set batch_size=1")
     raise SystemExit(status if isinstance(status, int) else 0)
 
 

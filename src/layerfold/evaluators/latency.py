@@ -155,6 +155,8 @@ class Latency(Published):
             "interval": "quartiles",
             "prefill": _quartiles([prefilled for _, prefilled in times[label]]).to_json() | {"interval": "quartiles"},
         }
+        if model.decoder.offloaded and model.decoder.device.type != "cpu":
+            details["offloaded"] = True  # every token then waits for the copies of all blocks
         if _AGAIN in decode:
             details["same_model"] = _speedup(decode, first, _AGAIN).to_json()
             details["speedup"] = details["same_model"]
