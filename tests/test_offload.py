@@ -181,6 +181,19 @@ def test_what_was_copied_ahead_and_edited_since_is_not_used(there: None) -> None
         assert weight.unique().tolist() == [2]
 
 
+def test_what_was_written_into_where_it_waits_is_copied_again() -> None:
+    device = torch.device("meta")
+    linear = torch.nn.Linear(3, 2)
+    setattr(linear, offload._DEVICE, device)
+    for writes in (False, True):
+        offload.ahead(linear)
+        begun = offload._AHEAD[id(linear.weight)].values.result()
+        if writes:
+            linear.weight.detach().add_(1)
+        assert (offload._taken(linear.weight, device) is begun) is not writes
+    offload._AHEAD.clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_is_loaded_edited_and_saved_the_same(dtype: torch.dtype, tmp_path: Path) -> None:
     tiny("llama").save(tmp_path / "model", dtype=dtype)

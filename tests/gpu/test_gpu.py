@@ -51,10 +51,10 @@ def texts() -> tuple[TokenWindows, TokenWindows]:
 
 
 @functools.cache
-def perplexities(name: str, device: str, dtype: str) -> tuple[float, float]:
+def perplexities(name: str, device: str, dtype: str, offload: str = "never") -> tuple[float, float]:
     """Perplexity of a method's pocket, and of what a repair makes of it."""
     scored, calibration = texts()
-    original = load("pocket", device=device, dtype=dtype).decoder
+    original = load("pocket", device=device, dtype=dtype, offload=offload).decoder
     decoder = original.copy()
 
     def perplexity() -> float:
@@ -73,6 +73,22 @@ def perplexities(name: str, device: str, dtype: str) -> tuple[float, float]:
 def test_float32_is_the_processor_s(name: str) -> None:
     here, there = perplexities(name, "cpu", "float32"), perplexities(name, "cuda", "float32")
     assert there == pytest.approx(here, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_that_wait_on_the_processor_give_the_same(name: str) -> None:
+    here, there = (perplexities(name, "cuda", "float32", offload) for offload in ("never", "always"))
+    assert there == pytest.approx(here, rel=1e-5)
+
+
+def test_of_weights_that_wait_a_few_blocks_are_on_the_gpu() -> None:
+    scored, _ = texts()
+    decoder = load("pocket", device="cuda", dtype="float32", offload="always").decoder
+    block = sum(each.nbytes for each in decoder.blocks[0].module.parameters())
+    resting = torch.cuda.memory_allocated()
+    window_nats(decoder, scored)
+    assert {each.device.type for each in decoder.blocks[3].module.parameters()} == {"cpu"}
+    assert torch.cuda.memory_allocated() - resting <= 2 * block
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

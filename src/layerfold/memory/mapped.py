@@ -73,8 +73,8 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     except OSError as error:
         where = tempfile.gettempdir()
         raise OutputError(
-            f"weights of {size:,} bytes cannot be written to a file in {where!r}: {error}; accepted: the variable TMPDIR "
-            "names a folder with room for them, or --offload never"
+            f"weights of {size:,} bytes cannot be written to a file in {where!r}: {error}; accepted: a folder with "
+            "room for them as TMPDIR, or --offload never"
         ) from error
     made = torch.frombuffer(memory, dtype=dtype).view(shape)
     _ADDRESSES.add(address := made.untyped_storage().data_ptr())

@@ -59,8 +59,24 @@ _HERE: dict[int, _Here] = {}
 _HOLDS: dict[int, _Hold] = {}
 """By the id of the block."""
 
-_AHEAD: dict[int, tuple[Tensor, Future[Tensor]]] = {}
-"""What is being copied to a device before it is asked for, by the id of the parameter or buffer, which comes first."""
+
+@dataclass
+class _Ahead:
+    """A tensor that is being copied to a device before it is asked for.
+
+    Attributes:
+        tensor: the parameter or buffer.
+        version: how often it had been written into.
+        values: the copy.
+    """
+
+    tensor: Tensor
+    version: int
+    values: Future[Tensor]
+
+
+_AHEAD: dict[int, _Ahead] = {}
+"""By the id of the parameter or buffer."""
 
 
 def map_(model: nn.Module) -> None:
@@ -123,7 +139,8 @@ def ahead(block: nn.Module) -> None:
     for key in _AHEAD.keys() - wanted.keys():
         del _AHEAD[key]
     for key in wanted.keys() - _AHEAD.keys():
-        _AHEAD[key] = wanted[key], _copier().submit(_copied, wanted[key].detach(), device)
+        tensor = wanted[key]
+        _AHEAD[key] = _Ahead(tensor, tensor._version, _copier().submit(_copied, tensor.detach(), device))
 
 
 def put_(tensor: Tensor, values: Tensor) -> None:
@@ -180,9 +197,9 @@ def _leave(block: nn.Module, edited: bool) -> None:
 def _taken(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor's values on a device, those copied ahead where they are."""
     begun = _AHEAD.pop(id(tensor), None)
-    if begun is None or begun[0] is not tensor:
+    if begun is None or begun.version != tensor._version:
         return tensor.detach().to(device)
-    values = begun[1].result()
+    values = begun.values.result()
     if values.is_cuda:
         torch.cuda.current_stream(device).wait_stream(_stream(device))
         values.record_stream(torch.cuda.current_stream(device))
