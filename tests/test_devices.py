@@ -32,7 +32,7 @@ from layerfold import (
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.save import hash_weights
 from layerfold.checkpoint.structure import MANIFEST
-from layerfold.checkpoint.weights import cast_
+from layerfold.checkpoint.weights import cast_, in_dtype
 from layerfold.environment import DEVICE_VARIABLE, DTYPE_VARIABLE, device_name, device_of, dtype_of
 from layerfold.inference.decoding import continue_each, greedy
 from layerfold.inference.scoring import window_nats
@@ -300,6 +300,13 @@ def test_what_a_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"c_fc.weight' holds 1e\+06, too large for float16; accepted: bfloat16"):
         load(tmp_path / "model", dtype="float16")
     assert load(tmp_path / "model", dtype="bfloat16").decoder.dtype == torch.bfloat16
+
+
+def test_an_overflow_beside_a_nan_is_refused_too() -> None:
+    with pytest.raises(InputError, match="too large for float16"):
+        in_dtype("weight", torch.tensor([torch.nan, 1e6]), torch.float16)
+    assert in_dtype("weight", torch.tensor([torch.nan, torch.inf]), torch.float16).isinf().any()
+    assert in_dtype("weight", torch.zeros(0), torch.float16).dtype == torch.float16
 
 
 def test_shared_ffns_are_multiplied_out_before_they_are_rounded(tmp_path: Path) -> None:

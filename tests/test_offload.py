@@ -15,12 +15,13 @@ from test_devices import METHODS, made, searched
 from tiny import FAMILY_NAMES, tiny, windows
 from torch import Tensor
 
-from layerfold import InputError
-from layerfold.checkpoint.load import load
+from layerfold import Distill, InputError, Latency, Recipe, Study, recover
+from layerfold.checkpoint.load import load, load_beside
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.errors import OutputError
 from layerfold.inference.scoring import window_nats
+from layerfold.inference.spool import Apart
 from layerfold.memory import mapped as files
 from layerfold.memory.mapped import is_mapped, mapped
 from layerfold.model import offload
@@ -51,6 +52,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     assert not offload._HERE, "what was on the device has left it"
     assert not offload._HOLDS
+    assert len({each.device.type for each in offload._AHEAD}) <= 1
 
 
 def waiting(decoder: Decoder) -> Decoder:
@@ -187,11 +189,76 @@ def test_what_was_written_into_where_it_waits_is_copied_again() -> None:
     setattr(linear, offload._DEVICE, device)
     for writes in (False, True):
         offload.ahead(linear)
-        begun = offload._AHEAD[id(linear.weight)].values.result()
+        offload.ahead(linear)
+        begun = offload._AHEAD[linear.weight].values.result()
         if writes:
             linear.weight.detach().add_(1)
         assert (offload._taken(linear.weight, device) is begun) is not writes
-    offload._AHEAD.clear()
+    offload.ahead(linear)
+    assert len(offload._AHEAD) == 2
+    del linear
+    assert not len(offload._AHEAD), "a copy that nothing took goes with the weights"
+
+
+def test_a_block_that_does_not_fit_on_the_device_is_asked_for_again(
+    there: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = waiting(tiny("llama").decoder)
+    before = float(window_nats(decoder, windows()).sum())
+    taken, came = offload._taken, []
+
+    def full(tensor: Tensor, device: torch.device) -> Tensor:
+        came.append(tensor)
+        if len(came) == 4:
+            raise torch.OutOfMemoryError
+        return taken(tensor, device)
+
+    monkeypatch.setattr(offload, "_taken", full)
+    with pytest.raises(torch.OutOfMemoryError), decoder.resident([0, 1]):
+        pass
+    assert not offload._HERE
+    assert {each.device.type for each in decoder.blocks[0].module.parameters()} == {"cpu"}
+    assert float(window_nats(decoder, windows()).sum()) == before
+
+
+def test_mapped_weights_stay_so_while_they_are_stowed() -> None:
+    decoder = in_files(tiny("gpt2").decoder)
+    other = decoder.copy()
+    apart = Apart(other, decoder)
+    apart.own.stow()
+    apart.own.fetch()
+    assert all(map(is_mapped, other.model.parameters()))
+    assert float(window_nats(other, windows()).sum()) == float(window_nats(decoder, windows()).sum())
+
+
+def test_what_is_loaded_beside_a_model_waits_too_and_so_does_the_base_of_a_study(
+    tmp_path: Path, study_corpus: str
+) -> None:
+    tiny("llama").save(tmp_path / "model")
+    model = load(tmp_path / "model", offload="always")
+    assert load_beside(model, tmp_path / "model").decoder.offloaded
+    recipe = {"base": str(tmp_path / "model"), "variants": [], "calibration": {"corpus": study_corpus}}
+    study = Study(Recipe(**recipe, offload="always"), tmp_path / "run")
+    assert study.base.decoder.offloaded
+    with pytest.raises(InputError, match="offload 'some'"):
+        Study(Recipe(**recipe, offload="some"), tmp_path / "other")
+
+
+def test_times_of_weights_that_wait_are_not_those_of_others(tmp_path: Path) -> None:
+    here, apart = tiny("llama"), tiny("llama")
+    in_files(apart.decoder)
+    assert Latency().settings(apart) == Latency().settings(here) | {"offloaded": True}
+
+
+def test_a_teacher_may_wait(study_corpus: str) -> None:
+    student, settings = tiny("llama", seed=1), {"tokens": 128, "context": 32, "corpus": study_corpus}
+    trained = []
+    for teacher in (tiny("llama"), tiny("llama")):
+        if trained:
+            in_files(teacher.decoder)
+        distill = Distill(**settings, learning_rate=1e-3, validation_tokens=64, evaluations=1)
+        trained.append(recover(student, distill, teacher=teacher).sha256)
+    assert trained[0] == trained[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -230,6 +297,21 @@ def test_weights_wait_by_themselves_where_memory_is_short(tmp_path: Path, monkey
     decoders = [load(tmp_path / "model", offload=each).decoder for each in ("always", "never")]
     nats = [float(window_nats(each, windows()).sum()) for each in decoders]
     assert nats[0] == pytest.approx(nats[1], rel=1e-7)
+
+
+def test_weights_that_have_no_room_in_files_stay_in_memory_unless_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny("gpt2").save(tmp_path / "model")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "posix_fallocate", full)
+    monkeypatch.setattr("layerfold.memory.room.available", lambda: 0)
+    assert not load(tmp_path / "model").decoder.offloaded
+    with pytest.raises(OutputError, match="No space left"):
+        load(tmp_path / "model", offload="always")
 
 
 def test_what_is_no_way_to_wait_is_one_line() -> None:

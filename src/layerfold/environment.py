@@ -97,7 +97,7 @@ def device_of(wanted: str | None = None) -> torch.device:
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Let ``cuda`` stand for a GPU meanwhile, as libraries take the first where they are not told which."""
+    """Make a GPU the current one: libraries that are not told which take that."""
     there = device.type == "cuda" and torch.cuda.is_available()
     return torch.cuda.device(device) if there else contextlib.nullcontext()
 
@@ -137,7 +137,7 @@ def dtype_of(wanted: str | None, device: torch.device, stored: torch.dtype) -> t
 
 
 def offload_of(wanted: str | None = None) -> str:
-    """Return whether weights wait in files: ``auto``, where memory is short of them; ``never`` or ``always``.
+    """Return whether weights wait in files: ``never``, ``always``, or ``auto``, only where memory is too small.
 
     Args:
         wanted: None takes what the variable ``LAYERFOLD_OFFLOAD`` says, and ``auto`` where it says nothing.

@@ -51,7 +51,7 @@ def apply(
     original, sources = decoder, cast(Sources, {})
     if repair is not None:
         sources = repair.sources(method, decoder, calibration)
-        # Weights that the method does not write into are not copied: a repair parts with those that it refits.
+        # Weights that the method does not write into are shared: a repair first copies the matrices that it refits.
         original = decoder.copy(share=not method.writes)
     for number, each in enumerate(method.steps):
         text = calibration if each.needs_calibration else None

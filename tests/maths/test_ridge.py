@@ -191,6 +191,15 @@ def test_rows_held_out_judge_as_their_moments_do(constant: bool, last: int | Non
         assert torch.equal(fit.weight, fits[0].weight)
 
 
+def test_rows_held_out_that_are_not_finite_are_refused() -> None:
+    fitted, (x, y) = drawn(0)
+    judge = HeldOut()
+    x[3, 2] = torch.nan
+    judge.update(x[:5], y[:5])
+    with pytest.raises(ModelError, match="not finite"):
+        ridge_fit(moments(fitted), judge, constant=True)
+
+
 @pytest.mark.parametrize("size", [1, 7, 600, 1100])
 def test_a_matrix_is_factored_in_place_with_one_penalty_after_the_other(size: int) -> None:
     rows = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(size))

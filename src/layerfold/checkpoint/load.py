@@ -23,6 +23,7 @@ from layerfold.errors import (
     MissingExtraError,
     ModelError,
     OfflineError,
+    OutputError,
     first_line,
     nearest,
 )
@@ -63,6 +64,7 @@ def load(
         InputError: an unknown name; a device or a dtype that there is not.
         ModelError: an unsupported architecture; missing, damaged, quantised or non-finite weights; an adapter.
         OfflineError: a Hub id that is neither cached nor reachable.
+        OutputError: no room for weights that are to wait in files.
         MissingExtraError: a GGUF file without the package that reads it.
     """
     place = device_of(device)
@@ -92,7 +94,11 @@ def load(
     in_dtype, stored = dtype_of(dtype, place, model.saved_dtype), model.stored
     apart = _waits(model.decoder, place, in_dtype, offload)
     if apart:
-        map_(model.decoder.model if place.type == "cpu" else torch.nn.ModuleList(_blocks(model.decoder)))
+        try:
+            map_(model.decoder.model if place.type == "cpu" else torch.nn.ModuleList(_blocks(model.decoder)))
+        except OutputError:
+            if offload != AUTO:
+                raise  # else what has no room in files stays in memory
     if model.decoder.dtype != in_dtype:
         own = None if torch.promote_types(model.decoder.dtype, in_dtype) == in_dtype else model.sha256
         weights.cast_(model.decoder.model, in_dtype)
@@ -110,17 +116,20 @@ def _blocks(decoder: Decoder) -> list[torch.nn.Module]:
 
 
 def _waits(decoder: Decoder, device: torch.device, dtype: torch.dtype, offload: str) -> bool:
-    """Whether weights are to wait in files: by themselves where they and a copy would fill the memory."""
+    """Whether weights are to wait in files: ``auto`` lets them where they and a copy do not fit in the free memory.
+
+    Of a GPU's memory they may take four fifths: most methods need no copy.
+    """
     if offload != AUTO:
         return offload == "always"
-    needed: int = 2 * dtype.itemsize * sum(each.numel() for each in decoder.model.parameters())
-    return needed > (room.available() if device.type == "cpu" else room.free(device))
+    weights: int = dtype.itemsize * sum(each.numel() for each in decoder.model.parameters())
+    return 2 * weights > room.available() if device.type == "cpu" else 1.25 * weights > room.free(device)
 
 
 def load_beside(model: Model, name: str | Path, *, revision: str | None = None) -> Model:
     """Load a model to where another one computes, in the same dtype; see `load`."""
-    decoder = model.decoder
-    return load(name, revision=revision, device=str(decoder.device), dtype=dtype_name(decoder.dtype))
+    decoder, offload = model.decoder, "always" if model.decoder.offloaded else None
+    return load(name, revision=revision, device=str(decoder.device), dtype=dtype_name(decoder.dtype), offload=offload)
 
 
 def _beside(path: Path) -> list[str]:

@@ -46,7 +46,9 @@ def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _overflows(tensor: Tensor) -> bool:
     """Whether a number is infinite. Minimum and maximum take no memory, unlike a mask of all numbers."""
-    return tensor.numel() > 0 and any(bool(bound.isinf()) for bound in tensor.aminmax())
+    bounds = torch.stack(tensor.aminmax()) if tensor.numel() else torch.zeros(0)
+    # Of a tensor that holds a NaN both are NaN.
+    return bool(bounds.isinf().any() or (bounds.isnan().any() and tensor.isinf().any()))
 
 
 def cast_(model: nn.Module, dtype: torch.dtype) -> None:

@@ -104,10 +104,13 @@ def loaded(
 ) -> Iterator[tuple[Model, Progress]]:
     """Load a model; yield it with a `Progress` for the work with it, see `drawn`."""
     from layerfold.checkpoint.load import load
+    from layerfold.environment import AUTO, offload_of
 
     with drawn(show, as_json=as_json) as progress:
         with progress.doing(f"loading {model}"):
             found = load(model, revision=revision, trust_remote_code=trust_remote_code)
+        if found.decoder.offloaded and offload_of() == AUTO:
+            progress.note("memory is too small for the weights and a copy of them: they wait in temporary files")
         yield found, progress
 
 

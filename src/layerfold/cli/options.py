@@ -36,7 +36,7 @@ DtypeName = Annotated[
 ]
 OffloadName = Annotated[
     Offload | None,
-    typer.Option("--offload", help="Weights wait in temporary files: auto does so where memory is short."),
+    typer.Option("--offload", help="Keep weights in temporary files; auto does so only if memory is too small."),
 ]
 PLACES = {"device": DeviceName, "dtype": DtypeName, "offload": OffloadName}
 """What every command takes that computes: see `environment.placed`."""

@@ -76,6 +76,8 @@ class Latency(Published):
         machine |= {name: run["versions"].get(name) for name in ("torch", "transformers")}
         machine["dtype"] = dtype_name(model.decoder.dtype)
         machine |= model.decoder.computed
+        if model.decoder.offloaded:
+            machine["offloaded"] = True  # each token may wait for all weights to be read or copied
         if self.published:
             amount = {"generations": _PUBLISHED_GENERATIONS, "length": _PUBLISHED_LENGTH}
         else:
@@ -155,8 +157,6 @@ class Latency(Published):
             "interval": "quartiles",
             "prefill": _quartiles([prefilled for _, prefilled in times[label]]).to_json() | {"interval": "quartiles"},
         }
-        if model.decoder.offloaded and model.decoder.device.type != "cpu":
-            details["offloaded"] = True  # every token then waits for the copies of all blocks
         if _AGAIN in decode:
             details["same_model"] = _speedup(decode, first, _AGAIN).to_json()
             details["speedup"] = details["same_model"]

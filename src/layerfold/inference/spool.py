@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layerfold.errors import OutputError
 from layerfold.memory import room
+from layerfold.memory.mapped import is_mapped
 from layerfold.model import offload
 from layerfold.model.decoder import Decoder
 
@@ -111,6 +112,7 @@ class Stowed:
 
     Args:
         tensors: parameters and buffers that nothing writes into from now on. One that is given twice is stored once.
+            Mapped ones are in files already, and stay as they are.
 
     Attributes:
         bytes: what the values take.
@@ -118,7 +120,8 @@ class Stowed:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._tensors = [each for each in {id(tensor): tensor for tensor in tensors}.values() if each.numel()]
+        distinct = {id(tensor): tensor for tensor in tensors}.values()
+        self._tensors = [each for each in distinct if each.numel() and not is_mapped(each)]
         # A transposed tensor is stored as it lies in memory: products may differ in the last bit by the layout.
         self._axes = [sorted(range(each.dim()), key=each.stride, reverse=True) for each in self._tensors]
         self.bytes = sum(each.nbytes for each in self._tensors)

@@ -119,7 +119,7 @@ class SecondMoments:
     def consumed(self) -> Tensor:
         """Return E[x x^T], (d, d), in the accumulator's memory: only the mean can be asked for then."""
         self._mirror()
-        found, self._products = self._products, self._products[:0]
+        found, self._products = self._products, self._products.new_empty(0, 0)
         return found.div_(self.count)
 
     def _mirror(self) -> None:

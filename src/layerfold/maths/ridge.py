@@ -67,7 +67,7 @@ class RegressionMoments:
         """E[w x x^T], (d, d); with an input more that is always 1, the last; of the last of the others only.
 
         Args:
-            consume: give the accumulator itself where that will do. No other moments of inputs can be asked for then.
+            consume: return the accumulator itself if possible. Afterwards only products and squares can be asked for.
         """
         first = 0 if last is None else len(self._products) - last
         products = (self._inputs.consumed() if consume else self._inputs.products)[first:, first:]
@@ -82,7 +82,7 @@ class RegressionMoments:
         return torch.cat([found, (self._sums / self.count).float()[None]]) if constant else found
 
     def judge(self, constant: bool, last: int | None = None, *, consume: bool = False) -> Judge:
-        """Return what says of changes D of some outputs what they add to E[w |y - D x|^2]: see `Judge`."""
+        """Return a function that says what a change D of some outputs adds to E[w |y - D x|^2]: see `Judge`."""
         gram, products = self.gram(constant, last, consume=consume), self.products(constant, last)
         if not (products.isfinite().all() and gram.isfinite().all()):
             raise ModelError(NOT_FINITE)
@@ -131,9 +131,11 @@ class HeldOut:
         return torch.stack(sums).sum(0) / self.count
 
     def judge(self, constant: bool, last: int | None = None, *, consume: bool = False) -> Judge:
-        """Return what says of changes D of some outputs what they add to E[w |y - D x|^2]: see `Judge`."""
+        """Return a function that says what a change D of some outputs adds to E[w |y - D x|^2]: see `Judge`."""
         if self._moments.count:
             return self._moments.judge(constant, last, consume=consume)
+        if not all(each.isfinite().all() for row in self._rows for each in row):
+            raise ModelError(NOT_FINITE)
         first = 0 if last is None else self._rows[0][0].shape[1] - last
 
         def gained(change: Tensor, outputs: slice) -> Tensor:
@@ -196,7 +198,7 @@ class _Penalised:
 _STRIP = 512
 """Rows that are copied at a time from one triangle to the other."""
 
-_COLUMNS = 1024
+_COLUMNS = 512
 """Outputs that are solved for at a time."""
 
 

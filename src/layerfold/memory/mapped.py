@@ -55,7 +55,7 @@ def cloned(tensor: Tensor) -> Tensor:
 
 
 def beside(old: Tensor, new: Tensor) -> Tensor:
-    """Return what is to take a tensor's place: a mapped copy where that one is mapped, and the new one itself else."""
+    """Return what is to take a tensor's place: a mapped copy where that one is mapped, otherwise the new one itself."""
     return mapped(new) if is_mapped(old) and not is_mapped(new) else new
 
 
@@ -66,7 +66,7 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     try:
         with tempfile.TemporaryFile("w+b", buffering=0) as file:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a crash later
+                os.posix_fallocate(file.fileno(), 0, size)  # so a full disk raises an error here
             else:
                 file.truncate(size)
             memory = mmap.mmap(file.fileno(), size)

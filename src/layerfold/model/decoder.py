@@ -176,7 +176,7 @@ class Decoder:
         return any(is_offloaded(block) or any(map(is_mapped, block.parameters())) for block in self._modules)
 
     def resident(self, indices: Iterable[int], *, edited: bool = False) -> AbstractContextManager[None]:
-        """Keep the weights of some blocks on the device meanwhile; nothing where they are there anyway.
+        """Keep the weights of some blocks on the device; does nothing for blocks that are not offloaded.
 
         Args:
             edited: whether something writes into them, or replaces them.

@@ -114,7 +114,7 @@ class Matrix:
 
 
 def part_(matrices: Iterable[Matrix], model: nn.Module) -> None:
-    """Give matrices parameters of their own where a model uses theirs; those that are one stay one."""
+    """Give matrices parameters of their own where a model uses theirs; matrices that share one go on sharing."""
     used = {id(parameter) for parameter in model.parameters()}
     first: dict[int, Matrix] = {}
     for matrix in matrices:

@@ -7,14 +7,15 @@ a block while the block runs, and gives back what was edited; the embeddings, th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerfold.memory.mapped import is_mapped, mapped
 from layerfold.model.matrix import MASK
@@ -65,18 +66,16 @@ class _Ahead:
     """A tensor that is being copied to a device before it is asked for.
 
     Attributes:
-        tensor: the parameter or buffer.
         version: how often it had been written into.
         values: the copy.
     """
 
-    tensor: Tensor
     version: int
     values: Future[Tensor]
 
 
-_AHEAD: dict[int, _Ahead] = {}
-"""By the id of the parameter or buffer."""
+_AHEAD: MutableMapping[Tensor, _Ahead] = WeakTensorKeyDictionary()
+"""By the parameter or buffer itself."""
 
 
 def map_(model: nn.Module) -> None:
@@ -105,7 +104,7 @@ def is_offloaded(block: nn.Module) -> bool:
 
 
 def gathered_(blocks: Iterable[nn.Module]) -> None:
-    """Let blocks' weights be wherever they are moved to from now on."""
+    """Stop offloading blocks: their weights stay where they are put."""
     for block in blocks:
         if is_offloaded(block):
             delattr(block, _DEVICE)
@@ -113,34 +112,29 @@ def gathered_(blocks: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def resident(blocks: Iterable[nn.Module], *, edited: bool = False) -> Iterator[None]:
-    """Keep blocks' weights on the device that computes with them meanwhile; nothing where they are there anyway.
+    """Keep blocks' weights on the device that computes with them; does nothing for blocks that are not offloaded.
 
     Args:
         edited: whether something writes into them, or replaces them.
     """
-    chosen = [block for block in blocks if is_offloaded(block)]
-    came: list[nn.Module] = []
-    try:
-        for block in chosen:
-            _arrive(block)
-            came.append(block)
+    with ExitStack() as stack:
+        for block in blocks:
+            if is_offloaded(block):
+                _arrive(block)
+                stack.callback(_leave, block, edited)
         yield
-    finally:
-        for block in came:
-            _leave(block, edited)
 
 
 def ahead(block: nn.Module) -> None:
-    """Begin to copy a block's weights to the device that will compute with them."""
+    """Begin to copy a block's weights to the device that will compute with them: those of one block at a time."""
     if not is_offloaded(block):
         return
     device: torch.device = getattr(block, _DEVICE)
-    wanted = {id(each): each for each in _tensors(block) if id(each) not in _HERE and each.device != device}
-    for key in _AHEAD.keys() - wanted.keys():
-        del _AHEAD[key]
-    for key in wanted.keys() - _AHEAD.keys():
-        tensor = wanted[key]
-        _AHEAD[key] = _Ahead(tensor, tensor._version, _copier().submit(_copied, tensor.detach(), device))
+    begun = {id(each): _AHEAD.pop(each) for each in list(_AHEAD)}
+    for tensor in _tensors(block):
+        if id(tensor) not in _HERE and tensor.device != device:
+            found = begun.get(id(tensor))
+            _AHEAD[tensor] = found or _Ahead(tensor._version, _copier().submit(_copied, tensor.detach(), device))
 
 
 def put_(tensor: Tensor, values: Tensor) -> None:
@@ -149,12 +143,12 @@ def put_(tensor: Tensor, values: Tensor) -> None:
 
 
 def _before(block: nn.Module, _: Any) -> None:
-    if is_offloaded(block) and "forward" not in block.__dict__:  # what takes a block's place needs no weights
+    if is_offloaded(block) and "forward" not in block.__dict__:  # what replaces its forward needs no weights
         _arrive(block)
 
 
 def _after(block: nn.Module, *_: Any) -> None:
-    if is_offloaded(block) and "forward" not in block.__dict__:
+    if id(block) in _HOLDS and "forward" not in block.__dict__:
         _leave(block, edited=False)
 
 
@@ -163,15 +157,21 @@ def _arrive(block: nn.Module) -> None:
         hold.times += 1
         return
     device: torch.device = getattr(block, _DEVICE)
-    hold = _HOLDS[id(block)] = _Hold(block, [])
-    for tensor in _tensors(block):
-        if id(tensor) not in _HERE:
-            if tensor.device == device:
-                continue
-            _HERE[id(tensor)] = _Here(tensor, tensor.detach())
-            put_(tensor, _taken(tensor, device))
-        _HERE[id(tensor)].holders += 1
-        hold.tensors.append(id(tensor))
+    hold = _Hold(block, [])
+    try:
+        for tensor in _tensors(block):
+            if id(tensor) not in _HERE:
+                if tensor.device == device:
+                    continue
+                rest = tensor.detach()
+                put_(tensor, _taken(tensor, device))
+                _HERE[id(tensor)] = _Here(tensor, rest)
+            _HERE[id(tensor)].holders += 1
+            hold.tensors.append(id(tensor))
+    except BaseException:  # as where the device is full
+        _release(hold)
+        raise
+    _HOLDS[id(block)] = hold
 
 
 def _leave(block: nn.Module, edited: bool) -> None:
@@ -183,20 +183,24 @@ def _leave(block: nn.Module, edited: bool) -> None:
     if hold.times:
         return
     del _HOLDS[id(block)]
+    _release(hold)
+    for tensor in _tensors(block):
+        if id(tensor) not in _HERE and tensor.device == getattr(block, _DEVICE):  # it was made there meanwhile
+            put_(tensor, mapped(tensor.detach().cpu()))
+
+
+def _release(hold: _Hold) -> None:
     for key in hold.tensors:
         here = _HERE[key]
         here.holders -= 1
         if not here.holders:
             put_(here.tensor, here.rest)
             del _HERE[key]
-    for tensor in _tensors(block):
-        if id(tensor) not in _HERE and tensor.device == getattr(block, _DEVICE):  # it was made there meanwhile
-            put_(tensor, mapped(tensor.detach().cpu()))
 
 
 def _taken(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor's values on a device, those copied ahead where they are."""
-    begun = _AHEAD.pop(id(tensor), None)
+    begun = _AHEAD.pop(tensor, None)
     if begun is None or begun.version != tensor._version:
         return tensor.detach().to(device)
     values = begun.values.result()

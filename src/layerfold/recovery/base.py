@@ -66,7 +66,7 @@ class Recovery:
             at the end.
         patience: stop after this many evaluations without a better one; by default train to the end.
         gradient_checkpointing: compute activations again for the gradients instead of keeping them: less memory, more
-            time, the same figures.
+            time, the same results.
         report_to: tracker of transformers' Trainer, as ``tensorboard`` or ``wandb``; it changes no figure.
     """
 

@@ -186,8 +186,11 @@ class Run:
             return None
         device = this_process().device
         # On the processor a copy of the modules alone, not of their parameters: the caller's keep their training mode.
-        placed = self.teacher.decoder.copy(share=device.type == "cpu")
-        placed.model.eval().to(device)
+        offloaded = self.teacher.decoder.offloaded
+        placed = self.teacher.decoder.copy(share=device.type == "cpu" or offloaded)
+        placed.model.eval()
+        if not offloaded:
+            placed.model.to(device)
         return placed
 
     def _is_its_own_teacher(self) -> bool:

@@ -165,6 +165,7 @@ def _jointly(measure: Measure, index: int, attention: Matrix, ffn: Matrix) -> tu
     both, alone = (attention, ffn), (ffn,)
     first = measure({index: both})
     if first.error.all <= _EXACT:
+        first = first.without_moments()
         return first, first, []
     were = values(both)
     joint, only = _fit(first, both, consume=False), _fit(first, alone, last=ffn.weight.shape[1])
@@ -181,7 +182,7 @@ def _jointly(measure: Measure, index: int, attention: Matrix, ffn: Matrix) -> tu
     if not last.error <= first.error:
         restore_(both, were)
         last, fits = measure({}), []
-    return first, last, fits
+    return first, last.without_moments(), fits
 
 
 def _in_turn(measure: Measure, problems: Sequence[Problem]) -> tuple[Residuals, Residuals, Fits]:
@@ -206,7 +207,7 @@ def _in_turn(measure: Measure, problems: Sequence[Problem]) -> tuple[Residuals, 
             restore_(matrices, were)
         else:
             last = measure(following)
-    return first, last, fits
+    return first, last.without_moments(), fits  # which the next block's would be held beside
 
 
 def _fit(found: Residuals, matrices: Sequence[Matrix], last: int | None = None, *, consume: bool = True) -> Fit:

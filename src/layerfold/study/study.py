@@ -14,7 +14,7 @@ from layerfold import defaults
 from layerfold.calibration import shortage
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
-from layerfold.environment import environment
+from layerfold.environment import VARIABLES, environment
 from layerfold.errors import CorpusError, InputError, LayerfoldError, ModelError, TrainingError
 from layerfold.evaluators import Baselined, Evaluator, HeldOut, Paired, Score, SideBySide
 from layerfold.files import check_run_folder, hash_json, write_text
@@ -63,11 +63,8 @@ class Study:
     ) -> None:
         self.output_dir = Path(output_dir)
         check_run_folder(self.output_dir, _MARKER, overwrite=overwrite)
-        self.base = (
-            base
-            if base is not None
-            else load(recipe.base, revision=recipe.revision, device=recipe.device, dtype=recipe.dtype)
-        )
+        places = {name: getattr(recipe, name) for name in VARIABLES}
+        self.base = base if base is not None else load(recipe.base, revision=recipe.revision, **places)
         self.recipe = recipe.for_base(self.base)
         store = RecordStore(self.output_dir / "records")
         self.replicates = {
