@@ -100,13 +100,13 @@ OTHER: dict[str, Any] = {
 @pytest.mark.parametrize("kind", RECOVERIES.values(), ids=RECOVERIES)
 def test_resolved_holds_all_that_changes_numbers_and_nothing_else(kind: Any) -> None:
     plain = kind(tokens=100)
-    names = {field.name for field in fields(kind)} - {"report_to"}
+    names = {field.name for field in fields(kind)} - {"report_to", "gradient_checkpointing"}
     assert plain.resolved().keys() == names | {"name", "version"}
     for name in names:
         changed = replace(plain, **{name: OTHER[name]}).resolved()
         assert {key for key in changed if changed[key] != plain.resolved()[key]} == {name}
         assert json.loads(json.dumps(changed)) == changed
-    assert replace(plain, report_to="tensorboard").resolved() == plain.resolved()
+    assert replace(plain, report_to="tensorboard", gradient_checkpointing=True).resolved() == plain.resolved()
 
 
 def test_recoveries_are_told_apart() -> None:

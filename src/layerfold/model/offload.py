@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from layerfold.memory import room
 from layerfold.memory.mapped import is_mapped, mapped
 from layerfold.model.matrix import MASK
 
@@ -80,6 +81,7 @@ _AHEAD: MutableMapping[Tensor, _Ahead] = WeakTensorKeyDictionary()
 
 def map_(model: nn.Module) -> None:
     """Move a model's weights to mapped files, in place. What is tied stays tied."""
+    room.return_at_once()
     for tensor in _tensors(model):
         if not is_mapped(tensor):
             tensor.data = mapped(tensor)
