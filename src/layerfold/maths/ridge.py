@@ -67,7 +67,7 @@ class RegressionMoments:
         """E[w x x^T], (d, d); with an input more that is always 1, the last; of the last of the others only.
 
         Args:
-            consume: return the accumulator itself if possible. Afterwards only products and squares can be asked for.
+            consume: return the accumulator itself if possible. Afterwards no moments of inputs can be asked for.
         """
         first = 0 if last is None else len(self._products) - last
         products = (self._inputs.consumed() if consume else self._inputs.products)[first:, first:]
@@ -76,14 +76,17 @@ class RegressionMoments:
         column = (self._means[first:] / self.count).float()[:, None]
         return torch.cat([torch.cat([products, column[:-1].T]), column], dim=1)
 
-    def products(self, constant: bool, last: int | None = None) -> Tensor:
-        """E[w x y^T], (d, out), of the same inputs."""
-        found = self._products[0 if last is None else len(self._products) - last :] / self.count
+    def products(self, constant: bool, last: int | None = None, *, consume: bool = False) -> Tensor:
+        """E[w x y^T], (d, out), of the same inputs; see `gram`, which is to be asked first."""
+        found = self._products[0 if last is None else len(self._products) - last :]
+        if consume:
+            self._products = found.new_empty(0, 0)
+        found = found.div_(self.count) if consume else found / self.count
         return torch.cat([found, (self._sums / self.count).float()[None]]) if constant else found
 
     def judge(self, constant: bool, last: int | None = None, *, consume: bool = False) -> Judge:
         """Return a function that says what a change D of some outputs adds to E[w |y - D x|^2]: see `Judge`."""
-        gram, products = self.gram(constant, last, consume=consume), self.products(constant, last)
+        gram, products = self.gram(constant, last, consume=consume), self.products(constant, last, consume=consume)
         if not (products.isfinite().all() and gram.isfinite().all()):
             raise ModelError(NOT_FINITE)
 
@@ -187,10 +190,9 @@ class _Penalised:
 
     def solve(self, wanted: Tensor) -> Tensor:
         """Return x, (d, columns) float32, of (H + diag(penalties)) x = wanted."""
-        wanted = wanted.to(self._matrix.dtype)
         if not self._in_place:
-            return torch.cholesky_solve(wanted, self._factor).float()
-        columns = wanted.T.contiguous().numpy().T
+            return torch.cholesky_solve(wanted.to(self._matrix.dtype), self._factor).float()
+        columns = wanted.T.contiguous().to(self._matrix.dtype).numpy().T
         found, _ = lapack.dpotrs(self._matrix.numpy().T, columns, lower=1, overwrite_b=1)
         return torch.from_numpy(found).float()
 
@@ -271,7 +273,8 @@ def ridge_fits(
         targets: how many; the outputs are theirs, one after the other, equally many of each.
     """
     judged = held_out.judge(constant, last, consume=consume)
-    gram, products = moments.gram(constant, last, consume=consume), moments.products(constant, last)
+    gram = moments.gram(constant, last, consume=consume)
+    products = moments.products(constant, last, consume=consume)
     inputs = len(gram) - constant
     if not all(each.isfinite().all() for each in (gram, products, held_out.squares)):
         raise ModelError(NOT_FINITE)
@@ -301,7 +304,7 @@ def ridge_fits(
         errors = before + gained.view(targets, -1).sum(1)
         for place, part in enumerate(change.chunk(targets, dim=1)):
             if errors[place] < best[place]:
-                chosen[place] = ridge, part.clone()
+                chosen[place] = ridge, part.clone() if targets > 1 else part
         best = torch.minimum(best, errors)
         return errors
 

@@ -195,7 +195,7 @@ def _in_turn(measure: Measure, problems: Sequence[Problem]) -> tuple[Residuals, 
         if last.error.all <= _EXACT:
             break
         matrices = next(iter(problem.values()))
-        were, fit = values(matrices), _fit(last, matrices)
+        fit, were = _fit(last, matrices), values(matrices)
         before, last = last.error, last.without_moments()
         # Where blocks share what is fitted, each changes what the next one reads: a shorter step may do.
         for share in (1.0, 0.5, 0.25) if len(problem) > 1 else (1.0,):
