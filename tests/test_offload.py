@@ -12,7 +12,7 @@ import torch
 from elsewhere import DEVICE, Elsewhere, adopted, elsewhere, moved, put_
 from safetensors.torch import load_file
 from test_devices import METHODS, made, searched
-from tiny import FAMILY_NAMES, tiny, windows
+from tiny import FAMILY_NAMES, halve_, tiny, windows
 from torch import Tensor
 
 from layerfold import Distill, InputError, Latency, Recipe, Study, recover
@@ -24,7 +24,7 @@ from layerfold.inference.scoring import window_nats
 from layerfold.inference.spool import Apart
 from layerfold.memory import mapped as files
 from layerfold.memory.mapped import is_mapped, mapped
-from layerfold.model import offload
+from layerfold.model import masks, offload
 from layerfold.model.decoder import Decoder
 
 
@@ -219,6 +219,16 @@ def test_a_block_that_does_not_fit_on_the_device_is_asked_for_again(
     assert not offload._HERE
     assert {each.device.type for each in decoder.blocks[0].module.parameters()} == {"cpu"}
     assert float(window_nats(decoder, windows()).sum()) == before
+
+
+def test_masks_of_a_checkpoint_are_in_files_too(tmp_path: Path) -> None:
+    model = tiny("llama")
+    halve_(model.decoder)
+    model.save(tmp_path / "model")
+    found = load(tmp_path / "model", offload="always").decoder
+    kept = masks.held(found)
+    assert len(kept) == 7 * found.n_blocks
+    assert all(map(is_mapped, kept.values()))
 
 
 def test_mapped_weights_stay_so_while_they_are_stowed() -> None:

@@ -80,9 +80,9 @@ _AHEAD: MutableMapping[Tensor, _Ahead] = WeakTensorKeyDictionary()
 
 
 def map_(model: nn.Module) -> None:
-    """Move a model's weights to mapped files, in place. What is tied stays tied."""
+    """Move a model's weights and masks to mapped files, in place. What is tied stays tied."""
     room.return_at_once()
-    for tensor in _tensors(model):
+    for tensor in (*model.parameters(), *model.buffers()):
         if not is_mapped(tensor):
             tensor.data = mapped(tensor)
 
