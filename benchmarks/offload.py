@@ -57,12 +57,12 @@ def main() -> None:
         model, text = str(folder / "model"), ["--corpus", corpus]
         weights = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
         out = ["--model", model, "--output-dir", str(folder / "out"), "--overwrite"]
-        repair = ["--repair", "refit", "--repair-tokens", str(TOKENS)]
+        repair = ["--blocks", "1" if options.quick else "3-14", "--repair", "refit", "--repair-tokens", str(TOKENS)]
         wanda = ["--sparsity", "0.5", "--criterion", "wanda", "--tokens", str(TOKENS)]
         commands = {
             "eval perplexity": ["eval", model, "--metrics", "perplexity", "--limit-tokens", str(TOKENS), *text],
             "compress prune, wanda": ["compress", "prune", *wanda, *text, *out],
-            "compress drop, repair refit": ["compress", "drop", "--blocks", "1" if options.quick else "3-14", *repair, *text, *out],
+            "compress drop, repair refit": ["compress", "drop", *repair, *text, *out],
         }
         bare = peak("-c", "import torch")
         figures: Figures = {"weights, MB": weights / 1e6, "bare interpreter with torch, MB": bare / 1e6}
