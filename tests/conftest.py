@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import itertools
 import os
@@ -28,18 +27,6 @@ if TYPE_CHECKING:
     from tiny import Write
 
 # What imports torch is imported where it is needed: a process that hands tests out to others does without.
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Let a process that runs tests read the installed reviews once, not a second long by every command."""
-    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
-        return  # it hands tests out to others
-    from layerfold.text import corpora
-
-    read = corpora.read_corpus
-    kept = functools.cache(read)
-    # Before any other module imports it.
-    corpora.read_corpus = functools.wraps(read)(lambda name: kept(name) if name == "imdb" else read(name))
 
 
 def pytest_collection_finish() -> None:

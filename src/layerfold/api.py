@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from layerfold import defaults
 from layerfold.calibration import Calibration, calibration_windows
 from layerfold.checkpoint.load import load, load_beside
-from layerfold.checkpoint.model import POCKET, Model, default_corpus
+from layerfold.checkpoint.model import Model, default_corpus, is_pocket
 from layerfold.errors import InputError, OfflineError, one_of
 from layerfold.evaluators import EVALUATORS, Evaluator, HeldOut, Score
 from layerfold.evaluators.base import Protocols, check_protocol
@@ -138,7 +138,7 @@ def recover(
     model = model if isinstance(model, Model) else load(model)
     if lack := recovery.lacks(model.decoder):
         raise InputError(lack)
-    if held_out is None and model.provenance.base == POCKET:
+    if held_out is None and is_pocket(model):
         held_out = default_corpus(model)
     if held_out is not None:
         read = read_corpus(recovery.corpus or default_corpus(model))

@@ -40,6 +40,10 @@ class Progress(Protocol):
         """Show a line that stays."""
         ...
 
+    def result(self, line: str) -> None:
+        """Show a result that stays, as soon as there is one."""
+        ...
+
 
 class Silent:
     """Shows nothing."""
@@ -53,6 +57,9 @@ class Silent:
         return nullcontext()
 
     def note(self, line: str) -> None:
+        """Do nothing."""
+
+    def result(self, line: str) -> None:
         """Do nothing."""
 
 

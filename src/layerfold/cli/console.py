@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,20 @@ if TYPE_CHECKING:
     from layerfold.report.report import Report
 
 
+LINE_EVERY = 10.0
+"""Seconds between two lines of progress where there is no terminal to draw bars on."""
+
+
 class _Drawn:
-    """Draws one bar for each level of work; an inner one goes when it is done."""
+    """Draws one bar for each level of work; an inner one goes when it is done.
+
+    Bars need a terminal. Elsewhere, as in a log, there is a line of progress in ten seconds at most.
+    """
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
+        self._begun = time.monotonic()
+        self._lined = -math.inf
         self.notes: list[str] = []
 
     def track(self, items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
@@ -39,8 +49,7 @@ class _Drawn:
             for item in items:
                 if isinstance(item, Step):
                     self._bars.update(task, description=f"{description}: {item.description}")
-                    if self._bars.disable:
-                        self._bars.console.print(f"{description}: {item.description}", highlight=False, markup=False)
+                self._line()
                 yield item
                 self._bars.advance(task, item.weight if isinstance(item, Step) else 1.0)
         finally:
@@ -60,10 +69,38 @@ class _Drawn:
         if self._bars.disable:
             self.notes.append(line)
         else:
-            self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._print(line)
+
+    def result(self, line: str) -> None:
+        """Show a line above the bars, if there are any."""
+        self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self) -> None:
+        """Where no bars are drawn, print what is being done, how far it is, the time taken and an estimate of the rest.
+
+        The estimate is that of the outermost work.
+        """
+        now = time.monotonic()
+        if not self._bars.disable or now < self._lined + LINE_EVERY:
+            return
+        self._lined = now
+        outer, *_ = tasks = self._bars.tasks
+        taken, done = now - self._begun, outer.completed / outer.total if outer.total else 0.0
+        left = f", about {_clock(taken * (1 - done) / done)} left" if done else ""
+        self._print(f"{'; '.join(task.description for task in tasks)} ({done:.0%}, {_clock(taken)}{left})")
 
     def _start(self, description: str, total: float | None) -> TaskID:
         return self._bars.add_task(description, total=total)
+
+
+def _clock(seconds: float) -> str:
+    """Write a duration, as 1:05 or 2:01:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager
@@ -90,7 +127,6 @@ def drawn(show: bool = True, *, as_json: bool = False) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    # Bars need a terminal; elsewhere, as in a log, a line a step has to do.
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         drawing = _Drawn(bars)
         yield drawing

@@ -64,7 +64,8 @@ def _show(scores: Mapping[str, Score]) -> None:
                 shown = f"{value:,}" if type(value) is int else " ".join(str(value).split())
                 typer.echo(f"  {key}: {shown}")
         for sample in score.details.get("samples", []):
-            typer.echo(f"  > {sample['prompt']}{sample['text']!r}")
+            typer.echo(f"  greedy > {sample['prompt']}{sample['text']!r}")
+            typer.echo(f"  sampled > {sample['prompt']}{sample['sampled']['text']!r}")
 
 
 def doctor(as_json: options.AsJson = False) -> None:

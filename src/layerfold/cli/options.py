@@ -15,7 +15,7 @@ Format = Literal["dense", "compact"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 Form = Literal["dense", "compact", "peft"]
 Level = Literal["none", "rescale", "refit", "refit+attention"]
-Preset = Literal["default", "full"]
+Preset = Literal["demo", "published", "full"]
 Protocols = Literal["sound", "published"]
 Offload = Literal["auto", "never", "always"]
 
@@ -51,8 +51,13 @@ CalibrationTokens = Annotated[int, typer.Option(help="Calibration tokens.")]
 RepairLevel = Annotated[Level, typer.Option(help="Repair without training: neurons' statistics, or output matrices.")]
 RepairTokens = Annotated[int, typer.Option(help="Calibration tokens that a repair is fitted to.")]
 Seed = Annotated[int, typer.Option(help="Orders the calibration documents.")]
-RecipeFile = Annotated[Path | None, typer.Argument(help="A YAML file; by default the published comparison.")]
-PresetName = Annotated[Preset | None, typer.Option(help="Instead of a file; full adds recovery and tasks.")]
+RecipeFile = Annotated[Path | None, typer.Argument(help="A YAML file; by default the demo preset.")]
+PresetName = Annotated[
+    Preset | None,
+    typer.Option(
+        help="Instead of a file. demo: minutes; published: the published rows; full: trained, and with tasks."
+    ),
+]
 BaseModel = Annotated[str | None, typer.Option(help="Replaces the recipe's base.")]
 RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run, which continues where it stopped.")]
 KeepOthers = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")]

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerfold.cli import options
 from layerfold.cli.command import Command, option
 from layerfold.cli.console import loaded, present
 from layerfold.errors import InputError
 
-_FOLDERS = {"default": "published"}
-"""What a run's folder is called after, where not after the preset."""
+if TYPE_CHECKING:
+    from layerfold.records import Record
+
+_TOLD = ("perplexity", "imdb", "rouge", "lm-eval")
+"""Evaluators whose figures are shown as soon as they are measured."""
 
 _WRITTEN = (
     option("prompt", list[str] | None, "May be given several times; by default the published two."),
     option("new_tokens", int, "How many are added to each prompt.", 40),
+    option("temperature", float, "Of the sampled text: divides the logits.", 0.8),
+    option("top_p", float, "Of the sampled text: share of the probability that is drawn from.", 0.9),
+    option("seed", int, "Of the sampled text: seed of its random numbers.", 0),
 )
 """Options of `generate`, which takes those of `study` too."""
 
@@ -42,13 +48,14 @@ def study(
 
     wanted = None
     if written:
-        wanted = Generation(tuple(written["prompt"] or published_prompts()), new_tokens=written["new_tokens"])
+        drawn = {name: written[name] for name in ("new_tokens", "temperature", "top_p", "seed")}
+        wanted = Generation(tuple(written["prompt"] or published_prompts()), **drawn)
     if recipe is not None and preset is not None:
         raise InputError(f"recipe {str(recipe)!r} and preset {preset!r}; accepted: one of the two")
     read = read_recipe(recipe) if recipe is not None else None
     name = model or (read.base if read is not None else POCKET)
-    chosen_preset = preset or "default"
-    kind = recipe.stem if recipe is not None else _FOLDERS.get(chosen_preset, chosen_preset)
+    chosen_preset = preset or "demo"
+    kind = recipe.stem if recipe is not None else chosen_preset
     folder = output_dir or Path("runs") / f"{Path(name).name or name}-{kind}"
     revision = read.revision if read is not None and model is None else None
     with (
@@ -65,8 +72,9 @@ def study(
             seed = chosen.seeds[0] if chosen.seeds else chosen.seed
             chosen = chosen.with_seed(seed).model_copy(update={"evaluate": [wanted]})
         running = Study(chosen, folder, base=base, overwrite=overwrite)
-        for _ in running.run(progress):
-            pass
+        for record in running.run(progress):
+            if record.evaluator in _TOLD:
+                progress.result(_line_of(record))
     results = running.results()
     shown = study_report(results)
     if wanted is None:
@@ -79,11 +87,20 @@ def study(
     present(shown, folder, "results.csv", samples, as_json, {}, samples_report(results))
 
 
+def _line_of(record: Record) -> str:
+    """Write the figure of a row that was just measured."""
+    from layerfold.report.numerals import significant
+
+    value, low, high = (significant(record.score[name]) for name in ("value", "low", "high"))
+    after = " after recovery" if "recovery" in record.subject else ""
+    return f"{record.label}: {record.score['unit']}{after} {value} [{low}, {high}]"
+
+
 commands = {
     "study": Command(study),
     "generate": Command(
         study,
         lambda: _WRITTEN,
-        "Let all variants of a recipe continue the same prompts, greedily, and print what they wrote side by side.",
+        "Let all variants of a recipe continue the same prompts, greedily and by sampling, and print them side by side.",
     ),
 }

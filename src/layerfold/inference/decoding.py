@@ -1,4 +1,4 @@
-"""Greedy generation: of a fixed length, or of many prompts at once until each ends."""
+"""Generation: of a fixed length, greedy or drawn, or greedy of many prompts at once until each ends."""
 
 from __future__ import annotations
 
@@ -27,10 +27,29 @@ def greedy(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Tensor:
     Raises:
         InputError: prompt and new tokens exceed the context.
     """
+    return _of_length(decoder, prompt, new_tokens, {})
+
+
+def sampled(decoder: Decoder, prompt: Tensor, new_tokens: int, temperature: float, top_p: float, seed: int) -> Tensor:
+    """Continue a prompt by nucleus sampling, otherwise as `greedy` does; the global random numbers stay as they are.
+
+    Args:
+        temperature: divides the logits.
+        top_p: share of the probability that the tokens hold which may be drawn.
+        seed: of the random numbers.
+    """
+    drawing = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    device = decoder.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return _of_length(decoder, prompt, new_tokens, drawing)
+
+
+def _of_length(decoder: Decoder, prompt: Tensor, new_tokens: int, options: dict[str, Any]) -> Tensor:
     check_room(decoder, [prompt.shape[1]], new_tokens)
     end = decoder.model.generation_config.eos_token_id
     settings = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "eos_token_id": end, "pad_token_id": 0}
-    return _generate(decoder, prompt, torch.ones_like(prompt), settings)[0]
+    return _generate(decoder, prompt, torch.ones_like(prompt), settings | options)[0]
 
 
 @torch.no_grad()
@@ -78,14 +97,14 @@ def check_room(decoder: Decoder, lengths: Sequence[int], new_tokens: int) -> int
 
 
 def _generate(decoder: Decoder, ids: Tensor, real: Tensor, settings: dict[str, Any]) -> Tensor:
-    """Return the tokens after `ids`, greedy but for these settings, (rows, new tokens)."""
+    """Return the tokens after `ids`, greedy unless the settings say otherwise, (rows, new tokens)."""
     decoder.check_ids(ids)
     model = decoder.model
     ids, real = ids.to(decoder.device), real.to(decoder.device)
     # Whatever `generate` is not told, it takes from here: lengths, penalties, forced and forbidden tokens.
     own, model.generation_config = model.generation_config, type(model.generation_config)()
     try:
-        produced: Tensor = model.generate(ids, attention_mask=real, do_sample=False, use_cache=True, **settings)
+        produced: Tensor = model.generate(ids, attention_mask=real, use_cache=True, **{"do_sample": False} | settings)
     finally:
         model.generation_config = own
     return produced[:, ids.shape[1] :]

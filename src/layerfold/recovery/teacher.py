@@ -45,7 +45,9 @@ def check_teacher(model: Model, teacher: Model, recovery: Recovery, windows: Tok
     if sizes[0] != sizes[1]:
         raise InputError(f"teacher {name!r} has a vocabulary of {sizes[0]:,} tokens, the model one of {sizes[1]:,}")
     theirs, own = teacher.require_tokenizer(), model.require_tokenizer()
-    if theirs.get_vocab() != own.get_vocab() or theirs.encode(sample) != own.encode(sample):
+    if theirs.get_vocab() != own.get_vocab() or theirs.encode(sample, verbose=False) != own.encode(
+        sample, verbose=False
+    ):
         raise InputError(f"teacher {name!r} has another tokenizer than the model: their logits are of other tokens")
     if windows.context > teacher.decoder.context:
         raise InputError(

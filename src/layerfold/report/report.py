@@ -130,9 +130,10 @@ class Plots:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a variant wrote after a prompt, and the share of it that is repeated."""
+    """What a variant wrote after a prompt, how its tokens were chosen, and the share of it that is repeated."""
 
     label: str
+    choice: str
     text: str
     repeated: str
 

@@ -52,7 +52,7 @@ def study_report(results: Results, published: Sequence[Comparison] = ()) -> Repo
 
 def samples_report(results: Results) -> Report:
     """Return what every variant wrote, for the terminal; the page has it in the study's report."""
-    note = Line("beside each text the share of its 4-grams that occurred before in it")
+    note = Line(f"{_choices(results)} beside each text the share of its 4-grams that occurred before in it")
     return Report("report", results.base, "", [samples_of(results), note], [], [])
 
 
@@ -74,10 +74,22 @@ def samples_of(results: Results) -> Samples:
     prompts: dict[str, list[Sample]] = {}
     for label in results.labels:
         for sample in (results.score(label, "generation") or {}).get("samples", ()):
-            repeated = sample.get("repeated_fraction")
-            shown = MISSING if repeated is None else numerals.rough_percent(repeated)
-            prompts.setdefault(sample["prompt"], []).append(Sample(label, sample["text"], shown))
+            entries = prompts.setdefault(sample["prompt"], [])
+            for choice, written in (("greedy", sample), ("sampled", sample.get("sampled"))):
+                if written is not None:  # a run of generation-2 has greedy texts alone
+                    repeated = written.get("repeated_fraction")
+                    shown = MISSING if repeated is None else numerals.rough_percent(repeated)
+                    entries.append(Sample(label, choice, written["text"], shown))
     return Samples([*prompts.items()], BASE_LABEL)
+
+
+def _choices(results: Results) -> str:
+    """Say how tokens were chosen."""
+    score = next(filter(None, (results.score(label, "generation") for label in results.labels)), {})
+    if "top_p" not in score:
+        return ""
+    drawn = f"top-p {score['top_p']}, temperature {score['temperature']}, seed {score['seed']}"
+    return f"greedy: always the likeliest token; sampled: {drawn}, the same random numbers for all;"
 
 
 def _of_seeds(results: Results) -> str:
@@ -112,7 +124,8 @@ def _sections(results: Results, published: Sequence[Comparison]) -> Iterator[Sec
     samples = samples_of(results)
     if samples.prompts:
         first = " Texts are those of the first seed." if seeds else ""
-        note = f"The same prompt for every variant. The percentage is the share of 4-grams that are repeated.{first}"
+        chosen = sentence(_choices(results).rstrip(";"))
+        note = f"The same prompt for every variant.{chosen} The percentage is the share of 4-grams that are repeated.{first}"
         yield Section("samples", "What they write", [Line(note), samples])
     further = table(results, detail=True)
     if further.columns:

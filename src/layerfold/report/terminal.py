@@ -42,11 +42,13 @@ def _print_samples(samples: Samples, console: Console) -> None:
         console.print(Text(printable(prompt), style="bold"))
         grid = Grid(box=None, padding=(0, GAP, 0, 0), show_header=False)
         grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True)
         grid.add_column(justify="right", no_wrap=True)
         grid.add_column(overflow="fold")
         for sample in entries:
             text = printable(" ".join(sample.text.split()))
-            grid.add_row(Text(printable(sample.label)), Text(sample.repeated, style="dim"), Text(text))
+            beside = (Text(each, style="dim") for each in (sample.choice, sample.repeated))
+            grid.add_row(Text(printable(sample.label)), *beside, Text(text))
         console.print(grid)
         console.print()
 

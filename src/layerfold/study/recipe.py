@@ -15,16 +15,17 @@ from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.environment import VARIABLES
 from layerfold.errors import InputError, RecipeError, one_of
 from layerfold.evaluators import EVALUATORS
+from layerfold.evaluators.generation import PROMPTS
 from layerfold.methods import METHODS, Method, Steps
 from layerfold.model.decoder import Decoder
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import RECOVERIES, Recovery
 from layerfold.repair.repair import check_level
 from layerfold.settings import build, describe, read_yaml, settings_of
-from layerfold.study.rows import Budgeted, Built, Load, Row, Student
+from layerfold.study.rows import Budgeted, Built, Load, Row, Student, Trained
 
 _EXTENDS = "extends"
-_BESIDE = ("label", "repair")
+_BESIDE = ("label", "repair", "recovery")
 _ROWS: dict[str, type[Row]] = {each.name: each for each in (Load, Student, Budgeted)}
 
 DEFAULT_EVALUATORS = ("size", {"perplexity": {"limit_tokens": defaults.LIMIT_TOKENS}}, "latency", "generation")
@@ -37,12 +38,26 @@ _PUBLISHED = [
     {"label": "shared_4x8", "share": {"window": "auto", "k": 4, "rank": 8}},
 ]
 _REPAIRED = {"label": "repaired_drop_6", "drop": {"every": 2}, "repair": "refit+attention"}
+_DISTILLED = {
+    **_REPAIRED,
+    "label": "distilled_drop_6",
+    "recovery": {"distill": {"tokens": 16_384, "learning_rate": 3e-4}},
+}
+_DEMO = {"merged_2", "compressed_2", "pruned_104M", "shared_4x8"}
 _PLANNED = {"label": "planned_82M", "plan": {"parameters": defaults.PLANNED}}
 _DISTILGPT2 = {"gpt2": "distilgpt2", "openai-community/gpt2": "distilbert/distilgpt2"}
 
+_FEW_PROMPTS = {"generation": {"prompts": [*PROMPTS[:4]]}}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # A row of each method on little text, in minutes.
+    "demo": {
+        "variants": [*(each for each in _PUBLISHED if each["label"] in _DEMO), _REPAIRED, _DISTILLED],
+        "evaluate": ["size", {"perplexity": {"limit_tokens": 16_384}}, {"latency": {"rounds": 8}}, _FEW_PROMPTS],
+        "calibration": {"tokens": 8_192, "repair_tokens": 8_192},
+    },
     # The published comparison, half of the blocks with a repair, and a plan; nothing trained.
-    "default": {"variants": [*_PUBLISHED, _REPAIRED, _PLANNED], "evaluate": list(DEFAULT_EVALUATORS)},
+    "published": {"variants": [*_PUBLISHED, _REPAIRED, _PLANNED], "evaluate": list(DEFAULT_EVALUATORS)},
     # All of the published study: a distilled model beside the others, every row trained alike, and all the tasks.
     "full": {
         "variants": [{"label": "distilled", "student": {"published": _DISTILGPT2}}, *_PUBLISHED],
@@ -59,15 +74,17 @@ class Strict(BaseModel):
 
 
 class Variant(Strict):
-    """One row of a study: a label, what makes it, and the repair that follows.
+    """One row of a study: a label, what makes it, and the repair and the recovery that follow.
 
     Attributes:
         method: a `Method`, or a row of another kind with its settings, as `Load`.
+        recovery: how this row is trained; None trains it only where the recipe trains all rows.
     """
 
     label: str = Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
     method: Any
     repair: Any = "none"
+    recovery: Annotated[Recovery | None, BeforeValidator(lambda value: _recovery(value))] = None
 
     def model_post_init(self, context: Any) -> None:
         """Check that the method admits the repair."""
@@ -77,12 +94,14 @@ class Variant(Strict):
     def row(self) -> Row:
         """What the study makes of it."""
         row: Row = Built(self.method, self.repair) if isinstance(self.method, Method) else self.method
-        return row
+        return row if self.recovery is None else Trained(row, self.recovery)
 
     def for_base(self, base: str) -> Variant:
         """Return this variant, or what takes its place for a base."""
         row = self.row.for_base(base)
-        return self if row == self.row else self.model_copy(update={"method": row})
+        if row == self.row:
+            return self
+        return self.model_copy(update={"method": row.row if isinstance(row, Trained) else row})
 
     def to_json(self) -> dict[str, Any]:
         """Return the variant as recipes write it."""
@@ -97,7 +116,7 @@ def _variant(value: Any) -> Any:
     names = [key for key in value if key not in _BESIDE]
     if len(names) != 1:
         raise InputError(
-            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label, repair and one of "
+            f"keys {', '.join(map(str, value)) or 'none'}; accepted: label, repair, recovery and one of "
             f"{', '.join(sorted([*METHODS, *_ROWS, Steps.name]))}"
         )
     name, config = names[0], value[names[0]]
@@ -254,12 +273,13 @@ def _lacks_data(settings: Any) -> bool:
     return hasattr(settings, "default_data") and settings.data is None
 
 
-def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: str = "default") -> Recipe:
-    """Return one of `PRESETS`: ``default``, the published comparison, or ``full``, all of the published study.
+def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: str = "demo") -> Recipe:
+    """Return one of `PRESETS`: ``demo``, ``published`` or ``full``.
 
-    That is merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M, by the fraction of the parameters that this
-    leaves of GPT-2's, and shared_4x8, the best window of four blocks with deltas of rank 8. The default has
-    repaired_drop_6 as well: every second block, repaired.
+    The published rows are merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M, by the fraction of the parameters that this
+    leaves of GPT-2's, and shared_4x8, the best window of four blocks with deltas of rank 8. ``published`` also has
+    repaired_drop_6, every second block, repaired, and planned_82M. ``full`` also has a student, and trains all rows.
+    ``demo`` has one row of each method, and distilled_drop_6: every second block, repaired and then distilled.
 
     Args:
         base: see `load`.

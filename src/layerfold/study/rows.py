@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from layerfold.checkpoint.load import load_beside
@@ -19,7 +19,7 @@ from layerfold.pipeline import apply
 from layerfold.planning import Plan
 from layerfold.planning.trials import PROTOCOL, Texts, Trials
 from layerfold.progress import Progress
-from layerfold.recovery import Distill
+from layerfold.recovery import Distill, Recovery
 from layerfold.repair.repair import Repair
 from layerfold.search.auto import selected_by
 from layerfold.search.selection import RACE
@@ -29,14 +29,13 @@ from layerfold.text.corpora import Corpus
 from layerfold.text.windows import TokenWindows
 
 _LEARNT = ("tokens", "best_step", "validation_perplexity", "seconds")
-"""What a student's notes say of how it was distilled."""
+"""What the notes of a row that is trained say of its training."""
 
 
 class Row(ABC):
     """A kind of row; a frozen dataclass whose fields are its settings in a recipe, under its name."""
 
     name: ClassVar[str] = ""
-    repair: str = "none"
 
     @abstractmethod
     def build(self, label: str, materials: Materials, progress: Progress) -> tuple[Model, Notes]:
@@ -68,6 +67,16 @@ class Row(ABC):
         """Whether candidates are scored on the selection text."""
         return False
 
+    @property
+    def repaired(self) -> bool:
+        """Whether a repair follows, which reads calibration text."""
+        return False
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of training text that it learns from before a study's own recovery."""
+        return 0
+
     def subject(self, materials: Materials) -> dict[str, Any]:
         """Return all that determines the model, as JSON; records are named by its hash."""
         return {
@@ -89,7 +98,7 @@ class Row(ABC):
         """Yield the calibration windows that are read."""
         if self.calibrated:
             yield materials.calibration_windows
-        if self.repair != "none":
+        if self.repaired:
             yield materials.repair_windows
 
     def for_base(self, base: str) -> Row:
@@ -131,6 +140,11 @@ class Built(Row):
         """Whether the method leaves something to a search."""
         return bool(self.by.searched)
 
+    @property
+    def repaired(self) -> bool:
+        """Whether there is a repair."""
+        return bool(self.repair != "none")
+
     def subject(self, materials: Materials) -> dict[str, Any]:
         """Return all that determines the model: versions, the selection text and the repair too."""
         subject = super().subject(materials) | selected_by(self.by, materials.base, materials.selection)
@@ -146,11 +160,81 @@ class Built(Row):
         return apply(base, self.by, calibration, materials.seed, materials.selection, progress, repair)
 
     def _repair(self, materials: Materials) -> Repair | None:
-        return None if self.repair == "none" else Repair(self.repair, materials.repair_windows)
+        return Repair(self.repair, materials.repair_windows) if self.repaired else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the method as recipes write it."""
         return self.by.to_json()
+
+
+@dataclass(frozen=True)
+class Trained(Row):
+    """Another row, trained by a recovery of its own before it is measured; a study's recovery comes on top.
+
+    Attributes:
+        row: what makes the model.
+        recovery: how it is trained. Its text is of the corpus that the calibration text is of, unless it names one.
+    """
+
+    row: Row
+    recovery: Recovery
+
+    def resolved(self, decoder: Decoder) -> dict[str, Any] | None:
+        """Return what makes the model before it is trained."""
+        return self.row.resolved(decoder)
+
+    def made_by(self, materials: Materials) -> dict[str, Any] | None:
+        """Return what makes the model before it is trained."""
+        return self.row.made_by(materials)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether activations on calibration text are read."""
+        return self.row.calibrated
+
+    @property
+    def selects(self) -> bool:
+        """Whether candidates are scored on the selection text."""
+        return self.row.selects
+
+    @property
+    def repaired(self) -> bool:
+        """Whether a repair comes before training."""
+        return self.row.repaired
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of training text, those of the row itself included."""
+        tokens: int = self.recovery.tokens
+        return tokens + self.row.trained_tokens
+
+    def subject(self, materials: Materials) -> dict[str, Any]:
+        """Return all that determines the model: how it is trained too."""
+        return {"trained": materials.training(self._recovery(materials)), "row": self.row.subject(materials)}
+
+    def build(self, label: str, materials: Materials, progress: Progress) -> tuple[Model, Notes]:
+        """Make the model and train it, or read what came of that before."""
+        recovery = self._recovery(materials)
+        model, notes = self.row.build(label, materials, progress)
+        model = materials.trained(self.subject(materials), model, recovery, progress)
+        learnt = model.provenance.steps[-1]["notes"]
+        return model, {**notes, "recovered": {name: learnt[name] for name in _LEARNT}}
+
+    def texts(self, materials: Materials) -> Iterator[Corpus]:
+        """Yield what the model is made with, what it learns from, and what chooses its weights."""
+        yield from self.row.texts(materials)
+        yield from materials.read(self._recovery(materials).corpus or "", ("train", "validation"))
+
+    def for_base(self, base: str) -> Row:
+        """Return the row that takes this one's place for a base, trained alike."""
+        return replace(self, row=self.row.for_base(base))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as recipes write it."""
+        return {**self.row.to_json(), "recovery": {self.recovery.name: settings_of(self.recovery)}}
+
+    def _recovery(self, materials: Materials) -> Recovery:
+        return replace(self.recovery, corpus=self.recovery.corpus or materials.corpus)
 
 
 @dataclass(frozen=True)
@@ -211,6 +295,11 @@ class Student(Row):
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return what is dropped."""
         return self.drop(decoder).resolved(decoder)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that it learns from."""
+        return self.tokens
 
     def for_base(self, base: str) -> Row:
         """Return the published checkpoint, where there is one of this base, or this."""

@@ -151,7 +151,7 @@ class Replicate:
         for line in self._shortages() if missing else ():
             progress.note(line)
         steps = [
-            *(Step(label, self._weight(found)) for label, found in missing.items()),
+            *(Step(label, self._weight(label, found)) for label, found in missing.items()),
             *(Step(name, _COMPARING * len(labels)) for name, (_, labels) in comparisons.items()),
             *(Step(f"{each.name}, baselines", 1.0) for each in baselined),
         ]
@@ -271,7 +271,7 @@ class Replicate:
         asked, rows = self.recipe.calibration, self.rows.values()
         if any(row.calibrated for row in rows):
             yield from filter(None, [shortage(self.materials.calibration_windows, asked.tokens, "calibration")])
-        if any(row.repair != "none" for row in rows):
+        if any(row.repaired for row in rows):
             yield from filter(None, [shortage(self.materials.repair_windows, asked.repair_tokens, "repair")])
 
     @property
@@ -289,10 +289,11 @@ class Replicate:
     def _missing(self, label: str) -> list[Measurement]:
         return [each for each in self._measurements if self._stored(label, *each) is None]
 
-    def _weight(self, measurements: list[Measurement]) -> float:
+    def _weight(self, label: str, measurements: list[Measurement]) -> float:
         recovery = self.recipe.recovery if (None, True) in measurements else None
         tasks = sum(evaluator.cost for evaluator, _ in measurements if evaluator is not None)
-        return _MEASURING + tasks + (0 if recovery is None else _RECOVERING * recovery.tokens / defaults.LIMIT_TOKENS)
+        trained = self.rows[label].trained_tokens + (0 if recovery is None else recovery.tokens)
+        return _MEASURING + tasks + _RECOVERING * trained / defaults.LIMIT_TOKENS
 
     def _baselined(self) -> list[Baselined]:
         return [each for each in self.recipe.evaluate if isinstance(each, Baselined)]

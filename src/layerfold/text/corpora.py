@@ -23,7 +23,7 @@ import html
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from layerfold.errors import CorpusError, MissingExtraError, OfflineError, check_one_of
 from layerfold.text.files import Row, package_folder, text_of
@@ -126,20 +126,31 @@ def read_corpus(name: str) -> Splits:
     Raises:
         LayerfoldError: see `load_corpus`.
     """
-    local = lines = False
     if name == IMDB:
-        texts: Mapping[str, Iterable[str]] = {split: [text for text, _ in rows] for split, rows in read_imdb().items()}
-    else:
-        try:
-            source = read_source(name, ["text"], known=[IMDB])
-        except OfflineError as error:
-            raise OfflineError(f"{error}; accepted: {_OWN}") from error
-        except MissingExtraError as error:
-            raise MissingExtraError("datasets", "datasets", instead=_OWN) from error
-        local, lines = source.local, source.lines
-        # For the data set only, not for a folder of the same name.
-        join = articles if source.name.endswith("/wikitext") and not local else iter
-        texts = {split: join(_texts(rows, source.fields[0])) for split, rows in source.splits.items()}
+        return reviews()
+    try:
+        source = read_source(name, ["text"], known=[IMDB])
+    except OfflineError as error:
+        raise OfflineError(f"{error}; accepted: {_OWN}") from error
+    except MissingExtraError as error:
+        raise MissingExtraError("datasets", "datasets", instead=_OWN) from error
+    # For the data set only, not for a folder of the same name.
+    join = articles if source.name.endswith("/wikitext") and not source.local else iter
+    texts = {split: join(_texts(rows, source.fields[0])) for split, rows in source.splits.items()}
+    return _splits(name, texts, source.local, source.lines)
+
+
+@cache
+def reviews() -> Splits:
+    """Read the corpus ``imdb``. An installed package stays as it is, so it is read once: a study asks for it often.
+
+    Raises:
+        LayerfoldError: see `read_imdb`.
+    """
+    return _splits(IMDB, {split: [text for text, _ in rows] for split, rows in read_imdb().items()})
+
+
+def _splits(name: str, texts: Mapping[str, Iterable[str]], local: bool = False, lines: bool = False) -> Splits:
     kept, dropped = disjoint(texts, str, by_hash=local)
     total = len(kept[ALL])
     return Splits(
