@@ -101,6 +101,6 @@ commands = {
     "generate": Command(
         study,
         lambda: _WRITTEN,
-        "Let all variants of a recipe continue the same prompts, greedily and by sampling, and print them side by side.",
+        "Let all variants of a recipe continue the same prompts, greedily and sampled, and print what they wrote.",
     ),
 }

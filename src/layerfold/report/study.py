@@ -125,7 +125,7 @@ def _sections(results: Results, published: Sequence[Comparison]) -> Iterator[Sec
     if samples.prompts:
         first = " Texts are those of the first seed." if seeds else ""
         chosen = sentence(_choices(results).rstrip(";"))
-        note = f"The same prompt for every variant.{chosen} The percentage is the share of 4-grams that are repeated.{first}"
+        note = f"The same prompt for every variant.{chosen} The percentage is the share of repeated 4-grams.{first}"
         yield Section("samples", "What they write", [Line(note), samples])
     further = table(results, detail=True)
     if further.columns:

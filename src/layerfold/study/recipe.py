@@ -276,9 +276,10 @@ def _lacks_data(settings: Any) -> bool:
 def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: str = "demo") -> Recipe:
     """Return one of `PRESETS`: ``demo``, ``published`` or ``full``.
 
-    The published rows are merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M, by the fraction of the parameters that this
-    leaves of GPT-2's, and shared_4x8, the best window of four blocks with deltas of rank 8. ``published`` also has
-    repaired_drop_6, every second block, repaired, and planned_82M. ``full`` also has a student, and trains all rows.
+    The published rows are merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M, by the fraction of the
+    parameters that this leaves of GPT-2's, and shared_4x8, the best window of four blocks with deltas of rank 8.
+    ``published`` also has repaired_drop_6, every second block, repaired, and planned_82M. ``full`` also has a student,
+    and trains all rows.
     ``demo`` has one row of each method, and distilled_drop_6: every second block, repaired and then distilled.
 
     Args:
