@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from peers import PEERS, Texts, budget
 from plan import OWN
-from table import cell_text, markdown, paired, plot
 
 from layerfold import api
 from layerfold.calibration import calibration_windows
@@ -26,6 +25,7 @@ from layerfold.checkpoint.model import POCKET, Model, default_corpus
 from layerfold.environment import environment
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json, write_text
+from layerfold.maths.intervals import Interval, exponential, ratio_interval
 from layerfold.recovery import Distill
 from layerfold.recovery.workspace import clear
 
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/benchmark-quality"), help="goes on from what is there"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write figures here (.json), and the plot (.svg)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the environment here")
     options = parser.parse_args()
     tokens = TextBudget(options.calibration_tokens, options.test_tokens, options.context, options.recover)
     base = load(options.model)
@@ -218,34 +218,51 @@ def main() -> None:
         for method in options.methods:
             rows.append(comparison.row(method, kept, kept in recovered))
             print(method, kept, cell_text(rows[-1].perplexity), cell_text(rows[-1].recovered), flush=True)
-    rows.sort(key=lambda row: -row.kept)
-    for name in ("perplexity", "recovered"):
-        if len(rows) > 1 and any(getattr(row, name) for row in rows[1:]):
-            print(f"\n{name}\n\n{markdown(rows, name, METHODS, base.decoder, comparison.tokens)}")
-    if options.output is not None:
+    if options.json is not None:
+        rows.sort(key=lambda row: -row.kept)
         document = {
             "benchmark": "quality",
             "model": Path(options.model).name,
             "corpus": Path(corpus).name if Path(corpus).exists() else corpus,
             "tokens": asdict(tokens),
+            "methods": {name: {"title": peer.title, "zeros": peer.zeros} for name, peer in METHODS.items()},
+            "sizes": {str(kept): budget(base.decoder, kept) for kept in asked},
             "rows": [_figures(row, rows, comparison.tokens) for row in rows],
             "environment": environment(),
         }
-        write_text(options.output.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
-        plot(rows, METHODS, options.output.with_suffix(".svg"))
+        write_text(options.json, json.dumps(document, indent=1) + "\n")
 
 
 def _figures(row: Row, rows: Sequence[Row], tokens: np.ndarray) -> dict[str, Any]:
-    """A row as JSON: not the nats of every window, but the quotient over the base that they are there for."""
+    """A row as JSON: not the nats of every document, but the quotients that they are there for; nor the seconds.
+
+    ``over base`` is the quotient over the base. ``over plan`` is that over layerfold's plan of the same size.
+    """
     found = {name: value for name, value in asdict(row).items() if value is not None}
+    plan = next((each for each in rows if (each.method, each.kept) == ("layerfold", row.kept)), None)
     for name in ("perplexity", "recovered"):
         measured = getattr(row, name)
-        if measured is not None:
-            del found[name]["nats"]
-            if row is not rows[0]:
-                quotient = paired(measured, rows[0].perplexity, tokens)
-                found[name]["over base"] = [quotient.value, quotient.low, quotient.high]
+        if measured is None:
+            continue
+        del found[name]["nats"], found[name]["seconds"]
+        for other, over in ((rows[0], "over base"), (plan, "over plan")):
+            if other is not None and other is not row and (theirs := getattr(other, name) or other.perplexity):
+                quotient = paired(measured, theirs, tokens)
+                found[name][over] = [quotient.value, quotient.low, quotient.high]
     return found
+
+
+def paired(one: Measured, two: Measured, tokens: np.ndarray) -> Interval:
+    """One perplexity over another with its 95 % interval, from the same documents."""
+    difference = np.array(one.nats) - np.array(two.nats)
+    return ratio_interval(difference, tokens).map(exponential)
+
+
+def cell_text(measured: Measured | None) -> str:
+    """A perplexity to three or more digits; nothing where there is none."""
+    if measured is None:
+        return ""
+    return f"{measured.value:,.1f}" if measured.value < 1000 else f"{measured.value:,.0f}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""Makes the figures of README and docs: see `figures`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from figures import pages, plots, running
+from figures.experiments import EXPERIMENTS, ROOT, Experiment
+from layerfold.errors import InputError, LayerfoldError, one_of
+from layerfold.files import write_text
+
+PARTS = ("all", "readme", "quality", "timed")
+
+
+def main() -> int:
+    """Run the command that was typed; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m figures", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("status", help="what there is, what is missing, what is out of date")
+    runs = commands.add_parser("run", help="run what is missing or out of date")
+    runs.add_argument("names", nargs="*", metavar="NAME", help="experiments; by default all of the part")
+    runs.add_argument("--part", choices=PARTS, default="all", help="readme: what README shows")
+    runs.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
+    runs.add_argument("--device", default="cpu", help="where models compute, as cpu or cuda")
+    runs.add_argument("--background", action="store_true", help="return at once, and write a log")
+    fill = commands.add_parser("fill", help="fill the blocks of README and docs, and draw the plots")
+    fill.add_argument("--check", action="store_true", help="write nothing, and fail where a page is not up to date")
+    options = parser.parse_args()
+    try:
+        if options.command == "status":
+            return _status()
+        if options.command == "fill":
+            return _check() if options.check else _fill()
+        return _run(options)
+    except LayerfoldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.jobs < 1:
+        raise InputError(f"jobs {options.jobs}; accepted: 1 or more")
+    for name in options.names:
+        if name not in EXPERIMENTS:
+            raise InputError(f"unknown experiment {one_of(name, EXPERIMENTS)}")
+    chosen = [EXPERIMENTS[name] for name in options.names] or [*_of_part(options.part)]
+    todo = [each for each in chosen if not each.up_to_date()]
+    for each in [each for each in todo if each.device not in (options.device, "cpu")]:
+        print(f"{each.name} is left out: it needs --device {each.device}")
+        todo.remove(each)
+    for each in [each for each in todo if running.missing(each)]:
+        print(f"{each.name} is left out: it {running.missing(each)}")
+        todo.remove(each)
+    minutes = sum(each.minutes for each in todo)
+    print(f"{len(todo)} of {len(chosen)} experiments to run, about {minutes / 60:.1f} hours of one thread", flush=True)
+    if options.background and todo:
+        words = ["run", *(each.name for each in todo), "--jobs", str(options.jobs), "--device", options.device]
+        process = running.in_background(words)
+        print(f"process {process} runs them; its log: {running.LOG.relative_to(ROOT)}; `make figures-status` looks on")
+        return 0
+    failed = running.run(
+        todo, options.jobs, options.device, lambda line: print(f"{time.strftime('%T')} {line}", flush=True)
+    )
+    return 1 if failed else 0
+
+
+def _of_part(part: str) -> list[Experiment]:
+    fed = pages.fed()
+    wanted = {
+        "all": lambda each: True,
+        "readme": lambda each: "README.md" in fed.get(each.name, []),
+        "quality": lambda each: not each.timed,
+        "timed": lambda each: each.timed,
+    }[part]
+    return [each for each in EXPERIMENTS.values() if wanted(each)]
+
+
+def _status() -> int:
+    fed, costs = pages.fed(), running.costs()
+    for each in EXPERIMENTS.values():
+        state = "up to date" if each.up_to_date() else "out of date" if each.stored() else "missing"
+        took = f"took {costs[each.name]['minutes']} min" if each.name in costs else f"about {each.minutes:g} min"
+        print(f"{each.name:<16} {state:<12} {took:<16} {', '.join(fed.get(each.name, ['no page']))}")
+    return 0
+
+
+def _fill() -> int:
+    plots.draw_all()
+    for page in pages.pages():
+        text = page.read_text(encoding="utf-8")
+        if (new := pages.filled(text)) != text:
+            write_text(page, new)
+            print(f"{page.relative_to(ROOT)} is filled")
+    return 0
+
+
+def _check() -> int:
+    stale = [*pages.stale(), *plots.stale()]
+    for name in stale:
+        print(f"{name} is not what results/ says: run `make docs-figures`", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""How results are written in the cells of a Markdown table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from layerfold.report import numerals
+from layerfold.report.columns import COLUMNS
+
+MINUS = "\N{MINUS SIGN}"
+SHOW = {column.name: column.show for column in COLUMNS} | {"distinct": numerals.count}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def figure(row: Mapping[str, Any], name: str) -> str:
+    """Write a figure of a study's row, with its interval or its deviation where it has one; empty where it is missing."""
+    value = row.get(name)
+    if value is None:
+        return ""
+    show = SHOW.get(name, numerals.significant)
+    deviation = row.get(f"{name}_deviation")
+    if deviation:
+        return f"{show(value)} \N{PLUS-MINUS SIGN} {show(deviation)}"
+    return bounded(value, row.get(f"{name}_low"), row.get(f"{name}_high"), show)
+
+
+def bounded(value: float, low: float | None, high: float | None, show: Any = numerals.precise) -> str:
+    """Write a figure with its interval, if it has one."""
+    if low is None or high is None or low == value == high:
+        return str(show(value))
+    return f"{show(value)} [{show(low)}, {show(high)}]"
+
+
+def of(interval: Mapping[str, float], show: Any = numerals.precise) -> str:
+    """Write an interval that is a mapping."""
+    return bounded(interval["value"], interval.get("low"), interval.get("high"), show)
+
+
+def study_rows(
+    found: Mapping[str, Any], columns: Mapping[str, str], labels: Mapping[str, str] | None = None, first: str = ""
+) -> str:
+    """Write rows of a study.
+
+    Args:
+        columns: headers by the figure's name.
+        labels: what the table calls each row, by label; None takes all rows by their own labels.
+        first: header of the labels.
+    """
+    shown = labels or {label: label for label in found["rows"]}
+    rows = []
+    for label, said in shown.items():
+        row = found["rows"][label]
+        base = label == "base"
+        cells = ["" if base and name in ("perplexity_ratio", "speedup") else figure(row, name) for name in columns]
+        rows.append([said, *cells])
+    return table([first, *columns.values()], rows)
