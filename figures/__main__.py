@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
 from figures import pages, plots, running
 from figures.experiments import EXPERIMENTS, ROOT, Experiment
@@ -63,21 +64,22 @@ def _run(options: argparse.Namespace) -> int:
         process = running.in_background(words)
         print(f"process {process} runs them; its log: {running.LOG.relative_to(ROOT)}; `make figures-status` looks on")
         return 0
-    failed = running.run(
-        todo, options.jobs, options.device, lambda line: print(f"{time.strftime('%T')} {line}", flush=True)
-    )
-    return 1 if failed else 0
+    return 1 if running.run(todo, options.jobs, options.device, _say) else 0
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%T')} {line}", flush=True)
 
 
 def _of_part(part: str) -> list[Experiment]:
     fed = pages.fed()
-    wanted = {
+    wanted: dict[str, Callable[[Experiment], bool]] = {
         "all": lambda each: True,
         "readme": lambda each: "README.md" in fed.get(each.name, []),
         "quality": lambda each: not each.timed,
         "timed": lambda each: each.timed,
-    }[part]
-    return [each for each in EXPERIMENTS.values() if wanted(each)]
+    }
+    return [each for each in EXPERIMENTS.values() if wanted[part](each)]
 
 
 def _status() -> int:

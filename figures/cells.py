@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from layerfold.report import numerals
 from layerfold.report.columns import COLUMNS
+
+Show = Callable[[float], str]
 
 MINUS = "\N{MINUS SIGN}"
 SHOW = {column.name: column.show for column in COLUMNS} | {"distinct": numerals.count}
@@ -19,7 +21,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(row: Mapping[str, Any], name: str) -> str:
-    """Write a figure of a study's row, with its interval or its deviation where it has one; empty where it is missing."""
+    """Write a figure of a study's row, with its interval or its deviation; nothing for a missing figure."""
     value = row.get(name)
     if value is None:
         return ""
@@ -30,14 +32,14 @@ def figure(row: Mapping[str, Any], name: str) -> str:
     return bounded(value, row.get(f"{name}_low"), row.get(f"{name}_high"), show)
 
 
-def bounded(value: float, low: float | None, high: float | None, show: Any = numerals.precise) -> str:
+def bounded(value: float, low: float | None, high: float | None, show: Show = numerals.precise) -> str:
     """Write a figure with its interval, if it has one."""
     if low is None or high is None or low == value == high:
-        return str(show(value))
+        return show(value)
     return f"{show(value)} [{show(low)}, {show(high)}]"
 
 
-def of(interval: Mapping[str, float], show: Any = numerals.precise) -> str:
+def of(interval: Mapping[str, float], show: Show = numerals.precise) -> str:
     """Write an interval that is a mapping."""
     return bounded(interval["value"], interval.get("low"), interval.get("high"), show)
 

@@ -497,18 +497,11 @@ def _by_size(found: Found, name: str, intervals: bool = False) -> str:
             text = "" if name not in row else _size_cell(row[name], intervals)
             cells.append(f"**{text}**" if (method, kept) in bold else text or "–")
         written.append([about["title"] + (" (zeros)" if about["zeros"] else ""), *cells])
-    ratios = [
-        of(
-            dict(zip(("value", "low", "high"), place["layerfold", kept][name]["over base"], strict=True)),
-            numerals.times,
-        )
-        for kept in sizes
-    ]
+    ratios = [bounded(*place["layerfold", kept][name]["over base"], show=numerals.times) for kept in sizes]
     written.insert(2, ["× base", *ratios])
     said = f"Base: {bounded(*(base['perplexity'][each] for each in ('value', 'low', 'high')))}."
-    return (
-        f"{table(['size of so many blocks', *map(str, sizes)], written)}\n\n{said} {_closest(found, rows, sizes, name)}"
-    )
+    lines = table(["size of so many blocks", *map(str, sizes)], written)
+    return f"{lines}\n\n{said} {_closest(found, rows, sizes, name)}"
 
 
 def _size_cell(measured: Mapping[str, Any], intervals: bool) -> str:
@@ -697,10 +690,9 @@ def _coverage(found: Found) -> str:
 
 @block("coverage-others", "coverage")
 def _coverage_others(found: Found) -> str:
-    rows = [
-        [key, f"{value:.2f}"] for key, value in found["figures"].items() if "documents, " not in key or "seeds" in key
-    ]
-    return table(["interval", "covers the true figure"], [row for row in rows if "windows of" not in row[0]])
+    texts = {key.split(", ")[0] for key in found["figures"] if key.endswith("documents, layerfold")}
+    rows = [[key, f"{value:.2f}"] for key, value in found["figures"].items() if key.split(", ")[0] not in texts]
+    return table(["interval", "covers the true figure"], rows)
 
 
 @block("race")
