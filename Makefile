@@ -2,11 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check compat clean
+.PHONY: demo test check compat figures figures-status docs-figures clean
 
 demo: .venv/ready-imdb
 	$(BIN)/layerfold study
-	$(BIN)/layerfold study recipes/recovery.yaml
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -16,6 +15,20 @@ check: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python -m figures fill --check
+
+# What README and docs show: runs what is missing or out of date, in the background. JOBS=2 for two processes at a time,
+# DEVICE=cuda for a GPU, SMOLLM2=path for the file of SmolLM2-135M, ONLY="merge prune" for some experiments.
+JOBS ?= 1
+DEVICE ?= cpu
+figures: .venv/ready-dev
+	$(BIN)/python -m figures run $(ONLY) --jobs $(JOBS) --device $(DEVICE) --background
+
+figures-status: .venv/ready-dev
+	$(BIN)/python -m figures status
+
+docs-figures: .venv/ready-dev
+	$(BIN)/python -m figures fill
 
 # Another generation of transformers reads what this one wrote; the other packages are those of the environment.
 compat: .venv/ready-dev

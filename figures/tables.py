@@ -497,7 +497,10 @@ def _by_size(found: Found, name: str, intervals: bool = False) -> str:
             text = "" if name not in row else _size_cell(row[name], intervals)
             cells.append(f"**{text}**" if (method, kept) in bold else text or "–")
         written.append([about["title"] + (" (zeros)" if about["zeros"] else ""), *cells])
-    ratios = [bounded(*place["layerfold", kept][name]["over base"], show=numerals.times) for kept in sizes]
+    ratios = []
+    for kept in sizes:
+        value, low, high = place["layerfold", kept][name]["over base"]
+        ratios.append(bounded(value, low, high, numerals.times))
     written.insert(2, ["× base", *ratios])
     said = f"Base: {bounded(*(base['perplexity'][each] for each in ('value', 'low', 'high')))}."
     lines = table(["size of so many blocks", *map(str, sizes)], written)

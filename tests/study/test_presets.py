@@ -15,7 +15,7 @@ from layerfold.errors import RecipeError
 from layerfold.evaluators import Generation, Imdb, Latency, Perplexity, Rouge, Size
 from layerfold.methods import Collapse, Drop, Merge, Prune, Share
 from layerfold.model.decoder import Decoder
-from layerfold.recovery import Finetune
+from layerfold.recovery import Distill, Finetune
 from layerfold.study.recipe import PRESETS, CalibrationText, Recipe, default_recipe, read_recipe
 from layerfold.study.rows import Budgeted, Load, Student
 from layerfold.study.study import Study
@@ -44,8 +44,24 @@ def rows(recipe: Recipe) -> list[tuple[str, Any]]:
 # Presets
 
 
-def test_the_default_is_the_published_comparison_with_nothing_trained(pocket: Decoder) -> None:
-    for recipe in (default_recipe(), default_recipe(POCKET, pocket), default_recipe(preset="default")):
+DEMO = ["merged_2", "compressed_2", "pruned_104M", "shared_4x8", "repaired_drop_6", "distilled_drop_6"]
+
+
+def test_the_demo_has_a_row_of_each_method_and_little_text(pocket: Decoder) -> None:
+    for recipe in (default_recipe(), default_recipe(POCKET, pocket), default_recipe(preset="demo")):
+        assert [variant.label for variant in recipe.variants] == DEMO
+        assert rows(recipe)[:4] == [each for each in PUBLISHED if each[0] in DEMO]
+        *_, repaired, distilled = recipe.variants
+        assert (repaired.method, repaired.repair, repaired.recovery) == (Drop(every=2), "refit+attention", None)
+        assert (distilled.method, distilled.repair) == (Drop(every=2), "refit+attention")
+        assert distilled.recovery == Distill(tokens=16_384, learning_rate=3e-4)
+        assert [each.name for each in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
+        assert recipe.evaluate[1] == Perplexity(limit_tokens=16_384)
+        assert recipe.recovery is None
+
+
+def test_published_is_the_published_comparison_with_nothing_trained(pocket: Decoder) -> None:
+    for recipe in (default_recipe(preset="published"), default_recipe(POCKET, pocket, "published")):
         assert rows(recipe) == [*PUBLISHED, REPAIRED, PLANNED]
         assert [variant.repair for variant in recipe.variants] == ["none"] * len(PUBLISHED) + [
             "refit+attention",
@@ -78,10 +94,17 @@ def test_a_preset_reads_back_as_itself_and_goes_no_deeper_than_the_base(name: st
     assert default_recipe("other", preset=name) == recipe.with_base("other", None)
     labels = [variant.label for variant in default_recipe("shallow", tiny("gpt2", n_layer=5).decoder, name).variants]
     admitted = ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
-    assert labels == (["distilled", *admitted] if name == "full" else [*admitted, "repaired_drop_6", "planned_82M"])
+    expected = {
+        "full": ["distilled", *admitted],
+        "published": [*admitted, "repaired_drop_6", "planned_82M"],
+        "demo": DEMO,
+    }
+    assert labels == expected[name]
     one = tiny("gpt2", n_layer=1, n_positions=4096).decoder
     assert default_recipe("flat", one, name).variants == []
-    with pytest.raises(ValueError, match=r"^unknown preset 'ful'; did you mean 'full'\? accepted: default, full$"):
+    with pytest.raises(
+        ValueError, match=r"^unknown preset 'ful'; did you mean 'full'\? accepted: demo, full, published$"
+    ):
         default_recipe(preset="ful")
 
 
@@ -129,11 +152,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
 @pytest.mark.parametrize(
     ("words", "preset", "folder"),
     [
-        ([], "default", "pocket-published"),
-        (["--preset", "default"], "default", "pocket-published"),
+        ([], "demo", "pocket-demo"),
+        (["--preset", "published"], "published", "pocket-published"),
         (["--preset", "full"], "full", "pocket-full"),
     ],
-    ids=["none", "default", "full"],
+    ids=["none", "published", "full"],
 )
 def test_the_command_takes_a_preset(
     words: list[str], preset: str, folder: str, layerfold: Any, asked: Any, tmp_path: Path, monkeypatch: Any
@@ -232,7 +255,7 @@ def test_one_s_own_seed_or_seeds_are_in_place_of_either(
 
 def test_both_a_seed_and_seeds_are_refused_though_they_come_from_one_file(write: Write) -> None:
     with pytest.raises(RecipeError, match="seed and seeds; accepted: one of the two"):
-        read_recipe(write("both.yaml", "extends: default\nseed: 1\nseeds: [1, 2]"))
+        read_recipe(write("both.yaml", "extends: demo\nseed: 1\nseeds: [1, 2]"))
 
 
 @pytest.mark.parametrize("names", [["one"], ["one", "two"], ["one", "two", "three"], ["one", "link"]], ids="-".join)
@@ -249,9 +272,9 @@ def test_what_comes_back_to_itself_is_refused(names: list[str], write: Write, tm
 @pytest.mark.parametrize(
     ("extends", "said"),
     [
-        ("ful", "extends 'ful'; did you mean 'full'? accepted: a .yaml file, default, full"),
+        ("ful", "extends 'ful'; did you mean 'full'? accepted: a .yaml file, demo, full, published"),
         ("none.yaml", "none.yaml' cannot be read: No such file"),
-        ("[default]", "extends \"['default']\"; did you mean 'default'? accepted"),
+        ("[demo]", "extends \"['demo']\"; did you mean 'demo'? accepted"),
         ("", "extends 'None'; accepted"),
         ("3", "extends '3'; accepted"),
         ("list.yaml", "list.yaml' holds list; accepted: keys"),

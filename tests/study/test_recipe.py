@@ -107,7 +107,7 @@ def test_a_resolved_recipe_spells_every_default_out() -> None:
         ({"variants": [{"merge": {"n": 2}}]}, ["variants[0].label", "Field required"]),
         (of(), ["variants[0]", "one of collapse, drop, load, merge"]),
         (of(merg={"n": 2}), ["unknown key or method 'merg'", "did you mean 'merge'?"]),
-        (of(merge={"n": 2}, collapse={"n": 2}), ["accepted: label, repair and one of"]),
+        (of(merge={"n": 2}, collapse={"n": 2}), ["accepted: label, repair, recovery and one of"]),
         (of(merge={"size": 2}), ["merge: unknown key 'size'", "accepted: align, anchor"]),
         (of(collapse={"n": 2, "tie": True}), ["collapse: unknown key 'tie'"]),
         (of(merge={"n": "two"}), ["merge.n", "valid integer", "'two'"]),
