@@ -175,7 +175,7 @@ EXPERIMENTS = {
         _study("published", 25, "layerfold study --preset published", timed=True),
         _study("merge", 25),
         Experiment(
-            "drop-best", f"{_SEARCH} --all --race", 8, reading.drop_search, ("drop", "race", "perplexity"),
+            "drop-best", f"{_SEARCH} --all --strategy beam --race", 5, reading.drop_search, ("drop", "race", "perplexity"),
         ),
         Experiment("drop-sets", f"{_SEARCH} --remove 1..3", 8, reading.drop_search, ("drop", "perplexity")),
         Experiment(
