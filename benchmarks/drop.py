@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import time
 from itertools import chain, combinations
-from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
 import torch
-from shape import VOCABULARY, Figures, arguments, gpt2_folder, load_touched, random_windows, report, seconds
+from shape import Figures, arguments, report, seconds
 
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import POCKET
@@ -20,13 +19,11 @@ from layerfold.inference.scoring import window_nats
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
-from layerfold.search.selection import Selection, beam, exhaustive
+from layerfold.search.selection import Selection, exhaustive
 from layerfold.search.stages import Blocks, Lacking
 from layerfold.text.windows import TokenWindows
 
-RUN = Path("runs/benchmark-drop")
 SLICES = 16
-SEEDS = 200
 
 
 def subsets(n: int) -> list[Blocks]:
@@ -103,40 +100,6 @@ def best_of_each_size(decoder: Decoder, windows: TokenWindows, sample: int) -> F
     }
 
 
-def regrets(scores: Scores, n: int) -> Figures:
-    """What strategies lose against the full enumeration that `scores` holds; nothing is measured again."""
-    counts = range(1, n)
-    exact = exhaustive(Selection(scores, "perplexity", race=False, seed=0, progress=SILENT), range(n), counts, 1)
-
-    def regret(best: dict[int, list[Blocks]]) -> list[float]:
-        """Perplexity over the best one's, less 1, by how many are removed."""
-        return [
-            float(np.expm1(scores.mean(best[count][0], "perplexity") - scores.mean(exact[count][0], "perplexity")))
-            for count in counts
-        ]
-
-    figures: Figures = {}
-    raced, scored = [], []
-    for seed in range(SEEDS):
-        select = Selection(scores, "perplexity", race=True, seed=seed, progress=SILENT)
-        raced.append(regret(exhaustive(select, range(n), counts, 1)))
-        scored.append(select.scored / select.all_windows)
-    figures["race, seeds"] = SEEDS
-    figures["race, seeds with regret at any size from 1 to 6"] = sum(max(each[:6]) > 0 for each in raced)
-    figures["race, seeds with regret at any size"] = sum(max(each) > 0 for each in raced)
-    figures["race, largest regret"] = max(map(max, raced))
-    figures["race, windows scored, of all, median"] = median(scored)
-    for width in (1, 2, 4, 8):
-        select = Selection(scores, "perplexity", race=False, seed=0, progress=SILENT)
-        lost = regret(beam(select, range(n), counts, 1, width))
-        name = "greedy" if width == 1 else f"beam of {width}"
-        figures[f"{name}, candidates"] = len(select.finished)
-        figures[f"{name}, largest regret"] = max(lost)
-        for count, each in zip(counts, lost, strict=True):
-            figures[f"{name}, regret without {count}"] = each
-    return figures
-
-
 def main() -> None:
     options = arguments(__doc__)
     torch.set_grad_enabled(False)
@@ -154,18 +117,6 @@ def main() -> None:
     )
     add("pocket, walk", walk_against_scratch(pocket.decoder, few, 64 if options.quick else 256))
     add("pocket, best of each size", best_of_each_size(pocket.decoder, many, 32 if options.quick else 128))
-    with gpt2_folder() as folder:
-        gpt2 = load_touched(folder)
-        windows = random_windows(1, 32 if options.quick else 128)
-        assert int(windows.input_ids.max()) < VOCABULARY
-        add("GPT-2 shape, walk", walk_against_scratch(gpt2, windows, 32 if options.quick else 128))
-        del gpt2
-    # Not timed, and kept: half an hour.
-    scores = Scores(
-        Lacking(pocket.decoder), many, file=RUN / f"scores-{many.sha256[:12]}.safetensors", key=pocket.sha256
-    )
-    scores.measure(subsets(12))
-    add("pocket, regret", regrets(scores, 12))
     report("drop", figures, options.json)
 
 

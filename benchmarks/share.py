@@ -1,12 +1,10 @@
-"""Sharing FFNs: what bases, inits, ranks and windows cost in perplexity; the search for a window against scratch."""
+"""The search for a window of blocks to share, against calibrating, sharing and scoring each window from scratch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from shape import (
@@ -28,16 +26,12 @@ from layerfold.evaluators import Perplexity
 from layerfold.inference.scoring import window_nats
 from layerfold.maths.intervals import exponential
 from layerfold.methods import Share
-from layerfold.methods.share.lowrank import BASES, INITS, RANKS
 from layerfold.model.decoder import Decoder
 from layerfold.progress import SILENT
 from layerfold.search.scores import Scores
 from layerfold.search.share import shared
 from layerfold.search.stages import Blocks, Replaced
 from layerfold.text.windows import TokenWindows
-
-SIZES = (2, 3, 4, 5, 6)
-LOW_RANKS = (2, 4, 8, 16, 32, 64)
 
 
 def perplexities(
@@ -48,47 +42,6 @@ def perplexities(
     scores = Scores(Replaced(decoder, others), text, divergence=False)
     scores.measure([(), *others])
     return {blocks: exponential(scores.mean(blocks, "perplexity")) for blocks in ((), *others)}
-
-
-def measure_inits(tokens: int) -> Figures:
-    """Mean over all windows of four blocks, at rank 8, by base, init and ranks."""
-    pocket = load(POCKET)
-    text = Perplexity(limit_tokens=tokens).windows(pocket)
-    calibration = Calibration(pocket.decoder, calibration_windows(pocket, None, 16_384, 0))
-    figures: Figures = {}
-    for base, init, ranks in product(BASES, INITS, RANKS):
-        if ranks == "allotted" and init != "data-svd":
-            continue
-        found = perplexities(Share(k=4, base=base, init=init, ranks=ranks), pocket.decoder, text, calibration)
-        name = f"{base}, {init}" + (", allotted ranks" if ranks == "allotted" else "")
-        figures["base"] = found.pop(())
-        figures[name] = mean(found.values())
-    for anchor, align in (("middle", "hungarian"), ("last", "hungarian"), ("first", "none")):
-        found = perplexities(Share(k=4, anchor=anchor, align=align), pocket.decoder, text, calibration)
-        found.pop(())
-        figures[f"fitted, data-svd, align {align} to the {anchor}"] = mean(found.values())
-    return figures
-
-
-def measure_table(tokens: int, selection_tokens: int, sizes: tuple[int, ...], ranks: tuple[int, ...]) -> Figures:
-    """For each size of window and rank, at the window that is best on validation text at rank 8: test perplexity."""
-    pocket = load(POCKET)
-    test = Perplexity(limit_tokens=tokens).windows(pocket)
-    selection = Perplexity(split="validation", limit_tokens=selection_tokens).windows(pocket)
-    calibration = Calibration(pocket.decoder, calibration_windows(pocket, None, 16_384, 0))
-    whole = pocket.decoder.size().parameters
-    figures: Figures = {}
-    for size in sizes:
-        found = perplexities(Share(k=size), pocket.decoder, selection, calibration)
-        found.pop(())
-        start = min(found, key=lambda blocks: found[blocks])[0]
-        for rank in ranks:
-            decoder = pocket.decoder.copy(share=True)
-            Share(window=f"{start}:{size}", rank=rank).apply(decoder, calibration)
-            nats = window_nats(decoder, test).sum() / float((test.lengths - test.first_scored).sum())
-            figures[f"window {start}:{size}, rank {rank}, removed %"] = 100 * (1 - decoder.size().parameters / whole)
-            figures[f"window {start}:{size}, rank {rank}, perplexity"] = exponential(nats)
-    return figures
 
 
 def from_scratch(share: Share, decoder: Decoder, text: TokenWindows, calibrating: TokenWindows) -> dict[Blocks, float]:
@@ -138,10 +91,6 @@ def main() -> None:
         found = in_fresh_process(measure, *settings)
         figures.update({f"{prefix}: {key}": value for key, value in found.items()})
 
-    tokens = 2048 if options.quick else 16_384
-    add("pocket, mean over windows of 4, rank 8", measure_inits, tokens)
-    sizes, ranks = ((2, 4), (2, 8)) if options.quick else (SIZES, LOW_RANKS)
-    add("pocket", measure_table, 4 * tokens, tokens, sizes, ranks)
     kinds = {"unaligned, svd": Share(k=4, base="mean", align="none", init="svd")}
     if not options.quick:
         kinds["aligned, data-svd"] = Share(k=4)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from figures import pages, plots, running
-from figures.experiments import EXPERIMENTS, ROOT, Experiment
+from figures.experiments import EXPERIMENTS, ROOT, Experiment, costs
 from layerfold.errors import InputError, LayerfoldError, one_of
 from layerfold.files import write_text
 
@@ -83,10 +83,10 @@ def _of_part(part: str) -> list[Experiment]:
 
 
 def _status() -> int:
-    fed, costs = pages.fed(), running.costs()
+    fed, taken = pages.fed(), costs()
     for each in EXPERIMENTS.values():
         state = "up to date" if each.up_to_date() else "out of date" if each.stored() else "missing"
-        took = f"took {costs[each.name]['minutes']} min" if each.name in costs else f"about {each.minutes:g} min"
+        took = f"took {taken[each.name]['minutes']} min" if each.name in taken else f"about {each.minutes:g} min"
         print(f"{each.name:<16} {state:<12} {took:<16} {', '.join(fed.get(each.name, ['no page']))}")
     return 0
 

@@ -33,6 +33,8 @@ from layerfold.study.rows import Budgeted, Built, Row, Trained
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 RUNS = ROOT / "runs" / "figures"
+COSTS = RESULTS / "costs.json"
+"""What each experiment took; no result, since it differs from run to run."""
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -175,7 +177,8 @@ EXPERIMENTS = {
         _study("published", 25, "layerfold study --preset published", timed=True),
         _study("merge", 25),
         Experiment(
-            "drop-best", f"{_SEARCH} --all --strategy beam --race", 5, reading.drop_search, ("drop", "race", "perplexity"),
+            "drop-best", f"{_SEARCH} --all --strategy beam --race", 5, reading.drop_search,
+            ("drop", "race", "perplexity"),
         ),
         Experiment("drop-sets", f"{_SEARCH} --remove 1..3", 8, reading.drop_search, ("drop", "perplexity")),
         Experiment(
@@ -212,6 +215,7 @@ EXPERIMENTS = {
         # How the measurements themselves do
         _benchmark("coverage", 5, timed=False),
         _benchmark("race", 5, timed=False, uses=("race",)),
+        _benchmark("regret", 15, timed=False, uses=("race", "drop")),
         # Speed and memory
         _study("speed", 3, timed=True),
         Experiment(
@@ -223,7 +227,7 @@ EXPERIMENTS = {
         _benchmark("memory", 10),
         _benchmark("offload", 10),
         _benchmark("training", 4),
-        _benchmark("drop", 20, name="drop-speed"),
+        _benchmark("drop", 12, name="drop-speed"),
         _benchmark("prune", 8, name="prune-speed"),
         _benchmark("share", 6, name="share-speed"),
         _benchmark("repair", 8, name="repair-speed"),
@@ -232,3 +236,9 @@ EXPERIMENTS = {
     )
 }  # fmt: skip
 """By name, in the order in which they run: README's first."""
+
+
+def costs() -> dict[str, Any]:
+    """Return what each experiment took, by name: minutes of its last run, and in how many runs it was made."""
+    found: dict[str, Any] = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.is_file() else {}
+    return found

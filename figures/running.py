@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from figures.experiments import RESULTS, ROOT, RUNS, SMOLLM2, Experiment
+from figures.experiments import COSTS, ROOT, RUNS, SMOLLM2, Experiment
 from layerfold.errors import InputError
 from layerfold.files import write_text
 
-COSTS = RESULTS / "costs.json"
 LOG = RUNS / "log.txt"
 _SMOLLM2_AT = "SMOLLM2"
 """Environment variable with the path of SmolLM2's file."""
@@ -157,9 +156,8 @@ def _note_start(experiment: Experiment) -> None:
 def _note_cost(running: Running) -> None:
     costs = json.loads(COSTS.read_text()) if COSTS.is_file() else {}
     begun = json.loads(_started(running.experiment).read_text())
-    log = running.log.stat()
     minutes = (time.monotonic() - running.begun) / 60
-    costs[running.experiment.name] = {"minutes": round(minutes, 1), "runs": len(begun), "ended": round(log.st_mtime)}
+    costs[running.experiment.name] = {"minutes": round(minutes, 1), "runs": len(begun)}
     write_text(COSTS, json.dumps(dict(sorted(costs.items())), indent=1) + "\n")
     _started(running.experiment).unlink()
 
@@ -192,9 +190,3 @@ def in_background(words: Sequence[str]) -> int:
 
 def _hours(minutes: float) -> str:
     return f"{int(minutes) // 60}:{int(minutes) % 60:02} h"
-
-
-def costs() -> dict[str, Any]:
-    """Return what each experiment took, by name."""
-    found: dict[str, Any] = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.is_file() else {}
-    return found

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from figures.cells import MINUS, bounded, figure, of, study_rows, table
-from figures.experiments import EXPERIMENTS
+from figures.experiments import EXPERIMENTS, costs
 from layerfold.report import numerals
 
 Found = Mapping[str, Any]
@@ -34,6 +34,8 @@ class Block:
         if absent:
             return f"*Not measured yet with this version: `python -m figures run {' '.join(absent)}`.*"
         stale = [name for name in self.experiments if not EXPERIMENTS[name].up_to_date()]
+        if not self.experiments:
+            return self.write()
         commands = ", ".join(f"`{EXPERIMENTS[name].command}`" for name in self.experiments)
         said = f"Made by {commands}."
         if stale:
@@ -49,7 +51,7 @@ def block(name: str, *experiments: str) -> Callable[[Callable[..., str]], Callab
     """Register what writes a block."""
 
     def register(write: Callable[..., str]) -> Callable[..., str]:
-        BLOCKS[name] = Block(experiments or (name,), write)
+        BLOCKS[name] = Block(tuple(filter(None, experiments or (name,))), write)
         return write
 
     return register
@@ -610,28 +612,31 @@ def _training(found: Found) -> str:
 
 @block("drop-speed", "drop-speed")
 def _drop_speed(found: Found) -> str:
-    figures, rows = found["figures"], []
-    for case in ("pocket, walk", "GPT-2 shape, walk"):
-        if f"{case}: times faster" in figures:
-            own = [numerals.times(figures[f"{case}: {each}"]) for each in ("times faster", "limit by operations")]
-            rows.append([case, f"{figures[f'{case}: candidates']:,}", *own])
+    figures = found["figures"]
+    walk = [numerals.times(figures[f"pocket, walk: {each}"]) for each in ("times faster", "limit by operations")]
     race = numerals.times(figures["pocket, best of each size: times faster"])
-    rows.append(["pocket, best of each size, `--race`", "", race, ""])
-    return table(["", "candidates", "times faster than each from scratch", "limit by operations"], rows)
+    rows = [
+        ["walk over all sets, every perplexity exact", *walk],
+        ["best set of each size, `--race`", race, ""],
+    ]
+    return table(["on pocket", "times faster than each set from scratch", "limit by operations"], rows)
 
 
-@block("drop-regret", "drop-speed")
+@block("drop-regret", "regret")
 def _drop_regret(found: Found) -> str:
     figures, rows = found["figures"], []
     for key in figures:
-        if not (key.startswith("pocket, regret: ") and key.endswith(", candidates")):
+        if not key.endswith(", candidates"):
             continue
         case = key.removesuffix(", candidates")
         first = max(figures[f"{case}, regret without {number}"] for number in range(1, 7))
-        name = case.removeprefix("pocket, regret: ")
         most = figures[f"{case}, largest regret"]
-        rows.append([name, f"{figures[key]:,}", f"{first:.1%}", f"{most:.1%}"])
-    return table(["strategy", "candidates", "largest regret, 1 to 6 removed", "1 to 11 removed"], rows)
+        rows.append([case, f"{figures[key]:,}", f"{first:.1%}", f"{most:.1%}"])
+    seeds, lost = figures["race, seeds"], figures["race, seeds with regret at any size"]
+    read = figures["race, windows scored, of all, median"]
+    said = f"Races lost a best set in {lost} of {seeds} orders of the windows, and read {read:.0%} of them (median)."
+    head = ["strategy", "candidates", "largest regret, 1 to 6 removed", "1 to 11 removed"]
+    return f"{table(head, rows)}\n\n{said}"
 
 
 @block("prune-speed", "prune-speed")
@@ -678,6 +683,32 @@ def _startup(found: Found) -> str:
     return table(["command", "time"], rows)
 
 
+@block("gpu")
+def _gpu(found: Found) -> str:
+    figures, rows = found["figures"], []
+    for dtype in ("bfloat16", "float32"):
+        own = figures["scoring"][dtype]
+        batch, plain = max(own["plain loop, tokens/s by batch"].items(), key=lambda item: float(item[1]))
+        faster = numerals.times(own["times the plain loop at its best batch"])
+        said = f"{plain:,.0f} (loop, batch {batch})"
+        rows.append([f"scoring in {dtype}, tokens/s", f"{own['tokens/s']:,.0f}", said, faster])
+    own = figures["training"]
+    bare = f"{own['bare loop, tokens/s']:,.0f} (bare loop)"
+    case = f"recovery in bfloat16, tokens/s, batch {own['batch']} x {own['context']}"
+    rate = f"{own['recovery, training alone, tokens/s']:,.0f}"
+    rows.append([case, rate, bare, numerals.times(own["recovery / bare loop"])])
+    return table([found["environment"]["device"], "layerfold", "the plain way", "ratio"], rows)
+
+
+@block("gpu-decoding", "gpu")
+def _gpu_decoding(found: Found) -> str:
+    rows = [
+        [name, numerals.significant(each["ms/token"]), numerals.significant(each["captured"]["value"])]
+        for name, each in found["figures"]["decoding"].items()
+    ]
+    return table(["decoding in bfloat16, ms a token", "`generate`", "captured"], rows)
+
+
 @block("coverage")
 def _coverage(found: Found) -> str:
     figures = found["figures"]
@@ -711,3 +742,21 @@ def _race(found: Found) -> str:
                  f"{figures[f'{case}: windows scored, of all']:.0%}"]
             )  # fmt: skip
     return table(["candidates", "searches", "best lost, normal noise", "skewed noise", "windows scored"], rows)
+
+
+# The experiments themselves
+
+
+@block("experiments", "")
+def _experiments() -> str:
+    """Every experiment with its command and what it took."""
+    taken = costs()
+    rows = []
+    for each in EXPERIMENTS.values():
+        cost = taken.get(each.name)
+        time = "not run yet" if cost is None else f"{cost['minutes']:.0f} min"
+        if cost is not None and cost["runs"] > 1:
+            time += f", the last of {cost['runs']} runs"
+        kind = "time, memory" if each.timed else "quality"
+        rows.append([each.name, kind, f"{each.minutes:g} min", time, f"`{each.command}`"])
+    return table(["experiment", "measures", "estimate", "took", "command"], rows)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU is needed for: the tests of tests/gpu and benchmarks/gpu.py, which writes benchmarks/gpu.json.
+# What a GPU is needed for: the tests of tests/gpu and benchmarks/gpu.py.
 #
 # Nothing is installed. Packages that Python lacks are read from wheels: WHEELS=folder scripts/gpu_check.sh
 set -euo pipefail
@@ -16,4 +16,4 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   exit 1
 fi
 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu
-"$PYTHON" benchmarks/gpu.py --json benchmarks/gpu.json
+"$PYTHON" -m figures run gpu --device cuda

@@ -45,7 +45,7 @@ def test_every_result_is_of_an_experiment_and_says_so() -> None:
 def test_the_estimate_of_all_is_within_its_bounds() -> None:
     """Ten hours of one thread for all, of which an hour and a half for README's part."""
     fed = pages.fed()
-    costs = running.costs()
+    costs = experiments.costs()
     minutes = {name: costs.get(name, {}).get("minutes", each.minutes) for name, each in EXPERIMENTS.items()}
     on_a_processor = [name for name, each in EXPERIMENTS.items() if each.device == "cpu"]
     assert sum(minutes[name] for name in on_a_processor) <= 600
@@ -89,6 +89,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(running, "COSTS", tmp_path / "results" / "costs.json")
     monkeypatch.setattr(running, "LOG", tmp_path / "runs" / "log.txt")
     monkeypatch.setattr(experiments, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(experiments, "COSTS", tmp_path / "results" / "costs.json")
     monkeypatch.setattr(running, "_POLL", 0.01)
     (tmp_path / "results").mkdir()
     return tmp_path
@@ -115,7 +116,7 @@ def test_what_ran_is_written_and_does_not_run_again(bench: Path) -> None:
     assert written == {"experiment": "one", "command": "python one.py", "key": one.key, "figures": {"x": 1.5}}
     assert "one begins" in said[0]
     assert "one is written: results/one.json" in said[1]
-    assert running.costs()["one"]["runs"] == 1
+    assert experiments.costs()["one"]["runs"] == 1
     assert not replace(one, version=2).up_to_date()
 
 
@@ -172,7 +173,7 @@ def test_a_run_that_went_on_says_in_how_many_runs(bench: Path) -> None:
     again = script(bench, "again", "first = not out.exists(); out.touch()\nif first: os._exit(3)\n" + WRITES)
     assert running.run([again], 1, "cpu", lambda _: None) == ["again"]
     assert running.run([again], 1, "cpu", lambda _: None) == []
-    assert running.costs()["again"]["runs"] == 2
+    assert experiments.costs()["again"]["runs"] == 2
 
 
 def test_a_file_that_is_needed_and_not_named_is_said(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
