@@ -239,6 +239,9 @@ EXPERIMENTS = {
 
 
 def costs() -> dict[str, Any]:
-    """Return what each experiment took, by name: minutes of its last run, and in how many runs it was made."""
+    """Return what each experiment took, by name.
+
+    ``minutes`` by the clock and ``processor_minutes`` of its last run; ``runs``: in how many it was made.
+    """
     found: dict[str, Any] = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.is_file() else {}
     return found

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -70,9 +71,12 @@ def _run_all(
                 left = sum(each.experiment.minutes for each in running) + sum(each.minutes for each in queue)
                 say(f"{running[-1].experiment.name} begins; about {_hours(left)} of one thread left")
             time.sleep(_POLL)
-            for each in [each for each in running if each.process.poll() is not None]:
+            for each in list(running):
+                before = _processor_seconds()
+                if each.process.poll() is None:
+                    continue
                 running.remove(each)
-                error = _finish(each)
+                error = _finish(each, _processor_seconds() - before)
                 taken = _hours((time.monotonic() - each.begun) / 60)
                 say(f"{each.experiment.name} failed after {taken}: {error}" if error else _written(each, taken))
                 failed += [each.experiment.name] if error else []
@@ -112,8 +116,14 @@ def command(experiment: Experiment) -> list[str]:
 
 
 def output(experiment: Experiment) -> Path:
-    """Return the folder that a command of layerfold writes, or the file that a benchmark writes."""
-    return RUNS / (f"{experiment.name}.json" if experiment.command.startswith("python") else experiment.name)
+    """Return the folder that a command of layerfold writes, or the file that a benchmark writes.
+
+    A study names its records by all that determines them, so that its folder serves another recipe too. The others get
+    a folder for each key.
+    """
+    if experiment.recipe() is not None:
+        return RUNS / experiment.name
+    return RUNS / f"{experiment.name}-{experiment.key[:8]}{'.json' * experiment.command.startswith('python')}"
 
 
 def missing(experiment: Experiment) -> str:
@@ -124,7 +134,13 @@ def missing(experiment: Experiment) -> str:
     return ""
 
 
-def _finish(running: Running) -> str:
+def _processor_seconds() -> float:
+    """Return the processor time of all processes that were begun here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _finish(running: Running, processor_seconds: float) -> str:
     """Write the result of an ended experiment; return what went wrong, if anything did."""
     experiment = running.experiment
     if running.process.returncode:
@@ -134,7 +150,7 @@ def _finish(running: Running) -> str:
     found = experiment.read(output(experiment))
     document = {"experiment": experiment.name, "command": experiment.command, "key": experiment.key, **found}
     write_text(experiment.result, json.dumps(document, indent=1, sort_keys=False) + "\n")
-    _note_cost(running)
+    _note_cost(running, processor_seconds)
     return ""
 
 
@@ -147,17 +163,19 @@ def _written(running: Running, taken: str) -> str:
 
 def _note_start(experiment: Experiment) -> None:
     file = _started(experiment)
-    if experiment.result.is_file() and not output(experiment).exists():
-        file.unlink(missing_ok=True)
     begun = json.loads(file.read_text()) if file.is_file() else []
     write_text(file, json.dumps([*begun, time.time()]))
 
 
-def _note_cost(running: Running) -> None:
+def _note_cost(running: Running, processor_seconds: float) -> None:
     costs = json.loads(COSTS.read_text()) if COSTS.is_file() else {}
     begun = json.loads(_started(running.experiment).read_text())
     minutes = (time.monotonic() - running.begun) / 60
-    costs[running.experiment.name] = {"minutes": round(minutes, 1), "runs": len(begun)}
+    costs[running.experiment.name] = {
+        "minutes": round(minutes, 1),
+        "processor_minutes": round(processor_seconds / 60, 1),
+        "runs": len(begun),
+    }
     write_text(COSTS, json.dumps(dict(sorted(costs.items())), indent=1) + "\n")
     _started(running.experiment).unlink()
 

@@ -88,6 +88,11 @@ def _samples(demo: Found) -> str:
     return f'After "{sample["prompt"]}":\n\n' + table(["", "greedy", "sampled"], rows)
 
 
+@block("plot", "quality")
+def _plot(found: Found) -> str:
+    return "![perplexity against parameters, by method](docs/plots/quality.svg)"
+
+
 # Studies
 
 
@@ -205,6 +210,11 @@ def _drop_best(found: Found) -> str:
         )
     head = ["removed", "blocks left", "parameters", "selection perplexity", "test perplexity", "× base"]
     return table(head, rows)
+
+
+@block("plot-one-block", "drop-sets")
+def _plot_one_block(found: Found) -> str:
+    return "![perplexity without each block](plots/one-block.svg)"
 
 
 @block("drop-single", "drop-sets")
@@ -468,6 +478,16 @@ def _winner(found: Found) -> str:
 @block("quality")
 def _quality(found: Found) -> str:
     return _by_size(found, "perplexity")
+
+
+@block("plot-quality", "quality")
+def _plot_quality(found: Found) -> str:
+    return "![perplexity against parameters, by method](plots/quality.svg)"
+
+
+@block("plot-quality-smollm2", "quality-smollm2")
+def _plot_quality_smollm2(found: Found) -> str:
+    return "![perplexity against parameters, SmolLM2-135M](plots/quality-smollm2.svg)"
 
 
 @block("quality-recovered", "quality")
@@ -754,9 +774,9 @@ def _experiments() -> str:
     rows = []
     for each in EXPERIMENTS.values():
         cost = taken.get(each.name)
-        time = "not run yet" if cost is None else f"{cost['minutes']:.0f} min"
+        time = "not run yet" if cost is None else f"{cost['minutes']:.0f} min ({cost['processor_minutes']:.0f})"
         if cost is not None and cost["runs"] > 1:
             time += f", the last of {cost['runs']} runs"
         kind = "time, memory" if each.timed else "quality"
         rows.append([each.name, kind, f"{each.minutes:g} min", time, f"`{each.command}`"])
-    return table(["experiment", "measures", "estimate", "took", "command"], rows)
+    return table(["experiment", "measures", "estimate", "took (processor time)", "command"], rows)

@@ -179,7 +179,7 @@ def test_the_pages_show_commands_for_these_checks_to_read() -> None:
         ("[a](missing.md)", ["missing.md"]),
         ("[a](docs/drop.md#no-such-heading)", ["docs/drop.md#no-such-heading"]),
         ("# Here\n[a](#there)", ["#there"]),
-        ("# Here, `x`\n[a](#here-x) [b](docs/drop.md) ![c](benchmarks/quality.svg) [d](https://a.b/c)", []),
+        ("# Here, `x`\n[a](#here-x) [b](docs/drop.md) ![c](docs/pocket.md) [d](https://a.b/c)", []),
         ("```\n[a](missing.md)\n```\n", []),
     ],
 )
