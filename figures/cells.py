@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from layerfold.report import numerals
@@ -62,3 +64,9 @@ def study_rows(
         cells = ["" if base and name in ("perplexity_ratio", "speedup") else figure(row, name) for name in columns]
         rows.append([said, *cells])
     return table([first, *columns.values()], rows)
+
+
+def published(name: str) -> dict[str, dict[str, str]]:
+    """Return a published table: its rows by their first cell."""
+    text = files("layerfold").joinpath("published", f"{name}.csv").read_text(encoding="utf-8")
+    return {next(iter(row.values())): row for row in csv.DictReader(text.splitlines())}

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from figures.blocks import BLOCKS
 from figures.experiments import ROOT
-from figures.tables import BLOCKS
 from layerfold.errors import InputError, one_of
 
 _BLOCK = re.compile(r"<!-- figures: (\S+) -->\n(.*?)<!-- end of figures -->", re.DOTALL)

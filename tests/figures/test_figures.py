@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from figures import __main__ as command
-from figures import cells, experiments, pages, plots, running, tables
+from figures import blocks, cells, experiments, pages, plots, running
 from figures.experiments import EXPERIMENTS, ROOT, Experiment
 
 from layerfold.errors import InputError
@@ -26,13 +26,13 @@ def test_every_experiment_has_a_key_and_feeds_a_page() -> None:
     assert len(set(keys)) == len(keys)
     fed = pages.fed()
     assert set(EXPERIMENTS) - set(fed) == set(), "an experiment that no page shows"
-    for block in tables.BLOCKS.values():
+    for block in blocks.BLOCKS.values():
         assert set(block.experiments) <= set(EXPERIMENTS)
 
 
 def test_every_block_stands_on_a_page_once() -> None:
     found = [name for page in pages.pages() for name in pages.blocks(page)]
-    assert sorted(found) == sorted(tables.BLOCKS)
+    assert sorted(found) == sorted(blocks.BLOCKS)
 
 
 def test_every_result_is_of_an_experiment_and_says_so() -> None:
@@ -221,7 +221,7 @@ def test_bad_input_is_one_line(words: list[str], said: str, monkeypatch: pytest.
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(tables.BLOCKS, "one", tables.Block((), lambda: "| a |"))
+    monkeypatch.setitem(blocks.BLOCKS, "one", blocks.Block((), lambda: "| a |"))
     return "# Title\n\n<!-- figures: one -->\nold\n<!-- end of figures -->\n\ntext\n"
 
 
@@ -235,14 +235,14 @@ def test_a_block_is_filled_and_the_rest_stays(page: str) -> None:
 
 
 def test_a_block_without_its_result_says_which_command_makes_it(bench: Path) -> None:
-    block = tables.Block(("merge",), lambda found: "never")
+    block = blocks.Block(("merge",), lambda found: "never")
     assert block.text() == "*Not measured yet with this version: `python -m figures run merge`.*"
 
 
 def test_a_block_of_an_older_result_says_so(bench: Path) -> None:
     document = {"experiment": "merge", "key": "older", "rows": {}}
     EXPERIMENTS["merge"].result.write_text(json.dumps(document))
-    block = tables.Block(("merge",), lambda found: "table")
+    block = blocks.Block(("merge",), lambda found: "table")
     assert block.text().startswith("table\n\nMade by `layerfold study recipes/merge.yaml`. Made by an earlier version:")
     EXPERIMENTS["merge"].result.write_text(json.dumps(document | {"key": EXPERIMENTS["merge"].key}))
     assert block.text() == "table\n\nMade by `layerfold study recipes/merge.yaml`."
@@ -267,7 +267,7 @@ def test_a_figure_in_a_cell(row: dict[str, float], name: str, said: str) -> None
 
 def test_a_changed_result_makes_a_page_stale(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written = tmp_path / "README.md"
-    monkeypatch.setitem(tables.BLOCKS, "one", tables.Block((), lambda: "new"))
+    monkeypatch.setitem(blocks.BLOCKS, "one", blocks.Block((), lambda: "new"))
     written.write_text("<!-- figures: one -->\nold\n<!-- end of figures -->\n")
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     monkeypatch.setattr(pages, "pages", lambda: [written])
