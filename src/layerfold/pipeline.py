@@ -30,6 +30,7 @@ def apply(
     selection: Perplexity,
     progress: Progress = SILENT,
     repair: Repair | None = None,
+    searched: Notes | None = None,
 ) -> tuple[Model, Notes]:
     """Edit the model's decoder in place; return it with what was done added to its provenance, and the notes on it.
 
@@ -37,13 +38,15 @@ def apply(
         calibration: of the model, where the method needs one.
         selection: what candidates are scored on where the method leaves something to a search.
         repair: what follows the method; it needs a copy of the decoder as it is now.
+        searched: notes of the search that the method is the result of, where there was one before.
 
     Raises:
         InputError: a method, a search or a repair that reads activations, of a model with weights of several dtypes.
     """
     if method.needs_calibration or repair is not None or method.searched:
         check_precision(model.decoder)
-    method, notes = settled(method, model, calibration, selection, progress)
+    method, found = settled(method, model, calibration, selection, progress)
+    notes = found or searched or {}
     if model.provenance.base_sha256 is None and not model.provenance.steps:
         # A model that `load` did not make: it is known by its weights from now on.
         model = replace(model, provenance=replace(model.provenance, base_sha256=model.sha256))

@@ -16,6 +16,8 @@ from layerfold.errors import CorpusError, RecipeError
 from layerfold.methods import Drop
 from layerfold.records import BASE_LABEL
 from layerfold.recovery import Finetune
+from layerfold.search.auto import settled
+from layerfold.study import materials
 from layerfold.study.recipe import Recipe, read_recipe
 from layerfold.study.rows import Built, Load, Student, Trained
 from layerfold.study.study import Study
@@ -133,3 +135,27 @@ def test_what_is_wrong_with_it_is_one_line(study_corpus: str, recovery: Any, sai
         recipe(study_corpus, variants=[{**TRAINED, "recovery": recovery}])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_that_leave_the_same_to_a_search_share_it(
+    study_corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def counted(method: Any, *words: Any) -> Any:
+        found.append(method.name)
+        return settled(method, *words)
+
+    monkeypatch.setattr(materials, "settled", counted)
+    auto = {"n": 2, "groups": "auto", "align": "none"}
+    variants = [
+        {"label": "merged", "merge": auto},
+        {"label": "merged and repaired", "merge": auto, "repair": "refit"},
+        {"label": "collapsed", "collapse": auto},
+    ]
+    study = Study(recipe(study_corpus, variants=variants), tmp_path, base=tiny("gpt2"))
+    run(study)
+    assert found == ["merge", "collapse"]
+    notes = [study.results().records[each["label"], "perplexity"].notes for each in variants]
+    assert notes[0]["search"] == notes[1]["search"]
+    assert "repaired" in notes[1]

@@ -17,10 +17,12 @@ from layerfold.checkpoint.model import Model
 from layerfold.errors import ModelError
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json
+from layerfold.methods import Method
+from layerfold.methods.base import Notes
 from layerfold.progress import Progress
 from layerfold.recovery import Recovery
 from layerfold.recovery.text import TrainingText, settings, training_text
-from layerfold.search.auto import selection_text
+from layerfold.search.auto import selection_text, settled
 from layerfold.text.corpora import Corpus, Splits, read_corpus
 from layerfold.text.windows import TokenWindows
 
@@ -46,6 +48,7 @@ class Materials:
     repair_tokens: int
     loaded: dict[tuple[str, str | None], tuple[str, str]] = field(default_factory=dict)
     _corpora: dict[str, Splits] = field(default_factory=dict, init=False)
+    _settled: dict[str, tuple[Method, Notes]] = field(default_factory=dict, init=False)
     _training_texts: dict[tuple[int, str], tuple[object, TrainingText]] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -76,6 +79,15 @@ class Materials:
     @cached_property
     def _calibration(self) -> Calibration:
         return Calibration(self.base.decoder, self.calibration_windows)
+
+    def settled(self, method: Method, calibration: Calibration | None, progress: Progress) -> tuple[Method, Notes]:
+        """Find by a search what a method leaves to one, once for all rows; see `search.auto.settled`."""
+        if not method.searched:
+            return method, {}
+        key = hash_json(method.to_json())
+        if key not in self._settled:
+            self._settled[key] = settled(method, self.base, calibration, self.selection, progress)
+        return self._settled[key]
 
     def read(self, corpus: str, splits: Iterable[str]) -> Iterator[Corpus]:
         """Yield splits of a corpus, which is read once."""

@@ -157,7 +157,8 @@ class Built(Row):
         """Apply the method to a copy of the base, and repair it."""
         base, repair = materials.base.copy(), self._repair(materials)
         calibration = materials.calibration(progress) if self.calibrated else None
-        return apply(base, self.by, calibration, materials.seed, materials.selection, progress, repair)
+        method, searched = materials.settled(self.by, calibration, progress)
+        return apply(base, method, calibration, materials.seed, materials.selection, progress, repair, searched)
 
     def _repair(self, materials: Materials) -> Repair | None:
         return Repair(self.repair, materials.repair_windows) if self.repaired else None
