@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,10 +26,12 @@ def main() -> int:
     runs.add_argument("--part", choices=PARTS, default="all", help="readme: what README shows")
     runs.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
     runs.add_argument("--device", default="cpu", help="where models compute, as cpu or cuda")
+    runs.add_argument("--again", action="store_true", help="run what is up to date too")
     runs.add_argument("--background", action="store_true", help="return at once, and write a log")
     fill = commands.add_parser("fill", help="fill the blocks of README and docs, and draw the plots")
     fill.add_argument("--check", action="store_true", help="write nothing, and fail where a page is not up to date")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)
     try:
         if options.command == "status":
             return _status()
@@ -43,6 +46,11 @@ def main() -> int:
         return 130
 
 
+def _stop(*_: object) -> None:
+    """End as Ctrl-C does, so that what was begun ends too."""
+    raise KeyboardInterrupt
+
+
 def _run(options: argparse.Namespace) -> int:
     if options.jobs < 1:
         raise InputError(f"jobs {options.jobs}; accepted: 1 or more")
@@ -50,17 +58,20 @@ def _run(options: argparse.Namespace) -> int:
         if name not in EXPERIMENTS:
             raise InputError(f"unknown experiment {one_of(name, EXPERIMENTS)}")
     chosen = [EXPERIMENTS[name] for name in options.names] or [*_of_part(options.part)]
-    todo = [each for each in chosen if not each.up_to_date()]
-    for each in [each for each in todo if each.device not in (options.device, "cpu")]:
-        print(f"{each.name} is left out: it needs --device {each.device}")
-        todo.remove(each)
-    for each in [each for each in todo if running.missing(each)]:
-        print(f"{each.name} is left out: it {running.missing(each)}")
-        todo.remove(each)
+    todo = []
+    for each in [each for each in chosen if options.again or not each.up_to_date()]:
+        lacks = running.missing(each)
+        if each.device == "cuda" and options.device.partition(":")[0] != "cuda":
+            lacks = "needs --device cuda"
+        if lacks:
+            print(f"{each.name} is left out: it {lacks}")
+        else:
+            todo.append(each)
     minutes = sum(each.minutes for each in todo)
     print(f"{len(todo)} of {len(chosen)} experiments to run, about {minutes / 60:.1f} hours of one thread", flush=True)
     if options.background and todo:
         words = ["run", *(each.name for each in todo), "--jobs", str(options.jobs), "--device", options.device]
+        words += ["--again"] * options.again
         process = running.in_background(words)
         print(f"process {process} runs them; its log: {running.LOG.relative_to(ROOT)}; `make figures-status` looks on")
         return 0

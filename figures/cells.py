@@ -7,13 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from figures.experiments import ROOT
+from layerfold.methods import Drop, Share
 from layerfold.report import numerals
 from layerfold.report.columns import COLUMNS
+from layerfold.study.recipe import read_recipe
 
 Show = Callable[[float], str]
 
+POCKET_DEPTH = 12
 MINUS = "\N{MINUS SIGN}"
-SHOW = {column.name: column.show for column in COLUMNS} | {"distinct": numerals.count}
+SHOW = {column.name: column.show for column in COLUMNS}
+
+
+_MARKUP = str.maketrans({each: f"\\{each}" for each in "\\`*_[]|"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
+
+
+def plain(text: str) -> str:
+    """Write text of a model so that Markdown takes none of it for markup, on one line."""
+    return " ".join(text.split()).translate(_MARKUP)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -70,3 +82,15 @@ def published(name: str) -> dict[str, dict[str, str]]:
     """Return a published table: its rows by their first cell."""
     text = files("layerfold").joinpath("published", f"{name}.csv").read_text(encoding="utf-8")
     return {next(iter(row.values())): row for row in csv.DictReader(text.splitlines())}
+
+
+def chosen_blocks(recipe: str) -> dict[str, list[int]]:
+    """Return the blocks that the rows of a recipe drop or share, by label."""
+    found = {}
+    for variant in read_recipe(ROOT / "recipes" / f"{recipe}.yaml").variants:
+        if isinstance(variant.method, Drop) and variant.method.blocks:
+            found[variant.label] = variant.method.indices(POCKET_DEPTH)
+        if isinstance(variant.method, Share) and ":" in str(variant.method.window):
+            start, size = map(int, variant.method.window.split(":"))
+            found[variant.label] = [*range(start, start + size)]
+    return found

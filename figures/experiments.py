@@ -21,6 +21,7 @@ from layerfold.checkpoint.load import _POCKET_FOLDER
 from layerfold.checkpoint.model import POCKET_VERSION
 from layerfold.evaluators import Latency, Perplexity
 from layerfold.files import hash_json
+from layerfold.methods import METHODS, Drop
 from layerfold.planning.trials import PROTOCOL as PLAN
 from layerfold.recovery import RECOVERIES
 from layerfold.repair.repair import PROTOCOL as REPAIR
@@ -28,7 +29,7 @@ from layerfold.search.drop import PROTOCOL as DROP
 from layerfold.search.selection import RACE
 from layerfold.search.share import PROTOCOL as WINDOW
 from layerfold.study.recipe import PRESETS, Recipe, read_recipe
-from layerfold.study.rows import Budgeted, Built, Row, Trained
+from layerfold.study.rows import Budgeted, Built, Row, Student, Trained
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -37,7 +38,7 @@ COSTS = RESULTS / "costs.json"
 """What each experiment took; no result, since it differs from run to run."""
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 VERSIONS = {
     "perplexity": Perplexity().protocol_id,
@@ -48,8 +49,11 @@ VERSIONS = {
     "window": WINDOW,
     "race": RACE,
     **{name: f"{name}-{kind.version}" for name, kind in RECOVERIES.items()},
+    **{f"method {name}": f"{name}@{kind.version}" for name, kind in METHODS.items()},
 }
 """Code versions that an experiment may name in `uses`."""
+PLANNED = ("plan", "repair", "race", "perplexity", *(f"method {name}" for name in METHODS))
+"""Those behind a plan."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Experiment:
         uses: keys of `VERSIONS` that the command's figures depend on, beside those that its recipe names.
         version: a new one where the code of a benchmark has changed its figures.
         timed: whether it measures time or memory, so that it needs an idle machine; its file differs from run to run.
-        device: ``cuda`` where it needs a GPU.
+        device: where it computes: ``any`` where the runner says, ``cpu`` or ``cuda``.
     """
 
     name: str
@@ -74,7 +78,7 @@ class Experiment:
     uses: tuple[str, ...] = ()
     version: int = 1
     timed: bool = False
-    device: str = "cpu"
+    device: str = "any"
 
     @property
     def result(self) -> Path:
@@ -86,16 +90,22 @@ class Experiment:
         """The file that has to be named before it can run; empty where none."""
         return SMOLLM2 if SMOLLM2 in self.command else ""
 
-    @property
-    def key(self) -> str:
-        """Hash of all that determines the figures."""
-        return hash_json(self.determined())[:16]
+    def key(self, device: str = "cpu") -> str:
+        """Hash of all that determines the figures, where models compute on a device; in float32 on all of them."""
+        found = self.determined()
+        return hash_json(found if device == "cpu" else found | {"device": device})[:16]
 
     def determined(self) -> dict[str, Any]:
         """Return all that determines the figures, as JSON."""
         recipe = self.recipe()
         versions = {name: VERSIONS[name] for name in self.uses}
-        found = {"command": self.command, "version": self.version, "model": self._model(), "versions": versions}
+        found = {
+            "command": self.command,
+            "version": self.version,
+            "reading": reading.VERSION,
+            "model": self._model(),
+            "versions": versions,
+        }
         return found if recipe is None else found | {"recipe": recipe.to_json(), "versions": _versions(recipe)}
 
     def recipe(self) -> Recipe | None:
@@ -108,7 +118,7 @@ class Experiment:
         return read_recipe(ROOT / words[2]) if len(words) > 2 else read_recipe({"extends": next(iter(PRESETS))})
 
     def _model(self) -> str:
-        return f"{SMOLLM2} {_SMOLLM2_SHA256}" if self.needs else f"{POCKET_VERSION} {_pocket()}"
+        return f"{SMOLLM2} {SMOLLM2_SHA256}" if self.needs else f"{POCKET_VERSION} {_pocket()}"
 
     def stored(self) -> dict[str, Any] | None:
         """Return the result, or None where there is none."""
@@ -120,12 +130,20 @@ class Experiment:
     def up_to_date(self) -> bool:
         """Whether there is a result that nothing has changed since."""
         found = self.stored()
-        return found is not None and found["key"] == self.key
+        return found is not None and found["key"] == self.key(found["device"])
 
 
 @cache
 def _pocket() -> str:
-    return hashlib.sha256((_POCKET_FOLDER / "model.safetensors").read_bytes()).hexdigest()
+    """Hash of pocket's files."""
+    files = sorted(path for path in _POCKET_FOLDER.iterdir() if path.is_file())
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions(recipe: Recipe) -> dict[str, Any]:
@@ -133,16 +151,19 @@ def _versions(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {each.name: each.protocol_id for each in recipe.evaluate}
     recoveries = [recipe.recovery] if recipe.recovery is not None else []
     for row in (each for variant in recipe.variants for each in _parts(variant.row)):
-        if isinstance(row, Trained):
-            recoveries.append(row.recovery)
-        if isinstance(row, Built):
-            found |= {method.name: method.version for method in row.by.steps}
-        if isinstance(row, Budgeted):
-            found["plan"] = PLAN
+        match row:
+            case Trained():
+                recoveries.append(row.recovery)
+            case Built():
+                found |= {method.name: method.version for method in row.by.steps}
+                found |= {"searches": [WINDOW, RACE]} if row.selects else {}
+            case Budgeted():
+                found |= {name: VERSIONS[name] for name in PLANNED}
+            case Student():
+                recoveries.append(row.distillation(None))
+                found["drop"] = Drop.version
         if row.repaired:
             found["repair"] = REPAIR
-        if row.selects:
-            found["race"] = RACE
     return found | {each.name: f"{each.name}-{each.version}" for each in recoveries}
 
 
@@ -157,9 +178,11 @@ def _study(name: str, minutes: float, command: str = "", timed: bool = False) ->
     return Experiment(name, command or f"layerfold study recipes/{name}.yaml", minutes, read, timed=timed)
 
 
-def _benchmark(script: str, minutes: float, *words: str, name: str = "", timed: bool = True, **more: Any) -> Experiment:
+def _benchmark(
+    script: str, minutes: float, *words: str, name: str = "", device: str = "cpu", timed: bool = True, **more: Any
+) -> Experiment:
     command = " ".join([f"python benchmarks/{script}.py", *words])
-    return Experiment(name or script, command, minutes, reading.benchmark, timed=timed, **more)
+    return Experiment(name or script, command, minutes, reading.benchmark, timed=timed, device=device, **more)
 
 
 _SEARCH = "layerfold search drop --model pocket --rounds 0"
@@ -171,7 +194,7 @@ EXPERIMENTS = {
         _study("demo", 5, "layerfold study", timed=True),
         _benchmark(
             "quality", 75, "--calibration-tokens 16384 --recover 32768 --recover-kept 6",
-            timed=False, uses=("perplexity", "plan", "repair", "distill"),
+            timed=False, device="any", uses=(*PLANNED, "drop", "distill"),
         ),
         # Methods
         _study("published", 25, "layerfold study --preset published", timed=True),
@@ -191,7 +214,7 @@ EXPERIMENTS = {
         _study("pruned_104M", 12),
         Experiment(
             "windows", "layerfold search window --model pocket --k 2..8 --rank 8 --race", 6, reading.window_search,
-            ("window", "race", "perplexity"),
+            ("window", "race", "perplexity", "method share"),
         ),
         _study("share", 16),
         _study("share_forms", 10),
@@ -200,13 +223,13 @@ EXPERIMENTS = {
         _study("recovery", 40),
         Experiment(
             "plan", "layerfold plan --model pocket --parameters 66% --rounds 0", 12, reading.plan,
-            ("plan", "repair", "perplexity"),
+            PLANNED,
         ),
         _benchmark(
             "quality", 150,
             f"--model {SMOLLM2} --corpus imdb --kept 27 24 21 18 --calibration-tokens 4096 --test-tokens 8192 "
             "--context 512",
-            name="quality-smollm2", timed=False, uses=("perplexity", "plan", "repair"),
+            name="quality-smollm2", timed=False, device="any", uses=(*PLANNED, "drop"),
         ),
         # Tasks
         _study("imdb_rows", 25),
@@ -220,7 +243,7 @@ EXPERIMENTS = {
         _study("speed", 3, timed=True),
         Experiment(
             "plan-speed", "layerfold plan --model pocket --speedup 1.5", 15, reading.plan,
-            ("plan", "repair", "perplexity", "latency"), timed=True,
+            (*PLANNED, "latency"), timed=True,
         ),
         _benchmark("perplexity", 5),
         _benchmark("alignment", 6),

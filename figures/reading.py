@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from layerfold.records import RECOVERY, Results, read_results
+from layerfold.records import Results, read_results
 from layerfold.report.columns import columns, over_seeds, timing_check
 from layerfold.report.report import figures
 
+VERSION = 1
+"""A new one where more is kept, or otherwise: results of the old one are out of date."""
 _SHOWN_PROMPTS = 2
 """Of how many prompts the samples are kept."""
 _TIMES = ("recovery_seconds",)
 """Figures of a study that differ from run to run though nothing is timed."""
-_TIMED = ("latency", "captured", "multiplied_out", "speedup", "prefill")
 
 
 def study(folder: Path) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def study(folder: Path) -> dict[str, Any]:
     shown = [column for column in columns(results) if column.name not in _TIMES]
     seeds = over_seeds(results)
     rows = {label: _finite(figures(shown, results, label, seeds)) for label in results.labels}
-    return {"rows": rows, "samples": _samples(results), "notes": _notes(results), "environment": _environment(results)}
+    return {"rows": rows, "samples": _samples(results), "environment": _environment(results)}
 
 
 def timed_study(folder: Path) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def timed_study(folder: Path) -> dict[str, Any]:
     results = read_results(folder)
     rows = {label: _finite(figures(columns(results), results, label)) for label in results.labels}
     found = {"rows": rows, "samples": _samples(results), "same_model": timing_check(results)}
-    return found | {"notes": _notes(results), "environment": _environment(results)}
+    return found | {"environment": _environment(results)}
 
 
 def drop_search(folder: Path) -> dict[str, Any]:
@@ -77,17 +78,6 @@ def _samples(results: Results) -> list[dict[str, Any]]:
     return [{"prompt": prompt, "texts": texts} for prompt, texts in by_prompt.items()]
 
 
-def _notes(results: Results) -> dict[str, Any]:
-    """Return what searches chose, by label."""
-    found: dict[str, Any] = {}
-    for (label, _), record in results.records.items():
-        for name in ("groups", "window", "planned"):
-            chosen = record.notes.get(name) or (record.notes.get("method") or {}).get(name)
-            if chosen:
-                found.setdefault(label, {})[name] = chosen
-    return found
-
-
 def _environment(results: Results) -> dict[str, Any]:
     environments = [record.environment for record in results.records.values()]
     return environments[-1] if environments else {}
@@ -96,6 +86,3 @@ def _environment(results: Results) -> dict[str, Any]:
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """Leave out what was not measured."""
     return {name: value for name, value in row.items() if value is not None}
-
-
-__all__ = ["RECOVERY", "benchmark", "drop_search", "plan", "study", "timed_study", "window_search"]

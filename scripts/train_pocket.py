@@ -166,6 +166,8 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     out: Path = arguments.output_dir
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "model.safetensors").exists():
+        raise SystemExit(f"{out} holds a model that is trained to its end; accepted: another folder")
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
 
@@ -195,12 +197,12 @@ def main(words: Sequence[str] | None = None) -> None:
         model.train()
         return math.exp(nats / (held_out.shape[0] * (CONTEXT - 1)))
 
-    settings = {name: str(value) for name, value in vars(arguments).items() if name not in ("output_dir", "steps")}
+    settings = {name: str(value) for name, value in vars(arguments).items() if name != "output_dir"}
     state_path = out / "state.pt"
     first = 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True, map_location=device)
-        changed = {name for name, value in settings.items() if state["settings"][name] != value}
+        changed = {name for name, value in settings.items() if state.get("settings", {}).get(name) != value}
         if changed:
             raise SystemExit(f"{out} holds a run with another {', '.join(sorted(changed))}: repeat its arguments")
         first = state["step"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from figures.blocks.registry import PERPLEXITY, SPEED, Found, block
-from figures.cells import MINUS, figure, of, published, study_rows, table
+from figures.cells import MINUS, chosen_blocks, figure, of, published, study_rows, table
 from layerfold.report import numerals
 
 # Merging and collapsing
@@ -216,11 +216,18 @@ def _share_ranks(found: Found) -> str:
     return study_rows(found, {"parameters": "parameters", "removed_fraction": "removed", **PERPLEXITY}, labels)
 
 
-@block("share-equal", "share")
-def _share_equal(found: Found) -> str:
+@block("share-equal", "share", "drop-best", "windows")
+def _share_equal(found: Found, drops: Found, windows: Found) -> str:
     columns = {"removed_fraction": "removed", "perplexity_before": "before", "perplexity": "after distillation",
                "perplexity_ratio": "× base"}  # fmt: skip
-    return study_rows(found, columns)
+    chosen = chosen_blocks("share")
+    searched = {
+        "five blocks share, rank 30": windows["best"]["5"]["blocks"],
+        "eight blocks share, rank 18": windows["best"]["8"]["blocks"],
+        "two blocks dropped": drops["best"]["2"]["removed"],
+        "four blocks dropped": drops["best"]["4"]["removed"],
+    }
+    return study_rows(found, columns) + _disagreement("share", chosen, searched)
 
 
 @block("share-lowrank", "share_lowrank")
@@ -261,9 +268,23 @@ def _repair_searched(search: Found, repair: Found) -> str:
         [_blocks(best["removed"]), "perplexity after a repair", figure(repair["rows"]["searched"], "perplexity"),
          figure(repair["rows"]["searched refit+attention"], "perplexity")],
     ]  # fmt: skip
-    return table(["dropped", "chosen by", "unrepaired", "repaired"], rows)
+    lines = table(["dropped", "chosen by", "unrepaired", "repaired"], rows)
+    return lines + _disagreement("repair", chosen_blocks("repair"), {"searched": best["removed"]})
 
 
-@block("recovery")
-def _recovery(found: Found) -> str:
-    return study_rows(found, {"parameters": "parameters", **PERPLEXITY})
+@block("recovery", "recovery", "drop-repaired")
+def _recovery(found: Found, search: Found) -> str:
+    (best,) = search["best"].values()
+    lines = study_rows(found, {"parameters": "parameters", **PERPLEXITY})
+    searched = {"searched blocks repaired": best["removed"]}
+    return lines + _disagreement("recovery", chosen_blocks("recovery"), searched)
+
+
+def _disagreement(recipe: str, chosen: Mapping[str, list[int]], searched: Mapping[str, Sequence[int]]) -> str:
+    """Say where a recipe names other blocks than the search found that they are said to be from."""
+    wrong = [
+        f'"{label}" has blocks {_blocks(chosen[label])} in `recipes/{recipe}.yaml`; the search found {_blocks(found)}'
+        for label, found in searched.items()
+        if chosen[label] != list(found)
+    ]
+    return f"\n\n**{'; '.join(wrong)}.**" if wrong else ""

@@ -16,11 +16,10 @@ from layerfold.report import numerals
 def _plan_trials(found: Found) -> str:
     tried: dict[str, dict[str, Any]] = {}
     for trial in found["trials"]:
-        row = {name: value for name, value in trial["row"].items() if name != "repair"}
-        if not row or trial.get("whole"):
+        if trial["whole"] or trial["perplexity"] is None:
             continue
-        entry = tried.setdefault(_change(row), {"parameters": trial["parameters"]})
-        entry["repaired" if trial["row"].get("repair", "none") != "none" else "unrepaired"] = trial["perplexity"]
+        entry = tried.setdefault(_change(trial["row"]), {"parameters": trial["parameters"]})
+        entry["unrepaired" if trial["repair"] == "none" else "repaired"] = trial["perplexity"]
     ordered = sorted(tried.items(), key=lambda item: -item[1]["parameters"])
     rows = [
         [change, numerals.count(entry["parameters"]),
@@ -32,8 +31,8 @@ def _plan_trials(found: Found) -> str:
 
 def _change(row: Mapping[str, Any]) -> str:
     """Say in words what a candidate of a plan changes."""
-    steps = row.get("steps") or [row]
-    return "; ".join(_step(*next(iter(step.items()))) for step in steps)
+    changes = row.get("steps") or [{name: value for name, value in row.items() if name != "repair"}]
+    return "; ".join(_step(name, config) for step in changes for name, config in step.items()) or "nothing"
 
 
 def _step(name: str, config: Mapping[str, Any]) -> str:
@@ -43,8 +42,7 @@ def _step(name: str, config: Mapping[str, Any]) -> str:
         case "prune":
             return f"{100 * config['sparsity']:.0f} % of the {config['structure'].replace('+', ' and ')} removed"
         case _:
-            settings = ", ".join(f"{key} {value}" for key, value in config.items())
-            return f"{name}: {settings}"
+            return f"{name}: {', '.join(f'{key} {value}' for key, value in config.items())}"
 
 
 @block("plan-winner", "plan")
@@ -62,7 +60,7 @@ def _winner(found: Found) -> str:
     speed = of(winner["speedup"], numerals.times) if "speedup" in winner else ""
     rows = [
         ["the model", numerals.count(base["parameters"]), of(base["test"]["perplexity"]), "", ""],
-        [_change({k: v for k, v in winner["row"].items() if k != "repair"}), numerals.count(winner["parameters"]),
+        [_change(winner["row"]), numerals.count(winner["parameters"]),
          of(winner["test"]["perplexity"]), of(winner["test"]["versus_base"], numerals.times), speed],
     ]  # fmt: skip
     head = ["", "parameters", "test perplexity", "× base", "speed-up"]

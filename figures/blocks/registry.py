@@ -29,14 +29,19 @@ class Block:
         absent = [name for name, result in found.items() if result is None]
         if absent:
             return f"*Not measured yet with this version: `python -m figures run {' '.join(absent)}`.*"
-        stale = [name for name in self.experiments if not EXPERIMENTS[name].up_to_date()]
         if not self.experiments:
             return self.write()
         commands = ", ".join(f"`{EXPERIMENTS[name].command}`" for name in self.experiments)
-        said = f"Made by {commands}."
-        if stale:
-            said += f" Made by an earlier version: `python -m figures run {' '.join(stale)}` makes it again."
-        return f"{self.write(*found.values())}\n\n{said}"
+        stale = [name for name in self.experiments if not EXPERIMENTS[name].up_to_date()]
+        devices = {result["device"] for result in found.values() if result is not None} - {"cpu"}
+        said = f"Made by {commands}{''.join(f' on {device}' for device in sorted(devices))}."
+        if not stale:
+            return f"{self.write(*found.values())}\n\n{said}"
+        said += f" Made by an earlier version: `python -m figures run {' '.join(stale)}` makes it again."
+        try:
+            return f"{self.write(*found.values())}\n\n{said}"
+        except (KeyError, ValueError, TypeError):
+            return said  # the earlier version had other rows
 
 
 BLOCKS: dict[str, Block] = {}

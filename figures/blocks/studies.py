@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from figures.blocks.registry import PERPLEXITY, SIZES, SPEED, Found, block
-from figures.cells import figure, published, study_rows, table
+from figures.cells import figure, plain, published, study_rows, table
 from figures.experiments import EXPERIMENTS, costs
 
 # README
@@ -15,10 +15,10 @@ def _results(demo: Found) -> str:
         "base": "base",
         "pruned_104M": "pruned_104M: 84.13 % of the parameters non-zero, by magnitude",
         "shared_4x8": "shared_4x8: one FFN for four blocks, deltas of rank 8",
-        "repaired_drop_6": "repaired_drop_6: every second block dropped, the others repaired",
-        "distilled_drop_6": "distilled_drop_6: the same, then distilled on 16,384 tokens",
         "merged_2": "merged_2: FFNs averaged in pairs",
         "compressed_2": "compressed_2: blocks averaged in pairs",
+        "repaired_drop_6": "repaired_drop_6: every second block dropped, the others repaired",
+        "distilled_drop_6": "distilled_drop_6: the same, then distilled on 16,384 tokens",
     }
     return study_rows(demo, {**SIZES, **PERPLEXITY, **SPEED}, labels, "variant of pocket")
 
@@ -27,8 +27,7 @@ def _results(demo: Found) -> str:
 def _samples(demo: Found) -> str:
     sample = demo["samples"][0]
     rows = [
-        [label, *(" ".join(texts[choice].split()).replace("|", "\\|") for choice in ("greedy", "sampled"))]
-        for label, texts in sample["texts"].items()
+        [label, *(plain(texts[choice]) for choice in ("greedy", "sampled"))] for label, texts in sample["texts"].items()
     ]
     return f'After "{sample["prompt"]}":\n\n' + table(["", "greedy", "sampled"], rows)
 

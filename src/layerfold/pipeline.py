@@ -43,7 +43,7 @@ def apply(
     Raises:
         InputError: a method, a search or a repair that reads activations, of a model with weights of several dtypes.
     """
-    if method.needs_calibration or repair is not None or method.searched:
+    if method.needs_calibration or repair is not None:
         check_precision(model.decoder)
     method, found = settled(method, model, calibration, selection, progress)
     notes = found or searched or {}

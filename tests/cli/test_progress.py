@@ -36,6 +36,20 @@ def test_without_a_terminal_there_is_one_line_in_ten_seconds_at_most(clock: list
     assert lines[5] == "study: second; windows of second (25%, 0:50, about 2:30 left)"
 
 
+def test_the_estimate_is_of_the_work_that_goes_on(clock: list[float], capfd: Any) -> None:
+    with drawn() as progress:
+        with progress.doing("loading"):
+            clock[0] += 3600.0
+        for _ in progress.track(range(4), "study, seed 1"):
+            clock[0] += 10.0
+        with progress.doing("reading"):
+            for _ in progress.track(range(2), "windows"):
+                clock[0] += 10.0
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[:2] == ["study, seed 1 (0%, 0:00)", "study, seed 1 (25%, 0:10, about 0:30 left)"]
+    assert lines[-1] == "reading; windows (0:10)"
+
+
 def test_a_result_is_shown_at_once_and_a_note_at_the_end(clock: list[float], capfd: Any) -> None:
     with drawn() as progress:
         for number in progress.track([1, 2], "study"):

@@ -141,11 +141,12 @@ def test_a_token_is_drawn_from_the_nucleus_by_its_probability_at_the_temperature
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"temperature": 0.0}, "generation temperature 0.0; accepted: above 0"),
-        ({"temperature": float("nan")}, "generation temperature nan; accepted: above 0"),
+        ({"temperature": 0.0}, "generation temperature 0.0; accepted: 0.01 ... 100"),
+        ({"temperature": float("nan")}, "generation temperature nan; accepted: 0.01 ... 100"),
         ({"top_p": 0.0}, "generation top_p 0.0; accepted: above 0, at most 1"),
         ({"top_p": 1.5}, "generation top_p 1.5; accepted: above 0, at most 1"),
         ({"seed": -1}, "generation seed -1; accepted: 0 or more"),
+        ({"seed": 2**32}, "generation seed 4294967296; accepted: 0 ... 4294967295"),
     ],
 )
 def test_how_texts_are_drawn_is_checked(settings: dict[str, float], said: str) -> None:

@@ -22,7 +22,7 @@ from layerfold.errors import InputError
 
 
 def test_every_experiment_has_a_key_and_feeds_a_page() -> None:
-    keys = [each.key for each in EXPERIMENTS.values()]
+    keys = [each.key() for each in EXPERIMENTS.values()]
     assert len(set(keys)) == len(keys)
     fed = pages.fed()
     assert set(EXPERIMENTS) - set(fed) == set(), "an experiment that no page shows"
@@ -61,21 +61,48 @@ def test_the_pages_show_what_the_results_say() -> None:
 
 def test_a_key_changes_with_all_that_determines_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     study, search = EXPERIMENTS["repair"], EXPERIMENTS["drop-best"]
-    before = study.key, search.key
-    assert replace(study, minutes=1.0, name="other").key == before[0], "neither the name nor the time"
-    assert replace(study, version=2).key != before[0]
-    assert replace(search, command=search.command + " --seed 1").key != before[1]
+    before = study.key(), search.key()
+    assert replace(study, minutes=1.0, name="other").key() == before[0], "neither the name nor the time"
+    assert replace(study, version=2).key() != before[0]
+    assert study.key("cuda") != before[0]
+    assert replace(search, command=search.command + " --seed 1").key() != before[1]
+    with monkeypatch.context() as patched:
+        patched.setattr(experiments.reading, "VERSION", 99)
+        assert study.key() != before[0]
     monkeypatch.setattr(experiments, "REPAIR", "repair@99")
-    assert study.key != before[0]
-    assert search.key == before[1], "no repair is in it"
+    assert study.key() != before[0]
+    assert search.key() == before[1], "no repair is in it"
     monkeypatch.setitem(experiments.VERSIONS, "drop", "drop-99")
-    assert search.key != before[1]
+    assert search.key() != before[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("published", "repair"),  # of its plan
+        ("published", "method drop"),
+        ("quality", "method merge"),
+        ("plan", "race"),
+        ("windows", "method share"),
+    ],
+)
+def test_a_key_changes_with_a_version_behind_a_plan_or_a_comparison(
+    name: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = EXPERIMENTS[name].key()
+    monkeypatch.setitem(experiments.VERSIONS, version, "another")
+    assert EXPERIMENTS[name].key() != before
+
+
+def test_a_key_knows_what_a_student_is_made_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = EXPERIMENTS["full"].determined()["versions"]
+    assert {"distill", "finetune", "drop", "searches", "imdb", "rouge", "latency"} <= versions.keys()
 
 
 def test_a_key_changes_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = EXPERIMENTS["merge"].key
+    before = EXPERIMENTS["merge"].key()
     monkeypatch.setattr(experiments, "_pocket", lambda: "another")
-    assert EXPERIMENTS["merge"].key != before
+    assert EXPERIMENTS["merge"].key() != before
 
 
 # What runs
@@ -113,7 +140,8 @@ def test_what_ran_is_written_and_does_not_run_again(bench: Path) -> None:
     assert running.run([one], 1, "cpu", said.append) == []
     assert one.up_to_date()
     written = json.loads(one.result.read_text())
-    assert written == {"experiment": "one", "command": "python one.py", "key": one.key, "figures": {"x": 1.5}}
+    head = {"experiment": "one", "command": "python one.py", "device": "cpu", "key": one.key()}
+    assert written == {**head, "figures": {"x": 1.5}}
     assert "one begins" in said[0]
     assert "one is written: results/one.json" in said[1]
     assert experiments.costs()["one"]["runs"] == 1
@@ -128,6 +156,57 @@ def test_what_fails_is_said_and_the_others_run(bench: Path) -> None:
     assert any("bad failed" in line and "no such thing (see runs/bad.log)" in line for line in said)
     assert good.up_to_date()
     assert bad.stored() is None
+
+
+def test_what_cannot_begin_be_read_or_is_killed_is_said_and_the_others_run(bench: Path) -> None:
+    class Unknown(Experiment):
+        def key(self, device: str = "cpu") -> str:
+            raise InputError("no such recipe")
+
+    others = [
+        Unknown("unknown", "python unknown.py", 1.0, lambda file: {}),
+        script(bench, "silent", "pass"),
+        script(bench, "killed", "os.kill(os.getpid(), 9)"),
+        script(bench, "good", WRITES),
+    ]
+    said: list[str] = []
+    assert running.run(others, 2, "cpu", said.append) == ["unknown", "silent", "killed"]
+    text = "\n".join(said)
+    assert "unknown failed: no such recipe" in text
+    assert "its output cannot be read: FileNotFoundError" in text
+    assert "killed by signal 9 (see runs/killed.log)" in text
+    assert others[3].up_to_date()
+
+
+def test_a_recipe_that_changes_meanwhile_leaves_the_result_out_of_date(bench: Path) -> None:
+    changing = script(bench, "changing", "pathlib.Path('changed').touch()\n" + WRITES)
+
+    class Changing(Experiment):
+        def key(self, device: str = "cpu") -> str:
+            return "after" if (bench / "changed").exists() else "before"
+
+    one = Changing(changing.name, changing.command, 1.0, changing.read)
+    assert running.run([one], 1, "cpu", lambda _: None) == []
+    assert json.loads(one.result.read_text())["key"] == "before"
+    assert not one.up_to_date()
+
+
+def test_experiments_compute_in_float32_where_they_are_told_or_must(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERFOLD_DTYPE", "float16")
+    monkeypatch.setenv("LAYERFOLD_OFFLOAD", "always")
+    tells = "seen = {k: v for k, v in os.environ.items() if k.startswith('LAYERFOLD_')}\n"
+    tells += "out.write_text(json.dumps({'seen': seen}))\n"
+    told, own = script(bench, "told", tells), script(bench, "own", tells, device="cpu")
+    running.run([told, own], 1, "cuda:1", lambda _: None)
+    found = [json.loads(each.result.read_text()) for each in (told, own)]
+    assert [each["seen"] for each in found] == [
+        {"LAYERFOLD_DEVICE": device, "LAYERFOLD_DTYPE": "float32"} for device in ("cuda:1", "cpu")
+    ]
+    assert [each["device"] for each in found] == ["cuda:1", "cpu"]
+    assert found[0]["key"] != told.key()
+    assert told.up_to_date(), "on the device that it was made on"
 
 
 def test_timed_experiments_run_alone_and_after_the_others(bench: Path) -> None:
@@ -189,16 +268,44 @@ def test_a_file_that_is_needed_and_not_named_is_said(monkeypatch: pytest.MonkeyP
     assert "gpu is left out: it needs --device cuda" in out
 
 
+def test_a_file_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("SMOLLM2", str(tmp_path / "small.gguf"))
+    assert "has other contents" in running.missing(EXPERIMENTS["quality-smollm2"])
+    assert running.missing(EXPERIMENTS["merge"]) == ""
+
+
+def test_a_run_in_the_background_is_refused_at_once_where_another_goes_on(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(Experiment, "up_to_date", lambda self: False)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("began"))
+    monkeypatch.setattr(sys, "argv", ["figures", "run", "merge", "--background"])
+    with running.alone():
+        assert command.main() == 2
+    assert "figures are being made already" in capsys.readouterr().err
+
+
+def test_what_is_up_to_date_runs_again_where_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(Experiment, "up_to_date", lambda self: True)
+    ran: list[Any] = []
+    monkeypatch.setattr(running, "run", lambda todo, *_: ran.append([each.name for each in todo]) or [])
+    for words in (["run", "merge"], ["run", "merge", "--again"]):
+        monkeypatch.setattr(sys, "argv", ["figures", *words])
+        assert command.main() == 0
+    assert ran == [[], ["merge"]]
+
+
 def test_the_command_line_of_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOLLM2", "/models/small.gguf")
-    study, benchmark = (running.command(EXPERIMENTS[name]) for name in ("merge", "quality-smollm2"))
+    chosen = [EXPERIMENTS[name] for name in ("merge", "quality-smollm2")]
+    places = [running.output(each, "0123456789abcdef") for each in chosen]
+    study, benchmark = map(running.command, chosen, places)
     assert study[1:5] == ["-m", "layerfold.cli", "study", "recipes/merge.yaml"]
     assert study[-2:] == ["--output-dir", str(running.RUNS / "merge")]
     assert benchmark[benchmark.index("--model") + 1] == "/models/small.gguf"
-    written = f"quality-smollm2-{EXPERIMENTS['quality-smollm2'].key[:8]}.json"
-    assert benchmark[-4:] == [
-        "--folder", str(running.RUNS / "quality-smollm2"), "--json", str(running.RUNS / written),
-    ]  # fmt: skip
+    written = running.RUNS / "quality-smollm2-01234567"
+    assert benchmark[-4:] == ["--folder", str(written), "--json", f"{written}.json"]
 
 
 @pytest.mark.parametrize(
@@ -234,18 +341,52 @@ def test_a_block_is_filled_and_the_rest_stays(page: str) -> None:
         pages.filled(page.replace("figures: one", "figures: on"))
 
 
+def test_a_block_without_its_end_is_refused_and_nothing_is_lost(page: str) -> None:
+    for broken in (page.replace("<!-- end of figures -->\n", "") + page, page + "<!-- figures: one -->\ntext\n"):
+        with pytest.raises(InputError, match="a block without its end"):
+            pages.filled(broken)
+
+
 def test_a_block_without_its_result_says_which_command_makes_it(bench: Path) -> None:
     block = blocks.Block(("merge",), lambda found: "never")
     assert block.text() == "*Not measured yet with this version: `python -m figures run merge`.*"
 
 
 def test_a_block_of_an_older_result_says_so(bench: Path) -> None:
-    document = {"experiment": "merge", "key": "older", "rows": {}}
+    document = {"experiment": "merge", "device": "cpu", "key": "older", "rows": {}}
     EXPERIMENTS["merge"].result.write_text(json.dumps(document))
     block = blocks.Block(("merge",), lambda found: "table")
     assert block.text().startswith("table\n\nMade by `layerfold study recipes/merge.yaml`. Made by an earlier version:")
-    EXPERIMENTS["merge"].result.write_text(json.dumps(document | {"key": EXPERIMENTS["merge"].key}))
+    EXPERIMENTS["merge"].result.write_text(json.dumps(document | {"key": EXPERIMENTS["merge"].key()}))
     assert block.text() == "table\n\nMade by `layerfold study recipes/merge.yaml`."
+    on_gpu = document | {"device": "cuda", "key": EXPERIMENTS["merge"].key("cuda")}
+    EXPERIMENTS["merge"].result.write_text(json.dumps(on_gpu))
+    assert block.text() == "table\n\nMade by `layerfold study recipes/merge.yaml` on cuda."
+
+
+def test_a_block_of_an_older_result_with_other_rows_shows_none(bench: Path) -> None:
+    document = {"experiment": "merge", "device": "cpu", "key": "older", "rows": {}}
+    EXPERIMENTS["merge"].result.write_text(json.dumps(document))
+    block = blocks.Block(("merge",), lambda found: found["rows"]["gone"])
+    assert block.text().startswith("Made by `layerfold study recipes/merge.yaml`. Made by an earlier version:")
+    current = document | {"key": EXPERIMENTS["merge"].key()}
+    EXPERIMENTS["merge"].result.write_text(json.dumps(current))
+    with pytest.raises(KeyError):
+        block.text()
+
+
+def test_a_recipe_that_names_other_blocks_than_the_search_found_is_said() -> None:
+    chosen = cells.chosen_blocks("repair")
+    assert len(chosen["searched"]) == 6
+    agrees = {"searched": chosen["searched"]}
+    assert blocks.methods._disagreement("repair", chosen, agrees) == ""
+    said = blocks.methods._disagreement("repair", chosen, {"searched": [0, 1]})
+    assert "in `recipes/repair.yaml`; the search found 0 1.**" in said
+    assert cells.chosen_blocks("share")["five blocks share, rank 30"] == [1, 2, 3, 4, 5]
+
+
+def test_text_of_a_model_is_no_markup() -> None:
+    assert cells.plain("a|b <i> *c* _d_ `e` \\|\n[f]") == r"a\|b &lt;i&gt; \*c\* \_d\_ \`e\` \\\| \[f\]"
 
 
 @pytest.mark.parametrize(

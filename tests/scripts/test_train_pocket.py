@@ -49,6 +49,8 @@ def test_a_short_run_writes_a_model_a_tokenizer_and_a_log(script: Any, tmp_path:
     config = model.decoder.model.config
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0, 0, 0)
     assert not (tmp_path / "pocket" / "state.pt").exists()
+    with pytest.raises(SystemExit, match="holds a model that is trained to its end"):
+        script.main(["--output-dir", str(tmp_path / "pocket"), *SHORT])
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(script: Any, tmp_path: Path) -> None:
@@ -64,8 +66,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(script: Any, tmp_pa
     script.schedule = killed
     with pytest.raises(KeyboardInterrupt):
         script.main(["--output-dir", str(tmp_path / "killed"), *SHORT])
-    with pytest.raises(SystemExit, match="holds a run with another batch: repeat its arguments"):
-        script.main(["--output-dir", str(tmp_path / "killed"), *SHORT, "--batch", "3"])
+    for more, said in ((["--batch", "3"], "batch"), (["--steps", "1"], "steps")):
+        with pytest.raises(SystemExit, match=f"holds a run with another {said}: repeat its arguments"):
+            script.main(["--output-dir", str(tmp_path / "killed"), *SHORT, *more])
     script.schedule = schedule
     script.main(["--output-dir", str(tmp_path / "killed"), *SHORT])
     whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))

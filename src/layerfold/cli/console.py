@@ -35,7 +35,7 @@ class _Drawn:
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
-        self._begun = time.monotonic()
+        self._begun: dict[TaskID, float] = {}
         self._lined = -math.inf
         self.notes: list[str] = []
 
@@ -88,12 +88,18 @@ class _Drawn:
             return
         self._lined = now
         outer, *_ = tasks = self._bars.tasks
-        taken, done = now - self._begun, outer.completed / outer.total if outer.total else 0.0
-        left = f", about {_clock(taken * (1 - done) / done)} left" if done else ""
-        self._print(f"{'; '.join(task.description for task in tasks)} ({done:.0%}, {_clock(taken)}{left})")
+        taken, said = now - self._begun[outer.id], ""
+        if outer.total:
+            done = outer.completed / outer.total
+            said = f"{done:.0%}, {_clock(taken)}" + (
+                f", about {_clock(taken * (1 - done) / done)} left" if done else ""
+            )
+        self._print(f"{'; '.join(task.description for task in tasks)} ({said or _clock(taken)})")
 
     def _start(self, description: str, total: float | None) -> TaskID:
-        return self._bars.add_task(description, total=total)
+        task = self._bars.add_task(description, total=total)
+        self._begun[task] = time.monotonic()
+        return task
 
 
 def _clock(seconds: float) -> str:

@@ -65,8 +65,10 @@ class Generation(Evaluator):
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise InputError(f"generation prompts {list(self.prompts)}; accepted: one or more, none empty")
         check_least(self, "generation", new_tokens=1, seed=0)
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"generation temperature {self.temperature}; accepted: above 0")
+        if not 0.01 <= self.temperature <= 100:
+            raise InputError(f"generation temperature {self.temperature}; accepted: 0.01 ... 100")
+        if self.seed >= 2**32:
+            raise InputError(f"generation seed {self.seed}; accepted: 0 ... {2**32 - 1}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"generation top_p {self.top_p}; accepted: above 0, at most 1")
 

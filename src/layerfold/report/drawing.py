@@ -78,7 +78,7 @@ def family(results: Results, label: str) -> str:
     if label == BASE_LABEL:
         return BASE_LABEL
     subjects = [record.subject for (owner, _), record in results.records.items() if owner == label]
-    if any("distilled" in subject for subject in subjects):
+    if any({"distilled", "trained"} & subject.keys() for subject in subjects):
         return STUDENT
     method = next((subject["method"] for subject in subjects if subject.get("method")), None)
     if isinstance(method, dict):

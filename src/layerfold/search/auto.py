@@ -11,6 +11,7 @@ from layerfold.checkpoint.model import Model, default_corpus
 from layerfold.evaluators import Perplexity
 from layerfold.methods import Method
 from layerfold.methods.base import Notes
+from layerfold.model.decoder import check_precision
 from layerfold.progress import SILENT, Progress
 from layerfold.search.groups import best_groups
 from layerfold.search.judging import describe
@@ -35,10 +36,11 @@ def settled(
         The method with nothing left to search, and notes that say what was scored.
 
     Raises:
-        InputError: the model admits no candidate.
+        InputError: the model admits no candidate, or has weights of several dtypes.
     """
     if not method.searched:
         return method, {}
+    check_precision(model.decoder)
     search = _SEARCHES[method.searched]
     found, notes = search(method, model.decoder, calibration, text.windows(model), progress)
     return found, {"search": {**notes, "text": describe(text, model)}}
