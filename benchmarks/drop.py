@@ -113,7 +113,7 @@ def main() -> None:
     pocket = load(POCKET)
     few, many = (
         Perplexity(split="validation", limit_tokens=tokens).windows(pocket)
-        for tokens in ((256, 1024) if options.quick else (1024, 8192))
+        for tokens in ((256, 1024) if options.quick else (1024, 4096))
     )
     add("pocket, walk", walk_against_scratch(pocket.decoder, few, 64 if options.quick else 256))
     add("pocket, best of each size", best_of_each_size(pocket.decoder, many, 32 if options.quick else 128))

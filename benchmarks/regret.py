@@ -60,7 +60,7 @@ def main() -> None:
     options = arguments(__doc__)
     torch.set_grad_enabled(False)
     pocket = load(POCKET)
-    windows = Perplexity(split="validation", limit_tokens=1024 if options.quick else 4096).windows(pocket)
+    windows = Perplexity(split="validation", limit_tokens=1024 if options.quick else 2048).windows(pocket)
     # Kept: it takes long.
     file = RUN / f"scores-{windows.sha256[:12]}-{pocket.sha256[:12]}.safetensors"
     scores = Scores(Lacking(pocket.decoder), windows, file=file, key=pocket.sha256)

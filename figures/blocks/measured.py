@@ -123,16 +123,6 @@ def _prune_speed(found: Found) -> str:
     return table(["criterion", "time / one calibration pass", "extra peak memory"], rows)
 
 
-@block("share-speed", "share-speed")
-def _share_speed(found: Found) -> str:
-    rows = [
-        [key.removesuffix(": times faster"), numerals.times(value)]
-        for key, value in found["figures"].items()
-        if key.endswith(": times faster")
-    ]
-    return table(["search for a window", "times faster than each window from scratch"], rows)
-
-
 @block("repair-speed", "repair-speed")
 def _repair_speed(found: Found) -> str:
     rows = [
