@@ -35,7 +35,7 @@ def _imported(*names: str) -> list[Any]:
         sys.path.remove(folder)
 
 
-peers, plan, table = _imported("peers", "plan", "table")
+peers, plan, quality = _imported("peers", "plan", "quality")
 METHODS = {"layerfold": plan.OWN, **peers.PEERS}
 
 
@@ -186,16 +186,18 @@ def test_tied_ffns_and_zeros_say_where_they_cannot_be_so_small() -> None:
     assert peers.zeroing("magnitude", made, 0, texts()) is None
 
 
-def test_what_the_text_cannot_tell_apart_is_said() -> None:
-    def row(method: str, nats: list[float]) -> SimpleNamespace:
-        value = float(np.exp(np.mean(nats) / 10))
-        return SimpleNamespace(method=method, kept=3, perplexity=SimpleNamespace(nats=nats, value=value))
+def test_quotients_are_paired_over_documents() -> None:
+    def measured(nats: np.ndarray) -> Any:
+        return quality.Measured(float(np.exp(nats.mean() / 10)), 0.0, 0.0, tuple(nats), 1.0)
 
-    tokens = np.full(40, 10.0)
-    noise = np.random.default_rng(0).normal(size=40)
-    lowest, close, far = 30 + noise, 30.01 + noise[::-1], 31 + noise
-    rows = [row("base", [30.0]), row("far", [*far]), row("lowest", [*lowest]), row("close", [*close])]
-    methods = {name: SimpleNamespace(zeros=False) for name in ("lowest", "close", "far")}
-    ranked = table.ranked(rows, 3, "perplexity", methods, False)
-    assert [each.method for each in ranked] == ["lowest", "close", "far"]
-    assert table.winner(ranked, "perplexity", tokens) == "lowest; not told apart: close"
+    tokens, noise = np.full(40, 10.0), np.random.default_rng(0).normal(size=40)
+    base, plan_, close, far = (measured(each) for each in (30 + noise, 31 + noise, 31 + noise[::-1], 33 + noise))
+    rows = [quality.Row("base", 12, 9, 9, base)]
+    rows += [quality.Row(name, 3, 5, 5, each) for name, each in (("layerfold", plan_), ("close", close), ("far", far))]
+    found = {row.method: quality._figures(row, rows, tokens)["perplexity"] for row in rows}
+    assert found["layerfold"]["over base"] == pytest.approx([np.exp(0.1)] * 3), "the documents differ alike"
+    assert "over plan" not in found["layerfold"]
+    low, high = found["close"]["over plan"][1:]
+    assert low < 1 < high
+    assert found["far"]["over plan"] == pytest.approx([np.exp(0.2)] * 3)
+    assert not {"nats", "seconds"} & found["far"].keys()

@@ -96,7 +96,7 @@ def test_eval_measures_all_four(
     assert done.code == 0, done.err
     assert list(json.loads(done.out)) == ["perplexity", "size", "latency", "generation"]
     told = layerfold("eval", tmp_path / "long", "--corpus", study_corpus, "--metrics", "generation")
-    assert told.out.count("\n  > ") == 8
+    assert told.out.count("\n  greedy > ") == told.out.count("\n  sampled > ") == 8
 
 
 def test_study_prints_a_table_and_leaves_a_page(layerfold: Any, model: Path, study_corpus: str, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_what_cannot_begin_be_read_or_is_killed_is_said_and_the_others_run(bench
         script(bench, "good", WRITES),
     ]
     said: list[str] = []
-    assert running.run(others, 2, "cpu", said.append) == ["unknown", "silent", "killed"]
+    assert sorted(running.run(others, 2, "cpu", said.append)) == ["killed", "silent", "unknown"]
     text = "\n".join(said)
     assert "unknown failed: no such recipe" in text
     assert "its output cannot be read: FileNotFoundError" in text
@@ -415,3 +415,32 @@ def test_a_changed_result_makes_a_page_stale(monkeypatch: pytest.MonkeyPatch, tm
     assert [*pages.stale()] == ["README.md"]
     written.write_text(pages.filled(written.read_text()))
     assert [*pages.stale()] == []
+
+
+def test_methods_by_sizes_with_the_lowest_in_bold_and_what_cannot_be_told_apart() -> None:
+    def row(method: str, value: float, over_plan: float | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = {"value": value, "low": value, "high": value, "over base": [value / 50] * 3}
+        if over_plan is not None:
+            found["over plan"] = [over_plan, over_plan - 0.01, over_plan + 0.01]
+        return {"method": method, "kept": 6, "parameters": 4_000_000, "nonzero": 4_000_000, "perplexity": found}
+
+    names = {"layerfold": "layerfold's plan", "bi": "ShortGPT", "sleb": "SLEB", "magnitude": "magnitude"}
+    found = {
+        "methods": {name: {"title": said, "zeros": name == "magnitude"} for name, said in names.items()},
+        "sizes": {"6": 4_291_584},
+        "rows": [
+            {"method": "base", "kept": 12, "parameters": 7_000_000, "perplexity": {"value": 50, "low": 48, "high": 52}},
+            row("layerfold", 60),
+            row("bi", 90, 1.5),
+            row("sleb", 60.3, 1.005),
+            row("magnitude", 55, 0.92),
+        ],
+    }
+    lines = blocks.plans._by_size(found, "perplexity").splitlines()
+    assert lines[2] == "| parameters, millions | 4.29 |"
+    assert lines[3] == "| layerfold's plan | **60.0** |"
+    assert "| × base | 1.20 |" in lines
+    assert "| magnitude (zeros) | **55.0** |" in lines
+    assert lines[-1] == (
+        "Base: 50.00 [48.00, 52.00]. Not above the plan by more than the paired 95 % interval: SLEB at 6."
+    )

@@ -209,7 +209,7 @@ DROPPED: dict[str, Any] = {"drop": {"blocks": "1"}}
         (DROPPED | {"repair": None}, "unknown repair 'None'"),
         (DROPPED | {"repair": ["refit"]}, "unknown repair \"['refit']\""),
         (DROPPED | {"repair": 1.5}, "unknown repair '1.5'"),
-        ({"repair": "refit"}, "keys label, repair; accepted: label, repair and one of"),
+        ({"repair": "refit"}, "keys label, repair; accepted: label, repair, recovery and one of"),
     ],
     ids=str,
 )

@@ -36,7 +36,7 @@ class _Drawn:
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
         self._begun: dict[TaskID, float] = {}
-        self._lined = -math.inf
+        self._lined = time.monotonic()  # what is done sooner than that needs no line
         self.notes: list[str] = []
 
     def track(self, items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
