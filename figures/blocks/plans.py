@@ -119,7 +119,7 @@ def _by_size(found: Found, name: str, intervals: bool = False) -> str:
     written.insert(2, ["× base", *ratios])
     said = f"Base: {bounded(*(base['perplexity'][each] for each in ('value', 'low', 'high')))}."
     lines = table(["size of so many blocks", *map(str, sizes)], written)
-    return f"{lines}\n\n{said} {_closest(found, rows, sizes, name)}"
+    return f"{lines}\n\n{said} {_closest(found, rows, sizes, name)}".rstrip()
 
 
 def _size_cell(measured: Mapping[str, Any], intervals: bool) -> str:
@@ -142,6 +142,8 @@ def _closest(found: Found, rows: Sequence[Found], sizes: Sequence[int], name: st
             over = row[name].get("over plan")
             if over is not None and over[1] <= 1:
                 close.append(f"{found['methods'][row['method']]['title']} at {kept}")
+    if not any("over plan" in row[name] for row in rows if name in row):
+        return ""
     if not close:
         return "Of the methods without zeros, every other one is above the plan by more than the paired 95 % interval."
     return f"Not above the plan by more than the paired 95 % interval: {', '.join(close)}."
