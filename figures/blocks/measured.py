@@ -143,7 +143,7 @@ def _repair_memory(found: Found) -> str:
 @block("startup")
 def _startup(found: Found) -> str:
     figures = found["figures"]
-    rows = [[f"`{key.removesuffix(', s')}`", f"{value:.2f} s"] for key, value in figures.items() if "beyond" not in key]
+    rows = [[key.removesuffix(", s"), f"{value:.2f} s"] for key, value in figures.items() if "beyond" not in key]
     return table(["command", "time"], rows)
 
 
