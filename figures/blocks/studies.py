@@ -18,7 +18,7 @@ def _results(demo: Found) -> str:
         "merged_2": "merged_2: FFNs averaged in pairs",
         "compressed_2": "compressed_2: blocks averaged in pairs",
         "repaired_drop_6": "repaired_drop_6: every second block dropped, the others repaired",
-        "distilled_drop_6": "distilled_drop_6: the same, then distilled on 16,384 tokens",
+        "distilled_drop_6": "distilled_drop_6: the same, then distilled on 12,288 tokens",
     }
     return study_rows(demo, {**SIZES, **PERPLEXITY, **SPEED}, labels, "variant of pocket")
 

@@ -54,7 +54,7 @@ def test_the_demo_has_a_row_of_each_method_and_little_text(pocket: Decoder) -> N
         *_, repaired, distilled = recipe.variants
         assert (repaired.method, repaired.repair, repaired.recovery) == (Drop(every=2), "refit+attention", None)
         assert (distilled.method, distilled.repair) == (Drop(every=2), "refit+attention")
-        assert distilled.recovery == Distill(tokens=16_384, learning_rate=3e-4)
+        assert distilled.recovery == Distill(tokens=12_288, learning_rate=3e-4)
         assert [each.name for each in recipe.evaluate] == ["size", "perplexity", "latency", "generation"]
         assert recipe.evaluate[1] == Perplexity(limit_tokens=16_384)
         assert recipe.recovery is None

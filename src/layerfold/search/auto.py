@@ -19,7 +19,6 @@ from layerfold.search.selection import RACE
 from layerfold.search.share import best_window
 
 _SEARCHES: dict[str, Callable[..., tuple[Method, Notes]]] = {"groups": best_groups, "window": best_window}
-_RACED = ("groups",)
 
 
 def settled(
@@ -50,8 +49,7 @@ def selected_by(method: Method, model: Model, text: Perplexity) -> dict[str, Any
     """Return what determines the outcome of a method's search, as JSON; nothing where it leaves nothing to one."""
     if not method.searched:
         return {}
-    race = {"race": RACE} if method.searched in _RACED else {}  # otherwise all candidates read all of the text
-    return {"selection": text.windows(model).sha256, **race}
+    return {"selection": text.windows(model).sha256, "race": RACE}
 
 
 def selection_text(model: Model, corpus: str | None) -> Perplexity:

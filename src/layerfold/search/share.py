@@ -148,12 +148,15 @@ def shared(
 def best_window(
     share: Share, decoder: Decoder, calibration: Calibration | None, text: TokenWindows, progress: Progress
 ) -> tuple[Share, Notes]:
-    """Return the same for the window of `share.size` blocks that scores best on a text, and the perplexity of each."""
+    """Return the same for the window of `share.size` blocks that scores best on a text.
+
+    Windows race (see `Selection`). The notes have the perplexity of each that was scored on all of the text.
+    """
     others = shared(share, share.windows(decoder), decoder, calibration, progress)
     scores = Scores(Replaced(decoder, others), text, divergence=False)
-    select = Selection(scores, "perplexity", race=False, seed=0, progress=progress)
+    select = Selection(scores, "perplexity", race=True, seed=0, progress=progress)
     best = select.best(list(others))
-    perplexities = {f"{each[0]}:{share.size}": measured(scores, each).perplexity for each in others}
+    perplexities = {f"{each[0]}:{share.size}": measured(scores, each).perplexity for each in select.finished}
     return share.at(best[0]), {"perplexity": perplexities}
 
 

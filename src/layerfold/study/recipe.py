@@ -41,19 +41,19 @@ _REPAIRED = {"label": "repaired_drop_6", "drop": {"every": 2}, "repair": "refit+
 _DISTILLED = {
     **_REPAIRED,
     "label": "distilled_drop_6",
-    "recovery": {"distill": {"tokens": 16_384, "learning_rate": 3e-4}},
+    "recovery": {"distill": {"tokens": 12_288, "learning_rate": 3e-4}},
 }
 _DEMO = {"merged_2", "compressed_2", "pruned_104M", "shared_4x8"}
 _PLANNED = {"label": "planned_82M", "plan": {"parameters": defaults.PLANNED}}
 _DISTILGPT2 = {"gpt2": "distilgpt2", "openai-community/gpt2": "distilbert/distilgpt2"}
 
-_FEW_PROMPTS = {"generation": {"prompts": [*PROMPTS[:4]]}}
+_FEW_PROMPTS = {"generation": {"prompts": [*PROMPTS[:3]]}}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # A row of each method on little text, in minutes.
     "demo": {
         "variants": [*(each for each in _PUBLISHED if each["label"] in _DEMO), _REPAIRED, _DISTILLED],
-        "evaluate": ["size", {"perplexity": {"limit_tokens": 16_384}}, {"latency": {"rounds": 8}}, _FEW_PROMPTS],
+        "evaluate": ["size", {"perplexity": {"limit_tokens": 16_384}}, {"latency": {"rounds": 6}}, _FEW_PROMPTS],
         "calibration": {"tokens": 8_192, "repair_tokens": 8_192},
     },
     # The published comparison, half of the blocks with a repair, and a plan; nothing trained.
