@@ -88,7 +88,7 @@ def chosen_blocks(recipe: str) -> dict[str, list[int]]:
     """Return the blocks that the rows of a recipe drop or share, by label."""
     found = {}
     for variant in read_recipe(ROOT / "recipes" / f"{recipe}.yaml").variants:
-        if isinstance(variant.method, Drop) and variant.method.blocks:
+        if isinstance(variant.method, Drop) and variant.method.part == "block":
             found[variant.label] = variant.method.indices(POCKET_DEPTH)
         if isinstance(variant.method, Share) and ":" in str(variant.method.window):
             start, size = map(int, variant.method.window.split(":"))

@@ -220,7 +220,7 @@ EXPERIMENTS = {
         _study("share_forms", 8),
         _study("share_lowrank", 10),
         _study("repair", 16),
-        _study("recovery", 30),
+        _study("recovery", 26),
         Experiment(
             "plan", "layerfold plan --model pocket --parameters 66% --rounds 0", 10, reading.plan,
             PLANNED,

@@ -243,7 +243,7 @@ def _repair_levels(found: Found) -> str:
     rows = []
     for title, label, levels in (
         ("every second block dropped", "drop_6", ("", "refit", "refit+attention")),
-        ("blocks found by search dropped", "searched", ("", "refit+attention")),
+        ("the best six blocks unrepaired dropped", "best unrepaired", ("", "refit+attention")),
         ("compressed_2", "compressed_2", ("", "rescale", "refit", "refit+attention")),
         ("merged_2, tied", "merged_2 tied", ("", "rescale", "refit", "refit+attention")),
         ("half of the neurons, by wanda", "half the neurons", ("", "refit", "refit+attention")),
@@ -259,25 +259,24 @@ def _repair_levels(found: Found) -> str:
     return table(["", "parameters", "unrepaired", "rescale", "refit", "refit+attention", "× base"], rows)
 
 
-@block("repair-searched", "drop-repaired", "repair")
-def _repair_searched(search: Found, repair: Found) -> str:
-    (best,) = search["best"].values()
+@block("repair-searched", "drop-repaired", "drop-best", "repair")
+def _repair_searched(search: Found, drops: Found, repair: Found) -> str:
+    chosen = chosen_blocks("repair")
     rows = [
-        ["1 3 5 7 9 11", "no search: every second block", figure(repair["rows"]["drop_6"], "perplexity"),
-         figure(repair["rows"]["drop_6 refit+attention"], "perplexity")],
-        [_blocks(best["removed"]), "perplexity after a repair", figure(repair["rows"]["searched"], "perplexity"),
-         figure(repair["rows"]["searched refit+attention"], "perplexity")],
-    ]  # fmt: skip
+        [_blocks(chosen[label]), said, *(figure(repair["rows"][each], "perplexity") for each in (label, repaired))]
+        for label, repaired, said in (
+            ("best unrepaired", "best unrepaired refit+attention", "perplexity without a repair"),
+            ("drop_6", "drop_6 refit+attention", "perplexity after a repair"),
+        )
+    ]
+    found = {"best unrepaired": drops["best"]["6"]["removed"], "drop_6": search["best"]["6"]["removed"]}
     lines = table(["dropped", "chosen by", "unrepaired", "repaired"], rows)
-    return lines + _disagreement("repair", chosen_blocks("repair"), {"searched": best["removed"]})
+    return lines + _disagreement("repair", chosen, found)
 
 
-@block("recovery", "recovery", "drop-repaired")
-def _recovery(found: Found, search: Found) -> str:
-    (best,) = search["best"].values()
-    lines = study_rows(found, {"parameters": "parameters", **PERPLEXITY})
-    searched = {"searched blocks repaired": best["removed"]}
-    return lines + _disagreement("recovery", chosen_blocks("recovery"), searched)
+@block("recovery")
+def _recovery(found: Found) -> str:
+    return study_rows(found, {"parameters": "parameters", **PERPLEXITY})
 
 
 def _disagreement(recipe: str, chosen: Mapping[str, list[int]], searched: Mapping[str, Sequence[int]]) -> str:

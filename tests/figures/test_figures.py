@@ -377,11 +377,10 @@ def test_a_block_of_an_older_result_with_other_rows_shows_none(bench: Path) -> N
 
 def test_a_recipe_that_names_other_blocks_than_the_search_found_is_said() -> None:
     chosen = cells.chosen_blocks("repair")
-    assert len(chosen["searched"]) == 6
-    agrees = {"searched": chosen["searched"]}
-    assert blocks.methods._disagreement("repair", chosen, agrees) == ""
-    said = blocks.methods._disagreement("repair", chosen, {"searched": [0, 1]})
-    assert "in `recipes/repair.yaml`; the search found 0 1.**" in said
+    assert chosen["drop_6"] == [1, 3, 5, 7, 9, 11]
+    assert blocks.methods._disagreement("repair", chosen, {"drop_6": [1, 3, 5, 7, 9, 11]}) == ""
+    said = blocks.methods._disagreement("repair", chosen, {"drop_6": [0, 1]})
+    assert '"drop_6" has blocks 1 3 5 7 9 11 in `recipes/repair.yaml`; the search found 0 1.**' in said
     assert cells.chosen_blocks("share")["five blocks share, rank 30"] == [1, 2, 3, 4, 5]
 
 
