@@ -118,7 +118,7 @@ def _by_size(found: Found, name: str, intervals: bool = False) -> str:
         ratios.append(bounded(value, low, high, numerals.times))
     written.insert(2, ["× base", *ratios])
     said = f"Base: {bounded(*(base['perplexity'][each] for each in ('value', 'low', 'high')))}."
-    lines = table(["size of so many blocks", *map(str, sizes)], written)
+    lines = table(["size, in blocks", *map(str, sizes)], written)
     return f"{lines}\n\n{said} {_closest(found, rows, sizes, name)}".rstrip()
 
 
