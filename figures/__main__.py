@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from figures import pages, plots, running
+from figures import pages, running
 from figures.experiments import EXPERIMENTS, ROOT, Experiment, costs
 from layerfold.errors import InputError, LayerfoldError, one_of
 from layerfold.files import write_text
@@ -103,6 +103,8 @@ def _status() -> int:
 
 
 def _fill() -> int:
+    from figures import plots  # which needs matplotlib: a machine that only runs experiments does without
+
     plots.draw_all()
     for page in pages.pages():
         text = page.read_text(encoding="utf-8")
@@ -113,6 +115,8 @@ def _fill() -> int:
 
 
 def _check() -> int:
+    from figures import plots
+
     stale = [*pages.stale(), *plots.stale()]
     for name in stale:
         print(f"{name} is not what results/ says: run `make docs-figures`", file=sys.stderr)

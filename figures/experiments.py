@@ -20,7 +20,7 @@ from figures import reading
 from layerfold.checkpoint.load import _POCKET_FOLDER
 from layerfold.checkpoint.model import POCKET_VERSION
 from layerfold.evaluators import Latency, Perplexity
-from layerfold.files import hash_json
+from layerfold.files import hash_file, hash_json
 from layerfold.methods import METHODS, Drop
 from layerfold.planning.trials import PROTOCOL as PLAN
 from layerfold.recovery import RECOVERIES
@@ -137,13 +137,7 @@ class Experiment:
 def _pocket() -> str:
     """Hash of pocket's files."""
     files = sorted(path for path in _POCKET_FOLDER.iterdir() if path.is_file())
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(b"".join(bytes.fromhex(hash_file(path)) for path in files)).hexdigest()
 
 
 def _versions(recipe: Recipe) -> dict[str, Any]:

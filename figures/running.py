@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from figures.experiments import COSTS, ROOT, RUNS, SMOLLM2, SMOLLM2_SHA256, Experiment, file_sha256
+from figures.experiments import COSTS, ROOT, RUNS, SMOLLM2, SMOLLM2_SHA256, Experiment
 from layerfold.errors import InputError, LayerfoldError
-from layerfold.files import write_text
+from layerfold.files import hash_file, write_text
 
 LOG = RUNS / "log.txt"
 _SMOLLM2_AT = "SMOLLM2"
@@ -153,7 +153,7 @@ def missing(experiment: Experiment) -> str:
     path = os.environ.get(_SMOLLM2_AT, "")
     if not Path(path).is_file():
         return f"needs {experiment.needs}; name it in the variable {_SMOLLM2_AT}"
-    if file_sha256(Path(path)) != SMOLLM2_SHA256:
+    if hash_file(Path(path)) != SMOLLM2_SHA256:
         return f"needs {experiment.needs}; the file {path!r} has other contents"
     return ""
 

@@ -16,4 +16,4 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   exit 1
 fi
 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu
-"$PYTHON" -m figures run gpu --device cuda
+"$PYTHON" -m figures run gpu --device cuda --again
