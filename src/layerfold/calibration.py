@@ -73,7 +73,7 @@ class Calibration:
         """
         wanted = list(pairs)
         missing = [pair for pair in wanted if pair not in self._matches]
-        flips, waiting = self.decoder.family.gate is not None, list[tuple[Pair, Future[Match]]]()
+        flips, waiting = self.decoder.family.gated, list[tuple[Pair, Future[Match]]]()
         device = self.decoder.device
         with fused_activations(self.decoder.model), ThreadPoolExecutor(1, "layerfold-matching") as beside:
             for pair, correlation in self._correlations(missing):
@@ -113,7 +113,7 @@ class Calibration:
                     if ffn is None:
                         continue
                     if index in last_use:
-                        inputs[index][batch] = seen[ffn.up]
+                        inputs[index][batch] = seen[ffn.up].reshape(hidden.shape)
                     for pair in here:
                         earlier = ffns[min(pair)].neurons(inputs[min(pair)][batch])
                         moments[pair].update(stream.rows(batch, earlier), stream.rows(batch, seen[ffn.down]))

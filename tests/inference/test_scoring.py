@@ -8,7 +8,7 @@ from tiny import CONTEXT, logits, tiny, windows
 from torch.nn import functional
 
 from layerfold.errors import InputError
-from layerfold.inference.scoring import expected_embedding, log_partition, token_nats, window_nats
+from layerfold.inference.scoring import expected_slope, log_partition, token_nats, window_nats
 from layerfold.inference.stepping import fused_activations
 from layerfold.model.decoder import Decoder
 
@@ -58,7 +58,7 @@ def test_the_head_of_a_model_in_half_precision_is_computed_in_float32(dtype: tor
     assert torch.allclose(token_nats(decoder, hidden, targets).double(), expected, atol=1e-4)
     partition = log_partition(decoder, hidden)
     embedding = exact.softmax(1) @ head.weight.double()
-    assert torch.allclose(expected_embedding(decoder, hidden, partition).double(), embedding, atol=2e-4)
+    assert torch.allclose(expected_slope(decoder, hidden, partition).double(), embedding, atol=2e-4)
 
 
 def test_the_perplexity_of_a_model_in_bfloat16_is_that_of_its_states() -> None:

@@ -82,18 +82,18 @@ def test_parts_that_were_dropped_have_none() -> None:
     decoder.remove_("attention", [2])
     absent = {part: [block.index for block in decoder.blocks if block.output(part) is None] for part in PARTS}
     assert absent == {"attention": [2], "ffn": [1]}
-    assert refittable(decoder.blocks[1], "ffn") is None
+    assert refittable(decoder, 1, "ffn") is None
 
 
 def test_pruned_weights_are_no_targets_of_a_repair_and_masks_that_keep_all_are() -> None:
     decoder = tiny("gpt2").decoder
     module = decoder.blocks[0].ffn.down.module
     module.register_buffer(MASK, torch.ones_like(module.weight, dtype=torch.bool))
-    assert refittable(decoder.blocks[0], "ffn") is not None
+    assert refittable(decoder, 0, "ffn") is not None
     halve_(decoder)
     for part in PARTS:
         with pytest.raises(InputError, match="would fill zeros that are to stay; accepted: neurons"):
-            refittable(decoder.blocks[0], part)
+            refittable(decoder, 0, part)
 
 
 def test_hooks_go_with_the_passes_that_they_are_for() -> None:

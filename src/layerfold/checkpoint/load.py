@@ -216,7 +216,7 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
         config = AutoConfig.from_pretrained(source, **options)
         if config.model_type == compact.MODEL_TYPE:
             raise ModelError(f"{source!r} holds a compact checkpoint without its {structure.MANIFEST}")
-        family_of(config.model_type)
+        family_of(config)
         if from_gguf:
             stored, read_in = Stored(), torch.float32
         else:

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from layerfold.checkpoint import portable
 from layerfold.errors import OutputError, first_line
 
 if TYPE_CHECKING:
@@ -52,6 +53,19 @@ def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], tied: Map
         raise OutputError(f"the weights read back without {missing[0]!r} ({len(missing)} missing)")
 
 
+def names_in_files(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return, for each name of a model's tensors, the one that checkpoints of its architecture have.
+
+    GPT-NeoX's head, say, is ``lm_head`` in the model and ``embed_out`` in its checkpoints.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    marks = {name: tensor.new_zeros(1) for name, tensor in state.items()}  # each tensor once: tied ones are one object
+    own = {id(mark): name for name, mark in marks.items()}
+    renamed = {own[id(mark)]: name for name, mark in revert_weight_conversion(model, dict(marks)).items()}
+    return {name: renamed.get(name, name) for name in state}
+
+
 def _bits(tensor: Tensor) -> Tensor:
     """Return a tensor's bytes, so that a NaN equals itself and -0.0 does not equal 0.0."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
@@ -83,6 +97,9 @@ def check_config(folder: Path, model: PreTrainedModel, wanted: Mapping[str, Tens
 def compare_configs(read: PreTrainedConfig, own: PreTrainedConfig) -> None:
     """Raise OutputError, which names the first setting in which two configurations differ as JSON."""
     read_back, asked = (json.loads(config.to_json_string(use_diff=False)) for config in (read, own))
+    # Some configurations keep what was written for older versions, which their own class does not know.
+    older = portable.older_rope(asked.get("rope_parameters"))
+    asked |= {key: value for key, value in older.items() if key in read_back and key not in asked}
     for key in sorted((read_back.keys() | asked.keys()) - OF_THE_FILES):
         if read_back.get(key) != asked.get(key):
             raise OutputError(

@@ -66,8 +66,10 @@ def write(decoder: Decoder, folder: Path, format: Format, dtype: torch.dtype) ->
     decoder = deltas.multiplied_out(decoder, torch.promote_types(decoder.dtype, dtype or decoder.dtype))
     state = write_dense(decoder.model, folder, dtype=dtype)
     readback.check_config(folder, decoder.model, state)
-    tied = {alias: name for alias, name in structure.aliases(decoder.model).items() if _declared(decoder, alias)}
-    readback.check_tensors(folder.glob("*.safetensors"), state, tied)
+    names = readback.names_in_files(decoder.model, state)
+    aliases = structure.aliases(decoder.model).items()
+    tied = {names[alias]: names[name] for alias, name in aliases if alias in names and _declared(decoder, alias)}
+    readback.check_tensors(folder.glob("*.safetensors"), {names[name]: each for name, each in state.items()}, tied)
     return structure.describe(decoder) | _write_masks(decoder, folder)
 
 
@@ -77,15 +79,17 @@ def write_dense(
     state: Mapping[str, Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    published: bool = True,
 ) -> dict[str, Tensor]:
     """Write the files that plain transformers loads, with ties that the architecture does not declare as copies.
 
     Args:
         state: weights to write instead of the model's own, as for a sharded model; not with deltas.
         dtype: dtype of the weights in the files; None takes the model's own.
+        published: write tensors by the names that checkpoints of the architecture have, where the model's differ.
 
     Returns:
-        The written weights, by name.
+        The written weights, by the model's names.
     """
     if deltas.ranks(decoder := Decoder(model)):
         model, state = deltas.multiplied_out(decoder).model, None
@@ -96,7 +100,7 @@ def write_dense(
         # A plain reader looks for both tensors of a tie that the architecture does not declare.
         if alias in whole:
             written[alias] = written[name] if _declared(decoder, alias) else cloned(written[name])
-    model.save_pretrained(folder, state_dict=dict(written))
+    model.save_pretrained(folder, state_dict=dict(written), save_original_format=published)
     portable.write_config_(folder, dtype_name(dtype))
     return written
 
@@ -108,7 +112,7 @@ def _declared(decoder: Decoder, alias: str) -> bool:
 
 def write_training(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write the files that plain transformers loads, and the deltas apart, for `read_training_`."""
-    write_dense(model, folder, state)
+    write_dense(model, folder, state, published=False)
     if factors := deltas.tensors(Decoder(model)):
         save_file(factors, folder / DELTAS)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from layerfold.errors import InputError, ModelError, first_line
 from layerfold.memory.mapped import beside
 from layerfold.model import deltas
-from layerfold.model.block import FUSED
+from layerfold.model.block import rows_of
 from layerfold.model.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -46,15 +46,14 @@ def reading(refusal: str) -> Iterator[None]:
 def describe(decoder: Decoder) -> dict[str, Any]:
     """Return a manifest's entries: removed parts, narrower FFNs, attentions with fewer heads, the deltas' ranks."""
     widths = dict(enumerate(decoder.d_ffn))
-    narrow = {str(index): width for index, width in widths.items() if 0 < width < max(widths.values())}
+    narrow = {str(index): width for index, width in widths.items() if 0 < width < decoder.configured_d_ffn}
     fewer = {str(index): heads for index, heads in _fewer_heads(decoder).items()}
     return {"removed": decoder.removed_parts, "d_ffn": narrow, "heads": fewer, "ranks": deltas.ranks(decoder)}
 
 
 def _fewer_heads(decoder: Decoder) -> dict[int, int]:
     """Number of key-value heads of the attentions that have fewer than the configuration says."""
-    config = decoder.model.config
-    whole = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    whole = decoder.configured_heads
     return {index: heads for index, heads in enumerate(decoder.heads) if 0 < heads < whole}
 
 
@@ -70,9 +69,12 @@ def restore_(decoder: Decoder, manifest: Mapping[str, Any], folder: Path) -> Non
         narrow = {int(index): width for index, width in manifest.get("d_ffn", {}).items()}
         widths = dict(enumerate(decoder.d_ffn))
         whole = widths.keys() - narrow.keys() - set(decoder.removed_parts["ffn"])
-        if narrow and not (whole and all(_cuts(width, widths.get(index, 0)) for index, width in narrow.items())):
+        told = bool(decoder.family.d_ffn)  # the configuration's number is that of the widest block
+        cut = all(_cuts(width, widths.get(index, 0)) for index, width in narrow.items())
+        if narrow and not (cut and (whole or not told)):
+            not_all = ", not all" if told else ""
             raise InputError(
-                f"d_ffn {narrow}; accepted: blocks, not all, each with a number below {max(decoder.d_ffn)}"
+                f"d_ffn {narrow}; accepted: blocks{not_all}, each with a number below {max(decoder.d_ffn)}"
             )
         decoder.keep_neurons_({index: torch.arange(width) for index, width in narrow.items()})
         heads = {int(index): number for index, number in manifest.get("heads", {}).items()}
@@ -92,11 +94,11 @@ def _cuts(width: object, of: int) -> bool:
 def filled(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict of the configuration's shapes, with zeros for the weights that the model lacks."""
     filled, decoder = dict(state), Decoder(model)
+    places = _places(decoder)
     for name, shape in _lacking(decoder).items():
         whole = torch.zeros(shape, dtype=model.dtype)
         if name in filled:
-            inside = _inside(decoder, name, whole, filled[name].shape)
-            inside.copy_(filled[name].view(inside.shape))
+            whole[_inside(decoder, places, name, shape)] = filled[name].to(whole.dtype)
         filled[name] = beside(state.get(name, cast(Tensor, model.get_input_embeddings().weight)), whole)
     return filled
 
@@ -108,22 +110,22 @@ def stripped(decoder: Decoder, state: Mapping[str, Tensor], folder: Path) -> dic
         ModelError: a weight that the model lacks is not zero.
     """
     stripped = dict(state)
-    own = decoder.model.state_dict()
+    own, places = decoder.model.state_dict(), _places(decoder)
     for name, shape in _lacking(decoder).items():
         whole = stripped.pop(name, torch.zeros(0))
         if whole.shape != shape:
             raise ModelError(f"the weights in {str(folder)!r}: {name!r} is {tuple(whole.shape)}, not {tuple(shape)}")
-        inside = _inside(decoder, name, whole, own[name].shape) if name in own else whole.new_zeros(0)
+        inside = whole[_inside(decoder, places, name, shape)] if name in own else whole.new_zeros(0)
         if torch.count_nonzero(whole) != torch.count_nonzero(inside):
             raise ModelError(f"the weights in {str(folder)!r}: {name!r} is not zero where the model has nothing")
         if name in own:
-            stripped[name] = inside.reshape(own[name].shape)
+            stripped[name] = inside
     return stripped
 
 
 def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
     """Shapes, by the configuration, of the tensors that a decoder lacks in whole or in part."""
-    if len(set(decoder.d_ffn)) == 1 and not decoder.removed_prefixes and not _fewer_heads(decoder):
+    if set(decoder.d_ffn) == {decoder.configured_d_ffn} and not decoder.removed_prefixes and not _fewer_heads(decoder):
         return {}
     model = decoder.model
     with torch.device("meta"):  # for the shapes alone
@@ -137,16 +139,39 @@ def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
     }
 
 
-def _inside(decoder: Decoder, name: str, whole: Tensor, shape: torch.Size) -> Tensor:
-    """Return a view of the part of a tensor that a smaller one fills; the rest, at the ends, is zero.
+_Places = dict[str, tuple[Tensor | None, Tensor | None]]
+"""By a matrix's path: which outputs and which inputs of the configuration's matrix it has; None for all of them."""
 
-    In a fused matrix of queries, keys and values the rest is at the end of each: the view has one dimension more.
-    """
-    family = decoder.family
-    fused = len(family.attention_inputs) == 1 and f".{family.attention}.{family.attention_inputs[0]}." in name
-    parts = FUSED if fused else 1
-    apart: Tensor = whole.unflatten(-1, (parts, -1))
-    return apart[tuple(slice(size) for size in (*shape[:-1], parts, shape[-1] // parts))]
+
+def _places(decoder: Decoder) -> _Places:
+    """Return where smaller matrices lie in those of the configuration: first neurons and groups of heads come first."""
+    family, whole, heads = decoder.family, decoder.configured_d_ffn, decoder.configured_heads
+    found: _Places = {}
+    for block in decoder.blocks:
+        at = f"{family.blocks}.{block.index}."
+        if 0 < block.d_ffn < whole:
+            ffn, neurons = f"{at}{family.ffn}." if family.ffn else at, torch.arange(block.d_ffn)
+            both = torch.cat([neurons, neurons + whole]) if family.fused_gate else neurons
+            found |= {f"{ffn}{name}": (both, None) for name in (family.up, family.gate) if name}
+            found[f"{ffn}{family.down}"] = None, neurons
+        if 0 < block.heads < heads:
+            attention, groups = block.attention, torch.arange(block.heads)
+            for place, name in enumerate(family.attention_inputs):
+                runs = rows_of(groups, heads, widths := attention.widths(place)).split(widths, dim=1)
+                found[f"{at}{family.attention}.{name}"] = torch.cat([run.flatten() for run in runs]), None
+            read = rows_of(groups, heads, [attention.channels]).flatten()
+            found[f"{at}{family.attention}.{family.attention_output}"] = None, read
+    return found
+
+
+def _inside(decoder: Decoder, places: _Places, name: str, shape: torch.Size) -> tuple[Tensor, ...]:
+    """Return the index of the part of a tensor of the configuration's shape that a smaller one fills."""
+    path, _, kind = name.rpartition(".")
+    outputs, inputs = places.get(path, (None, None))
+    turned = type(decoder.model.get_submodule(path)).__name__ == "Conv1D"
+    own = [outputs] if kind == "bias" else [inputs, outputs] if turned else [outputs, inputs]
+    there = [torch.arange(size) if each is None else each for each, size in zip(own, shape, strict=True)]
+    return (there[0],) if len(there) == 1 else (there[0][:, None], there[1])
 
 
 def aliases(model: PreTrainedModel) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,18 +75,19 @@ def _piece_nats(decoder: Decoder, windows: TokenWindows, progress: Progress, des
 def _final_states(
     decoder: Decoder, windows: TokenWindows, progress: Progress, description: str
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield batches of windows with what leaves the last norm, (windows, tokens, d_model)."""
+    """Yield batches of windows with what the LM head reads, (windows, tokens, d_model): see `Decoder.readout`."""
     if not decoder.offloaded:
         for batch in progress.track(windows.batches(batch_tokens(decoder)), description):
             input_ids = windows.input_ids[batch].to(decoder.device)
-            yield batch, decoder.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            final = decoder.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            yield batch, decoder.scaled(final)
         return
     # Each block once over all of the text: its weights are read once.
     stream = Stream(Stepper(decoder), windows)
     for index in progress.track(range(decoder.n_blocks), f"{description}, block", decoder.n_blocks):
         stream.advance([index])
     for batch in progress.track(stream.batches, description):
-        yield batch, decoder.norm(stream.states[batch])
+        yield batch, decoder.readout(stream.states[batch])
 
 
 def scored_positions(windows: TokenWindows, batch: slice | list[int]) -> Tensor:
@@ -109,7 +111,7 @@ def target_logits(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
     """Logit of each target, (tokens,), from final hidden states, (tokens, d_model)."""
     weight, bias = _head(decoder)
     logits = (hidden.to(_precision(weight)) * weight[targets]).sum(1)  # in the wider of the two types
-    return (logits if bias is None else logits + bias[targets]).float()
+    return _capped_(logits if bias is None else logits + bias[targets], decoder.logit_cap).float()
 
 
 def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
@@ -120,38 +122,122 @@ def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
     would be off by more than models differ.
     """
     weight, bias = _head(decoder)
-    if fused.available(weight):
+    if fused.available(weight) and decoder.logit_cap is None:
         return fused.log_partition(hidden.to(weight.dtype), weight, bias)
-    hidden = _operand(hidden, weight)
     zero = hidden.new_zeros(len(hidden), 1, dtype=_precision(weight))
-    _, first = next(_tiles(weight, bias, hidden, zero))
+    _, first = next(_tiles(decoder, hidden, zero))
     shift = first.amax(1, keepdim=True)
-    total = _sum_exponentials(weight, bias, hidden, shift)
+    total = _sum_exponentials(decoder, hidden, shift)
     if not torch.isfinite(total).all():
         # A logit lies further above the first tile's largest than float32 can tell: take the largest of all.
-        for _, logits in _tiles(weight, bias, hidden, zero):
+        for _, logits in _tiles(decoder, hidden, zero):
             shift = torch.maximum(shift, logits.amax(1, keepdim=True))
-        total = _sum_exponentials(weight, bias, hidden, shift)
+        total = _sum_exponentials(decoder, hidden, shift)
     return (total.log_() + shift)[:, 0].float()
 
 
 @torch.no_grad()
-def expected_embedding(decoder: Decoder, hidden: Tensor, partition: Tensor) -> Tensor:
-    """Mean of the LM head's rows under the predicted distribution, (tokens, d_model), from final hidden states.
+def nats_slope(decoder: Decoder, hidden: Tensor, partition: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient of each target's nats, (tokens, d_model), by the final hidden state that predicts it.
+
+    Args:
+        partition: the states' `log_partition`.
+    """
+    weight, _ = _head(decoder)
+    slope, cap = weight[targets], decoder.logit_cap
+    if cap is not None:
+        slope = slope * (1 - (target_logits(decoder, hidden, targets) / cap).square())[:, None]
+    return expected_slope(decoder, hidden, partition) - slope
+
+
+@torch.no_grad()
+def expected_slope(decoder: Decoder, hidden: Tensor, partition: Tensor) -> Tensor:
+    """Mean of the logits' gradients under the predicted distribution, (tokens, d_model), from final hidden states.
+
+    That is the mean of the LM head's rows where logits are linear in the hidden state, which they are without a cap.
 
     Args:
         partition: their `log_partition`.
-
-    With w that mean under p, and logits linear in the hidden state, KL(p || q) = log Z_q - log Z_p + (h_p - h_q) w:
-    one look at the vocabulary for each q, the same that its perplexity takes.
     """
-    weight, bias = _head(decoder)
-    hidden = _operand(hidden, weight)
-    shift = partition[:, None].to(_precision(weight))
-    mean = torch.zeros_like(hidden, dtype=_precision(weight))
-    for rows, logits in _tiles(weight, bias, hidden, shift):
-        mean.addmm_(logits.exp_(), weight[rows].to(mean.dtype))
+    weight, _ = _head(decoder)
+    cap, shift = decoder.logit_cap, partition[:, None].to(_precision(weight))
+    mean = torch.zeros_like(hidden, dtype=shift.dtype)
+    for rows, logits in _tiles(decoder, hidden, shift):
+        slopes = None if cap is None else 1 - ((logits + shift) / cap).square()
+        shares = logits.exp_()
+        mean.addmm_(shares if slopes is None else shares.mul_(slopes), weight[rows].to(mean.dtype))
     return mean.float()
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a model predicts for some tokens, for the divergence of other models from it.
+
+    With w the mean of the LM head's rows under p, and logits linear in the hidden state, KL(p || q) = log Z_q - log Z_p
+    + (h_p - h_q) w: one look at the vocabulary for each q, the same that its perplexity takes. With a cap of the logits
+    each q takes another look.
+
+    Attributes:
+        own: log Z_p less the mean of the model's own logits, (tokens,).
+        mean: w, (tokens, d_model); None where there is a cap.
+        states, partition: of the model, (tokens, d_model) and (tokens,), where there is one.
+    """
+
+    own: Tensor
+    mean: Tensor | None
+    states: Tensor | None = None
+    partition: Tensor | None = None
+
+    @classmethod
+    def of(cls, decoder: Decoder, states: Tensor) -> Expectation:
+        """Return what a model predicts from its final hidden states, (tokens, d_model)."""
+        partition = log_partition(decoder, states)
+        if decoder.logit_cap is None:
+            mean = expected_slope(decoder, states, partition)
+            return cls(partition - (states * mean).sum(1), mean)
+        return cls(partition - _mean_logits(decoder, states, partition, states), None, states, partition)
+
+    def divergence(self, decoder: Decoder, states: Tensor, partition: Tensor) -> Tensor:
+        """Return KL(model || other) for each token, (tokens,).
+
+        Args:
+            decoder: has the LM head of both.
+            states: the other's final hidden states.
+            partition: their `log_partition`.
+        """
+        if self.mean is not None:
+            return partition - (states * self.mean).sum(1) - self.own
+        assert self.states is not None
+        assert self.partition is not None
+        return partition - _mean_logits(decoder, self.states, self.partition, states) - self.own
+
+    def split(self, counts: list[int]) -> Iterator[Expectation]:
+        """Yield the expectations of so many tokens each."""
+        own, *others = self._tensors
+        pieces = [[None] * len(counts) if each is None else each.split(counts) for each in others]
+        for mine, *rest in zip(own.split(counts), *pieces, strict=True):
+            yield Expectation(mine, *rest)
+
+    @staticmethod
+    def joined(pieces: Iterable[Expectation]) -> Expectation:
+        """Undo `split`."""
+        own, *others = zip(*(each._tensors for each in pieces), strict=True)
+        return Expectation(torch.cat(own), *(None if each[0] is None else torch.cat(each) for each in others))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        return self.own, self.mean, self.states, self.partition
+
+
+@torch.no_grad()
+def _mean_logits(decoder: Decoder, states: Tensor, partition: Tensor, others: Tensor) -> Tensor:
+    """Mean of the logits of other final states under what these predict, (tokens,)."""
+    shift = partition[:, None].to(_precision(_head(decoder)[0]))
+    total = torch.zeros_like(shift[:, 0])
+    both = zip(_tiles(decoder, states, shift), _tiles(decoder, others, torch.zeros_like(shift)), strict=True)
+    for (_, own), (_, logits) in both:
+        total += (own.exp_() * logits).sum(1)
+    return total.float()
 
 
 def _head(decoder: Decoder) -> tuple[Tensor, Tensor | None]:
@@ -176,8 +262,14 @@ def _operand(hidden: Tensor, weight: Tensor) -> Tensor:
     return hidden.to(weight.dtype if _exact(weight) else _precision(weight))
 
 
-def _tiles(weight: Tensor, bias: Tensor | None, hidden: Tensor, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _capped_(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _tiles(decoder: Decoder, hidden: Tensor, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the vocabulary with their logits less `shift`, (tokens, rows), in one buffer."""
+    (weight, bias), cap = _head(decoder), decoder.logit_cap
+    hidden = _operand(hidden, weight)
     room = _LOGIT_BYTES if hidden.device.type == "cpu" else _GPU_LOGIT_BYTES
     columns = min(max(_LEAST_COLUMNS, room // (4 * max(1, len(hidden)))), len(weight))
     buffer = hidden.new_empty(len(hidden) * columns, dtype=shift.dtype)
@@ -185,6 +277,10 @@ def _tiles(weight: Tensor, bias: Tensor | None, hidden: Tensor, shift: Tensor) -
         rows = slice(first, min(first + columns, len(weight)))
         piece = weight[rows].to(hidden.dtype)
         logits = buffer[: len(hidden) * len(piece)].view(len(hidden), len(piece))
+        if cap is not None:
+            logits.copy_(hidden.to(shift.dtype) @ piece.T.to(shift.dtype))
+            yield rows, _capped_(logits if bias is None else logits.add_(bias[rows]), cap).sub_(shift)
+            continue
         if hidden.dtype == shift.dtype:
             # The shift goes in with the product: one reading of the tile less.
             torch.addmm(shift, hidden, piece.T, beta=-1, out=logits)
@@ -193,8 +289,8 @@ def _tiles(weight: Tensor, bias: Tensor | None, hidden: Tensor, shift: Tensor) -
         yield rows, logits if bias is None else logits.add_(bias[rows])
 
 
-def _sum_exponentials(weight: Tensor, bias: Tensor | None, hidden: Tensor, shift: Tensor) -> Tensor:
+def _sum_exponentials(decoder: Decoder, hidden: Tensor, shift: Tensor) -> Tensor:
     total = torch.zeros_like(shift)
-    for _, logits in _tiles(weight, bias, hidden, shift):
+    for _, logits in _tiles(decoder, hidden, shift):
         total += logits.exp_().sum(1, keepdim=True)
     return total

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.errors import ModelError
-from layerfold.inference.scoring import expected_embedding, log_partition, predicting, scored_positions
+from layerfold.inference.scoring import log_partition, nats_slope, predicting, scored_positions
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import batch_tokens
 from layerfold.maths.precision import widest
@@ -100,13 +100,12 @@ def _through_head(decoder: Decoder, windows: TokenWindows, batch: slice, hidden:
     ids, scored = windows.input_ids[batch], scored_positions(windows, batch)
     with torch.enable_grad():
         hidden = hidden.requires_grad_()
-        final = decoder.norm(hidden)
+        final = decoder.readout(hidden)
     # The state at position t predicts the token at t + 1; of its nats the gradient is E_p[w] - w of that token.
     rows = predicting(scored).flatten().nonzero()[:, 0].to(final.device)
     found = final.detach().flatten(0, 1)[rows]
-    weight = decoder.model.get_output_embeddings().weight.detach()
     gradient = torch.zeros_like(final)
-    slope = expected_embedding(decoder, found, log_partition(decoder, found)) - weight[ids[scored].to(weight.device)]
+    slope = nats_slope(decoder, found, log_partition(decoder, found), ids[scored].to(found.device))
     gradient.view(-1, gradient.shape[-1])[rows] = slope.to(gradient.dtype)
     return torch.autograd.grad(final, hidden, gradient)[0]
 
@@ -121,7 +120,8 @@ def _through_block(
         inputs = [seen[matrix] for matrix in read.values()]
         found = torch.autograd.grad(left, [hidden, *inputs], gradient)
     slopes = zip(read, inputs, found[1:], strict=True)
-    return found[0], {part: each.detach().float() * slope.float() for part, each, slope in slopes}
+    felt = {part: each.detach().float() * slope.float() for part, each, slope in slopes}
+    return found[0], {part: each if each.ndim == 3 else each[None] for part, each in felt.items()}  # OPT's FFNs
 
 
 @contextmanager

@@ -41,10 +41,10 @@ class Stepper:
         calls: list[_Call] = []
         first: list[Tensor] = []
 
-        def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
             first.append(hidden)
             calls.append((args, kwargs))
-            return hidden
+            return (hidden, None) if self.decoder.family.tuples else hidden
 
         for block in self._blocks:
             block.forward = passing
@@ -65,8 +65,8 @@ class Stepper:
         """Do what `step` does, with gradients where they are on."""
         args, kwargs = self._calls[hidden.shape][index]
         block: nn.Module = self._blocks[index]
-        result: Tensor = block(hidden, *args, **kwargs)
-        return result
+        result: Tensor | tuple[Tensor, ...] = block(hidden, *args, **kwargs)
+        return result[0] if isinstance(result, tuple) else result
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class Stream:
     def rows(self, batch: slice, activations: Tensor) -> Tensor:
         """Return a batch's activations, (windows, tokens, width), at the positions that hold text: (rows, width)."""
         if int(self.windows.lengths[batch].min()) == self.windows.context:
-            return activations.flatten(0, 1)
+            return activations.reshape(-1, activations.shape[-1])
         return taken(activations, self.holds_text(batch))
 
 
@@ -112,7 +112,9 @@ def batch_tokens(decoder: Decoder, states: int = 1) -> int:
 def taken(activations: Tensor, positions: Tensor) -> Tensor:
     """Return activations, (windows, tokens, width), at some positions, (windows, tokens) bool: (rows, width).
 
+    OPT's FFN reads (windows * tokens, width); that will do too.
+
     The processor counts the positions, so that a GPU need not wait for their number.
     """
     rows = positions.flatten().nonzero()[:, 0]
-    return activations.flatten(0, 1)[rows.to(activations.device)]
+    return activations.reshape(-1, activations.shape[-1])[rows.to(activations.device)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,14 +18,24 @@ from layerfold.model.families import Family
 from layerfold.model.ffn import FFN
 from layerfold.model.matrix import Matrix
 
+PARTS = ("attention", "ffn")
+
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer layer."""
+    """One transformer layer.
+
+    Attributes:
+        index: its place.
+        module: what computes it.
+        family: where its parts are.
+        queries: number of query heads that read one head of keys and values.
+    """
 
     index: int
     module: nn.Module
     family: Family
+    queries: int = 1
 
     @cached_property
     def ffn(self) -> FFN:
@@ -35,11 +47,11 @@ class Block:
         if self.output("ffn") is None:
             raise InputError(f"block {self.index} has no FFN: it was dropped")
         self.check_plain()
-        return FFN(self._part("ffn"), self.family)
+        return FFN(self.part("ffn"), self.family)
 
     def check_plain(self) -> None:
         """Raise InputError where its FFN is a weight shared with other blocks and a low-rank delta."""
-        if any(isinstance(module, Factored) for module in self._part("ffn").modules()):
+        if any(isinstance(module, Factored) for module in self.part("ffn").modules()):
             raise InputError(
                 f"block {self.index} has a low-rank delta on an FFN that it shares; accepted: plain weights, as "
                 "`layerfold export --to dense` writes them"
@@ -50,16 +62,30 @@ class Block:
         """Its attention.
 
         Raises:
-            InputError: it was removed.
+            InputError: it was removed, or it is none with heads.
         """
         if self.output("attention") is None:
             raise InputError(f"block {self.index} has no attention: it was dropped")
-        return Attention(self._part("attention"), self.family)
+        if not self.attends:
+            raise InputError(f"block {self.index} has no attention but {self.mixer!r}")
+        return Attention(self.part("attention"), self.family, self.queries)
+
+    @property
+    def mixer(self) -> str:
+        """The name of what lets its tokens read each other: the attention, or what a hybrid has in its place."""
+        names = (self.family.attention, *dict(self.family.mixers))
+        return next(name for name in names if hasattr(self.module, name))
+
+    @property
+    def attends(self) -> bool:
+        """Whether that is an attention."""
+        return self.mixer == self.family.attention
 
     @property
     def heads(self) -> int:
-        """The number of its attention's groups of heads; 0 where that was removed."""
-        return 0 if self.output("attention") is None else self.attention.heads
+        """The number of its attention's groups of heads; 0 where there is none."""
+        there = self.attends and self.output("attention") is not None
+        return self.attention.heads if there else 0
 
     @property
     def d_ffn(self) -> int:
@@ -72,16 +98,40 @@ class Block:
 
         None where that part was removed.
         """
-        module, family = self._part(part), self.family
-        if isinstance(module, AbsentAttention | AbsentFFN):
-            return None
-        return Matrix(operator.attrgetter(family.down if part == "ffn" else family.attention_output)(module))
+        module, family = self.part(part), self.family
+        outputs = {"ffn": family.down, family.attention: family.attention_output, **dict(family.mixers)}
+        if not isinstance(module, AbsentAttention | Absent):
+            module = operator.attrgetter(outputs["ffn" if part == "ffn" else self.mixer])(module)
+        return None if isinstance(module, AbsentAttention | Absent) else Matrix(module)
 
-    def _part(self, part: str) -> nn.Module:
-        module: nn.Module = operator.attrgetter(self.family.ffn if part == "ffn" else self.family.attention)(
-            self.module
-        )
+    def path(self, part: str) -> str:
+        """Return the path of its ``attention`` or ``ffn`` from the block; empty where that is the block itself."""
+        return self.family.ffn if part == "ffn" else self.mixer
+
+    def part(self, part: str) -> nn.Module:
+        """Return what computes its ``attention`` or ``ffn``."""
+        path = self.path(part)
+        module: nn.Module = operator.attrgetter(path)(self.module) if path else self.module
         return module
+
+    def remove_(self, part: str) -> None:
+        """Remove its ``attention`` or ``ffn``, with the norms that only that part has."""
+        family = self.family
+        if part == "attention":
+            self.module.set_submodule(self.mixer, AbsentAttention(self.index) if self.attends else Absent())
+        elif family.ffn:
+            self.module.set_submodule(family.ffn, Absent())
+        else:
+            self.module.set_submodule(family.up, nn.Identity())
+            self.module.set_submodule(family.down, Absent())
+        for name in family.norms(part):
+            self.module.set_submodule(name, nn.Identity())
+
+    def removed_paths(self, part: str) -> list[str]:
+        """Return the paths, from the block, of what goes with its ``attention`` or ``ffn``."""
+        family = self.family
+        there = [self.path(part)] if self.path(part) else [family.up, family.down]
+        return [*there, *family.norms(part)]
 
 
 @dataclass(frozen=True)
@@ -101,26 +151,32 @@ class Projection:
     matrix: Matrix
 
 
-FUSED = 3
-"""How many matrices are one, side by side, where queries, keys and values come from a single one."""
-
-
 class Attention:
     """A block's attention as groups of heads.
 
     A *group* is one head of keys and values with the query heads that read it; where every query head has its own
-    keys and values, each head is a group.
+    keys and values, each head is a group. Where heads can only go together, all of them are one: see `joined`.
+
+    Args:
+        queries: number of query heads of a group.
     """
 
-    def __init__(self, module: nn.Module, family: Family) -> None:
+    def __init__(self, module: nn.Module, family: Family, queries: int) -> None:
         self.module: Any = module
+        self._family, self._queries = family, queries
         self.inputs = [Matrix(operator.attrgetter(name)(module)) for name in family.attention_inputs]
         self.output = Matrix(operator.attrgetter(family.attention_output)(module))
 
     @property
+    def d_head(self) -> int:
+        """How many channels a head has."""
+        holder, _ = _holder(self.module, self._family.attention_output)
+        return int(getattr(holder, "head_dim", None) or holder.head_size)
+
+    @property
     def channels(self) -> int:
         """How many of the channels that the output matrix reads are a group's."""
-        return int(self.module.head_dim) * int(getattr(self.module, "num_key_value_groups", 1))
+        return self.d_head * self._queries
 
     @property
     def heads(self) -> int:
@@ -130,35 +186,83 @@ class Attention:
     @property
     def units(self) -> list[Tensor]:
         """All that goes with a group of heads, each (groups, parameters): the group comes first."""
-        parts = FUSED if len(self.inputs) == 1 else 1
+        groups = torch.arange(self.heads, device=self.output.weight.device)
         made = [
-            tensor.unflatten(0, (parts, self.heads, -1)).transpose(0, 1).flatten(1)
-            for matrix in self.inputs
+            tensor[self.rows(groups, place)].reshape(self.heads, -1)
+            for place, matrix in enumerate(self.inputs)
             for tensor in matrix.tensors
         ]
         return [*made, self.output.weight.T.reshape(self.heads, -1)]
 
+    def rows(self, groups: Tensor, place: int = 0, of: int | None = None) -> Tensor:
+        """Return which outputs of one of the input matrices belong to some groups, (groups, rows of each) indices.
+
+        Args:
+            place: the matrix's, among the inputs.
+            of: how many groups there are; None for as many as there are.
+        """
+        return rows_of(groups, self.heads if of is None else of, self.widths(place))
+
+    def joined(self) -> str:
+        """Say why heads can only go together; nothing where they need not."""
+        if self._family.slopes:
+            return "the slope of a head follows from its number (ALiBi)"
+        own = {id(matrix.module) for matrix in (*self.inputs, self.output)}
+        for name, module in self.module.named_modules():
+            if isinstance(module, nn.ModuleList):
+                return f"{name} has a part for each head"
+            for each in module.parameters(recurse=False):
+                if id(module) not in own and each.numel() != self.d_head:
+                    return f"{name} spans all heads"
+        return ""
+
+    def widths(self, place: int = 0) -> list[int]:
+        """Return how many outputs of an input matrix a group has, run by run: see `rows_of`."""
+        whole = self.inputs[place].weight.shape[0] // self.heads
+        stacked = [self.channels, self.d_head, self.d_head]
+        return stacked if self._family.layout == "stacked" and sum(stacked) == whole else [whole]
+
     def keep_(self, groups: Tensor) -> None:
         """Keep only these groups, (kept,) indices; the parameters are new ones."""
-        was, d_head = self.heads, int(self.module.head_dim)
+        for place, matrix in enumerate(self.inputs):
+            rows = self.rows(groups, place)
+            parts = rows.split(self.widths(place), dim=1)
+            matrix.keep_(outputs=torch.cat([part.flatten() for part in parts]))
+        self.output.keep_(inputs=rows_of(groups, self.heads, [self.channels]).flatten())
+        counts = {
+            "groups": len(groups),
+            "queries": len(groups) * self._queries,
+            "channels": len(groups) * self.channels,
+        }
+        for name, which in self._family.counts:
+            holder, last = _holder(self.module, name)
+            if not isinstance(holder, nn.Module):  # the model's configuration, which other attentions read too
+                self.module.config = holder = copy.copy(holder)
+            setattr(holder, last, counts[which])
 
-        def channels(width: int) -> Tensor:
-            return (groups[:, None] * width + torch.arange(width, device=groups.device)).flatten()
 
-        self.output.keep_(inputs=channels(self.channels))
-        if len(self.inputs) == 1:
-            fused = [place * was * d_head + channels(d_head) for place in range(FUSED)]
-            self.inputs[0].keep_(outputs=torch.cat(fused))
-            # GPT-2's forward pass splits by this; what it remembers of the number of heads it does not use.
-            self.module.num_heads, self.module.split_size = len(groups), len(groups) * d_head
-            return
-        queries, *others = self.inputs
-        queries.keep_(outputs=channels(self.channels))
-        for each in others:
-            each.keep_(outputs=channels(d_head))
+def _holder(module: nn.Module, path: str) -> tuple[Any, str]:
+    """Return what holds an attribute, by its path from a module, and the attribute's own name."""
+    before, _, name = path.rpartition(".")
+    return operator.attrgetter(before)(module) if before else module, name
 
 
-PARTS = ("attention", "ffn")
+def rows_of(groups: Tensor, of: int, widths: Sequence[int]) -> Tensor:
+    """Return which rows belong to some groups, where each run of rows holds all groups, one after the other.
+
+    Args:
+        groups: (groups,) indices.
+        of: how many groups there are.
+        widths: of each run, how many rows a group has.
+
+    Returns:
+        (groups, sum of the widths) indices.
+    """
+    found, start = [], 0
+    for width in widths:
+        found.append(start + groups[:, None] * width + torch.arange(width, device=groups.device))
+        start += of * width
+    return torch.cat(found, dim=1)
 
 
 class AbsentAttention(nn.Module):
@@ -172,19 +276,20 @@ class AbsentAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
 
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> tuple[Tensor, None]:
-        """Return zero, which broadcasts, and no attention weights."""
-        if past_key_values is not None:
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None, **others: Any) -> tuple[Tensor, None]:
+        """Return zeros, or the residual stream where that is to be added, and no attention weights."""
+        cache = others.get("past_key_values", others.get("layer_past"))
+        if cache is not None:
             # Positions and masks follow from the length of what is cached, and nothing cached counts as no length.
             batch, tokens, _width = hidden_states.shape
             one_channel = hidden_states.new_zeros(batch, 1, tokens, 1)
-            past_key_values.update(one_channel, one_channel, self.layer_idx)
-        return hidden_states.new_zeros(()), None
+            cache.update(one_channel, one_channel, self.layer_idx)
+        return torch.zeros_like(hidden_states) if residual is None else residual, None
 
 
-class AbsentFFN(nn.Module):
-    """Adds zero to the residual stream."""
+class Absent(nn.Module):
+    """Adds zero to the residual stream, in the place of an FFN."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return zero, which broadcasts."""
-        return hidden_states.new_zeros(())
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None, **_: Any) -> Tensor:
+        """Return zeros, or the residual stream where that is to be added."""
+        return torch.zeros_like(hidden_states) if residual is None else residual

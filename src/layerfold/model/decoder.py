@@ -16,13 +16,24 @@ from layerfold import defaults
 from layerfold.environment import device_name
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.memory.mapped import is_mapped, mapped
-from layerfold.model.block import FUSED, PARTS, AbsentAttention, AbsentFFN, Block, Projection
+from layerfold.model.block import PARTS, Block, Projection
 from layerfold.model.families import family_of
 from layerfold.model.matrix import Matrix, is_matrix
 from layerfold.model.offload import ahead, is_offloaded, resident
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_BY_BLOCK = ("layer_types", "block_types", "mlp_layer_types", "no_rope_layers", "attention_layers")
+"""What a configuration says of each block."""
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    found: nn.Module | None = model
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Decoder:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.family = family_of(model.config.model_type)
+        self.family = family_of(model.config)
         if not model.__class__.__name__.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"not a causal language model: {model.__class__.__name__}")
         self.model: Any = model
@@ -57,17 +68,19 @@ class Decoder:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks, first to last."""
-        return tuple(Block(i, module, self.family) for i, module in enumerate(self._modules))
+        queries = self.query_heads // self.configured_heads
+        return tuple(Block(i, module, self.family, queries) for i, module in enumerate(self._modules))
 
     @property
     def projections(self) -> Iterator[Projection]:
         """The matrices of all blocks' attention and FFNs, in the order in which blocks use them."""
-        for index in range(self.n_blocks):
-            for part in PARTS:
-                path, _ = self._paths(part, index)
-                for name, module in self.model.get_submodule(path).named_modules(prefix=path):
-                    if is_matrix(module):
-                        yield Projection(f"{name}.weight", index, part, Matrix(module))
+        for block in self.blocks:
+            prefix = f"{self.family.blocks}.{block.index}"
+            attention = f"{prefix}.{block.path('attention')}."
+            for name, module in block.module.named_modules(prefix=prefix):
+                if is_matrix(module):
+                    part = "attention" if name.startswith(attention) else "ffn"
+                    yield Projection(f"{name}.weight", block.index, part, Matrix(module))
 
     @property
     def d_ffn(self) -> tuple[int, ...]:
@@ -120,6 +133,32 @@ class Decoder:
         """The number of each block's groups of heads, see `Attention`; 0 where its attention was dropped."""
         return tuple(block.heads for block in self.blocks)
 
+    @property
+    def configured_heads(self) -> int:
+        """The number of groups of heads that the configuration says all attentions have: see `Attention`."""
+        family = self.family
+        groups = int((getattr(self.model.config, family.groups, None) if family.groups else None) or self.query_heads)
+        return 1 if family.one_group or (groups > 1 and self.joined_heads) else groups
+
+    @property
+    def query_heads(self) -> int:
+        """The number of query heads that the configuration says all attentions have."""
+        return int(self.model.config.num_attention_heads)
+
+    @property
+    def joined_heads(self) -> str:
+        """Say why heads can only go together; nothing where they need not."""
+        blocks = (Block(index, module, self.family, self.query_heads) for index, module in enumerate(self._modules))
+        there = (block for block in blocks if block.attends and block.output("attention") is not None)
+        first = next(there, None)
+        return "" if first is None else first.attention.joined()
+
+    @property
+    def configured_d_ffn(self) -> int:
+        """The number of neurons that the configuration says all FFNs have."""
+        said = getattr(self.model.config, self.family.d_ffn, None) if self.family.d_ffn else None
+        return int(said or 4 * self.d_model)
+
     def keep_heads_(self, kept: Mapping[int, Tensor]) -> None:
         """Keep only these groups of heads of some blocks' attentions, each (kept,) indices.
 
@@ -138,15 +177,44 @@ class Decoder:
 
     def _tell_width(self) -> None:
         """Write into the configuration, which holds one number for all blocks, the largest there is."""
-        config, widest = self.model.config, max(self.d_ffn)
-        if widest and widest != (getattr(config, self.family.d_ffn) or 4 * self.d_model):  # what no number stands for
-            setattr(config, self.family.d_ffn, widest)
+        widest = max(self.d_ffn)
+        if widest and self.family.d_ffn and widest != self.configured_d_ffn:
+            setattr(self.model.config, self.family.d_ffn, widest)
 
     @property
     def norm(self) -> nn.Module:
-        """The norm after the last block, before the LM head."""
-        norm: nn.Module = operator.attrgetter(self.family.norm)(self.model)
-        return norm
+        """What stands between the last block and the LM head: the last norm, and a projection in some models."""
+        found = [_submodule(self.model, path) for path in self.family.readout]
+        there = [each for each in found if each is not None]
+        return there[0] if len(there) == 1 else nn.Sequential(*there)
+
+    @property
+    def logit_scale(self) -> float:
+        """What the LM head's products are multiplied by."""
+        config, family = self.model.config, self.family
+        scale = float(getattr(config, family.logit_scale)) if family.logit_scale else 1.0
+        return scale / float(getattr(config, family.logit_divisor)) if family.logit_divisor else scale
+
+    @property
+    def logit_cap(self) -> float | None:
+        """The cap c of logits, z -> c tanh(z / c); None where there is none."""
+        cap = getattr(self.model.config, self.family.logit_cap, None) if self.family.logit_cap else None
+        return None if cap is None else float(cap)
+
+    @property
+    def residual_scale(self) -> float:
+        """What an attention's or FFN's output is multiplied by before it is added to the residual stream."""
+        name = self.family.residual
+        return float(getattr(self.model.config, name)) if name else 1.0
+
+    def readout(self, hidden: Tensor) -> Tensor:
+        """Return what the LM head's rows multiply, (..., d_head), for what leaves the last block, (..., d_model)."""
+        return self.scaled(self.norm(hidden))
+
+    def scaled(self, final: Tensor) -> Tensor:
+        """Multiply what leaves the last norm by the scale of the logits."""
+        scale = self.logit_scale
+        return final if scale == 1 else final * scale
 
     @property
     def n_blocks(self) -> int:
@@ -200,7 +268,9 @@ class Decoder:
     @property
     def context(self) -> int:
         """The largest number of positions."""
-        return int(self.model.config.max_position_embeddings)
+        config = self.model.config
+        names = ("max_position_embeddings", "max_seq_len", "seq_length")  # MPT's and, of old, Bloom's
+        return int(next((said for name in names if (said := getattr(config, name, None))), defaults.CONTEXT))
 
     @property
     def default_context(self) -> int:
@@ -224,32 +294,43 @@ class Decoder:
             raise InputError(
                 f"blocks to keep: {kept}; accepted: distinct indices in 0 ... {self.n_blocks - 1}, in order"
             )
+        blocks = self.blocks
+        if self.family.mixers and not any(blocks[index].attends for index in kept):
+            raise InputError(
+                f"blocks to keep: {kept}, none of which has an attention; accepted: at least one that has: the cache of "
+                f"a {self.model.config.model_type} counts tokens there"
+            )
         config = self.model.config
         modules = self._modules
         for new, old in enumerate(kept):
             self._renumber(modules[old], new)
         path, _, name = self.family.blocks.rpartition(".")
         setattr(operator.attrgetter(path)(self.model), name, nn.ModuleList([modules[i] for i in kept]))
+        depth = len(modules)
         setattr(config, self.family.depth, len(kept))
-        if getattr(config, "layer_types", None) is not None:
-            config.layer_types = [config.layer_types[i] for i in kept]
+        for name in _BY_BLOCK:
+            if isinstance(said := getattr(config, name, None), list | tuple) and len(said) == depth:
+                setattr(config, name, [said[i] for i in kept])
+        if getattr(config, "attention_types", None) is not None:  # GPT-Neo's: runs of kinds, with their repetitions
+            config.attention_types = [[[kind], 1] for kind in config.attention_layers]
         self._tell_width()
 
     def _renumber(self, block: nn.Module, index: int) -> None:
         """Tell a block's modules their new place; the cache and, in some GPT-2s, the attention's scale depend on it."""
         module: Any
         for module in block.modules():
-            old = getattr(module, "layer_idx", None)
+            name = "layer_idx" if hasattr(module, "layer_idx") else "layer_id"
+            old = getattr(module, name, None)
             if old is None or old == index:
                 continue
-            module.layer_idx = index
+            setattr(module, name, index)
             if getattr(self.model.config, "scale_attn_by_inverse_layer_idx", False) and hasattr(module, "c_attn"):
                 # The scale is 1 / (index + 1) of the place where a block is built: take the new place's, as a reload
                 # will, and keep what the block computes by folding the quotient into the queries.
                 fused = Matrix(module.c_attn)
                 fused.own_()  # another decoder may use these parameters, at the old place
                 for tensor in fused.tensors:
-                    tensor[: len(tensor) // FUSED] *= (index + 1) / (old + 1)
+                    tensor[: len(tensor) // 3] *= (index + 1) / (old + 1)
                 module.scaling = module.scaling * (old + 1) / (index + 1)
 
     @property
@@ -260,17 +341,16 @@ class Decoder:
     @property
     def removed_prefixes(self) -> tuple[str, ...]:
         """What the names of the tensors that are gone with the removed parts would begin with."""
+        blocks = self.blocks
         gone = ((part, index) for part, indices in self.removed_parts.items() for index in indices)
-        return tuple(f"{path}." for part, index in gone for path in self._paths(part, index))
-
-    def _paths(self, part: str, index: int) -> tuple[str, str]:
-        """Paths from the causal LM to a part of a block and to the norm before it."""
-        family = self.family
-        names = (family.ffn, family.ffn_norm) if part == "ffn" else (family.attention, family.attention_norm)
-        return f"{family.blocks}.{index}.{names[0]}", f"{family.blocks}.{index}.{names[1]}"
+        return tuple(
+            f"{self.family.blocks}.{index}.{path}."
+            for part, index in gone
+            for path in blocks[index].removed_paths(part)
+        )
 
     def remove_(self, part: str, indices: Sequence[int]) -> None:
-        """Remove the ``attention`` or the ``ffn`` of some blocks, with the norm before it.
+        """Remove the ``attention`` or the ``ffn`` of some blocks, with the norms that only that part has.
 
         Raises:
             InputError: no such part, an index that is not a block, a repeated one, or a part that is gone already.
@@ -286,9 +366,7 @@ class Decoder:
             if self.blocks[index].output(part) is None:
                 raise InputError(f"block {index} has no {'FFN' if part == 'ffn' else part}: it was dropped")
         for index in chosen:
-            sublayer, norm = self._paths(part, index)
-            self.model.set_submodule(sublayer, AbsentFFN() if part == "ffn" else AbsentAttention(index))
-            self.model.set_submodule(norm, nn.Identity())
+            self.blocks[index].remove_(part)
         self._tell_width()
 
     def copy(self, *, share: bool = False) -> Decoder:

@@ -13,6 +13,7 @@ from layerfold.errors import InputError
 from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats
 from layerfold.methods import Drop
+from layerfold.model.block import PARTS
 from layerfold.model.decoder import Decoder
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.candidates import count, sizes
@@ -82,9 +83,9 @@ class Plan(Search[tuple[Planned, Model]]):
         """
         if decoder.n_blocks < 2:
             raise InputError(f"a plan for a model of {decoder.n_blocks} block; accepted: 2 blocks or more")
-        for block in decoder.blocks:
-            for part in ("ffn", "attention"):
-                refittable(block, part)  # raises where a repair would fill zeros that are to stay
+        for index in range(decoder.n_blocks):
+            for part in PARTS:
+                refittable(decoder, index, part)  # raises where a repair would fill zeros that are to stay
         whole = count(decoder)
         found = read_budget(self.parameters, self.speedup, self.perplexity, whole)
         # The first block with one neuron and no head, and everything outside the blocks.

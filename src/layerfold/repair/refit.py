@@ -16,7 +16,16 @@ from layerfold.maths.ridge import Fit, ridge_fit
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix, part_
 from layerfold.progress import SILENT, Progress
-from layerfold.repair.regression import Error, Problem, Residuals, halved, held_out_windows, refittable, residuals
+from layerfold.repair.regression import (
+    Error,
+    Output,
+    Problem,
+    Residuals,
+    halved,
+    held_out_windows,
+    refittable,
+    residuals,
+)
 from layerfold.text.windows import TokenWindows
 
 _EXACT = 1e-10
@@ -76,9 +85,9 @@ def refit_(
         InputError: text of a single window, or pruned weights, whose zeros are to stay.
         ModelError: activations that are not finite.
     """
-    blocks = decoder.blocks
-    ffns = [refittable(block, "ffn") for block in blocks]
-    attentions = [refittable(block, "attention") if attention else None for block in blocks]
+    blocks = range(decoder.n_blocks)
+    ffns = [refittable(decoder, index, "ffn") for index in blocks]
+    attentions = [refittable(decoder, index, "attention") if attention else None for index in blocks]
     part_((matrix for matrix in (*ffns, *attentions) if matrix is not None), original.model)
     windows = halved(windows)
     held_out = held_out_windows(windows)
@@ -122,12 +131,12 @@ def _repair(
     measure: Measure,
     unit: range,
     tied: Iterable[Sequence[int]],
-    ffns: Sequence[Matrix | None],
-    attentions: Sequence[Matrix | None],
+    ffns: Sequence[Output | None],
+    attentions: Sequence[Output | None],
 ) -> tuple[Residuals, Iterator[Repaired]]:
     """Repair a unit of blocks; return the last residuals, and what was done to each block."""
     ffn, attention = ffns[unit[0]], attentions[unit[0]]
-    if len(unit) == 1 and ffn is not None and attention is not None:
+    if len(unit) == 1 and ffn is not None and attention is not None and not (ffn.normed or attention.normed):
         first, last, fits = _jointly(measure, unit[0], attention, ffn)
     else:
         own = [{index: (found,)} for index in unit if (found := attentions[index]) is not None]
@@ -157,7 +166,7 @@ def _repair(
     return last, repaired()
 
 
-def _jointly(measure: Measure, index: int, attention: Matrix, ffn: Matrix) -> tuple[Residuals, Residuals, Fits]:
+def _jointly(measure: Measure, index: int, attention: Output, ffn: Output) -> tuple[Residuals, Residuals, Fits]:
     """Fit a block's attention and FFN jointly, then the FFN to the residual; or the FFN alone where that does better.
 
     One after the other does worse: each makes up for part of the other's error, so that neither gains much.
@@ -210,21 +219,18 @@ def _in_turn(measure: Measure, problems: Sequence[Problem]) -> tuple[Residuals, 
     return first, last.without_moments(), fits  # which the next block's would be held beside
 
 
-def _fit(found: Residuals, matrices: Sequence[Matrix], last: int | None = None, *, consume: bool = True) -> Fit:
+def _fit(found: Residuals, matrices: Sequence[Output], last: int | None = None, *, consume: bool = True) -> Fit:
     assert found.moments is not None
-    constant = matrices[-1].bias is not None
-    return ridge_fit(*found.moments, constant=constant, last=last, consume=consume)
+    return ridge_fit(*found.moments, constant=matrices[-1].constant, last=last, consume=consume)
 
 
-def add_(matrices: Sequence[Matrix], fit: Fit, share: float = 1.0) -> None:
+def add_(matrices: Sequence[Output], fit: Fit, share: float = 1.0) -> None:
     """Add a change to weights, and to the last one's bias."""
     if fit.weight is None:
         return
     widths = [each.weight.shape[1] for each in matrices]
     for each, change in zip(matrices, fit.weight.split(widths, dim=1), strict=True):
-        each.weight.add_(change, alpha=share)
-    if fit.bias is not None and (bias := matrices[-1].bias) is not None:
-        bias.add_(fit.bias, alpha=share)
+        each.add_(change, fit.bias if each is matrices[-1] else None, share)
 
 
 def values(matrices: Sequence[Matrix]) -> list[Tensor]:

@@ -99,11 +99,15 @@ def _spreads(stream: Stream, first: int, blocks: Sequence[int]) -> dict[int, Spr
         raise ModelError(NOT_FINITE)
     return {
         index: Spread(
-            torch.stack([each.mean for each in both]),
-            torch.stack([(each.squares - each.mean.square()).clamp_min(0).sqrt() for each in both]),
+            torch.cat([ffns[index].by_neuron(each.mean) for each in both]),
+            torch.cat([ffns[index].by_neuron(_deviation(each)) for each in both]),
         )
         for index, both in moments.items()
     }
+
+
+def _deviation(moments: SecondMoments) -> Tensor:
+    return (moments.squares - moments.mean.square()).clamp_min(0).sqrt()
 
 
 def _average(each: Iterable[tuple[Spread, Match | None]]) -> Spread:
@@ -125,7 +129,10 @@ def _set(ffn: FFN, now: Spread, should: Spread) -> float:
     # given the same.
     moves = now.deviation > 1e-3 * now.mean.abs()
     scale = torch.where(moves, should.deviation / now.deviation, 1.0)
-    for matrix, factor, before, after in zip(ffn.matrices[:-1], scale, now.mean, should.mean, strict=True):
+    first = ffn.matrices[:-1]
+    shares = (each.split(len(scale) // len(first)) for each in (scale, now.mean, should.mean))
+    for matrix, *known in zip(first, *shares, strict=True):
+        factor, before, after = map(ffn.by_row, known)
         matrix.weight.mul_(factor[:, None])
         if matrix.bias is not None:
             matrix.bias.copy_((matrix.bias.float() - before) * factor + after)

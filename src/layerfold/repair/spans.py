@@ -13,11 +13,12 @@ from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream, taken
 from layerfold.maths.ridge import HeldOut, RegressionMoments, ridge_fits
+from layerfold.model.block import PARTS
 from layerfold.model.decoder import Decoder
-from layerfold.model.matrix import Matrix, watching
+from layerfold.model.matrix import watching
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.refit import add_, restore_, values
-from layerfold.repair.regression import halved, held_out_windows, parts, refittable, weights
+from layerfold.repair.regression import Output, halved, held_out_windows, parts, refittable, weights
 from layerfold.text.windows import TokenWindows
 
 
@@ -98,7 +99,7 @@ def _span(
         each.own_()
     ffn = matrices[-1:]
     moments = _moments(stream, stream.stepper, index, matrices, list(targets.values()), own_states, held_out)
-    constant, count = ffn[0].bias is not None, len(targets)
+    constant, count = ffn[0].constant, len(targets)
     only = ridge_fits(*moments, constant=constant, targets=count, last=ffn[0].weight.shape[1])
     joint = ridge_fits(*moments, constant=constant, targets=count) if len(matrices) > 1 else [None] * count
     del moments
@@ -117,17 +118,18 @@ def _span(
         add_(mine[-1:], alone)
 
 
-def _matrices(decoder: Decoder, index: int, attention: bool) -> list[Matrix]:
-    block = decoder.blocks[index]
-    found = [refittable(block, "attention") if attention else None, refittable(block, "ffn")]
-    return [each for each in found if each is not None]
+def _matrices(decoder: Decoder, index: int, attention: bool) -> list[Output]:
+    found = [refittable(decoder, index, part) for part in (PARTS if attention else ("ffn",))]
+    there = [each for each in found if each is not None]
+    # Outputs with a norm of their own are not fitted jointly.
+    return there[-1:] if any(each.normed for each in there) else there
 
 
 def _moments(
     stream: Stream,
     stepper: Stepper,
     index: int,
-    matrices: Sequence[Matrix],
+    matrices: Sequence[Output],
     targets: Sequence[Spool],
     own: Spool,
     held_out: Tensor,
@@ -140,7 +142,8 @@ def _moments(
                 if rows.any():
                     read = torch.cat([each.features(taken(seen[each], rows)) for each in matrices], dim=1)
                     left = taken(hidden, rows).float()
-                    missed = torch.cat([taken(target[batch], rows) - left for target in targets], dim=1)
+                    each_missed = [matrices[-1].before(taken(target[batch], rows) - left) for target in targets]
+                    missed = torch.cat(each_missed, dim=1)
                     moments[place].update(read, missed, weights(taken(own[batch], rows)))
             seen.clear()
     return moments

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from layerfold.files import replacing
-from layerfold.inference.scoring import expected_embedding, log_partition, predicting, scored_positions, target_logits
+from layerfold.inference.scoring import Expectation, log_partition, predicting, scored_positions, target_logits
 from layerfold.inference.stepping import fused_activations
 from layerfold.inference.streaming import batch_tokens, taken
 from layerfold.maths.intervals import Floats
@@ -34,7 +34,7 @@ _SAVE_SECONDS = 30.0
 class Scores:
     """Nats and divergence of candidates on the windows of one text.
 
-    The divergence is KL(model || candidate), at no further cost: see `scoring.expected_embedding`, of whose result
+    The divergence is KL(model || candidate), at no further cost: see `scoring.Expectation`, of whose result
     d_model float32 a token are held.
 
     Args:
@@ -63,7 +63,7 @@ class Scores:
         self._divergence, self._file, self._key = divergence, file, key
         self.tokens: Floats = (windows.lengths - windows.first_scored).double().numpy()
         self._rows: dict[Blocks, Floats] = {}  # (objectives, pieces) each: see `Units`
-        self._references: dict[int, tuple[Tensor, Tensor]] = {}
+        self._references: dict[int, Expectation] = {}
         self.head_tokens = 0
         self._read()
 
@@ -144,14 +144,14 @@ class Scores:
                 stack.enter_context(fused_activations(stepper.decoder.model))
             # Each stepper records what its blocks are called with; the states are the same.
             first, *_ = [stepper.embed(input_ids) for stepper in self._stages.steppers]
-            if self._divergence:
-                expected, constant = self._reference(batch, first, scored)
+            reference = self._reference(batch, first, scored) if self._divergence else None
             for path, hidden in walk(by_path, first, self._step):
                 final = self._final(hidden, scored)
                 partition = log_partition(self._decoder, final)
                 nats = partition - target_logits(self._decoder, final, targets)
-                # The constant is log Z_p - h_p w; what is left of the divergence is log Z_q - h_q w.
-                divergence = partition - (final * expected).sum(1) - constant if self._divergence else nats * torch.nan
+                divergence = nats * torch.nan
+                if reference is not None:
+                    divergence = reference.divergence(self._decoder, final, partition)
                 table = self._rows[by_path[path]]
                 for sums, figures in zip(table, (nats, divergence), strict=True):
                     total = torch.zeros(len(pieces), dtype=widest(device), device=device)
@@ -166,24 +166,17 @@ class Scores:
 
     def _final(self, hidden: Tensor, scored: Tensor) -> Tensor:
         """Normalised states from which the scored tokens are predicted: each stands one position before its token."""
-        states: Tensor = self._decoder.norm(taken(hidden, predicting(scored)))
-        return states
+        return self._decoder.readout(taken(hidden, predicting(scored)))
 
-    def _reference(self, batch: list[int], first: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-        """What the divergence needs of the model: the expected embedding, and log Z less the state's part."""
+    def _reference(self, batch: list[int], first: Tensor, scored: Tensor) -> Expectation:
+        """What the model itself predicts."""
         if not self._references.keys() >= set(batch):
             ((_, hidden),) = walk([tuple(range(self._decoder.n_blocks))], first, self._step)
             final = self._final(hidden, scored)
-            partition = log_partition(self._decoder, final)
-            expected = expected_embedding(self._decoder, final, partition)
-            constant = partition - (final * expected).sum(1)
             self.head_tokens += 2 * len(final)
-            counts = scored.sum(1).tolist()
-            self._references |= dict(
-                zip(batch, zip(expected.split(counts), constant.split(counts), strict=True), strict=True)
-            )
-        found = [self._references[window] for window in batch]
-        return torch.cat([expected for expected, _ in found]), torch.cat([constant for _, constant in found])
+            expected = Expectation.of(self._decoder, final)
+            self._references |= dict(zip(batch, expected.split(scored.sum(1).tolist()), strict=True))
+        return Expectation.joined(self._references[window] for window in batch)
 
     def _write(self) -> None:
         if self._file is None or not self._rows:

@@ -107,7 +107,8 @@ def scores(ffn: FFN, criterion: str, moments: SecondMoments | None) -> Tensor:
     """How much each neuron would be missed, (d_ffn,) float32."""
     down = ffn.down.weight.float()
     if moments is None:
-        inner = [matrix.weight.float().square().sum(1) for matrix in ffn.matrices if matrix is not ffn.down]
+        first = [matrix.weight.float().square().sum(1) for matrix in ffn.matrices if matrix is not ffn.down]
+        inner = [rows for each in first for rows in ffn.by_neuron(each)]
         return torch.stack([*inner, down.square().sum(0)]).sum(0).sqrt()
     if criterion == "wanda":
         return down.square().sum(0).mul_(moments.squares).sqrt_()
