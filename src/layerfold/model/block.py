@@ -223,7 +223,9 @@ class Attention:
         return stacked if self._family.layout == "stacked" and sum(stacked) == whole else [whole]
 
     def keep_(self, groups: Tensor) -> None:
-        """Keep only these groups, (kept,) indices; the parameters are new ones."""
+        """Keep only these groups, (kept,) indices; the parameters are new ones where any goes."""
+        if torch.equal(groups, torch.arange(self.heads, device=groups.device)):
+            return
         for place, matrix in enumerate(self.inputs):
             rows = self.rows(groups, place)
             parts = rows.split(self.widths(place), dim=1)
