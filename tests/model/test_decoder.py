@@ -206,7 +206,10 @@ def test_a_value_that_is_not_finite_is_found_and_its_tensor_named(value: float) 
 def test_what_is_no_causal_language_model_is_refused_by_name() -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     for model, said in (
-        (BertForMaskedLM(BertConfig(vocab_size=20, **sizes)), r"unsupported architecture 'bert'; accepted: .*gpt2, .*llama"),
+        (
+            BertForMaskedLM(BertConfig(vocab_size=20, **sizes)),
+            r"unsupported architecture 'bert'; accepted: .*gpt2, .*llama",
+        ),
         (GPT2Model(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=20)), "not a causal language model: GPT2Model"),
     ):
         with pytest.raises(ModelError, match=said):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +298,8 @@ for number in range({len(NAMES)}):
         logits = model(input_ids=ids).logits
         options = dict(do_sample=False, min_new_tokens=5, max_new_tokens=5, pad_token_id=0)
         prompt = ids[:1, :9]
-        both = [model.generate(prompt, attention_mask=prompt * 0 + 1, use_cache=each, **options) for each in (True, False)]
+        options["attention_mask"] = torch.ones_like(prompt)
+        both = [model.generate(prompt, use_cache=each, **options) for each in (True, False)]
     assert both[0].tolist() == both[1].tolist(), number
     save_file({{"logits": logits.contiguous()}}, f"{{number}}.safetensors")
 assert "layerfold" not in sys.modules
@@ -314,10 +314,10 @@ def test_a_fresh_process_without_layerfold_computes_the_same(name: str, elsewher
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def documents(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("text") / "study.txt"
     path.write_text("\n\n".join(prose(30, seed) for seed in range(60)))
-    yield str(path)
+    return str(path)
 
 
 @pytest.mark.parametrize("name", NAMES[::3])
@@ -343,7 +343,7 @@ def test_a_search_ranks_by_both_objectives(name: str, documents: str) -> None:
 def test_a_plan_is_made_and_is_small_enough(name: str, documents: str, tmp_path: Path) -> None:
     few = {"calibration_tokens": 300, "repair_tokens": 600, "tokens": 200, "test_tokens": 150, "rounds": 0, "points": 1}
     base = model(name)
-    planned, found = Plan(corpus=documents, finalists=1, parameters="80%", **few)(base)
+    _, found = Plan(corpus=documents, finalists=1, parameters="80%", **few)(base)
     assert found.decoder.size().parameters <= 0.8 * base.decoder.size().parameters
 
 

@@ -29,7 +29,7 @@ from layerfold.errors import (
 )
 from layerfold.memory import room
 from layerfold.model.decoder import Decoder
-from layerfold.model.families import FAMILIES, family_of
+from layerfold.model.families import FAMILIES, check_architecture
 from layerfold.model.offload import map_, offload_
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
         config = AutoConfig.from_pretrained(source, **options)
         if config.model_type == compact.MODEL_TYPE:
             raise ModelError(f"{source!r} holds a compact checkpoint without its {structure.MANIFEST}")
-        family_of(config)
+        check_architecture(config)
         if from_gguf:
             stored, read_in = Stored(), torch.float32
         else:

@@ -53,17 +53,23 @@ def check_tensors(files: Iterable[Path], wanted: Mapping[str, Tensor], tied: Map
         raise OutputError(f"the weights read back without {missing[0]!r} ({len(missing)} missing)")
 
 
-def names_in_files(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return, for each name of a model's tensors, the one that checkpoints of its architecture have.
+def as_published(
+    model: PreTrainedModel, state: Mapping[str, Tensor], tied: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors, and which of them are tied, by the names that checkpoints of the architecture have.
 
-    GPT-NeoX's head, say, is ``lm_head`` in the model and ``embed_out`` in its checkpoints.
+    GPT-NeoX's head, say, is ``lm_head`` in the model and ``embed_out`` in its checkpoints; experts are one tensor in
+    the model and one each there.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    marks = {name: tensor.new_zeros(1) for name, tensor in state.items()}  # each tensor once: tied ones are one object
-    own = {id(mark): name for name, mark in marks.items()}
-    renamed = {own[id(mark)]: name for name, mark in revert_weight_conversion(model, dict(marks)).items()}
-    return {name: renamed.get(name, name) for name in state}
+    published: dict[str, Tensor] = revert_weight_conversion(model, dict(state))
+    places = {tensor.data_ptr(): name for name, tensor in published.items()}
+
+    def name_of(name: str) -> str:
+        return name if name in published else places.get(state[name].data_ptr(), name)
+
+    return published, {name_of(alias): name_of(name) for alias, name in tied.items()}
 
 
 def _bits(tensor: Tensor) -> Tensor:

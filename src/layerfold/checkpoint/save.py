@@ -66,10 +66,9 @@ def write(decoder: Decoder, folder: Path, format: Format, dtype: torch.dtype) ->
     decoder = deltas.multiplied_out(decoder, torch.promote_types(decoder.dtype, dtype or decoder.dtype))
     state = write_dense(decoder.model, folder, dtype=dtype)
     readback.check_config(folder, decoder.model, state)
-    names = readback.names_in_files(decoder.model, state)
     aliases = structure.aliases(decoder.model).items()
-    tied = {names[alias]: names[name] for alias, name in aliases if alias in names and _declared(decoder, alias)}
-    readback.check_tensors(folder.glob("*.safetensors"), {names[name]: each for name, each in state.items()}, tied)
+    tied = {alias: name for alias, name in aliases if alias in state and _declared(decoder, alias)}
+    readback.check_tensors(folder.glob("*.safetensors"), *readback.as_published(decoder.model, state, tied))
     return structure.describe(decoder) | _write_masks(decoder, folder)
 
 

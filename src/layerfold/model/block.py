@@ -42,7 +42,7 @@ class Block:
         """Its feed-forward part.
 
         Raises:
-            InputError: it was removed, or its matrices are not plain ones but have a delta.
+            InputError: it was removed, has no neurons, or its matrices are not plain ones but have a delta.
         """
         if self.output("ffn") is None:
             raise InputError(f"block {self.index} has no FFN: it was dropped")
@@ -67,49 +67,64 @@ class Block:
         if self.output("attention") is None:
             raise InputError(f"block {self.index} has no attention: it was dropped")
         if not self.attends:
-            raise InputError(f"block {self.index} has no attention but {self.mixer!r}")
+            raise InputError(f"block {self.index} has no attention but {type(self.part('attention')).__name__}")
         return Attention(self.part("attention"), self.family, self.queries)
 
     @property
     def mixer(self) -> str:
         """The name of what lets its tokens read each other: the attention, or what a hybrid has in its place."""
         names = (self.family.attention, *dict(self.family.mixers))
-        return next(name for name in names if hasattr(self.module, name))
+        return next((name for name in names if name and hasattr(self.module, name)), "")
 
     @property
     def attends(self) -> bool:
-        """Whether that is an attention."""
-        return self.mixer == self.family.attention
+        """Whether that is an attention whose matrices are known."""
+        return self.mixer == self.family.attention and bool(self.family.attention_output)
 
     @property
     def heads(self) -> int:
         """The number of its attention's groups of heads; 0 where there is none."""
-        there = self.attends and self.output("attention") is not None
-        return self.attention.heads if there else 0
+        return self.attention.heads if self.attends and not self.gone("attention") else 0
 
     @property
     def d_ffn(self) -> int:
-        """The number of its FFN's neurons; 0 where that was removed."""
-        down = self.output("ffn")
+        """The number of its FFN's neurons; 0 where that was removed, or has none."""
+        down = self.output("ffn") if self.family.down else None
         return 0 if down is None else down.inputs
+
+    def gone(self, part: str) -> bool:
+        """Whether its ``attention`` or ``ffn`` was removed."""
+        if part == "ffn" and not self.family.ffn and self.family.down:
+            return isinstance(operator.attrgetter(self.family.down)(self.module), Absent)
+        return bool(self.path(part)) and isinstance(self.part(part), AbsentAttention | Absent)
 
     def output(self, part: str) -> Matrix | None:
         """Return the matrix by which its ``attention`` or ``ffn`` writes into the residual stream.
 
         None where that part was removed.
+
+        Raises:
+            InputError: there is no such matrix, as in a mixture of experts.
         """
-        module, family = self.part(part), self.family
+        if self.gone(part) or (part == "attention" and self.family.attention and not self.mixer):
+            return None  # the latter in a hybrid's other blocks
+        family = self.family
         outputs = {"ffn": family.down, family.attention: family.attention_output, **dict(family.mixers)}
-        if not isinstance(module, AbsentAttention | Absent):
-            module = operator.attrgetter(outputs["ffn" if part == "ffn" else self.mixer])(module)
-        return None if isinstance(module, AbsentAttention | Absent) else Matrix(module)
+        name = outputs["ffn" if part == "ffn" else self.mixer]
+        if not name:
+            what = type(self.part(part)).__name__ if self.path(part) else type(self.module).__name__
+            raise InputError(
+                f"block {self.index}: its {'FFN' if part == 'ffn' else part} is a {what}, not a row of matrices; "
+                "accepted: drop, and prune of single weights"
+            )
+        return Matrix(operator.attrgetter(name)(self.part(part)))
 
     def path(self, part: str) -> str:
         """Return the path of its ``attention`` or ``ffn`` from the block; empty where that is the block itself."""
         return self.family.ffn if part == "ffn" else self.mixer
 
     def part(self, part: str) -> nn.Module:
-        """Return what computes its ``attention`` or ``ffn``."""
+        """Return what computes its ``attention`` or ``ffn``; the block where that is no module of its own."""
         path = self.path(part)
         module: nn.Module = operator.attrgetter(path)(self.module) if path else self.module
         return module
@@ -171,7 +186,8 @@ class Attention:
     def d_head(self) -> int:
         """How many channels a head has."""
         holder, _ = _holder(self.module, self._family.attention_output)
-        return int(getattr(holder, "head_dim", None) or holder.head_size)
+        known = getattr(holder, "head_dim", None) or getattr(holder, "head_size", None)
+        return int(known or self.output.inputs // self._queries)
 
     @property
     def channels(self) -> int:

@@ -17,7 +17,7 @@ from layerfold.environment import device_name
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.memory.mapped import is_mapped, mapped
 from layerfold.model.block import PARTS, Block, Projection
-from layerfold.model.families import family_of
+from layerfold.model.families import FAMILIES, Family, family_of
 from layerfold.model.matrix import Matrix, is_matrix
 from layerfold.model.offload import ahead, is_offloaded, resident
 
@@ -27,6 +27,22 @@ if TYPE_CHECKING:
 
 _BY_BLOCK = ("layer_types", "block_types", "mlp_layer_types", "no_rope_layers", "attention_layers")
 """What a configuration says of each block."""
+
+
+def known_family(model: PreTrainedModel) -> Family:
+    """Return where a model's parts are: by its architecture's row, or inferred once, and remembered on the model."""
+    if model.config.model_type in FAMILIES or not model.__class__.__name__.endswith("ForCausalLM"):
+        return family_of(model.config)
+    found: Family | None = getattr(model, _INFERRED, None)
+    if found is None:
+        from layerfold.model.inferring import inferred
+
+        found = inferred(model)
+        setattr(model, _INFERRED, found)
+    return found
+
+
+_INFERRED = "_layerfold_family"
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -48,14 +64,15 @@ class Decoder:
     """A live view of a causal language model as a sequence of blocks.
 
     Args:
-        model: a transformers causal LM of one of the architectures in `families`.
+        model: a transformers causal LM of one of the architectures in `families`, or of another, which is inferred.
+        family: where its parts are; None finds out.
 
     Raises:
-        ModelError: the architecture is not supported.
+        ModelError: the architecture is not supported, and cannot be inferred.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.family = family_of(model.config)
+    def __init__(self, model: PreTrainedModel, family: Family | None = None) -> None:
+        self.family = family or known_family(model)
         if not model.__class__.__name__.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"not a causal language model: {model.__class__.__name__}")
         self.model: Any = model
@@ -95,7 +112,7 @@ class Decoder:
         """
         found: dict[int, tuple[int, ...]] = {}
         for block in self.blocks:
-            if (down := block.output("ffn")) is not None:
+            if block.d_ffn and (down := block.output("ffn")) is not None:
                 found[down.key] = (*found.get(down.key, ()), block.index)
         return list(found.values())
 
@@ -143,13 +160,13 @@ class Decoder:
     @property
     def query_heads(self) -> int:
         """The number of query heads that the configuration says all attentions have."""
-        return int(self.model.config.num_attention_heads)
+        return int(getattr(self.model.config, "num_attention_heads", None) or 1)
 
     @property
     def joined_heads(self) -> str:
         """Say why heads can only go together; nothing where they need not."""
         blocks = (Block(index, module, self.family, self.query_heads) for index, module in enumerate(self._modules))
-        there = (block for block in blocks if block.attends and block.output("attention") is not None)
+        there = (block for block in blocks if block.attends and not block.gone("attention"))
         first = next(there, None)
         return "" if first is None else first.attention.joined()
 
@@ -297,8 +314,8 @@ class Decoder:
         blocks = self.blocks
         if self.family.mixers and not any(blocks[index].attends for index in kept):
             raise InputError(
-                f"blocks to keep: {kept}, none of which has an attention; accepted: at least one that has: the cache of "
-                f"a {self.model.config.model_type} counts tokens there"
+                f"blocks to keep: {kept}, none of which has an attention; accepted: at least one that has: the cache "
+                f"of a {self.model.config.model_type} counts tokens there"
             )
         config = self.model.config
         modules = self._modules
@@ -336,7 +353,7 @@ class Decoder:
     @property
     def removed_parts(self) -> dict[str, tuple[int, ...]]:
         """The indices of the blocks that have no attention, under ``attention``, and of those that have no FFN."""
-        return {part: tuple(block.index for block in self.blocks if block.output(part) is None) for part in PARTS}
+        return {part: tuple(block.index for block in self.blocks if block.gone(part)) for part in PARTS}
 
     @property
     def removed_prefixes(self) -> tuple[str, ...]:
@@ -362,8 +379,13 @@ class Decoder:
             raise InputError(
                 f"blocks to remove the {part} of: {chosen}; accepted: distinct indices in 0 ... {self.n_blocks - 1}"
             )
+        family, named = self.family, "FFN" if part == "ffn" else part
+        if chosen and not (family.attention if part == "attention" else family.ffn or family.down):
+            raise InputError(
+                f"blocks of a {self.model.config.model_type} have no {named} of their own; accepted: block"
+            )
         for index in chosen:
-            if self.blocks[index].output(part) is None:
+            if self.blocks[index].gone(part):
                 raise InputError(f"block {index} has no {'FFN' if part == 'ffn' else part}: it was dropped")
         for index in chosen:
             self.blocks[index].remove_(part)
@@ -383,7 +405,7 @@ class Decoder:
             elif is_mapped(tensor):
                 new = mapped(tensor)
                 known[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
-        return Decoder(copy.deepcopy(self.model, known))
+        return Decoder(copy.deepcopy(self.model, known), self.family)
 
     def size(self) -> Size:
         """Count distinct and non-zero parameters."""

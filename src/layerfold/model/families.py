@@ -36,13 +36,14 @@ class Family:
             matrix inside it.
         attention_norm, attention_after: the norm before it, and that of its output; empty where there is none.
         attention_inputs: the matrices that make its queries, keys and values, in this order; or the one that makes all.
-        attention_output: the last matrix inside it.
+        attention_output: the last matrix inside it; empty where it is no attention that is known.
         layout: see `Layout`.
         counts: what the attention remembers of its size, by attribute: ``queries``, the number of query heads,
             ``groups``, or ``channels``, what its output matrix reads.
         ffn: a block's FFN; empty where its matrices are on the block itself.
         ffn_norm, ffn_after: as of the attention. Where the FFN reads what the attention reads, the first is empty.
-        up, gate, down: matrices inside the FFN. `gate` is None where there is none; where it is `up`, one matrix holds
+        up, gate, down: matrices inside the FFN; the last is empty where it is no row of matrices, as in a mixture of
+            experts. `gate` is None where there is none; where it is `up`, one matrix holds
             both, the gate first.
         act: the activation, where the FFN's matrices are on the block itself.
         adds: whether an FFN is given the residual stream too, and adds it.
@@ -306,14 +307,33 @@ FAMILIES: dict[str, Family] = {
 """By `config.model_type`."""
 
 
+def check_architecture(config: Any) -> None:
+    """Refuse, before any weight is read, what is no causal language model.
+
+    Raises:
+        ModelError: an encoder, an encoder-decoder, a model of images.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = config.model_type
+    own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    loads = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(name) or (own or "")
+    if name in FAMILIES or str(loads).endswith("ForCausalLM"):
+        return
+    kind = "an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "no causal language model"
+    if hasattr(config, "vision_config"):
+        kind = "a model of images and text"
+    raise ModelError(f"unsupported architecture {one_of(name, FAMILIES)}, or another decoder; this is {kind}")
+
+
 def family_of(config: Any) -> Family:
     """Return the row of an architecture, as a configuration has it.
 
     Raises:
-        ModelError: the architecture has no row (an encoder, or one not supported yet).
+        ModelError: the architecture has no row.
     """
     name = config.model_type
     if name not in FAMILIES:
-        raise ModelError(f"unsupported architecture {one_of(name, FAMILIES)}")
+        raise ModelError(f"unsupported architecture {one_of(name, FAMILIES)}, or another decoder")
     row = FAMILIES[name]
     return row.adapt(row, config)
