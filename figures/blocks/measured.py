@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from figures.blocks.registry import Found, block
 from figures.cells import table
+from layerfold.model.admitted import structures
 from layerfold.report import numerals
 
 # Speed and memory: figures of benchmarks
@@ -44,6 +45,15 @@ def _alignment_speed(found: Found) -> str:
         )
     head = ["", "pairs", "layerfold, s", "published method, s", "times faster", "assignment alone", "equal assignment"]
     return table(head, rows)
+
+
+@block("families", "")
+def _families() -> str:
+    rows = [
+        [f"`{name}`", each.ffn, each.attention, each.norms, each.heads, each.refit, each.width]
+        for name, each in structures().items()
+    ]
+    return table(["`model_type`", "FFN", "queries, keys, values", "norms", "heads go", "refit", "FFN width"], rows)
 
 
 @block("memory")

@@ -19,6 +19,7 @@ from layerfold.checkpoint.model import Model
 from layerfold.environment import DEVICE_VARIABLE
 from layerfold.errors import OutputError
 from layerfold.evaluators import EVALUATORS, Latency
+from layerfold.model.families import FAMILIES
 from layerfold.recovery import Finetune
 from layerfold.text.corpora import load_corpus
 
@@ -129,6 +130,17 @@ def test_doctor_says_what_is_reachable(layerfold: Any, monkeypatch: pytest.Monke
     told = layerfold("doctor").out
     assert "cpu: float32 2.5, bfloat16 2.5 TFLOP/s" in told
     assert "auto takes: cpu, float32" in told
+
+
+def test_doctor_says_what_each_family_admits(layerfold: Any) -> None:
+    found = json.loads(layerfold("doctor", "--families", "--json").out)
+    assert set(found) == set(FAMILIES)
+    assert found["olmo2"]["heads"] == "together: q_norm spans all heads"
+    assert found["gemma2"]["refit"] == "attention and FFN in turn: a norm follows each"
+    told = layerfold("doctor", "--families")
+    assert "mpt\n" in told.out
+    assert "  width: fixed: narrower ones are padded\n" in told.out
+    assert told.err == ""
 
 
 @pytest.mark.parametrize("method", ["merge", "collapse"])

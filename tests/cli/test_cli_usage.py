@@ -45,7 +45,7 @@ def test_every_command_names_the_options_near_one_that_it_has_not_or_all_of_them
             "compress merge: no option '--repair-token'; did you mean '--repair-tokens'?",
         ),
         ("study --out runs/a", "study: no option '--out'; did you mean '--output-dir'?"),
-        ("doctor -v", "doctor: no option '-v'; accepted: --help, --json"),
+        ("doctor -v", "doctor: no option '-v'; accepted: --families, --help, --json"),
         ("compress xyz", "compress: No such command 'xyz'; accepted: collapse, drop, merge, prune, share"),
         ("eval pocket twice", "eval: Got unexpected extra argument(s) (twice)"),
     ],

@@ -14,9 +14,9 @@ import torch
 
 from layerfold.checkpoint import compact, structure, weights
 from layerfold.checkpoint.model import POCKET, POCKET_VERSION, Model, Provenance, Stored
-from layerfold.checkpoint.save import hash_weights, quiet, read_manifest, restore_
+from layerfold.checkpoint.save import hash_weights, read_manifest, restore_
 from layerfold.checkpoint.weights import dtype_name
-from layerfold.environment import AUTO, device_of, dtype_of, hub_reachable, offload_of
+from layerfold.environment import AUTO, device_of, dtype_of, hub_reachable, offload_of, quiet
 from layerfold.errors import (
     InputError,
     LayerfoldError,

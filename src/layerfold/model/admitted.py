@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from layerfold.environment import quiet
 from layerfold.model.decoder import Decoder
 from layerfold.model.families import FAMILIES, Family
 
@@ -39,7 +40,7 @@ def structure_of(decoder: Decoder) -> Structure:
         norms=_norms(family),
         heads=_heads(decoder),
         refit=refit_of(family),
-        width="in the configuration" if family.d_ffn else "fixed at four times the width: narrower ones are padded",
+        width="in the configuration" if family.d_ffn else "fixed: narrower ones are padded",
     )
 
 
@@ -82,7 +83,8 @@ def _heads(decoder: Decoder) -> str:
 
 def structures() -> dict[str, Structure]:
     """Return the structure of each family, at its configuration's defaults, from a model without weights."""
-    return {name: structure_of(_outline(name)) for name in sorted(FAMILIES)}
+    with quiet():
+        return {name: structure_of(_outline(name)) for name in sorted(FAMILIES)}
 
 
 def _outline(name: str) -> Decoder:

@@ -169,7 +169,7 @@ def _same(one: Tensor, two: Tensor) -> bool:
 
 
 def _path_of(model: nn.Module, wanted: nn.Module) -> str:
-    return {id(module): path for path, module in model.named_modules()}[id(wanted)]
+    return str(next(path for path, module in model.named_modules() if module is wanted))
 
 
 def _named(config: Any, names: tuple[str, ...], value: int) -> str:
