@@ -16,7 +16,7 @@ from layerfold import defaults
 from layerfold.environment import device_name
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.memory.mapped import is_mapped, mapped
-from layerfold.model.block import PARTS, Block, Projection
+from layerfold.model.block import PARTS, Attention, Block, Projection
 from layerfold.model.families import FAMILIES, Family, family_of
 from layerfold.model.matrix import Matrix, is_matrix
 from layerfold.model.offload import ahead, is_offloaded, resident
@@ -191,6 +191,39 @@ class Decoder:
                 raise InputError(f"heads to keep of block {index}; accepted: distinct indices in 0 ... {heads - 1}")
         for index, groups in kept.items():
             attentions[index].keep_(groups)
+        self._tell_heads()
+
+    def _tell_heads(self) -> None:
+        """Write into the configuration how many heads all attentions have, where they agree and it can say so."""
+        left = {heads for heads in self.heads if heads}
+        if len(left) == 1 and left != {self.configured_heads} and self.says_heads(*left):
+            self._say_heads_(self.model.config, *left)
+
+    def says_heads(self, groups: int) -> bool:
+        """Whether the configuration can say that all attentions have so many groups of heads, of the same size.
+
+        It cannot where it divides the model's width by the number of heads.
+        """
+        config = copy.deepcopy(self.model.config)
+        self._say_heads_(config, groups)
+        try:
+            with torch.device("meta"):  # for the shapes alone
+                outline = Decoder(type(self.model)(config), self.family)
+        except Exception:  # of the architecture's own code, for a configuration that it does not admit
+            return False
+        mine, theirs = (each._first_attention() for each in (self, outline))
+        return mine is None or theirs is None or theirs.output.inputs == groups * mine.channels
+
+    def _say_heads_(self, config: Any, groups: int) -> None:
+        attention, queries = self._first_attention(), self.query_heads // self.configured_heads
+        if attention is not None and (hasattr(config, "head_dim") or self.family.groups):
+            config.head_dim = attention.d_head
+        config.num_attention_heads = groups * queries
+        if self.family.groups and getattr(config, self.family.groups, None) is not None:
+            setattr(config, self.family.groups, groups)
+
+    def _first_attention(self) -> Attention | None:
+        return next((block.attention for block in self.blocks if block.heads), None)
 
     def _tell_width(self) -> None:
         """Write into the configuration, which holds one number for all blocks, the largest there is."""

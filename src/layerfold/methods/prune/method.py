@@ -22,6 +22,7 @@ STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 PARTS = ("attention", "ffn", *weights.TABLES)
 
+_MULTIPLE = 64
 _DEFAULT_PARTS = "attention,ffn"
 _OWN_SCOPE: dict[str, Scope] = {"magnitude": "global", "wanda": "row", "sparsegpt": "matrix", "published": "global"}
 _SCOPES: dict[str, tuple[Scope, ...]] = {
@@ -65,6 +66,9 @@ class Prune(Method):
         scope: where weights are compared: in the whole model, in each matrix, or in each row; by default as the
             criterion was published.
         parts: matrices to prune: some of ``attention``, ``ffn``, ``embeddings`` and ``head``, separated by commas.
+        uniform: leave every block as many neurons, and as many heads where its configuration can say that, so that a
+            dense checkpoint is as small as the model.
+        multiple_of: with `uniform`, leave a multiple of so many neurons.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015 (magnitude); Sun et
     al., 2023 (Wanda); Frantar and Alistarh, 2023 (SparseGPT); Molchanov et al., 2019 (Taylor).
@@ -76,6 +80,8 @@ class Prune(Method):
     structure: Structure = "unstructured"
     scope: Scope | None = None
     parts: str = _DEFAULT_PARTS
+    uniform: bool = False
+    multiple_of: int = _MULTIPLE
     name: ClassVar[str] = "prune"
     version: ClassVar[int] = 2
 
@@ -102,6 +108,12 @@ class Prune(Method):
             )
         self._check_scope()
         self._check_parts()
+        if self.uniform and self.structure not in ("neurons", "neurons+heads"):
+            raise InputError(f"uniform with structure {self.structure}; accepted: neurons, neurons+heads")
+        if self.uniform and self.structure == "neurons" and self.scope == "global":
+            raise InputError("uniform with scope global, which leaves some FFNs more neurons; accepted: matrix")
+        if self.multiple_of < 1 or (self.multiple_of != _MULTIPLE and not self.uniform):
+            raise InputError(f"multiple_of {self.multiple_of}; accepted: 1 or more, with uniform")
 
     def _check_scope(self) -> None:
         if self.scope is None:
@@ -146,6 +158,8 @@ class Prune(Method):
     def _own_scope(self) -> str:
         if self.scope is not None:
             return self.scope
+        if self.uniform:
+            return "matrix"
         return _OF_STRUCTURE.get(self.structure) or _OWN_SCOPE[self.criterion]
 
     @property
@@ -190,8 +204,10 @@ class Prune(Method):
 
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the configuration with the budget as a count: weights that are zero in the end, or neurons that go."""
-        settings = {"name": self.name, "criterion": self.criterion, "structure": self.structure}
+        settings: dict[str, Any] = {"name": self.name, "criterion": self.criterion, "structure": self.structure}
         settings |= {"scope": self._own_scope}
+        if self.uniform:
+            settings |= {"uniform": True, "multiple_of": self.multiple_of}
         if self.structure == "neurons":
             removed, neurons = self._removed_neurons(decoder)
             return settings | {"neurons": neurons, "removed": removed}
@@ -217,6 +233,19 @@ class Prune(Method):
 
     def _removed_neurons(self, decoder: Decoder) -> tuple[int, int]:
         """How many neurons go, and how many there are."""
+        removed, total = self._any_neurons(decoder)
+        if not self.uniform or not removed:
+            return removed, total
+        each, ffns = units.equal(decoder.d_ffn), len(decoder.blocks_by_ffn)
+        left = (total - removed) // ffns // self.multiple_of * self.multiple_of
+        if not left:
+            raise InputError(
+                f"{removed:,} of {total:,} neurons to remove, which leaves no {self.multiple_of} in each FFN; "
+                f"accepted: at most {ffns * (each - self.multiple_of):,}, or a smaller multiple_of"
+            )
+        return total - left * ffns, total
+
+    def _any_neurons(self, decoder: Decoder) -> tuple[int, int]:
         held, removable = neurons.sizes(decoder)
         total = len(held)
         if not total:
@@ -282,7 +311,10 @@ class Prune(Method):
             assert text is not None
             removed, _ = self._removed_parameters(decoder)
             counted = self.nonzero is not None
-            units.thin_(decoder, removed, text, nonzero=counted)
+            if self.uniform:
+                units.thin_alike_(decoder, removed, text, self.multiple_of, nonzero=counted)
+            else:
+                units.thin_(decoder, removed, text, nonzero=counted)
             return notes | {"neurons_left": list(decoder.d_ffn), "heads_left": list(decoder.heads)}
         found = self._matrices(decoder)
         zeros, total = self._zeros(decoder, found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from layerfold.calibration import Calibration
+from layerfold.errors import InputError
 from layerfold.model.decoder import Decoder
 
 
@@ -77,6 +79,76 @@ def thin_(decoder: Decoder, amount: int, calibration: Calibration, *, nonzero: b
             decoder.keep_heads_(dict.fromkeys(each.blocks, kept))
         else:
             decoder.remove_("attention", each.blocks)
+
+
+@torch.no_grad()
+def thin_alike_(
+    decoder: Decoder, amount: int, calibration: Calibration, multiple_of: int, *, nonzero: bool = False
+) -> None:
+    """Remove as many neurons from every FFN, and as many groups of heads from every attention.
+
+    Of the numbers that make the model small enough, those are taken whose units the loss misses least. Heads stay where
+    the configuration cannot say how many there are.
+
+    Args:
+        amount: how many parameters are to go at least.
+        calibration: whose text is read.
+        multiple_of: each FFN keeps a multiple of so many neurons.
+        nonzero: count the parameters that are not zero only.
+
+    Raises:
+        InputError: FFNs or attentions differ in size, or the amount is too large.
+    """
+    found, felt = sublayers(decoder, nonzero=nonzero), calibration.sensitivities(decoder)
+    ffns, attentions = ([each for each in found if each.part == part] for part in ("ffn", "attention"))
+    width, heads = equal(decoder.d_ffn), equal(decoder.heads)
+    by_ffn = [torch.stack([felt.neurons[index] for index in each.blocks]).sum(0) for each in ffns]
+    by_head = [felt.heads[each.blocks[0]] for each in attentions]
+    lowest = [torch.stack([each.sort().values for each in scores]).sum(0) for scores in (by_ffn, by_head) if scores]
+    missed = [each.cumsum(0) for each in lowest]
+    neuron = sum(float(each.sizes.double().mean()) for each in ffns)
+    group = sum(float(each.sizes.double().mean()) for each in attentions)
+    best: tuple[float, int, int] | None = None
+    for left in range(heads, 0, -1) if heads else [0]:
+        if left < heads and not decoder.says_heads(left):
+            continue
+        short = amount - (heads - left) * group
+        kept = width if short <= 0 else int((width - short / neuron) // multiple_of * multiple_of)
+        if kept < min(multiple_of, width):
+            continue
+        loss = float(missed[0][width - kept - 1]) if kept < width else 0.0
+        loss += float(missed[1][heads - left - 1]) if left < heads else 0.0
+        if best is None or loss < best[0]:
+            best = loss, kept, left
+    if best is None:
+        raise InputError(
+            f"{amount:,} parameters to remove alike from all blocks, each of which keeps {multiple_of} neurons; "
+            "accepted: fewer, or a smaller multiple_of"
+        )
+    _, kept, left = best
+    for scores, each in zip(by_ffn, ffns, strict=True):
+        decoder.keep_neurons_(dict.fromkeys(each.blocks, _highest(scores, kept)))
+    if left < heads:
+        decoder.keep_heads_({each.blocks[0]: _highest(s, left) for s, each in zip(by_head, attentions, strict=True)})
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """Return the places of the highest scores, in order."""
+    return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def equal(sizes: Iterable[int]) -> int:
+    """Return the size that all blocks have which have any; 0 where none has.
+
+    Raises:
+        InputError: they differ.
+    """
+    found = sorted({size for size in sizes if size})
+    if len(found) > 1:
+        raise InputError(
+            f"uniform, of blocks with {', '.join(map(str, found))} neurons or heads; accepted: as many in each"
+        )
+    return found[0] if found else 0
 
 
 def _lowest(found: list[Sublayer], scores: Tensor, amount: int) -> Tensor:
