@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from figures.blocks.registry import Found, block
 from figures.cells import table
-from layerfold.model.admitted import structures
+from layerfold.checkpoint.outline import structures
 from layerfold.report import numerals
 
 # Speed and memory: figures of benchmarks

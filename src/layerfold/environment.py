@@ -195,20 +195,3 @@ def hub_reachable() -> bool:
             return True
     except OSError:
         return False
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the progress bars and warnings of transformers; our own checks raise errors instead."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -87,6 +87,11 @@ def nearest(received: str, accepted: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
+def last_line(output: str) -> str:
+    """Return the last line of what a program wrote that is not empty."""
+    return next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
+
+
 def first_line(error: BaseException) -> str:
     """Return an error's first line, with the next where the first ends in a colon; the error's class if it is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -88,6 +88,7 @@ GIVEN: list[tuple[str, Any]] = [
     ("compress drop", Drop(blocks="1,2")),
     ("compress prune", Prune(nonzero="50%", criterion="wanda", scope="row", parts="ffn")),
     ("compress prune", Prune(sparsity=0.25, structure="neurons+heads", criterion="taylor")),
+    ("compress prune", Prune(sparsity=0.25, structure="neurons", uniform=True, multiple_of=8)),
     ("compress share", Share(k=2, rank=5, base="mean", init="svd", ranks="allotted", align="none", anchor="last")),
     ("compress share", Share(window="1:2")),
     ("search drop", DropSearch(remove=(2, 3), strategy="beam", width=2, race=True, objective="kl", corpus="text")),

@@ -135,7 +135,7 @@ def test_the_gradient_and_the_divergence_are_those_of_the_logits(name: str) -> N
     width = decoder.model.get_output_embeddings().weight.shape[1]
     states, others = torch.randn(2, 9, width, generator=torch.Generator().manual_seed(0))
     targets = token_ids(1, 9)[0]
-    cap, head = decoder.logit_cap, decoder.model.get_output_embeddings()
+    cap, head = decoder.configured.logit_cap, decoder.model.get_output_embeddings()
 
     def log_probabilities(states: torch.Tensor) -> torch.Tensor:
         z = torch.nn.functional.linear(states, head.weight.detach(), None if head.bias is None else head.bias.detach())
@@ -217,7 +217,7 @@ def test_blocks_that_are_left_go_on_as_they_did(name: str) -> None:
     head = decoder.model.get_output_embeddings()
     with torch.no_grad():
         expected = head(decoder.readout(hidden))
-    cap = decoder.logit_cap
+    cap = decoder.configured.logit_cap
     assert close(logits(cut, ids), expected if cap is None else cap * torch.tanh(expected / cap))
     assert continued(cut) == continued(cut, use_cache=False)
 

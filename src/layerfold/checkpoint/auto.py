@@ -10,10 +10,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from layerfold.checkpoint import compact
-from layerfold.checkpoint.save import read_manifest
+from layerfold.checkpoint.save import quiet, read_manifest
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.checkpoint.weights import cast_
-from layerfold.environment import quiet
 from layerfold.errors import InputError, ModelError
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from layerfold.files import check_hash, hash_file
 from layerfold.memory.mapped import beside
 from layerfold.model import masks
 from layerfold.model.decoder import Decoder
+from layerfold.model.inferring import view
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -104,7 +105,7 @@ def load(directory: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
         tensors, kept = _unpacked(load_file(weights), shapes)
         config = read_config(directory)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
-        decoder = Decoder(model)
+        decoder = view(model)
         structure.restore_(decoder, manifest, directory)
         state = tensors | {alias: tensors[name] for alias, name in aliases.items()}
         model.load_state_dict(state, strict=True, assign=True)

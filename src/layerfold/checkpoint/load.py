@@ -14,9 +14,9 @@ import torch
 
 from layerfold.checkpoint import compact, structure, weights
 from layerfold.checkpoint.model import POCKET, POCKET_VERSION, Model, Provenance, Stored
-from layerfold.checkpoint.save import hash_weights, read_manifest, restore_
+from layerfold.checkpoint.save import hash_weights, quiet, read_manifest, restore_
 from layerfold.checkpoint.weights import dtype_name
-from layerfold.environment import AUTO, device_of, dtype_of, hub_reachable, offload_of, quiet
+from layerfold.environment import AUTO, device_of, dtype_of, hub_reachable, offload_of
 from layerfold.errors import (
     InputError,
     LayerfoldError,
@@ -26,10 +26,12 @@ from layerfold.errors import (
     OutputError,
     first_line,
     nearest,
+    one_of,
 )
 from layerfold.memory import room
 from layerfold.model.decoder import Decoder
-from layerfold.model.families import FAMILIES, check_architecture
+from layerfold.model.families import FAMILIES
+from layerfold.model.inferring import view
 from layerfold.model.offload import map_, offload_
 
 if TYPE_CHECKING:
@@ -160,7 +162,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
         with _as_model_errors(str(folder)):
             model = compact.load(folder, manifest)
             stored = Stored(model.dtype, weights.tokenizer_class(str(folder), options))
-            return Model(Decoder(model), tokenizer, provenance, stored)
+            return Model(view(model), tokenizer, provenance, stored)
     if not any(folder.glob("*.safetensors")):
         kinds = ", ".join(sorted({file.suffix for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".h5"}}))
         raise ModelError(
@@ -252,7 +254,26 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
     if getattr(config, "tie_word_embeddings", False) and head is not None and head.weight is not table.weight:
         # The files hold two tensors. transformers 5 keeps both in any case, 4.x only without this setting.
         model.config.tie_word_embeddings = False
-    return Decoder(model), stored
+    return view(model), stored
+
+
+def check_architecture(config: Any) -> None:
+    """Refuse, before any weight is read, what is no causal language model.
+
+    Raises:
+        ModelError: an encoder, an encoder-decoder, a model of images.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = config.model_type
+    own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    loads = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(name) or (own or "")
+    if name in FAMILIES or str(loads).endswith("ForCausalLM"):
+        return
+    kind = "an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "no causal language model"
+    if hasattr(config, "vision_config"):
+        kind = "a model of images and text"
+    raise ModelError(f"unsupported architecture {one_of(name, FAMILIES)}, or another decoder; this is {kind}")
 
 
 def _tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerfold.checkpoint import portable, readback
-from layerfold.checkpoint.save import FORMAT_VERSION, Format, hash_weights, read_manifest, write
+from layerfold.checkpoint.save import FORMAT_VERSION, Format, hash_weights, quiet, read_manifest, write
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.checkpoint.weights import dtype_name
-from layerfold.environment import quiet, versions
+from layerfold.environment import versions
 from layerfold.errors import ModelError
 from layerfold.files import writing_folder
 from layerfold.model.decoder import Decoder

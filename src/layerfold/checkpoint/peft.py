@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 
 from layerfold.checkpoint import readback, structure
 from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.save import quiet
 from layerfold.checkpoint.weights import in_dtype
-from layerfold.environment import quiet
 from layerfold.errors import InputError, MissingExtraError
 from layerfold.files import check_folder, writing_folder
 from layerfold.model import deltas

@@ -16,10 +16,11 @@ anything (`readback`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,7 +32,6 @@ from torch import Tensor
 from layerfold.checkpoint import compact, portable, readback, structure
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.checkpoint.weights import dtype_name, in_dtype
-from layerfold.environment import quiet
 from layerfold.errors import ModelError, OutputError, check_one_of, first_line
 from layerfold.files import check_hash, hash_file
 from layerfold.memory.mapped import cloned
@@ -223,3 +223,20 @@ def bytes_on_disk(decoder: Decoder, format: Format, dtype: torch.dtype | None = 
             return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write to the temporary folder: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the progress bars and warnings of transformers; our own checks raise errors instead."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -46,7 +46,7 @@ def reading(refusal: str) -> Iterator[None]:
 def describe(decoder: Decoder) -> dict[str, Any]:
     """Return a manifest's entries: removed parts, narrower FFNs, attentions with fewer heads, the deltas' ranks."""
     widths = dict(enumerate(decoder.d_ffn))
-    narrow = {str(index): width for index, width in widths.items() if 0 < width < decoder.configured_d_ffn}
+    narrow = {str(index): width for index, width in widths.items() if 0 < width < decoder.configured.d_ffn}
     fewer = {str(index): heads for index, heads in _fewer_heads(decoder).items()}
     return {"removed": decoder.removed_parts, "d_ffn": narrow, "heads": fewer, "ranks": deltas.ranks(decoder)}
 
@@ -125,7 +125,7 @@ def stripped(decoder: Decoder, state: Mapping[str, Tensor], folder: Path) -> dic
 
 def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
     """Shapes, by the configuration, of the tensors that a decoder lacks in whole or in part."""
-    if set(decoder.d_ffn) == {decoder.configured_d_ffn} and not decoder.removed_prefixes and not _fewer_heads(decoder):
+    if set(decoder.d_ffn) == {decoder.configured.d_ffn} and not decoder.removed_prefixes and not _fewer_heads(decoder):
         return {}
     model = decoder.model
     with torch.device("meta"):  # for the shapes alone
@@ -145,7 +145,7 @@ _Places = dict[str, tuple[Tensor | None, Tensor | None]]
 
 def _places(decoder: Decoder) -> _Places:
     """Return where smaller matrices lie in those of the configuration: first neurons and groups of heads come first."""
-    family, whole, heads = decoder.family, decoder.configured_d_ffn, decoder.configured_heads
+    family, whole, heads = decoder.family, decoder.configured.d_ffn, decoder.configured_heads
     found: _Places = {}
     for block in decoder.blocks:
         at = f"{family.blocks}.{block.index}."

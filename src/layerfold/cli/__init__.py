@@ -36,6 +36,7 @@ app = group(
         "plan": plan.command,
         "recover": recover.command,
         "export": Command(export.export),
+        "check": Command(export.check),
         "eval": Command(measure.evaluate),
         **study.commands,
         "report": Command(report.report),

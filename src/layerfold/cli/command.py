@@ -26,7 +26,7 @@ class Command:
     """A function as a command: its parameters are options, and so are the settings of a dataclass that it takes.
 
     Attributes:
-        function: runs the command.
+        function: runs the command; what it returns is the exit status.
         options: return the options after `model` that reach the function's ``**settings``. One that has the name of a
             parameter takes its place. Called only when the command is.
         help: what the command does; by default the function's docstring.
@@ -34,7 +34,7 @@ class Command:
         defaults: defaults of parameters where this command has others.
     """
 
-    function: Callable[..., None]
+    function: Callable[..., int | None]
     options: Options = tuple
     help: str = ""
     without: tuple[str, ...] = ()

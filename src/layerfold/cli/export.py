@@ -1,4 +1,4 @@
-"""`layerfold export`: a checkpoint in another form."""
+"""`layerfold export`: a checkpoint in another form; `layerfold check`: what reads a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from layerfold.cli import options
+from layerfold.cli.console import print_json
 from layerfold.errors import InputError
 
 
@@ -38,3 +39,24 @@ def export(
     else:
         written = model.save(output_dir, format=to, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
     typer.echo(f"wrote {output_dir} ({written})")
+
+
+def check(
+    directory: Annotated[Path, typer.Argument(help="A checkpoint folder.")], as_json: options.AsJson = False
+) -> int:
+    """Say which programs read a checkpoint. Status 1 where plain transformers should and does not."""
+    from dataclasses import asdict
+
+    from layerfold.checkpoint.check import check as checked
+
+    found = checked(directory)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        size = f"{found.bytes / 1e6:,.1f} MB of weights"
+        typer.echo(f"{directory}: {found.format}, {found.parameters:,} distinct parameters, {size}")
+        for reader in found.readers:
+            typer.echo(f"{reader.name}: {reader.answer}: {reader.why}")
+        for warning in found.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+    return int(found.readers[0].answer == "differs" or (found.format == "dense" and "not" in found.readers[0].answer))

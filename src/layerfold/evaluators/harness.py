@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from layerfold.checkpoint.model import Model
-from layerfold.environment import quiet
+from layerfold.checkpoint.save import quiet
 from layerfold.errors import InputError, MissingExtraError, first_line, nearest
 from layerfold.evaluators.base import Evaluator, Score
 from layerfold.files import hash_file, hash_json

@@ -111,7 +111,7 @@ def target_logits(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
     """Logit of each target, (tokens,), from final hidden states, (tokens, d_model)."""
     weight, bias = _head(decoder)
     logits = (hidden.to(_precision(weight)) * weight[targets]).sum(1)  # in the wider of the two types
-    return _capped_(logits if bias is None else logits + bias[targets], decoder.logit_cap).float()
+    return _capped_(logits if bias is None else logits + bias[targets], decoder.configured.logit_cap).float()
 
 
 def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def log_partition(decoder: Decoder, hidden: Tensor) -> Tensor:
     would be off by more than models differ.
     """
     weight, bias = _head(decoder)
-    if fused.available(weight) and decoder.logit_cap is None:
+    if fused.available(weight) and decoder.configured.logit_cap is None:
         return fused.log_partition(hidden.to(weight.dtype), weight, bias)
     zero = hidden.new_zeros(len(hidden), 1, dtype=_precision(weight))
     _, first = next(_tiles(decoder, hidden, zero))
@@ -144,7 +144,7 @@ def nats_slope(decoder: Decoder, hidden: Tensor, partition: Tensor, targets: Ten
         partition: the states' `log_partition`.
     """
     weight, _ = _head(decoder)
-    slope, cap = weight[targets], decoder.logit_cap
+    slope, cap = weight[targets], decoder.configured.logit_cap
     if cap is not None:
         slope = slope * (1 - (target_logits(decoder, hidden, targets) / cap).square())[:, None]
     return expected_slope(decoder, hidden, partition) - slope
@@ -160,7 +160,7 @@ def expected_slope(decoder: Decoder, hidden: Tensor, partition: Tensor) -> Tenso
         partition: their `log_partition`.
     """
     weight, _ = _head(decoder)
-    cap, shift = decoder.logit_cap, partition[:, None].to(_precision(weight))
+    cap, shift = decoder.configured.logit_cap, partition[:, None].to(_precision(weight))
     mean = torch.zeros_like(hidden, dtype=shift.dtype)
     for rows, logits in _tiles(decoder, hidden, shift):
         slopes = None if cap is None else 1 - ((logits + shift) / cap).square()
@@ -192,7 +192,7 @@ class Expectation:
     def of(cls, decoder: Decoder, states: Tensor) -> Expectation:
         """Return what a model predicts from its final hidden states, (tokens, d_model)."""
         partition = log_partition(decoder, states)
-        if decoder.logit_cap is None:
+        if decoder.configured.logit_cap is None:
             mean = expected_slope(decoder, states, partition)
             return cls(partition - (states * mean).sum(1), mean)
         return cls(partition - _mean_logits(decoder, states, partition, states), None, states, partition)
@@ -268,7 +268,7 @@ def _capped_(logits: Tensor, cap: float | None) -> Tensor:
 
 def _tiles(decoder: Decoder, hidden: Tensor, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the vocabulary with their logits less `shift`, (tokens, rows), in one buffer."""
-    (weight, bias), cap = _head(decoder), decoder.logit_cap
+    (weight, bias), cap = _head(decoder), decoder.configured.logit_cap
     hidden = _operand(hidden, weight)
     room = _LOGIT_BYTES if hidden.device.type == "cpu" else _GPU_LOGIT_BYTES
     columns = min(max(_LEAST_COLUMNS, room // (4 * max(1, len(hidden)))), len(weight))

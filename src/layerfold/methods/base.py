@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -55,6 +55,10 @@ class Method(ABC):
             InputError: a setting that it does not admit.
         """
         return {"name": self.name, **settings_of(self)}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as JSON, for what comes before it to decide what they mean."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
 
     def to_json(self) -> dict[str, Any]:
         """Return the method as recipes write it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from layerfold.calibration import Calibration
@@ -58,7 +58,7 @@ class Steps(Method):
     def resolved(self, decoder: Decoder) -> dict[str, Any]:
         """Return the first as resolved, and the others as they are: what they come to, those before them decide."""
         first, *rest = self.methods
-        others = [{"name": method.name, **asdict(method)} for method in rest]  # type: ignore[call-overload]
+        others = [{"name": method.name, **method.settings()} for method in rest]
         return {"name": self.name, "steps": [first.resolved(decoder), *others]}
 
     def to_json(self) -> dict[str, Any]:

@@ -148,6 +148,29 @@ class Block:
         there = [self.path(part)] if self.path(part) else [family.up, family.down]
         return [*there, *family.norms(part)]
 
+    def renumber_(self, index: int, *, by_place: bool) -> None:
+        """Tell its modules their new place, which the cache goes by.
+
+        Args:
+            by_place: whether an attention's scale is 1 / (index + 1) of the place where its block is built, as in some
+                GPT-2s.
+        """
+        module: Any
+        for module in self.module.modules():
+            name = "layer_idx" if hasattr(module, "layer_idx") else "layer_id"
+            old = getattr(module, name, None)
+            if old is None or old == index:
+                continue
+            setattr(module, name, index)
+            if by_place and hasattr(module, "c_attn"):
+                # Take the new place's scale, as a reload will, and keep what the block computes by folding the quotient
+                # into the queries.
+                fused = Matrix(module.c_attn)
+                fused.own_()  # another decoder may use these parameters, at the old place
+                for tensor in fused.tensors:
+                    tensor[: len(tensor) // 3] *= (index + 1) / (old + 1)
+                module.scaling = module.scaling * (old + 1) / (index + 1)
+
 
 @dataclass(frozen=True)
 class Projection:

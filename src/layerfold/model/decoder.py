@@ -17,32 +17,13 @@ from layerfold.environment import device_name
 from layerfold.errors import InputError, ModelError, one_of
 from layerfold.memory.mapped import is_mapped, mapped
 from layerfold.model.block import PARTS, Attention, Block, Projection
-from layerfold.model.families import FAMILIES, Family, family_of
+from layerfold.model.configured import Configured
+from layerfold.model.families import Family, family_of
 from layerfold.model.matrix import Matrix, is_matrix
 from layerfold.model.offload import ahead, is_offloaded, resident
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_BY_BLOCK = ("layer_types", "block_types", "mlp_layer_types", "no_rope_layers", "attention_layers")
-"""What a configuration says of each block."""
-
-
-def known_family(model: PreTrainedModel) -> Family:
-    """Return where a model's parts are: by its architecture's row, or inferred once, and remembered on the model."""
-    if model.config.model_type in FAMILIES or not model.__class__.__name__.endswith("ForCausalLM"):
-        return family_of(model.config)
-    found: Family | None = getattr(model, _INFERRED, None)
-    if found is None:
-        from layerfold.model.inferring import inferred
-
-        found = inferred(model)
-        setattr(model, _INFERRED, found)
-    return found
-
-
-_INFERRED = "_layerfold_family"
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -64,15 +45,15 @@ class Decoder:
     """A live view of a causal language model as a sequence of blocks.
 
     Args:
-        model: a transformers causal LM of one of the architectures in `families`, or of another, which is inferred.
-        family: where its parts are; None finds out.
+        model: a transformers causal LM of one of the architectures in `families`.
+        family: where its parts are; None takes the model's own row, or its architecture's.
 
     Raises:
-        ModelError: the architecture is not supported, and cannot be inferred.
+        ModelError: the architecture has no row.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family | None = None) -> None:
-        self.family = family or known_family(model)
+        self.family = family or family_of(model)
         if not model.__class__.__name__.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"not a causal language model: {model.__class__.__name__}")
         self.model: Any = model
@@ -85,7 +66,7 @@ class Decoder:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks, first to last."""
-        queries = self.query_heads // self.configured_heads
+        queries = self.configured.query_heads // self.configured_heads
         return tuple(Block(i, module, self.family, queries) for i, module in enumerate(self._modules))
 
     @property
@@ -151,30 +132,24 @@ class Decoder:
         return tuple(block.heads for block in self.blocks)
 
     @property
-    def configured_heads(self) -> int:
-        """The number of groups of heads that the configuration says all attentions have: see `Attention`."""
-        family = self.family
-        groups = int((getattr(self.model.config, family.groups, None) if family.groups else None) or self.query_heads)
-        return 1 if family.one_group or (groups > 1 and self.joined_heads) else groups
+    def configured(self) -> Configured:
+        """What its configuration says."""
+        return Configured(self.model.config, self.family)
 
     @property
-    def query_heads(self) -> int:
-        """The number of query heads that the configuration says all attentions have."""
-        return int(getattr(self.model.config, "num_attention_heads", None) or 1)
+    def configured_heads(self) -> int:
+        """The number of groups of heads that the configuration says all attentions have: see `Attention`."""
+        groups = self.configured.groups
+        return 1 if groups > 1 and self.joined_heads else groups
 
     @property
     def joined_heads(self) -> str:
         """Say why heads can only go together; nothing where they need not."""
-        blocks = (Block(index, module, self.family, self.query_heads) for index, module in enumerate(self._modules))
+        queries = self.configured.query_heads
+        blocks = (Block(index, module, self.family, queries) for index, module in enumerate(self._modules))
         there = (block for block in blocks if block.attends and not block.gone("attention"))
         first = next(there, None)
         return "" if first is None else first.attention.joined()
-
-    @property
-    def configured_d_ffn(self) -> int:
-        """The number of neurons that the configuration says all FFNs have."""
-        said = getattr(self.model.config, self.family.d_ffn, None) if self.family.d_ffn else None
-        return int(said or 4 * self.d_model)
 
     def keep_heads_(self, kept: Mapping[int, Tensor]) -> None:
         """Keep only these groups of heads of some blocks' attentions, each (kept,) indices.
@@ -197,7 +172,7 @@ class Decoder:
         """Write into the configuration how many heads all attentions have, where they agree and it can say so."""
         left = {heads for heads in self.heads if heads}
         if len(left) == 1 and left != {self.configured_heads} and self.says_heads(*left):
-            self._say_heads_(self.model.config, *left)
+            self._say_heads_(self.configured, *left)
 
     def says_heads(self, groups: int) -> bool:
         """Whether the configuration can say that all attentions have so many groups of heads, of the same size.
@@ -205,7 +180,7 @@ class Decoder:
         It cannot where it divides the model's width by the number of heads.
         """
         config = copy.deepcopy(self.model.config)
-        self._say_heads_(config, groups)
+        self._say_heads_(Configured(config, self.family), groups)
         try:
             with torch.device("meta"):  # for the shapes alone
                 outline = Decoder(type(self.model)(config), self.family)
@@ -214,22 +189,16 @@ class Decoder:
         mine, theirs = (each._first_attention() for each in (self, outline))
         return mine is None or theirs is None or theirs.output.inputs == groups * mine.channels
 
-    def _say_heads_(self, config: Any, groups: int) -> None:
-        attention, queries = self._first_attention(), self.query_heads // self.configured_heads
-        if attention is not None and (hasattr(config, "head_dim") or self.family.groups):
-            config.head_dim = attention.d_head
-        config.num_attention_heads = groups * queries
-        if self.family.groups and getattr(config, self.family.groups, None) is not None:
-            setattr(config, self.family.groups, groups)
+    def _say_heads_(self, configured: Configured, groups: int) -> None:
+        if (attention := self._first_attention()) is not None:
+            configured.say_heads_(groups, self.configured.query_heads // self.configured_heads, attention.d_head)
 
     def _first_attention(self) -> Attention | None:
         return next((block.attention for block in self.blocks if block.heads), None)
 
     def _tell_width(self) -> None:
         """Write into the configuration, which holds one number for all blocks, the largest there is."""
-        widest = max(self.d_ffn)
-        if widest and self.family.d_ffn and widest != self.configured_d_ffn:
-            setattr(self.model.config, self.family.d_ffn, widest)
+        self.configured.say_width_(max(self.d_ffn))
 
     @property
     def norm(self) -> nn.Module:
@@ -238,32 +207,13 @@ class Decoder:
         there = [each for each in found if each is not None]
         return there[0] if len(there) == 1 else nn.Sequential(*there)
 
-    @property
-    def logit_scale(self) -> float:
-        """What the LM head's products are multiplied by."""
-        config, family = self.model.config, self.family
-        scale = float(getattr(config, family.logit_scale)) if family.logit_scale else 1.0
-        return scale / float(getattr(config, family.logit_divisor)) if family.logit_divisor else scale
-
-    @property
-    def logit_cap(self) -> float | None:
-        """The cap c of logits, z -> c tanh(z / c); None where there is none."""
-        cap = getattr(self.model.config, self.family.logit_cap, None) if self.family.logit_cap else None
-        return None if cap is None else float(cap)
-
-    @property
-    def residual_scale(self) -> float:
-        """What an attention's or FFN's output is multiplied by before it is added to the residual stream."""
-        name = self.family.residual
-        return float(getattr(self.model.config, name)) if name else 1.0
-
     def readout(self, hidden: Tensor) -> Tensor:
         """Return what the LM head's rows multiply, (..., d_head), for what leaves the last block, (..., d_model)."""
         return self.scaled(self.norm(hidden))
 
     def scaled(self, final: Tensor) -> Tensor:
         """Multiply what leaves the last norm by the scale of the logits."""
-        scale = self.logit_scale
+        scale = self.configured.logit_scale
         return final if scale == 1 else final * scale
 
     @property
@@ -274,7 +224,7 @@ class Decoder:
     @property
     def d_model(self) -> int:
         """The width of the residual stream."""
-        return int(self.model.config.hidden_size)
+        return self.configured.d_model
 
     @property
     def device(self) -> torch.device:
@@ -318,9 +268,7 @@ class Decoder:
     @property
     def context(self) -> int:
         """The largest number of positions."""
-        config = self.model.config
-        names = ("max_position_embeddings", "max_seq_len", "seq_length")  # MPT's and, of old, Bloom's
-        return int(next((said for name in names if (said := getattr(config, name, None))), defaults.CONTEXT))
+        return self.configured.context
 
     @property
     def default_context(self) -> int:
@@ -350,38 +298,14 @@ class Decoder:
                 f"blocks to keep: {kept}, none of which has an attention; accepted: at least one that has: the cache "
                 f"of a {self.model.config.model_type} counts tokens there"
             )
-        config = self.model.config
         modules = self._modules
+        by_place = bool(getattr(self.model.config, "scale_attn_by_inverse_layer_idx", False))
         for new, old in enumerate(kept):
-            self._renumber(modules[old], new)
+            blocks[old].renumber_(new, by_place=by_place)
         path, _, name = self.family.blocks.rpartition(".")
         setattr(operator.attrgetter(path)(self.model), name, nn.ModuleList([modules[i] for i in kept]))
-        depth = len(modules)
-        setattr(config, self.family.depth, len(kept))
-        for name in _BY_BLOCK:
-            if isinstance(said := getattr(config, name, None), list | tuple) and len(said) == depth:
-                setattr(config, name, [said[i] for i in kept])
-        if getattr(config, "attention_types", None) is not None:  # GPT-Neo's: runs of kinds, with their repetitions
-            config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+        self.configured.keep_(kept, len(modules))
         self._tell_width()
-
-    def _renumber(self, block: nn.Module, index: int) -> None:
-        """Tell a block's modules their new place; the cache and, in some GPT-2s, the attention's scale depend on it."""
-        module: Any
-        for module in block.modules():
-            name = "layer_idx" if hasattr(module, "layer_idx") else "layer_id"
-            old = getattr(module, name, None)
-            if old is None or old == index:
-                continue
-            setattr(module, name, index)
-            if getattr(self.model.config, "scale_attn_by_inverse_layer_idx", False) and hasattr(module, "c_attn"):
-                # The scale is 1 / (index + 1) of the place where a block is built: take the new place's, as a reload
-                # will, and keep what the block computes by folding the quotient into the queries.
-                fused = Matrix(module.c_attn)
-                fused.own_()  # another decoder may use these parameters, at the old place
-                for tensor in fused.tensors:
-                    tensor[: len(tensor) // 3] *= (index + 1) / (old + 1)
-                module.scaling = module.scaling * (old + 1) / (index + 1)
 
     @property
     def removed_parts(self) -> dict[str, tuple[int, ...]]:

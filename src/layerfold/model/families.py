@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from layerfold.errors import ModelError, one_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Layout = Literal["apart", "stacked", "by group"]
 """How the outputs of the matrices that make queries, keys and values are laid out.
@@ -307,33 +310,26 @@ FAMILIES: dict[str, Family] = {
 """By `config.model_type`."""
 
 
-def check_architecture(config: Any) -> None:
-    """Refuse, before any weight is read, what is no causal language model.
+_OWN = "_layerfold_family"
+"""Where a model keeps a row that its architecture does not have."""
+
+
+def remember_(model: PreTrainedModel, row: Family) -> None:
+    """Give a model a row of its own, which copies of it have too."""
+    setattr(model, _OWN, row)
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """Return the row of a model: its own, or that of its architecture, as configured.
 
     Raises:
-        ModelError: an encoder, an encoder-decoder, a model of images.
+        ModelError: it has none, and its architecture neither.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    name = config.model_type
-    own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
-    loads = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(name) or (own or "")
-    if name in FAMILIES or str(loads).endswith("ForCausalLM"):
-        return
-    kind = "an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "no causal language model"
-    if hasattr(config, "vision_config"):
-        kind = "a model of images and text"
-    raise ModelError(f"unsupported architecture {one_of(name, FAMILIES)}, or another decoder; this is {kind}")
-
-
-def family_of(config: Any) -> Family:
-    """Return the row of an architecture, as a configuration has it.
-
-    Raises:
-        ModelError: the architecture has no row.
-    """
-    name = config.model_type
+    found: Family | None = getattr(model, _OWN, None)
+    if found is not None:
+        return found
+    name = model.config.model_type
     if name not in FAMILIES:
         raise ModelError(f"unsupported architecture {one_of(name, FAMILIES)}, or another decoder")
     row = FAMILIES[name]
-    return row.adapt(row, config)
+    return row.adapt(row, model.config)

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from layerfold.errors import ModelError, first_line
-from layerfold.model.families import Family
+from layerfold.model.decoder import Decoder
+from layerfold.model.families import FAMILIES, Family, remember_
 from layerfold.model.matrix import is_matrix
+from layerfold.model.proving import proved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,14 +56,23 @@ class _Run:
     put: Tensor
 
 
+def view(model: PreTrainedModel) -> Decoder:
+    """Return a view of a model, whose row is inferred where its architecture has none.
+
+    Raises:
+        ModelError: it cannot be inferred.
+    """
+    if model.config.model_type not in FAMILIES and type(model).__name__.endswith("ForCausalLM"):
+        remember_(model, inferred(model))
+    return Decoder(model)
+
+
 def inferred(model: PreTrainedModel) -> Family:
     """Return the row of a model whose architecture has none, proved on the model.
 
     Raises:
         ModelError: it is not a decoder of blocks, each of which adds to a residual stream, or that cannot be proved.
     """
-    from layerfold.model.proving import proved
-
     was = model.training
     model.eval()
     try:

@@ -11,8 +11,8 @@ from typing import Any, cast
 from transformers import TrainerState
 
 from layerfold.checkpoint.model import Model
-from layerfold.checkpoint.save import read_training_
-from layerfold.environment import current, placed, quiet
+from layerfold.checkpoint.save import quiet, read_training_
+from layerfold.environment import current, placed
 from layerfold.errors import InputError, TrainingError
 from layerfold.files import output_errors
 from layerfold.model.decoder import Decoder

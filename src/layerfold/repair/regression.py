@@ -143,7 +143,7 @@ def refittable(decoder: Decoder, index: int, part: str) -> Output | None:
         )
     after = family.ffn_after if part == "ffn" else family.attention_after
     norm = operator.attrgetter(after)(block.module) if found is not None and after else None
-    return None if found is None else Output(found.module, decoder.residual_scale, norm)
+    return None if found is None else Output(found.module, decoder.configured.residual_scale, norm)
 
 
 def halved(windows: TokenWindows) -> TokenWindows:

@@ -218,6 +218,17 @@ class Prune(Method):
         zeros, total = self._zeros(decoder, found)
         return settings | {"parts": sorted({each.part for each in found}), "weights": total, "zeros": zeros}
 
+    def settings(self) -> dict[str, Any]:
+        """Return the settings, without those of a uniform width where there is to be none."""
+        return self._apart(super().settings())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the method as recipes write it."""
+        return {self.name: self._apart(super().to_json()[self.name])}
+
+    def _apart(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return settings if self.uniform else {k: v for k, v in settings.items() if k not in ("uniform", "multiple_of")}
+
     def _zeros(self, decoder: Decoder, found: list[Projection]) -> tuple[int, int]:
         """How many of the weights are to be zero, and how many weights there are."""
         if not found:
