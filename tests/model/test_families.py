@@ -81,7 +81,7 @@ METHODS: list[tuple[Method, Level]] = [
     (Steps((Drop(blocks="3"), Prune(sparsity=0.3, structure="neurons", criterion="taylor"))), "refit"),
 ]
 NAMES = list(VARIANTS)
-PARTS = 3 if os.environ.get("LAYERFOLD_EVERY_METHOD") else 1
+PARTS = 5 if os.environ.get("LAYERFOLD_EVERY_METHOD") else 1
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 
@@ -237,8 +237,8 @@ def admits(name: str, level: Level) -> bool:
 @EVERY
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_method_and_what_is_saved_of_it(name: str, part: int, tmp_path: Path) -> None:
-    """A third of the methods is applied, the whole of them where asked for; of each third one is saved, by turns."""
-    for number, (method, level) in enumerate(METHODS[(part + NAMES.index(name)) % 3 :: 3]):
+    """A fifth of the methods is applied, by turns, all where asked for; of each fifth about one is saved."""
+    for number, (method, level) in enumerate(METHODS[(part + NAMES.index(name)) % 5 :: 5]):
         if not admits(name, level):
             with refused(InputError, says="norms are of the residual stream"):
                 made(name, method, level)
@@ -248,9 +248,9 @@ def test_every_method_and_what_is_saved_of_it(name: str, part: int, tmp_path: Pa
         assert expected.isfinite().all()
         for note in found.provenance.steps[-1]["notes"].get("repaired", []):
             assert note["repaired"] <= note["error"]
-        if (number + NAMES.index(name)) % 5:
+        if (number + NAMES.index(name)) % 3:
             continue
-        form = ("dense", "compact")[(number + NAMES.index(name)) // 5 % 2]
+        form = ("dense", "compact")[(number + NAMES.index(name)) // 3 % 2]
         folder = tmp_path / str(number)
         found.save(folder, format=form)  # type: ignore[arg-type]
         back = load(folder).decoder
@@ -320,7 +320,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", NAMES[::3])
+@pytest.mark.parametrize("name", NAMES[::6])
 def test_ten_steps_of_training_change_what_was_cut_and_not_its_shape(name: str, documents: str) -> None:
     student = model(name)
     cut(student.decoder)
@@ -332,14 +332,14 @@ def test_ten_steps_of_training_change_what_was_cut_and_not_its_shape(name: str, 
     assert not torch.equal(logits(trained.decoder), before)
 
 
-@pytest.mark.parametrize("name", NAMES[1::3])
+@pytest.mark.parametrize("name", NAMES[3::6])
 def test_a_search_ranks_by_both_objectives(name: str, documents: str) -> None:
     search = DropSearch(remove=(1, 1), corpus=documents, tokens=200, test_tokens=100, rounds=0, objective="kl")
     found = search(model(name))
     assert found.best
 
 
-@pytest.mark.parametrize("name", ["phi3", "gpt_neox", "gemma2", "olmo2", "mpt", "qwen3_5_text", "cohere"])
+@pytest.mark.parametrize("name", ["phi3", "gemma2", "mpt", "qwen3_5_text"])
 def test_a_plan_is_made_and_is_small_enough(name: str, documents: str, tmp_path: Path) -> None:
     few = {"calibration_tokens": 300, "repair_tokens": 600, "tokens": 200, "test_tokens": 150, "rounds": 0, "points": 1}
     base = model(name)

@@ -103,7 +103,7 @@ def test_a_dense_decoder_without_a_row_goes_through_every_method(name: str, tmp_
     assert (model(name).decoder.configured_heads == 1) == (name in TOGETHER)
     turn = list(DENSE).index(name)
     for number, (method, level) in enumerate(METHODS):
-        if (number + turn) % 2:
+        if (number + turn) % 3:
             continue
         base = model(name)
         calibration = Calibration(base.decoder, text()) if method.needs_calibration else None
@@ -111,7 +111,7 @@ def test_a_dense_decoder_without_a_row_goes_through_every_method(name: str, tmp_
         found, _ = apply(base, method, calibration, 0, None, repair=repair)
         expected = logits(found.decoder)
         assert expected.isfinite().all()
-        if (number + turn) % 3 == 0:
+        if (number + turn) % 2 == 0:
             folder = tmp_path / str(number)
             found.save(folder, format="compact" if number % 2 else "dense")
             back = load(folder).decoder
