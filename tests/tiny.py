@@ -115,7 +115,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "nemotron": _GATED | {"head_dim": 8},
     "nanochat": _GATED,
 }
-FAMILY_NAMES = ["gpt2", "llama", "mistral", "qwen2", "qwen3"]
+FAMILY_NAMES = ["gpt2", "llama", "qwen2", "qwen3"]
 """Families that most tests run on; `tests/model/test_families.py` has all of them."""
 
 

@@ -166,10 +166,12 @@ class Decoder:
                 raise InputError(f"heads to keep of block {index}; accepted: distinct indices in 0 ... {heads - 1}")
         for index, groups in kept.items():
             attentions[index].keep_(groups)
-        self._tell_heads()
 
-    def _tell_heads(self) -> None:
-        """Write into the configuration how many heads all attentions have, where they agree and it can say so."""
+    def tell_heads_(self) -> None:
+        """Write into the configuration how many heads all attentions have, where they agree and it can say so.
+
+        A dense checkpoint then has no zeros in the place of the others.
+        """
         left = {heads for heads in self.heads if heads}
         if len(left) == 1 and left != {self.configured_heads} and self.says_heads(*left):
             self._say_heads_(self.configured, *left)

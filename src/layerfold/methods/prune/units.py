@@ -130,6 +130,7 @@ def thin_alike_(
         decoder.keep_neurons_(dict.fromkeys(each.blocks, _highest(scores, kept)))
     if left < heads:
         decoder.keep_heads_({each.blocks[0]: _highest(s, left) for s, each in zip(by_head, attentions, strict=True)})
+        decoder.tell_heads_()
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
