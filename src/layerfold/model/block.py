@@ -70,7 +70,7 @@ class Block:
             raise InputError(f"block {self.index} has no attention but {type(self.part('attention')).__name__}")
         return Attention(self.part("attention"), self.family, self.queries)
 
-    @property
+    @cached_property
     def mixer(self) -> str:
         """The name of what lets its tokens read each other: the attention, or what a hybrid has in its place."""
         names = (self.family.attention, *dict(self.family.mixers))

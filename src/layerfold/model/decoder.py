@@ -57,6 +57,7 @@ class Decoder:
         if not model.__class__.__name__.endswith(("ForCausalLM", "LMHeadModel")):
             raise ModelError(f"not a causal language model: {model.__class__.__name__}")
         self.model: Any = model
+        self._joined: str | None = None
 
     @property
     def _modules(self) -> nn.ModuleList:
@@ -145,11 +146,13 @@ class Decoder:
     @property
     def joined_heads(self) -> str:
         """Say why heads can only go together; nothing where they need not."""
-        queries = self.configured.query_heads
-        blocks = (Block(index, module, self.family, queries) for index, module in enumerate(self._modules))
-        there = (block for block in blocks if block.attends and not block.gone("attention"))
-        first = next(there, None)
-        return "" if first is None else first.attention.joined()
+        if self._joined is None:  # no edit changes it
+            queries = self.configured.query_heads
+            blocks = (Block(index, module, self.family, queries) for index, module in enumerate(self._modules))
+            there = (block for block in blocks if block.attends and not block.gone("attention"))
+            first = next(there, None)
+            self._joined = None if first is None else first.attention.joined()
+        return self._joined or ""
 
     def keep_heads_(self, kept: Mapping[int, Tensor]) -> None:
         """Keep only these groups of heads of some blocks' attentions, each (kept,) indices.
