@@ -233,14 +233,13 @@ class Attention:
         ]
         return [*made, self.output.weight.T.reshape(self.heads, -1)]
 
-    def rows(self, groups: Tensor, place: int = 0, of: int | None = None) -> Tensor:
+    def rows(self, groups: Tensor, place: int = 0) -> Tensor:
         """Return which outputs of one of the input matrices belong to some groups, (groups, rows of each) indices.
 
         Args:
             place: the matrix's, among the inputs.
-            of: how many groups there are; None for as many as there are.
         """
-        return rows_of(groups, self.heads if of is None else of, self.widths(place))
+        return rows_of(groups, self.heads, self.widths(place))
 
     def joined(self) -> str:
         """Say why heads can only go together; nothing where they need not."""
