@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from layerfold.checkpoint.compact import MODEL_TYPE
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet, read_manifest
@@ -108,7 +108,7 @@ def _numbers(file: Path) -> int:
     total = 0
     with safe_open(file, "pt") as opened:
         for name in opened.keys():  # noqa: SIM118, it is no dict
-            total += int(torch.tensor(opened.get_slice(name).get_shape()).prod())
+            total += math.prod(opened.get_slice(name).get_shape())
     return total
 
 
@@ -148,7 +148,7 @@ def _padded(read: int, own: int) -> str:
 def _others(model: Model, form: str, stored: int, parameters: int) -> list[Reader]:
     """What programs that are not run here should make of it: they build each block from one configuration."""
     kind = model.decoder.model.config.model_type
-    if form != "dense" or kind == MODEL_TYPE:
+    if form != "dense":
         why = "it is compact: `layerfold export --to dense` writes what it reads"
         return [Reader(name, "does not load", why) for name in ("vLLM", "llama.cpp", "PEFT")]
     padded = stored > parameters

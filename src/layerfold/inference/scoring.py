@@ -212,7 +212,7 @@ class Expectation:
         return partition - _mean_logits(decoder, self.states, self.partition, states) - self.own
 
     def split(self, counts: list[int]) -> Iterator[Expectation]:
-        """Yield the expectations of so many tokens each."""
+        """Yield the expectations for successive runs of tokens, whose lengths are `counts`."""
         own, *others = self._tensors
         pieces = [[None] * len(counts) if each is None else each.split(counts) for each in others]
         for mine, *rest in zip(own.split(counts), *pieces, strict=True):

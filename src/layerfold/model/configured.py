@@ -75,7 +75,12 @@ class Configured:
         return float(getattr(self._config, name)) if name else 1.0
 
     def keep_(self, kept: Sequence[int], depth: int) -> None:
-        """Say that these blocks of so many are left, of what it says of each block too."""
+        """Write the new depth, and keep the entries of the blocks that are left in what it says of each block.
+
+        Args:
+            kept: the indices of the blocks that are left, in order.
+            depth: the number of blocks before.
+        """
         config = self._config
         setattr(config, self._family.depth, len(kept))
         for name in _BY_BLOCK:
@@ -85,12 +90,18 @@ class Configured:
             config.attention_types = [[[kind], 1] for kind in config.attention_layers]
 
     def say_width_(self, widest: int) -> None:
-        """Say how many neurons FFNs have, where it can, and it says another number."""
+        """Write the number of neurons of the widest FFN, where it has an entry for it."""
         if widest and self._family.d_ffn and widest != self.d_ffn:
             setattr(self._config, self._family.d_ffn, widest)
 
     def say_heads_(self, groups: int, queries: int, d_head: int) -> None:
-        """Say how many groups of heads attentions have, each of so many query heads of this size."""
+        """Write the number of heads of every attention.
+
+        Args:
+            groups: number of heads of keys and values.
+            queries: number of query heads that read each of them.
+            d_head: channels of a head.
+        """
         config, name = self._config, self._family.groups
         if hasattr(config, "head_dim") or name:
             config.head_dim = d_head

@@ -68,7 +68,7 @@ class Prune(Method):
         parts: matrices to prune: some of ``attention``, ``ffn``, ``embeddings`` and ``head``, separated by commas.
         uniform: leave every block as many neurons, and as many heads where its configuration can say that, so that a
             dense checkpoint is as small as the model.
-        multiple_of: with `uniform`, leave a multiple of so many neurons.
+        multiple_of: with `uniform`, the number of neurons that an FFN keeps is a multiple of this.
 
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015 (magnitude); Sun et
     al., 2023 (Wanda); Frantar and Alistarh, 2023 (SparseGPT); Molchanov et al., 2019 (Taylor).

@@ -93,7 +93,7 @@ def thin_alike_(
     Args:
         amount: how many parameters are to go at least.
         calibration: whose text is read.
-        multiple_of: each FFN keeps a multiple of so many neurons.
+        multiple_of: the number of neurons that each FFN keeps is a multiple of this.
         nonzero: count the parameters that are not zero only.
 
     Raises:
@@ -110,15 +110,13 @@ def thin_alike_(
     group = sum(float(each.sizes.double().mean()) for each in attentions)
     best: tuple[float, int, int] | None = None
     for left in range(heads, 0, -1) if heads else [0]:
-        if left < heads and not decoder.says_heads(left):
-            continue
         short = amount - (heads - left) * group
-        kept = width if short <= 0 else int((width - short / neuron) // multiple_of * multiple_of)
-        if kept < min(multiple_of, width):
+        kept = width if short <= 0 else int((width - short / max(neuron, 1)) // multiple_of * multiple_of)
+        if kept < min(multiple_of, width) or (short > 0 and not ffns):
             continue
         loss = float(missed[0][width - kept - 1]) if kept < width else 0.0
         loss += float(missed[1][heads - left - 1]) if left < heads else 0.0
-        if best is None or loss < best[0]:
+        if (best is None or loss < best[0]) and (left == heads or decoder.says_heads(left)):
             best = loss, kept, left
     if best is None:
         raise InputError(
