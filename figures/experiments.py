@@ -191,7 +191,6 @@ EXPERIMENTS = {
             timed=False, device="any", uses=(*PLANNED, "drop", "distill"),
         ),
         # Methods
-        _study("published", 16, "layerfold study --preset published", timed=True),
         _study("merge", 14),
         Experiment(
             "drop-best", f"{_SEARCH} --all --strategy beam --race", 8, reading.drop_search,
@@ -228,7 +227,7 @@ EXPERIMENTS = {
         # Tasks
         _study("imdb_rows", 14),
         _study("tasks_seeds", 12),
-        _study("full", 88, "layerfold study --preset full", timed=True),
+        _study("full", 70, "layerfold study --preset full", timed=True),
         # How the measurements themselves do
         _benchmark("coverage", 5, timed=False),
         _benchmark("race", 5, timed=False, uses=("race",)),

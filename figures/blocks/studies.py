@@ -40,11 +40,6 @@ def _plot(found: Found) -> str:
 # Studies
 
 
-@block("published-rows", "published")
-def _published_rows(found: Found) -> str:
-    return study_rows(found, {**SIZES, **PERPLEXITY, **SPEED, "repeated_4grams": "repeated 4-grams"}, first="variant")
-
-
 @block("published-beside", "full")
 def _published_beside(full: Found) -> str:
     """The published figures beside ours, row by row."""
