@@ -219,6 +219,8 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
         if config.model_type == compact.MODEL_TYPE:
             raise ModelError(f"{source!r} holds a compact checkpoint without its {structure.MANIFEST}")
         check_architecture(config)
+        if from_gguf and config.model_type == "gpt2":
+            config.n_positions = config.n_ctx  # which transformers reads there, and builds nothing from
         if from_gguf:
             stored, read_in = Stored(), torch.float32
         else:
@@ -231,6 +233,7 @@ def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Sto
             read_in = kept if uniform else torch.float32  # which holds every number of the others
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
+            config=config,
             dtype=read_in,
             output_loading_info=True,
             **({} if from_gguf else {"use_safetensors": True}),

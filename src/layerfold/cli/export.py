@@ -16,7 +16,10 @@ def export(
     directory: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     output_dir: options.OutputDir,
     to: Annotated[
-        options.Form, typer.Option("--to", help="dense or compact; peft: the deltas as a LoRA adapter, and its base.")
+        options.Form,
+        typer.Option(
+            "--to", help="dense or compact; peft: the deltas as a LoRA adapter, and its base; gguf: one file for llama.cpp."
+        ),
     ],
     save_dtype: options.SaveDtypeName = None,
     overwrite: options.Overwrite = False,
@@ -26,6 +29,9 @@ def export(
     from layerfold.checkpoint.load import load
     from layerfold.checkpoint.peft import check_adapter_folder, save_adapter
 
+    if to == "gguf":
+        _to_gguf(directory, output_dir, save_dtype, overwrite=overwrite)
+        return
     if to == "peft":
         check_adapter_folder(output_dir, overwrite=overwrite)
     else:
@@ -39,6 +45,19 @@ def export(
     else:
         written = model.save(output_dir, format=to, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
     typer.echo(f"wrote {output_dir} ({written})")
+
+
+def _to_gguf(directory: Path, output: Path, save_dtype: str | None, *, overwrite: bool) -> None:
+    """Write a GGUF file: the output itself where it is named so, else one in that folder."""
+    from layerfold.checkpoint.ggml import save_gguf
+    from layerfold.checkpoint.load import load
+
+    if not directory.is_dir():
+        raise InputError(f"no checkpoint folder at {str(directory)!r}")
+    file = output if output.suffix == ".gguf" else output / f"{directory.name}.gguf"
+    dtype = save_dtype or "float32"
+    save_gguf(load(directory, device="cpu", dtype="float32"), file, dtype, overwrite=overwrite)
+    typer.echo(f"wrote {file} (gguf, {dtype}, {file.stat().st_size / 1e6:,.1f} MB)")
 
 
 def check(

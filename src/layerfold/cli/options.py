@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # The same as in the modules that read them, which import torch.
 Format = Literal["dense", "compact"]
 SaveDtype = Literal["float32", "bfloat16", "float16"]
-Form = Literal["dense", "compact", "peft"]
+Form = Literal["dense", "compact", "peft", "gguf"]
 Level = Literal["none", "rescale", "refit", "refit+attention"]
 Preset = Literal["demo", "published", "full"]
 Protocols = Literal["sound", "published"]
