@@ -6,9 +6,9 @@ transformers holds it is here: `_Arch`. The file is read back before it replaces
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from layerfold.checkpoint import structure
+from layerfold.checkpoint.ggml_tokenizer import write_tokenizer
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.weights import in_dtype
 from layerfold.errors import InputError, MissingExtraError, OutputError, one_of
@@ -25,8 +26,6 @@ from layerfold.model import deltas
 from layerfold.model.decoder import Decoder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
-"""Kinds of tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +38,60 @@ class _Arch:
             head apart.
         norm: what is added to the weights of norms.
         rms: whether norms are by the root mean square.
-        window: whether it has a sliding window.
+        period: each which block has full attention, the others a sliding window; 1 where all have it.
+        unrotated: each which block has no rotary positions; 0 where all have them.
+        unequal: GGUF's name of an architecture that computes the same, and gives each block sizes of its own.
     """
 
     name: str
     pairs: bool = False
     norm: float = 0.0
     rms: bool = True
-    window: bool = False
+    period: int = 1
+    unrotated: int = 0
+    unequal: str = ""
 
 
 _ARCHS = {
     "gpt2": _Arch("gpt2", rms=False),
-    "llama": _Arch("llama", pairs=True),
-    "mistral": _Arch("llama", pairs=True),
-    "qwen2": _Arch("qwen2"),
-    "qwen3": _Arch("qwen3"),
-    "gemma2": _Arch("gemma2", norm=1.0, window=True),
-    "gemma3_text": _Arch("gemma3", norm=1.0, window=True),
+    "gpt_bigcode": _Arch("starcoder", rms=False),
+    "gpt_neox": _Arch("gptneox", rms=False),
+    "falcon": _Arch("falcon", rms=False),
+    "phi": _Arch("phi2", rms=False),
+    "phi3": _Arch("phi3"),
+    "stablelm": _Arch("stablelm", rms=False),
     "starcoder2": _Arch("starcoder2", rms=False),
+    "llama": _Arch("llama", pairs=True, unequal="deci"),
+    "mistral": _Arch("llama", pairs=True, unequal="deci"),
+    "qwen2": _Arch("qwen2", unequal="deci"),
+    "qwen3": _Arch("qwen3"),
+    "smollm3": _Arch("smollm3", pairs=True, unrotated=4),
+    "gemma": _Arch("gemma", norm=1.0),
+    "gemma2": _Arch("gemma2", norm=1.0, period=2),
+    "gemma3_text": _Arch("gemma3", norm=1.0, period=6),
+    "olmo": _Arch("olmo", pairs=True, rms=False),
+    "olmo2": _Arch("olmo2"),
+    "olmo3": _Arch("olmo2", period=4),
+    "granite": _Arch("granite", pairs=True),
+    "cohere": _Arch("command-r", rms=False),
+    "glm4": _Arch("glm4"),
+    "nemotron": _Arch("nemotron", norm=1.0, rms=False),
 }
-"""By `config.model_type`; each is read back by transformers in the tests."""
+"""By `config.model_type`; llama.cpp itself computes the same from each in the tests."""
 
 
-def save_gguf(model: Model, file: Path, dtype: str = "float32", *, overwrite: bool = False) -> None:
+def save_gguf(model: Model, file: Path, dtype: str = "float32", *, overwrite: bool = False) -> str:
     """Write a model as a GGUF file, and read it back.
+
+    Where blocks have sizes of their own, llama.cpp has an architecture for some families that gives each block its own;
+    the others' blocks are padded with zeros, as in a dense checkpoint.
 
     Args:
         dtype: of the matrices, ``float32`` or ``float16``; vectors are always float32.
         overwrite: replace a file.
+
+    Returns:
+        GGUF's name of the architecture.
 
     Raises:
         InputError: an architecture, a dtype or a tokenizer that is not written.
@@ -85,14 +109,16 @@ def save_gguf(model: Model, file: Path, dtype: str = "float32", *, overwrite: bo
         raise InputError(f"dtype {one_of(dtype, DTYPES)}")
     if file.exists() and not overwrite:
         raise OutputError(f"{str(file)!r} is there already; --overwrite replaces it")
-    arch = _ARCHS[kind]
     decoder = deltas.multiplied_out(model.decoder)
+    arch = _arch(decoder, _ARCHS[kind])
     tensors = dict(_tensors(decoder, arch, DTYPES[dtype]))
     with replacing(file) as temporary:
         writer = gguf.GGUFWriter(temporary, arch.name)
         _write_shape(writer, decoder, arch, dtype)
-        if model.tokenizer is not None:
-            _write_tokenizer(writer, model)
+        if model.tokenizer is None:
+            writer.add_tokenizer_model("none")
+        else:
+            write_tokenizer(writer, model)
         for name, tensor in tensors.items():
             writer.add_tensor(name, tensor)
         writer.write_header_to_file()
@@ -100,6 +126,41 @@ def save_gguf(model: Model, file: Path, dtype: str = "float32", *, overwrite: bo
         writer.write_tensors_to_file()
         writer.close()
         _check(gguf.GGUFReader(temporary), tensors)
+    return arch.name
+
+
+def _arch(decoder: Decoder, arch: _Arch) -> _Arch:
+    """Return the architecture to write: that for unequal blocks where they are so, and there is one.
+
+    Raises:
+        InputError: llama.cpp computes something else than this configuration says.
+    """
+    config, kind = decoder.model.config, decoder.model.config.model_type
+    windows = (
+        getattr(config, "layer_types", None) or ["sliding_attention" if _window(config) else "full_attention"] * 99
+    )
+    for index, said in zip(range(decoder.n_blocks), windows, strict=False):
+        wanted = "full_attention" if (index + 1) % arch.period == 0 else "sliding_attention"
+        if said != wanted and (_window(config) or decoder.context) < decoder.context:
+            raise InputError(f"GGUF of this {kind}: block {index} has {said}, where llama.cpp computes {wanted}")
+    unrotated = [index for index, each in enumerate(getattr(config, "no_rope_layers", None) or ()) if not each]
+    if unrotated != [
+        index for index in range(decoder.n_blocks) if arch.unrotated and (index + 1) % arch.unrotated == 0
+    ]:
+        raise InputError(f"GGUF of this {kind}: llama.cpp rotates the positions of other blocks than {unrotated}")
+    scalar, heads = getattr(config, "query_pre_attn_scalar", None), getattr(config, "head_dim", None)
+    if scalar != heads and scalar is not None:
+        raise InputError(f"GGUF of this {kind}: query_pre_attn_scalar {scalar}; llama.cpp takes head_dim, {heads}")
+    if any(_scaled(*each) for each in _rotary(decoder).values()):
+        raise InputError(f"GGUF of this {kind}: its rotary frequencies are scaled, which is not written")
+    return replace(arch, name=arch.unequal, pairs=True) if arch.unequal and structure.lacking(decoder) else arch
+
+
+def _window(config: Any) -> int | None:
+    """Return the length of the sliding window, in tokens, where one is used."""
+    used = getattr(config, "use_sliding_window", True)
+    window: int | None = getattr(config, "sliding_window", None) if used else None
+    return window
 
 
 def _tensors(decoder: Decoder, arch: _Arch, dtype: torch.dtype) -> Iterator[tuple[str, np.ndarray]]:
@@ -108,40 +169,84 @@ def _tensors(decoder: Decoder, arch: _Arch, dtype: torch.dtype) -> Iterator[tupl
 
     enum = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch.name)
     names = gguf.get_tensor_name_map(enum, decoder.n_blocks)
-    state = structure.filled(decoder.model, decoder.model.state_dict())
-    tied = structure.aliases(decoder.model)
-    turned = {f"{path}.weight" for path, each in decoder.model.named_modules() if type(each).__name__ == "Conv1D"}
-    heads = _rotated(decoder, arch)
+    state = decoder.model.state_dict()
+    if arch.name == arch.unequal:
+        yield from _stubs(decoder)
+    else:
+        state = structure.filled(decoder.model, state)
+    tied = structure.aliases(decoder.model).keys() & decoder.model.all_tied_weights_keys.keys()
+    modules = decoder.model.named_modules()
+    turned = {_in_any_block(f"{path}.weight") for path, each in modules if type(each).__name__ == "Conv1D"}
+    order = _order(decoder, arch)
     for own, tensor in state.items():
-        if own in tied and own in decoder.model.all_tied_weights_keys:
+        if own in tied:
             continue
         name = names.get_name(own, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise InputError(f"GGUF has no name for {own!r} of a {arch.name}")
         whole = tensor.detach().float().cpu()
-        if own in turned:
+        if _in_any_block(own) in turned:
             whole = whole.T
-        if (count := heads.get(own.rpartition(".")[0])) is not None:
-            whole = _paired(whole, count)
+        if (rows := order.get(own.rpartition(".")[0])) is not None:
+            whole = whole[rows(len(whole))]
         if arch.norm and own.endswith("norm.weight"):
             whole = whole + arch.norm
         kept = whole if whole.ndim == 1 else in_dtype(own, whole, dtype)
         yield name, kept.contiguous().numpy()
 
 
-def _rotated(decoder: Decoder, arch: _Arch) -> dict[str, int]:
-    """Return the paths of the matrices whose rows are put pair by pair, with their numbers of heads."""
-    if not arch.pairs:
+def _in_any_block(name: str) -> str:
+    """Return a tensor's name without its block's number: removed matrices are held as other blocks' are."""
+    return re.sub(r"\.\d+\.", ".", name, count=1)
+
+
+def _widths(decoder: Decoder) -> list[int]:
+    """Return the number of neurons to write of each block.
+
+    llama.cpp forgets the attention of a block that has no FFN, so such a block gets a few neurons that compute zero.
+    """
+    return [block.d_ffn or (0 if block.gone("attention") else _STUB) for block in decoder.blocks]
+
+
+def _stubs(decoder: Decoder) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield those neurons."""
+    for block, width in zip(decoder.blocks, _widths(decoder), strict=True):
+        if width != block.d_ffn:
+            yield f"blk.{block.index}.ffn_norm.weight", np.ones(decoder.d_model, np.float32)
+            for name in ("gate", "up", "down"):
+                shape = (decoder.d_model, width) if name == "down" else (width, decoder.d_model)
+                yield f"blk.{block.index}.ffn_{name}.weight", np.zeros(shape, np.float32)
+
+
+_STUB = 32
+
+
+def _order(decoder: Decoder, arch: _Arch) -> dict[str, Callable[[int], Tensor]]:
+    """Return the paths of the matrices that GGUF holds in another order, and that order by number of rows."""
+    family = decoder.family
+    found: dict[str, Callable[[int], Tensor]] = {}
+    attention = next((block.attention for block in decoder.blocks if block.heads), None)
+    if attention is None:
         return {}
-    said, path = decoder.configured, decoder.family.blocks
-    counts = {"q_proj": said.query_heads, "k_proj": said.groups}
-    each = ((index, name, count) for index in range(decoder.n_blocks) for name, count in counts.items())
-    return {f"{path}.{index}.{decoder.family.attention}.{name}": count for index, name, count in each}
+    d_head, group = attention.d_head, attention.channels + 2 * attention.d_head
+    for index in range(decoder.n_blocks):
+        at = f"{family.blocks}.{index}.{family.attention}."
+        if arch.pairs:
+            found |= {f"{at}{name}": lambda rows: _paired(rows, d_head) for name in ("q_proj", "k_proj")}
+        if family.layout == "by group":
+            found[f"{at}{family.attention_inputs[0]}"] = lambda rows: _stacked(rows, attention.channels, d_head, group)
+    return found
 
 
-def _paired(rows: Tensor, heads: int) -> Tensor:
+def _paired(rows: int, d_head: int) -> Tensor:
     """Put channel i of the first half of each head beside channel i of its second half."""
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
+    return torch.arange(rows).reshape(-1, 2, d_head // 2).transpose(1, 2).flatten()
+
+
+def _stacked(rows: int, queries: int, d_head: int, group: int) -> Tensor:
+    """Put the queries of all groups first, then their keys, then their values."""
+    parts = torch.arange(rows).reshape(-1, group).split([queries, d_head, d_head], dim=1)
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _write_shape(writer: Any, decoder: Decoder, arch: _Arch, dtype: str) -> None:
@@ -152,82 +257,62 @@ def _write_shape(writer: Any, decoder: Decoder, arch: _Arch, dtype: str) -> None
     writer.add_context_length(decoder.context)
     writer.add_embedding_length(decoder.d_model)
     writer.add_block_count(decoder.n_blocks)
-    writer.add_feed_forward_length(said.d_ffn)
-    writer.add_head_count(said.query_heads)
-    writer.add_head_count_kv(said.groups)
+    if arch.name == arch.unequal:
+        queries = said.query_heads // said.groups
+        writer.add_feed_forward_length(_widths(decoder))
+        writer.add_head_count([queries * groups for groups in decoder.heads])
+        writer.add_head_count_kv(list(decoder.heads))
+    else:
+        writer.add_feed_forward_length(said.d_ffn)
+        writer.add_head_count(said.query_heads)
+        writer.add_head_count_kv(said.groups)
     writer.add_vocab_size(int(config.vocab_size))
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == "float32" else gguf.LlamaFileType.MOSTLY_F16)
-    epsilon = next(getattr(config, name) for name in _EPSILONS if hasattr(config, name))
+    epsilon = next((getattr(config, name) for name in _EPSILONS if hasattr(config, name)), 1e-5)  # OLMo's is no setting
     (writer.add_layer_norm_rms_eps if arch.rms else writer.add_layer_norm_eps)(float(epsilon))
-    if attention is not None and arch.name != "gpt2":
+    if attention is not None and (rotary := _rotary(decoder)):
+        frequencies, base = rotary.get("full_attention") or next(iter(rotary.values()))
         writer.add_key_length(attention.d_head)
         writer.add_value_length(attention.d_head)
-        writer.add_rope_dimension_count(attention.d_head)
-    if (theta := _theta(getattr(config, "rope_parameters", None))) is not None:
-        writer.add_rope_freq_base(theta)
-    if arch.window and config.sliding_window:
+        writer.add_rope_dimension_count(2 * len(frequencies))
+        writer.add_rope_freq_base(base)
+        if (sliding := rotary.get("sliding_attention")) is not None:
+            writer.add_rope_freq_base_swa(sliding[1])
+    if arch.period > 1 and _window(config):
         writer.add_sliding_window(int(config.sliding_window))
+    if (parallel := getattr(config, "use_parallel_residual", None)) is not None:
+        writer.add_parallel_residual(bool(parallel))
+    for name, settings in _SCALES.items():
+        for value in (getattr(config, setting, None) for setting in settings):
+            if value is not None:
+                getattr(writer, f"add_{name}")(float(value))
 
 
-_EPSILONS = ("rms_norm_eps", "norm_epsilon", "layer_norm_epsilon", "layer_norm_eps")
+_SCALES = {
+    "attn_logit_softcapping": ["attn_logit_softcapping"],
+    "final_logit_softcapping": ["final_logit_softcapping"],
+    "attention_scale": ["attention_multiplier"],
+    "embedding_scale": ["embedding_multiplier"],
+    "residual_scale": ["residual_multiplier"],
+    "logit_scale": ["logits_scaling", "logit_scale"],
+}
+"""GGUF's settings, and transformers' names of each."""
+_EPSILONS = ("rms_norm_eps", "norm_epsilon", "layer_norm_epsilon", "layer_norm_eps", "norm_eps")
 
 
-def _theta(parameters: Any) -> float | None:
-    """Return the base of the rotations; of kinds of layers, that of full attention."""
-    if not isinstance(parameters, Mapping):
-        return None
-    said = parameters.get("full_attention", parameters)
-    return float(said["rope_theta"]) if "rope_theta" in said else None
+def _rotary(decoder: Decoder) -> dict[str, tuple[Tensor, float]]:
+    """Return the frequencies of the rotations, (rotated channels / 2,), and their base, by kind of layer."""
+    found = {}
+    for name, buffer in decoder.model.named_buffers():
+        if name.endswith("inv_freq") and "original" not in name:
+            said, kind = decoder.model.config.rope_parameters, name.rpartition(".")[2].removesuffix("_inv_freq")
+            found[kind] = buffer, float(said.get(kind, said)["rope_theta"])
+    return found
 
 
-def _write_tokenizer(writer: Any, model: Model) -> None:
-    """Write a byte-level BPE.
-
-    Raises:
-        InputError: another kind.
-    """
-    tokenizer = model.require_tokenizer()
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    document = json.loads(backend.to_str()) if backend is not None else {"model": {"type": type(tokenizer).__name__}}
-    steps = _steps(document.get("pre_tokenizer"))
-    if document["model"]["type"] != "BPE" or "ByteLevel" not in [step["type"] for step in steps]:
-        raise InputError(f"GGUF with a tokenizer of kind {document['model']['type']}; accepted: BPE of bytes")
-    rows = int(model.decoder.model.config.vocab_size)
-    tokens, kinds = [f"[PAD{index}]" for index in range(rows)], [_UNUSED] * rows
-    for token, index in document["model"]["vocab"].items():
-        tokens[index], kinds[index] = token, _NORMAL
-    for each in document["added_tokens"]:
-        tokens[each["id"]], kinds[each["id"]] = each["content"], _CONTROL if each["special"] else _USER
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in document["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre(steps))
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    for name in ("bos", "eos", "unk", "pad"):
-        if (index := getattr(tokenizer, f"{name}_token_id", None)) is not None:
-            getattr(writer, f"add_{name}_token_id")(int(index))
-    writer.add_add_bos_token(False)
-
-
-def _steps(pre: Any) -> list[dict[str, Any]]:
-    """Return the steps of a pre-tokenizer."""
-    if pre is None:
-        return []
-    steps: list[dict[str, Any]] = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-    return steps
-
-
-def _pre(steps: list[dict[str, Any]]) -> str:
-    """Return llama.cpp's name of a pre-tokenizer; ``default`` for one that it may have under another name."""
-    kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"]:
-        return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
-        return "smollm"
-    if kinds == ["Split", "ByteLevel"] and r"\p{N}|" in str(steps[0]["pattern"]):
-        return "qwen2"
-    return "default"
+def _scaled(frequencies: Tensor, base: float) -> bool:
+    plain = base ** -(torch.arange(len(frequencies)).to(frequencies) / len(frequencies))
+    return not torch.allclose(frequencies, plain, rtol=1e-4)
 
 
 def _check(reader: Any, wanted: Mapping[str, np.ndarray]) -> None:

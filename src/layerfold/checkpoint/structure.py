@@ -95,7 +95,7 @@ def filled(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Ten
     """Return a state dict of the configuration's shapes, with zeros for the weights that the model lacks."""
     filled, decoder = dict(state), Decoder(model)
     places = _places(decoder)
-    for name, shape in _lacking(decoder).items():
+    for name, shape in lacking(decoder).items():
         whole = torch.zeros(shape, dtype=model.dtype)
         if name in filled:
             whole[_inside(decoder, places, name, shape)] = filled[name].to(whole.dtype)
@@ -111,7 +111,7 @@ def stripped(decoder: Decoder, state: Mapping[str, Tensor], folder: Path) -> dic
     """
     stripped = dict(state)
     own, places = decoder.model.state_dict(), _places(decoder)
-    for name, shape in _lacking(decoder).items():
+    for name, shape in lacking(decoder).items():
         whole = stripped.pop(name, torch.zeros(0))
         if whole.shape != shape:
             raise ModelError(f"the weights in {str(folder)!r}: {name!r} is {tuple(whole.shape)}, not {tuple(shape)}")
@@ -123,7 +123,7 @@ def stripped(decoder: Decoder, state: Mapping[str, Tensor], folder: Path) -> dic
     return stripped
 
 
-def _lacking(decoder: Decoder) -> dict[str, torch.Size]:
+def lacking(decoder: Decoder) -> dict[str, torch.Size]:
     """Shapes, by the configuration, of the tensors that a decoder lacks in whole or in part."""
     if set(decoder.d_ffn) == {decoder.configured.d_ffn} and not decoder.removed_prefixes and not _fewer_heads(decoder):
         return {}

@@ -18,7 +18,7 @@ def export(
     to: Annotated[
         options.Form,
         typer.Option(
-            "--to", help="dense or compact; peft: the deltas as a LoRA adapter, and its base; gguf: one file for llama.cpp."
+            "--to", help="dense or compact; peft: the deltas as a LoRA adapter, and its base; gguf: for llama.cpp."
         ),
     ],
     save_dtype: options.SaveDtypeName = None,
