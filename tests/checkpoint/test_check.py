@@ -35,6 +35,8 @@ def test_uneven_blocks_load_padded_and_how_much_larger_is_said(tmp_path: Path) -
     assert answers(found)["transformers"] == "loads padded"
     assert answers(found)["vLLM"] == "should load padded"
     own, whole = found.parameters, tiny("llama").decoder.size().parameters
+    assert answers(found)["llama.cpp"] == "should load"
+    assert "each block with sizes of its own (deci)" in found.readers[2].why
     said = f"{whole:,} parameters where the model has {own:,}, {whole / own:.2f} times; "
     assert found.readers[0].why.startswith(said)
 
@@ -42,8 +44,21 @@ def test_uneven_blocks_load_padded_and_how_much_larger_is_said(tmp_path: Path) -
 def test_a_compact_one_is_for_layerfold(tmp_path: Path) -> None:
     shared(tiny("gpt2")).save(tmp_path / "model", format="compact")
     found = check(tmp_path / "model")
-    assert set(answers(found).values()) == {"does not load"}
-    assert all("layerfold export --to dense" in reader.why for reader in found.readers)
+    assert answers(found).pop("llama.cpp") == "should load"
+    others = [reader for reader in found.readers if reader.name != "llama.cpp"]
+    assert {reader.answer for reader in others} == {"does not load"}
+    assert all("layerfold export --to dense" in reader.why for reader in others)
+
+
+def test_what_llama_cpp_does_not_compute_is_said(tmp_path: Path) -> None:
+    tiny("mpt").save(tmp_path / "model")
+    reader = check(tmp_path / "model").readers[2]
+    assert (reader.name, reader.answer) == ("llama.cpp", "does not load")
+    assert reader.why.startswith("GGUF of a 'mpt'; ")
+    model = tiny("gpt2")
+    model.decoder.remove_("ffn", [1])
+    model.save(tmp_path / "padded")
+    assert answers(check(tmp_path / "padded"))["llama.cpp"] == "should load padded"
 
 
 def test_weights_that_layerfold_did_not_write_are_compared_too(tmp_path: Path, layerfold: Any) -> None:

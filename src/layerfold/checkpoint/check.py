@@ -15,9 +15,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from layerfold.checkpoint.ggml import architecture
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet, read_manifest
+from layerfold.checkpoint.structure import lacking
 from layerfold.errors import InputError, last_line
 from layerfold.model.deltas import ranks
 
@@ -146,20 +148,33 @@ def _padded(read: int, own: int) -> str:
 
 
 def _others(model: Model, form: str, stored: int, parameters: int) -> list[Reader]:
-    """What programs that are not run here should make of it: they build each block from one configuration."""
-    kind = model.decoder.model.config.model_type
+    """What programs that are not run here should make of it: most build each block from one configuration."""
     if form != "dense":
         why = "it is compact: `layerfold export --to dense` writes what it reads"
-        return [Reader(name, "does not load", why) for name in ("vLLM", "llama.cpp", "PEFT")]
+        return [Reader("vLLM", "does not load", why), _llama_cpp(model), Reader("PEFT", "does not load", why)]
     padded = stored > parameters
     answer: Answer = "should load padded" if padded else "should load"
     each = _padded(stored, parameters) if padded else "every block is what the configuration says"
     deltas = "; `layerfold export --to peft` writes deltas as an adapter" if ranks(model.decoder) else ""
     return [
-        Reader("vLLM", answer, f"{each}, if it knows {kind}; not run"),
-        Reader("llama.cpp", answer, f"{each}, once converted to GGUF; not run"),
+        Reader("vLLM", answer, f"{each}, if it knows {model.decoder.model.config.model_type}; not run"),
+        _llama_cpp(model),
         Reader("PEFT", answer, f"as a base of adapters: {each}; not run{deltas}"),
     ]
+
+
+def _llama_cpp(model: Model) -> Reader:
+    """What llama.cpp should make of the file that layerfold writes for it."""
+    name, writes = "llama.cpp", "`layerfold export --to gguf` writes what it reads"
+    try:
+        arch = architecture(model.decoder)
+    except InputError as error:
+        return Reader(name, "does not load", str(error))
+    if arch.by_block:
+        return Reader(name, "should load", f"{writes}, each block with sizes of its own ({arch.name}); not run")
+    if lacking(model.decoder):
+        return Reader(name, "should load padded", f"{writes}, with zeros where blocks lack something; not run")
+    return Reader(name, "should load", f"{writes} ({arch.name}); not run")
 
 
 def _warnings(model: Model) -> list[str]:

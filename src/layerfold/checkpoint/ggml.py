@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class _Arch:
+class Arch:
     """What llama.cpp calls an architecture, and wants otherwise than transformers holds it.
 
     Attributes:
@@ -51,31 +51,36 @@ class _Arch:
     unrotated: int = 0
     unequal: str = ""
 
+    @property
+    def by_block(self) -> bool:
+        """Whether each block has sizes of its own."""
+        return self.name == self.unequal
+
 
 _ARCHS = {
-    "gpt2": _Arch("gpt2", rms=False),
-    "gpt_bigcode": _Arch("starcoder", rms=False),
-    "gpt_neox": _Arch("gptneox", rms=False),
-    "falcon": _Arch("falcon", rms=False),
-    "phi": _Arch("phi2", rms=False),
-    "phi3": _Arch("phi3"),
-    "stablelm": _Arch("stablelm", rms=False),
-    "starcoder2": _Arch("starcoder2", rms=False),
-    "llama": _Arch("llama", pairs=True, unequal="deci"),
-    "mistral": _Arch("llama", pairs=True, unequal="deci"),
-    "qwen2": _Arch("qwen2", unequal="deci"),
-    "qwen3": _Arch("qwen3"),
-    "smollm3": _Arch("smollm3", pairs=True, unrotated=4),
-    "gemma": _Arch("gemma", norm=1.0),
-    "gemma2": _Arch("gemma2", norm=1.0, period=2),
-    "gemma3_text": _Arch("gemma3", norm=1.0, period=6),
-    "olmo": _Arch("olmo", pairs=True, rms=False),
-    "olmo2": _Arch("olmo2"),
-    "olmo3": _Arch("olmo2", period=4),
-    "granite": _Arch("granite", pairs=True),
-    "cohere": _Arch("command-r", rms=False),
-    "glm4": _Arch("glm4"),
-    "nemotron": _Arch("nemotron", norm=1.0, rms=False),
+    "gpt2": Arch("gpt2", rms=False),
+    "gpt_bigcode": Arch("starcoder", rms=False),
+    "gpt_neox": Arch("gptneox", rms=False),
+    "falcon": Arch("falcon", rms=False),
+    "phi": Arch("phi2", rms=False),
+    "phi3": Arch("phi3"),
+    "stablelm": Arch("stablelm", rms=False),
+    "starcoder2": Arch("starcoder2", rms=False),
+    "llama": Arch("llama", pairs=True, unequal="deci"),
+    "mistral": Arch("llama", pairs=True, unequal="deci"),
+    "qwen2": Arch("qwen2", unequal="deci"),
+    "qwen3": Arch("qwen3"),
+    "smollm3": Arch("smollm3", pairs=True, unrotated=4),
+    "gemma": Arch("gemma", norm=1.0),
+    "gemma2": Arch("gemma2", norm=1.0, period=2),
+    "gemma3_text": Arch("gemma3", norm=1.0, period=6),
+    "olmo": Arch("olmo", pairs=True, rms=False),
+    "olmo2": Arch("olmo2"),
+    "olmo3": Arch("olmo2", period=4),
+    "granite": Arch("granite", pairs=True),
+    "cohere": Arch("command-r", rms=False),
+    "glm4": Arch("glm4"),
+    "nemotron": Arch("nemotron", norm=1.0, rms=False),
 }
 """By `config.model_type`; llama.cpp itself computes the same from each in the tests."""
 
@@ -102,15 +107,12 @@ def save_gguf(model: Model, file: Path, dtype: str = "float32", *, overwrite: bo
         import gguf
     except ImportError as error:
         raise MissingExtraError("gguf", "gguf") from error
-    kind = model.decoder.model.config.model_type
-    if kind not in _ARCHS:
-        raise InputError(f"GGUF of a {one_of(kind, _ARCHS)}")
+    arch = architecture(model.decoder)
     if dtype not in DTYPES:
         raise InputError(f"dtype {one_of(dtype, DTYPES)}")
     if file.exists() and not overwrite:
         raise OutputError(f"{str(file)!r} is there already; --overwrite replaces it")
     decoder = deltas.multiplied_out(model.decoder)
-    arch = _arch(decoder, _ARCHS[kind])
     tensors = dict(_tensors(decoder, arch, DTYPES[dtype]))
     with replacing(file) as temporary:
         writer = gguf.GGUFWriter(temporary, arch.name)
@@ -129,13 +131,16 @@ def save_gguf(model: Model, file: Path, dtype: str = "float32", *, overwrite: bo
     return arch.name
 
 
-def _arch(decoder: Decoder, arch: _Arch) -> _Arch:
+def architecture(decoder: Decoder) -> Arch:
     """Return the architecture to write: that for unequal blocks where they are so, and there is one.
 
     Raises:
-        InputError: llama.cpp computes something else than this configuration says.
+        InputError: there is none, or llama.cpp computes something else than this configuration says.
     """
     config, kind = decoder.model.config, decoder.model.config.model_type
+    if kind not in _ARCHS:
+        raise InputError(f"GGUF of a {one_of(kind, _ARCHS)}")
+    arch = _ARCHS[kind]
     windows = (
         getattr(config, "layer_types", None) or ["sliding_attention" if _window(config) else "full_attention"] * 99
     )
@@ -163,14 +168,14 @@ def _window(config: Any) -> int | None:
     return window
 
 
-def _tensors(decoder: Decoder, arch: _Arch, dtype: torch.dtype) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(decoder: Decoder, arch: Arch, dtype: torch.dtype) -> Iterator[tuple[str, np.ndarray]]:
     """Yield tensors by GGUF's names, (out, in)."""
     import gguf
 
     enum = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch.name)
     names = gguf.get_tensor_name_map(enum, decoder.n_blocks)
     state = decoder.model.state_dict()
-    if arch.name == arch.unequal:
+    if arch.by_block:
         yield from _stubs(decoder)
     else:
         state = structure.filled(decoder.model, state)
@@ -221,7 +226,7 @@ def _stubs(decoder: Decoder) -> Iterator[tuple[str, np.ndarray]]:
 _STUB = 32
 
 
-def _order(decoder: Decoder, arch: _Arch) -> dict[str, Callable[[int], Tensor]]:
+def _order(decoder: Decoder, arch: Arch) -> dict[str, Callable[[int], Tensor]]:
     """Return the paths of the matrices that GGUF holds in another order, and that order by number of rows."""
     family = decoder.family
     found: dict[str, Callable[[int], Tensor]] = {}
@@ -249,7 +254,7 @@ def _stacked(rows: int, queries: int, d_head: int, group: int) -> Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
-def _write_shape(writer: Any, decoder: Decoder, arch: _Arch, dtype: str) -> None:
+def _write_shape(writer: Any, decoder: Decoder, arch: Arch, dtype: str) -> None:
     import gguf
 
     config, said = decoder.model.config, decoder.configured
@@ -257,7 +262,7 @@ def _write_shape(writer: Any, decoder: Decoder, arch: _Arch, dtype: str) -> None
     writer.add_context_length(decoder.context)
     writer.add_embedding_length(decoder.d_model)
     writer.add_block_count(decoder.n_blocks)
-    if arch.name == arch.unequal:
+    if arch.by_block:
         queries = said.query_heads // said.groups
         writer.add_feed_forward_length(_widths(decoder))
         writer.add_head_count([queries * groups for groups in decoder.heads])
