@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from tiny import tiny
+from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
-from layerfold.planning.candidates import count
+from layerfold.checkpoint.weighing import parameters as count
 from layerfold.study.recipe import read_recipe
 
 FEW = ("--calibration-tokens", 300, "--repair-tokens", 600, "--tokens", 200, "--test-tokens", 150)
@@ -58,6 +59,29 @@ def test_a_plan_leaves_a_checkpoint_its_recipe_and_its_report_and_goes_on_in_its
     tiny("gpt2", seed=1, n_layer=2).save(other)
     assert "holds a plan of another model" in plan(of=other, code=2).err
     plan("--overwrite", of=other)
+
+
+def test_a_uniform_plan_is_dense_and_as_small_in_plain_transformers(plan: Any, tmp_path: Path) -> None:
+    done = plan("--uniform", "--multiple-of", 8)
+    folder = tmp_path / "plan"
+    document = json.loads((folder / "plan.json").read_text())
+    winner = document["winner"]
+    assert winner["dense_bytes"] == winner["compact_bytes"] == 4 * winner["parameters"]
+    assert "(dense, float32; on disk: 0.24 MB -> " in done.out
+    plain = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert plain.num_parameters() == winner["parameters"] <= 0.8 * count(tiny("gpt2").decoder)
+    # The other kind is shown, and not taken.
+    free = [trial for trial in document["trials"] if trial["dense_bytes"] > trial["compact_bytes"]]
+    assert [trial["family"] for trial in free] == ["prune"]
+    assert free[0]["row"] not in document["front"]
+
+
+def test_what_is_dense_as_small_is_written_so_and_nothing_else(plan: Any, tmp_path: Path) -> None:
+    done = plan()
+    winner = json.loads((tmp_path / "plan" / "plan.json").read_text())["winner"]
+    form = "dense" if winner["dense_bytes"] == winner["compact_bytes"] else "compact"
+    assert f"({form}, float32; on disk: " in done.out
+    assert "(compact, float32; on disk: " in plan("--format", "compact").out
 
 
 def test_a_folder_of_something_else_is_left_alone(plan: Any, write: Any) -> None:

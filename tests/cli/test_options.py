@@ -98,7 +98,7 @@ GIVEN: list[tuple[str, Any]] = [
     ("search window", WindowSearch(corpus="text", calibration_tokens=3, tokens=4, test_tokens=5, context=6)),
     ("plan", Plan(parameters="80%", points=1, finalists=3, corpus="text", calibration_tokens=4, repair_tokens=5)),
     ("plan", Plan(speedup=1.5, tokens=6, test_tokens=7, rounds=8, seed=9)),
-    ("plan", Plan(perplexity="+10%")),
+    ("plan", Plan(perplexity="+10%", uniform=True, multiple_of=8)),
 ]
 """Commands, and what their options are to make; between them every field is given that is an option."""
 
@@ -158,7 +158,7 @@ def test_what_is_read_from_source_is_what_the_class_has(dataclass: Any) -> None:
 
 def test_choices_are_those_of_the_modules_that_read_them() -> None:
     assert options.Format == Format
-    assert get_args(options.Form) == (*get_args(Format), "peft")
+    assert get_args(options.Form) == (*get_args(Format), "peft", "gguf")
     assert set(get_args(options.SaveDtype)) == set(DTYPES)
     assert options.Level == Level
     assert options.Protocols == Protocols

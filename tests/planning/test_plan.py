@@ -16,6 +16,8 @@ from tiny import BLOCKS, Write, deep, prose, tiny, windows
 
 import layerfold
 from layerfold.calibration import Calibration, calibration_windows
+from layerfold.checkpoint.weighing import dense_parameters
+from layerfold.checkpoint.weighing import parameters as count
 from layerfold.errors import InputError, OutputError
 from layerfold.evaluators import Perplexity
 from layerfold.methods import Drop, Merge, Prune, Steps
@@ -24,7 +26,7 @@ from layerfold.planning import front as front_module
 from layerfold.planning import order as order_module
 from layerfold.planning import trials as trials_module
 from layerfold.planning.budget import Budget, read_budget
-from layerfold.planning.candidates import Configuration, count, narrowed, outline, rivals, sizes
+from layerfold.planning.candidates import Configuration, narrowed, outline, rivals, sizes
 from layerfold.planning.front import Front
 from layerfold.planning.speed import Speeds
 from layerfold.planning.trials import Texts, Trials
@@ -138,6 +140,29 @@ class TestForms:
         decoder = tiny("gpt2").decoder
         assert narrowed(decoder, [Drop(blocks="1")], count(decoder) - 1) == (Drop(blocks="1"),)
         assert narrowed(decoder, [], 1000) is None
+
+    @pytest.mark.parametrize("share", [0.9, 0.75])
+    def test_alike_from_all_blocks_down_to_the_size(self, share: float) -> None:
+        decoder = tiny("llama").decoder
+        size = round(share * count(decoder))
+        methods = narrowed(decoder, [Drop(blocks="1")], size, 8)
+        assert methods is not None
+        left = outline(decoder, methods[:-1])
+        for method in methods[1:]:
+            method.apply(left, Calibration(left, windows()))
+        assert len(set(left.d_ffn)) == len(set(left.heads)) == 1
+        assert left.d_ffn[0] % 8 == 0
+        assert count(left) == dense_parameters(left) <= size
+
+    def test_what_cannot_go_alike_is_no_form_of_it(self) -> None:
+        decoder = tiny("llama").decoder
+        assert narrowed(decoder, [], round(0.75 * count(decoder)), 48) is None  # no FFN has a multiple of that left
+        decoder.keep_neurons_({1: torch.arange(12)})
+        assert narrowed(decoder, [], round(0.75 * count(decoder)), 8) is None
+        with pytest.raises(
+            InputError, match="uniform, of blocks with 12, 48 neurons or heads; accepted: as many in each"
+        ):
+            Plan(parameters="50%", uniform=True).budget(decoder)
 
     def test_outlines_leave_the_decoder_alone(self) -> None:
         model = tiny("gpt2")

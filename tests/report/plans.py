@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from layerfold.checkpoint.weighing import Weighed
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.planning import Evaluation
 from layerfold.planning.candidates import WHOLE, Configuration
@@ -24,7 +25,7 @@ def trial(family: str, parameters: int, perplexity: float, whole: bool = False, 
     made = Configuration(family, MADE.get(family, ()), WHOLE if repaired else "none")
     blocks = (parameters - 2090048) // 405504
     size = {"parameters": parameters, "blocks": blocks, "neurons": parameters // 2000, "heads": 6 * blocks}
-    return Evaluation(made, whole, **size, perplexity=perplexity)
+    return Evaluation(made, whole, **size, weighed=Weighed(2 * 6960768, 2 * parameters), perplexity=perplexity)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_every_trial_is_a_row_of_the_file_unrounded():
     assert len(rows) == len(planned.trials)
     assert list(rows[0]) == [
         *("said", "family", "repair", "whole", "standing", "blocks", "neurons", "heads", "parameters"),
-        *("perplexity", "parameters_change_percent", "perplexity_change_percent"),
+        *("dense_bytes", "compact_bytes", "perplexity", "parameters_change_percent", "perplexity_change_percent"),
         *(
             f"{name}{end}"
             for name in ("test_perplexity", "test_versus_base", "milliseconds", "speedup")
@@ -72,7 +72,7 @@ def test_every_trial_is_a_row_of_the_file_unrounded():
     (winner,) = (row for row in rows if row["standing"] == "planned")
     assert list(winner.values()) == [
         *("drop 5,6 + prune 25% of neurons, repaired", "drop + prune", "refit+attention", "true", "planned"),
-        *("6", "2296", "36", "4593795", "108.5", str(100 * (4593795 / 6960768 - 1)), "25.0"),
+        *("6", "2296", "36", "4593795", "13921536", "9187590", "108.5", str(100 * (4593795 / 6960768 - 1)), "25.0"),
         *(str(1.25 * 86.8 * factor) for factor in (1.25, 1.21, 1.29)),
         *("1.25", "1.21", "1.29", "4.75", "4.5", "5.0", "1.375", "1.34", "1.41"),
     ]
@@ -94,14 +94,14 @@ def test_the_front_stands_below_the_base_the_largest_first():
     table = front_table(make_plan())
     assert (table.header, table.base) == ("what was done", "as it is")
     assert "; ".join(headers(table)) == (
-        "blocks; neurons; heads; parameters; removed of the base; perplexity; perplexity × base"
+        "blocks; neurons; heads; parameters; removed of the base; dense MB; compact MB; perplexity; perplexity × base"
     )
     assert rows(table) == [
-        ("as it is", ["12", "3,480", "72", "6.96M", "0.0%", "86.80", "1.00"]),
-        (BOTH, ["9", "2,888", "54", "5.78M", "17.0%", "90.25", "1.04"]),
-        (BOTH, ["6", "2,296", "36", "4.59M", "34.0%", "112.5", "1.30"]),
-        ("drop 3,5,6,7, repaired", ["6", "2,271", "36", "4.54M", "34.7%", "118.2", "1.36"]),
-        ("merge n=3, tied, repaired", ["4", "1,952", "24", "3.90M", "43.9%", "240.0", "2.76"]),
+        ("as it is", ["12", "3,480", "72", "6.96M", "0.0%", "13.9", "13.9", "86.80", "1.00"]),
+        (BOTH, ["9", "2,888", "54", "5.78M", "17.0%", "13.9", "11.6", "90.25", "1.04"]),
+        (BOTH, ["6", "2,296", "36", "4.59M", "34.0%", "13.9", "9.19", "112.5", "1.30"]),
+        ("drop 3,5,6,7, repaired", ["6", "2,271", "36", "4.54M", "34.7%", "13.9", "9.09", "118.2", "1.36"]),
+        ("merge n=3, tied, repaired", ["4", "1,952", "24", "3.90M", "43.9%", "13.9", "7.81", "240.0", "2.76"]),
     ]
     better = trial("drop", 6555264, 80.0)
     labels = [label for label, _ in front_table(make_plan(trials=(*TRIALS, better))).rows]
@@ -153,16 +153,17 @@ def test_a_plan_of_one_trial_that_was_not_repaired_and_not_timed():
 def test_what_was_planned_has_its_intervals():
     table = winner_table(make_plan())
     assert headers(table) == [
-        *("parameters", "removed of the base", "blocks", "perplexity test", "perplexity test, × base"),
+        *("parameters", "removed of the base", "dense MB", "compact MB", "blocks"),
+        *("perplexity test", "perplexity test, × base"),
         *("latency ms/token", "speed-up × base"),
     ]
     assert [label for label, _ in table.rows] == ["as it is", f"{BOTH} on all text"]
-    assert dict(table.rows)["as it is"][3:] == [
+    assert dict(table.rows)["as it is"][5:] == [
         *(Cell("108.5", f"104.2{DASH}112.8"), Cell("1.00", "")),
         *(Cell(MISSING, ""), Cell(MISSING, "")),
     ]
     assert dict(table.rows)[f"{BOTH} on all text"] == [
-        *(Cell("4.59M", ""), Cell("34.0%", ""), Cell("6", "")),
+        *(Cell("4.59M", ""), Cell("34.0%", ""), Cell("13.9", ""), Cell("9.19", ""), Cell("6", "")),
         *(Cell("135.6", f"131.3{DASH}140.0"), Cell("1.25", f"1.21{DASH}1.29")),
         *(Cell("4.75", f"4.50{DASH}5.00"), Cell("1.38", f"1.34{DASH}1.41")),
     ]

@@ -45,6 +45,7 @@ def compress(
 ) -> None:
     """Write a smaller checkpoint."""
     from layerfold import api, files
+    from layerfold.checkpoint.weighing import weigh
     from layerfold.methods import METHODS
     from layerfold.pipeline import told
 
@@ -55,7 +56,9 @@ def compress(
         method = METHODS[name](**settings, **own)
     files.check_folder(output_dir, overwrite=overwrite)
     with loaded(model, revision, trust_remote_code) as (base, progress):
+        dtype = options.dtype_of(save_dtype) or base.saved_dtype
         before = base.decoder.size(), base.decoder.n_blocks
+        weighed = weigh(base.decoder, dtype)
         smaller = api.compress(
             base,
             method(base) if callable(method) else method,
@@ -66,7 +69,6 @@ def compress(
             progress=progress,
         )
         with progress.doing(f"writing {output_dir}"):
-            dtype = options.dtype_of(save_dtype)
             written = smaller.save(output_dir, format=format, overwrite=overwrite, dtype=dtype)
     for done in smaller.provenance.steps[len(base.provenance.steps) :]:
         for line in told(done["method"], done["notes"]):
@@ -79,6 +81,7 @@ def compress(
     )
     if before[0].nonzero - after[0].nonzero != before[0].parameters - after[0].parameters:
         typer.echo(f"{before[0].nonzero:,} of them not zero -> {after[0].nonzero:,}")
+    typer.echo(f"on disk: {weigh(smaller.decoder, dtype).said(weighed)}")
     typer.echo(f"wrote {output_dir} ({written})")
 
 

@@ -44,7 +44,8 @@ def export(
         written = "peft"
     else:
         written = model.save(output_dir, format=to, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
-    typer.echo(f"wrote {output_dir} ({written})")
+    size = sum(file.stat().st_size for file in output_dir.glob("*.safetensors"))
+    typer.echo(f"wrote {output_dir} ({written}, {size / 1e6:,.1f} MB)")
 
 
 def _to_gguf(directory: Path, output: Path, save_dtype: str | None, *, overwrite: bool) -> None:

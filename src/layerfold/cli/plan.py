@@ -17,7 +17,9 @@ from layerfold.errors import InputError, OutputError
 
 def plan(
     model: options.ModelName = "pocket",
-    format: options.FormatName = "compact",
+    format: Annotated[
+        options.Format | None, typer.Option(help="By default dense where that is as small as compact.")
+    ] = None,
     save_dtype: options.SaveDtypeName = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Folder of the plan, which continues where it stopped.")
@@ -29,6 +31,7 @@ def plan(
     **settings: Any,
 ) -> None:
     """Find, build and verify the best model within a budget."""
+    from layerfold.checkpoint.weighing import weigh
     from layerfold.files import check_folder, write_text
     from layerfold.planning import Plan
     from layerfold.planning.results import RESULT, check_model
@@ -49,8 +52,12 @@ def plan(
         found, made = planned(base, folder, overwrite=overwrite, progress=progress)
         recipe = found.recipe(model, revision)
         write_text(folder / RESULT, json.dumps(found.to_json(), indent=1))
+        dtype = options.dtype_of(save_dtype) or made.saved_dtype
+        weighed = weigh(made.decoder, dtype)
+        kept: options.Format = format or ("dense" if weighed.as_small else "compact")
         with progress.doing(f"writing {written}"):
-            said = made.save(written, format=format, overwrite=True, dtype=options.dtype_of(save_dtype))
+            said = made.save(written, format=kept, overwrite=True, dtype=dtype)
+        said += f"; on disk: {weighed.said(weigh(base.decoder, dtype))}"
     where = {"model": f"{written} ({said})", "recipe": folder / "recipe.yaml"}
     write_text(folder / "recipe.yaml", yaml_text(recipe))
     present(plan_report(found, recipe), folder, "trials.csv", found.to_json(), as_json, where)

@@ -54,6 +54,7 @@ def recover(
     A run that was stopped continues where it was when it is started again.
     """
     from layerfold import api, files
+    from layerfold.checkpoint.weighing import weigh
     from layerfold.model import deltas
     from layerfold.recovery.processes import is_main
     from layerfold.recovery.workspace import clear
@@ -75,7 +76,9 @@ def recover(
         )
         kept: options.Format = format or ("compact" if deltas.ranks(after.decoder) else "dense")
         if is_main():
-            written = after.save(output_dir, format=kept, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
+            dtype = options.dtype_of(save_dtype) or after.saved_dtype
+            written = after.save(output_dir, format=kept, overwrite=overwrite, dtype=dtype)
+            weighed = weigh(after.decoder, dtype)
         clear(training_dir)
     if not is_main():
         return
@@ -92,6 +95,7 @@ def recover(
         f"validation perplexity {start:,.4g} -> {done['validation_perplexity']:,.4g} "
         f"(weights of step {done['best_step']} of {done['steps']})"
     )
+    typer.echo(f"on disk: {weighed.said(weighed)}")
     typer.echo(f"wrote {output_dir} ({written})")
 
 

@@ -38,6 +38,11 @@ class Front:
     For a size there is one configuration for each number of dropped blocks: neurons and heads of the rest are removed
     down to the size. Perplexity falls and then rises with that number, so a descent from the best of a size near by
     needs few trials.
+
+    Args:
+        rivals: try what each method by itself comes to.
+        multiple_of: remove as many neurons and heads from each block; None lets blocks differ.
+        beside: the other of the two, to be shown beside what is chosen from.
     """
 
     def __init__(
@@ -48,9 +53,11 @@ class Front:
         timed: Speeds | None = None,
         *,
         rivals: bool = True,
+        multiple_of: int | None = None,
+        beside: int | None = None,
     ) -> None:
         self._trials, self._budget, self._progress, self._timed = trials, budget, progress, timed
-        self._rivals = rivals
+        self._rivals, self._multiple_of, self._beside = rivals, multiple_of, beside
         self._decoder, self._base = trials.model.decoder, trials.base()
         self.tried: dict[Evaluation, None] = {}
 
@@ -173,7 +180,7 @@ class Front:
             left = sizes(self._decoder, methods)
             fast.append(self._combined(blocks, left.parameters - ceil((1 - share) * left.units)))
             if share == 1:
-                others = rivals(self._decoder, left.parameters, self._sets()) if self._rivals else ()
+                others = self._alone(left.parameters)
                 fast += [each for each in others if any(method.removes_blocks for method in each.methods)]
                 break
         # Where none is predicted to be, the one of fewest blocks is timed all the same: a prediction may be wrong.
@@ -212,7 +219,7 @@ class Front:
             yield blocks
 
     def _combined(self, blocks: Blocks, size: int) -> Configuration | None:
-        methods = narrowed(self._decoder, _dropping(blocks), size)
+        methods = narrowed(self._decoder, _dropping(blocks), size, self._multiple_of)
         return Configuration(" + ".join(method.name for method in methods), methods, WHOLE) if methods else None
 
     def _try(self, configuration: Configuration) -> Evaluation:
@@ -224,9 +231,14 @@ class Front:
         for each in self._progress.track(configurations, "trying what each method comes to", len(configurations)):
             self._try(each)
 
+    def _alone(self, size: int) -> Iterator[Configuration]:
+        return rivals(self._decoder, size, self._sets(), self._multiple_of) if self._rivals else iter(())
+
     def _try_rivals(self, size: int) -> None:
         if self._rivals:
-            self._try_all([*rivals(self._decoder, size, self._sets())])
+            self._try_all([*self._alone(size)])
+            if (other := narrowed(self._decoder, (), size, self._beside)) and len(other) == 1:
+                self._trials.quick(Configuration("prune", other, WHOLE))
 
     def _enough(self, size: int) -> int:
         """Return the number of blocks to drop where nothing else goes."""

@@ -8,15 +8,17 @@ from typing import ClassVar
 from layerfold import defaults
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.weighing import parameters as count
 from layerfold.environment import environment
 from layerfold.errors import InputError
 from layerfold.inference.scoring import unit_nats
 from layerfold.maths.intervals import Floats
 from layerfold.methods import Drop
+from layerfold.methods.prune import units
 from layerfold.model.block import PARTS
 from layerfold.model.decoder import Decoder
 from layerfold.planning.budget import Budget, read_budget
-from layerfold.planning.candidates import count, sizes
+from layerfold.planning.candidates import sizes
 from layerfold.planning.front import Front
 from layerfold.planning.results import Planned, Winner
 from layerfold.planning.speed import Speeds, line, timed_beside
@@ -45,6 +47,9 @@ class Plan(Search[tuple[Planned, Model]]):
         points: with `parameters`, sizes between the budget and the whole model that are tried too.
         finalists: number of the best candidates that are repaired on all of the text.
         rivals: try what each method by itself comes to.
+        uniform: leave each block as many neurons and heads, so that the dense checkpoint is as small as the compact
+            one. Heads go only if the configuration says their number.
+        multiple_of: with `uniform`, the number of neurons that an FFN keeps is a multiple of this.
         corpus: text that calibrates, selects (validation split) and verifies (test split); by default the model's own.
         calibration_tokens: calibration tokens that methods read activations from.
         repair_tokens: calibration tokens that repairs are fitted to; trials read a quarter.
@@ -60,6 +65,8 @@ class Plan(Search[tuple[Planned, Model]]):
     points: int = 3
     finalists: int = 2
     rivals: bool = True
+    uniform: bool = False
+    multiple_of: int = 64
     calibration_tokens: int = defaults.CALIBRATION_TOKENS
     repair_tokens: int = defaults.REPAIR_TOKENS
     rounds: int = 12
@@ -68,7 +75,7 @@ class Plan(Search[tuple[Planned, Model]]):
 
     def __post_init__(self) -> None:
         read_budget(self.parameters, self.speedup, self.perplexity)
-        for name, least in (("points", 0), ("finalists", 1)):
+        for name, least in (("points", 0), ("finalists", 1), ("multiple_of", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}; accepted: {least} or more")
         check_rounds(self.rounds)
@@ -86,6 +93,8 @@ class Plan(Search[tuple[Planned, Model]]):
         for index in range(decoder.n_blocks):
             for part in PARTS:
                 refittable(decoder, index, part)  # raises where a repair would fill zeros that are to stay
+        if self.uniform:
+            units.check_equal(decoder)
         whole = count(decoder)
         found = read_budget(self.parameters, self.speedup, self.perplexity, whole)
         # The first block with one neuron and no head, and everything outside the blocks.
@@ -138,4 +147,7 @@ class Plan(Search[tuple[Planned, Model]]):
             kept |= trials.model.decoder.computed
             depth, *slopes = trials.remembered(f"speeds {kept}", lambda: line(trials.model, self.rounds, progress))
             timed = Speeds(int(depth), *slopes)
-        return Front(trials, budget, progress, timed, rivals=self.rivals).best(self.points, self.finalists, self.rounds)
+        alike: list[int | None] = [None, self.multiple_of]
+        chosen, beside = reversed(alike) if self.uniform else alike
+        front = Front(trials, budget, progress, timed, rivals=self.rivals, multiple_of=chosen, beside=beside)
+        return front.best(self.points, self.finalists, self.rounds)

@@ -74,7 +74,8 @@ class Planned(Document[Evaluation]):
     def front(self) -> list[Evaluation]:
         """The trials on the Pareto front of parameters and perplexity, the smallest first; whole repairs left out."""
         front: list[Evaluation] = []
-        tried = [trial for trial in self.trials if not trial.whole]
+        alike = bool(self.settings.get("uniform"))
+        tried = [trial for trial in self.trials if not trial.whole and (trial.weighed.as_small or not alike)]
         for trial in sorted(tried, key=lambda trial: (trial.parameters, trial.perplexity)):
             if trial.perplexity < (front[-1].perplexity if front else float("inf")):
                 front.append(trial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
+from layerfold.checkpoint.weighing import Weighed, weigh
+from layerfold.checkpoint.weighing import parameters as count
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json, write_text
 from layerfold.inference.scoring import window_nats
 from layerfold.maths.intervals import exponential
 from layerfold.pipeline import apply
-from layerfold.planning.candidates import Configuration, count
+from layerfold.planning.candidates import Configuration
 from layerfold.planning.order import Order
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
@@ -55,6 +57,7 @@ class Evaluation:
     Attributes:
         whole: whether it was repaired on all of the calibration text.
         parameters, blocks, neurons, heads: counts; neurons of all FFNs, groups of heads of all attentions.
+        weighed: what the weights take on disk.
         perplexity: on the selection text.
     """
 
@@ -64,6 +67,7 @@ class Evaluation:
     blocks: int
     neurons: int
     heads: int
+    weighed: Weighed
     perplexity: float
 
     @property
@@ -93,6 +97,8 @@ class Evaluation:
             "blocks": self.blocks,
             "neurons": self.neurons,
             "heads": self.heads,
+            "dense_bytes": self.weighed.dense,
+            "compact_bytes": self.weighed.compact,
             "perplexity": number(self.perplexity),
         }
 
@@ -178,10 +184,13 @@ class Trials:
             decoder = made.decoder
             tokens = (self._windows.lengths - self._windows.first_scored).double().numpy()
             mean = float(window_nats(decoder, self._windows).sum() / tokens.sum())
-            self._keep(key, [number(mean), count(decoder), decoder.n_blocks, sum(decoder.d_ffn), sum(decoder.heads)])
-        nats, parameters, blocks, neurons, heads = self._kept[key]
+            counts = count(decoder), decoder.n_blocks, sum(decoder.d_ffn), sum(decoder.heads)
+            self._keep(key, [number(mean), *counts, *astuple(weigh(decoder, self.model.saved_dtype))])
+        nats, parameters, blocks, neurons, heads, *weighed = self._kept[key]
         perplexity = math.inf if nats is None else exponential(nats)
-        self.done[key] = Evaluation(configuration, whole, parameters, blocks, neurons, heads, perplexity)
+        self.done[key] = Evaluation(
+            configuration, whole, parameters, blocks, neurons, heads, Weighed(*weighed), perplexity
+        )
         return self.done[key], made
 
     def _key(self, what: Any) -> str:
@@ -202,13 +211,13 @@ class Trials:
 
 
 def _readable(value: Any) -> bool:
-    """Whether a value is one that is kept: four or five numbers, the first of which may be None, or sets of blocks."""
+    """Whether a value is one that is kept: four or seven numbers, the first of which may be None, or sets of blocks."""
     if not isinstance(value, list) or len(value) < 2:
         return False
     if isinstance(value[0], list):
         return all(isinstance(blocks, list) and all(type(index) is int for index in blocks) for blocks in value)
     numbers = [type(each) in (int, float) for each in value]
-    return len(value) in (4, 5) and (numbers[0] or value[0] is None) and all(numbers[1:])
+    return len(value) in (4, 7) and (numbers[0] or value[0] is None) and all(numbers[1:])
 
 
 def _growing(found: list[list[int]], blocks: int) -> bool:

@@ -48,6 +48,11 @@ def memory(value: float) -> str:
     return _scaled(value, {" GB": 1e9, " MB": 1e6, " kB": 1e3}) or f"{whole(value)} B"
 
 
+def megabytes(value: float) -> str:
+    """Write a number of bytes in megabytes, a million each, without the unit: ``27.8``."""
+    return significant(value / 1e6)
+
+
 def _scaled(value: float, units: Mapping[str, float]) -> str:
     """Write a number in the first unit that is not larger; empty if there is none."""
     found = (significant(value / size) + unit for unit, size in units.items() if size <= abs(value) < math.inf)

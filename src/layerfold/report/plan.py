@@ -86,7 +86,7 @@ def _summary(planned: Planned) -> str:
 
 
 def _row(planned: Planned, trial: Evaluation) -> dict[str, Figure]:
-    size = (*COUNTS, columns.PARAMETERS, columns.PERPLEXITY, *columns.CHANGES)
+    size = (*COUNTS, columns.PARAMETERS, columns.DENSE, columns.COMPACT, columns.PERPLEXITY, *columns.CHANGES)
     return {
         "said": trial.said,
         "family": trial.family,
@@ -134,7 +134,7 @@ def winner_table(planned: Planned) -> Table:
     )
     return _table(
         planned,
-        (columns.PARAMETERS, columns.REMOVED, columns.BLOCKS, *columns.TESTS, *times),
+        (*SIZES, columns.BLOCKS, *columns.TESTS, *times),
         [planned.winner.trial],
         "winner",
         caption,
@@ -180,4 +180,5 @@ STANDING = Column(
     lambda planned, trial: certain(STANDINGS.index(standing(planned, trial))), lambda index: STANDINGS[int(index)],
 )  # fmt: skip
 COUNTS = (columns.BLOCKS, columns.NEURONS, columns.HEADS)
-COMPARED = (columns.PARAMETERS, columns.REMOVED, columns.PERPLEXITY, columns.RATIO)
+SIZES = (columns.PARAMETERS, columns.REMOVED, columns.DENSE, columns.COMPACT)
+COMPARED = (*SIZES, columns.PERPLEXITY, columns.RATIO)

@@ -142,6 +142,14 @@ REMOVED = Column(
     "removed_fraction", "removed", "of the base", "share of the base's distinct parameters that is gone",
     _reads(lambda found, row: 1 - row.parameters / found.base.parameters), numerals.percent, "higher",
 )  # fmt: skip
+DENSE = Column(
+    "dense_bytes", "dense", "MB", "the weights on disk in the form that every program loads",
+    _reads(lambda found, row: row.weighed.dense), numerals.megabytes, "lower",
+)  # fmt: skip
+COMPACT = Column(
+    "compact_bytes", "compact", "MB", "the weights on disk in layerfold's form, which holds each tensor once",
+    _reads(lambda found, row: row.weighed.compact), numerals.megabytes, "lower",
+)  # fmt: skip
 RATIO = Column(
     "perplexity_ratio", "perplexity", TIMES_BASE, "perplexity on the selection text divided by the base's",
     _reads(ratio), numerals.times, "lower",

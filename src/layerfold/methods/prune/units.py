@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -101,22 +101,16 @@ def thin_alike_(
     """
     found, felt = sublayers(decoder, nonzero=nonzero), calibration.sensitivities(decoder)
     ffns, attentions = ([each for each in found if each.part == part] for part in ("ffn", "attention"))
-    width, heads = equal(decoder.d_ffn), equal(decoder.heads)
+    width, heads = check_equal(decoder)
     by_ffn = [torch.stack([felt.neurons[index] for index in each.blocks]).sum(0) for each in ffns]
     by_head = [felt.heads[each.blocks[0]] for each in attentions]
     lowest = [torch.stack([each.sort().values for each in scores]).sum(0) for scores in (by_ffn, by_head) if scores]
     missed = [each.cumsum(0) for each in lowest]
-    neuron = sum(float(each.sizes.double().mean()) for each in ffns)
-    group = sum(float(each.sizes.double().mean()) for each in attentions)
     best: tuple[float, int, int] | None = None
-    for left in range(heads, 0, -1) if heads else [0]:
-        short = amount - (heads - left) * group
-        kept = width if short <= 0 else int((width - short / max(neuron, 1)) // multiple_of * multiple_of)
-        if kept < min(multiple_of, width) or (short > 0 and not ffns):
-            continue
+    for kept, left in alike(decoder, amount, multiple_of, nonzero=nonzero):
         loss = float(missed[0][width - kept - 1]) if kept < width else 0.0
         loss += float(missed[1][heads - left - 1]) if left < heads else 0.0
-        if (best is None or loss < best[0]) and (left == heads or decoder.says_heads(left)):
+        if best is None or loss < best[0]:
             best = loss, kept, left
     if best is None:
         raise InputError(
@@ -134,6 +128,32 @@ def thin_alike_(
 def _highest(scores: Tensor, count: int) -> Tensor:
     """Return the places of the highest scores, in order."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def alike(decoder: Decoder, amount: int, multiple_of: int, *, nonzero: bool = False) -> Iterator[tuple[int, int]]:
+    """Yield the numbers of neurons and of groups of heads that blocks can keep, all alike, for an amount to go.
+
+    Raises:
+        InputError: FFNs or attentions differ in size.
+    """
+    found, (width, heads) = sublayers(decoder, nonzero=nonzero), check_equal(decoder)
+    neuron, group = (
+        sum(float(each.sizes.double().mean()) for each in found if each.part == part) for part in ("ffn", "attention")
+    )
+    for left in range(heads, 0, -1) if heads else [0]:
+        short = amount - (heads - left) * group
+        kept = width if short <= 0 else int((width - short / max(neuron, 1)) // multiple_of * multiple_of)
+        if kept >= min(multiple_of, width) and (short <= 0 or width) and (left == heads or decoder.says_heads(left)):
+            yield kept, left
+
+
+def check_equal(decoder: Decoder) -> tuple[int, int]:
+    """Return the number of neurons of each FFN, and that of heads of each attention.
+
+    Raises:
+        InputError: they differ.
+    """
+    return equal(decoder.d_ffn), equal(decoder.heads)
 
 
 def equal(sizes: Iterable[int]) -> int:
