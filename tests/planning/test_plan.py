@@ -141,14 +141,14 @@ class TestForms:
         assert narrowed(decoder, [Drop(blocks="1")], count(decoder) - 1) == (Drop(blocks="1"),)
         assert narrowed(decoder, [], 1000) is None
 
-    @pytest.mark.parametrize("share", [0.9, 0.75])
+    @pytest.mark.parametrize("share", [0.7, 0.55])
     def test_alike_from_all_blocks_down_to_the_size(self, share: float) -> None:
         decoder = tiny("llama").decoder
         size = round(share * count(decoder))
         methods = narrowed(decoder, [Drop(blocks="1")], size, 8)
         assert methods is not None
-        left = outline(decoder, methods[:-1])
-        for method in methods[1:]:
+        left = decoder.copy()
+        for method in methods:
             method.apply(left, Calibration(left, windows()))
         assert len(set(left.d_ffn)) == len(set(left.heads)) == 1
         assert left.d_ffn[0] % 8 == 0
@@ -159,9 +159,7 @@ class TestForms:
         assert narrowed(decoder, [], round(0.75 * count(decoder)), 48) is None  # no FFN has a multiple of that left
         decoder.keep_neurons_({1: torch.arange(12)})
         assert narrowed(decoder, [], round(0.75 * count(decoder)), 8) is None
-        with pytest.raises(
-            InputError, match="uniform, of blocks with 12, 48 neurons or heads; accepted: as many in each"
-        ):
+        with pytest.raises(InputError, match="uniform, of blocks with 12, 48 neurons or heads; accepted: as many"):
             Plan(parameters="50%", uniform=True).budget(decoder)
 
     def test_outlines_leave_the_decoder_alone(self) -> None:
