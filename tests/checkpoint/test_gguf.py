@@ -14,7 +14,8 @@ import torch
 from tiny import logits, refused, shared, tiny, token_ids
 from torch import Tensor
 
-from layerfold.checkpoint.ggml import _ARCHS, save_gguf
+from layerfold.checkpoint.ggml import save_gguf
+from layerfold.checkpoint.ggml_architectures import ARCHITECTURES
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError, OutputError
@@ -44,7 +45,7 @@ def made(name: str, **more: Any) -> Model:
 
 
 def test_all_of_them_are_families() -> None:
-    assert set(_ARCHS) <= set(FAMILIES)
+    assert set(ARCHITECTURES) <= set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", READ_BY_TRANSFORMERS)
@@ -138,7 +139,7 @@ def ours(model: Model, prompts: list[list[int]]) -> Tensor:
 def test_llama_cpp_computes_the_same_from_every_family(tmp_path: Path) -> None:
     ids = token_ids(1, 24)[0].tolist()
     prompts = [ids[:1], ids[:5], ids]
-    models = {tmp_path / f"{name}.gguf": made(name) for name in _ARCHS}
+    models = {tmp_path / f"{name}.gguf": made(name) for name in ARCHITECTURES}
     for path, model in models.items():
         save_gguf(model, path)
     found = llama_cpp(tmp_path, dict.fromkeys(models, prompts), 263)

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from layerfold.checkpoint.ggml import architecture
+from layerfold.checkpoint.ggml_architectures import architecture
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import quiet, read_manifest

@@ -1,14 +1,13 @@
 """GGUF files, as llama.cpp reads them: a dense model's weights, its shape and its tokenizer, in one file.
 
 Written through the package `gguf`, which knows the names of tensors and settings. What llama.cpp wants otherwise than
-transformers holds it is here: `_Arch`. The file is read back before it replaces anything.
+transformers holds it is in `ggml_architectures`. The file is read back before it replaces anything.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from layerfold.checkpoint import structure
+from layerfold.checkpoint.ggml_architectures import Arch, architecture, rotary, window
 from layerfold.checkpoint.ggml_tokenizer import write_tokenizer
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.weights import in_dtype
@@ -26,63 +26,6 @@ from layerfold.model import deltas
 from layerfold.model.decoder import Decoder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Arch:
-    """What llama.cpp calls an architecture, and wants otherwise than transformers holds it.
-
-    Attributes:
-        name: GGUF's.
-        pairs: whether the two channels that a rotation turns together lie side by side in queries and keys, not half a
-            head apart.
-        norm: what is added to the weights of norms.
-        rms: whether norms are by the root mean square.
-        period: each which block has full attention, the others a sliding window; 1 where all have it.
-        unrotated: each which block has no rotary positions; 0 where all have them.
-        unequal: GGUF's name of an architecture that computes the same, and gives each block sizes of its own.
-    """
-
-    name: str
-    pairs: bool = False
-    norm: float = 0.0
-    rms: bool = True
-    period: int = 1
-    unrotated: int = 0
-    unequal: str = ""
-
-    @property
-    def by_block(self) -> bool:
-        """Whether each block has sizes of its own."""
-        return self.name == self.unequal
-
-
-_ARCHS = {
-    "gpt2": Arch("gpt2", rms=False),
-    "gpt_bigcode": Arch("starcoder", rms=False),
-    "gpt_neox": Arch("gptneox", rms=False),
-    "falcon": Arch("falcon", rms=False),
-    "phi": Arch("phi2", rms=False),
-    "phi3": Arch("phi3"),
-    "stablelm": Arch("stablelm", rms=False),
-    "starcoder2": Arch("starcoder2", rms=False),
-    "llama": Arch("llama", pairs=True, unequal="deci"),
-    "mistral": Arch("llama", pairs=True, unequal="deci"),
-    "qwen2": Arch("qwen2", unequal="deci"),
-    "qwen3": Arch("qwen3"),
-    "smollm3": Arch("smollm3", pairs=True, unrotated=4),
-    "gemma": Arch("gemma", norm=1.0),
-    "gemma2": Arch("gemma2", norm=1.0, period=2),
-    "gemma3_text": Arch("gemma3", norm=1.0, period=6),
-    "olmo": Arch("olmo", pairs=True, rms=False),
-    "olmo2": Arch("olmo2"),
-    "olmo3": Arch("olmo2", period=4),
-    "granite": Arch("granite", pairs=True),
-    "cohere": Arch("command-r", rms=False),
-    "glm4": Arch("glm4"),
-    "nemotron": Arch("nemotron", norm=1.0, rms=False),
-}
-"""By `config.model_type`; llama.cpp itself computes the same from each in the tests."""
 
 
 def save_gguf(model: Model, file: Path, dtype: str = "float32", *, overwrite: bool = False) -> str:
@@ -129,43 +72,6 @@ def save_gguf(model: Model, file: Path, dtype: str = "float32", *, overwrite: bo
         writer.close()
         _check(gguf.GGUFReader(temporary), tensors)
     return arch.name
-
-
-def architecture(decoder: Decoder) -> Arch:
-    """Return the architecture to write: that for unequal blocks where they are so, and there is one.
-
-    Raises:
-        InputError: there is none, or llama.cpp computes something else than this configuration says.
-    """
-    config, kind = decoder.model.config, decoder.model.config.model_type
-    if kind not in _ARCHS:
-        raise InputError(f"GGUF of a {one_of(kind, _ARCHS)}")
-    arch = _ARCHS[kind]
-    windows = (
-        getattr(config, "layer_types", None) or ["sliding_attention" if _window(config) else "full_attention"] * 99
-    )
-    for index, said in zip(range(decoder.n_blocks), windows, strict=False):
-        wanted = "full_attention" if (index + 1) % arch.period == 0 else "sliding_attention"
-        if said != wanted and (_window(config) or decoder.context) < decoder.context:
-            raise InputError(f"GGUF of this {kind}: block {index} has {said}, where llama.cpp computes {wanted}")
-    unrotated = [index for index, each in enumerate(getattr(config, "no_rope_layers", None) or ()) if not each]
-    if unrotated != [
-        index for index in range(decoder.n_blocks) if arch.unrotated and (index + 1) % arch.unrotated == 0
-    ]:
-        raise InputError(f"GGUF of this {kind}: llama.cpp rotates the positions of other blocks than {unrotated}")
-    scalar, heads = getattr(config, "query_pre_attn_scalar", None), getattr(config, "head_dim", None)
-    if scalar != heads and scalar is not None:
-        raise InputError(f"GGUF of this {kind}: query_pre_attn_scalar {scalar}; llama.cpp takes head_dim, {heads}")
-    if any(_scaled(*each) for each in _rotary(decoder).values()):
-        raise InputError(f"GGUF of this {kind}: its rotary frequencies are scaled, which is not written")
-    return replace(arch, name=arch.unequal, pairs=True) if arch.unequal and structure.lacking(decoder) else arch
-
-
-def _window(config: Any) -> int | None:
-    """Return the length of the sliding window, in tokens, where one is used."""
-    used = getattr(config, "use_sliding_window", True)
-    window: int | None = getattr(config, "sliding_window", None) if used else None
-    return window
 
 
 def _tensors(decoder: Decoder, arch: Arch, dtype: torch.dtype) -> Iterator[tuple[str, np.ndarray]]:
@@ -275,15 +181,15 @@ def _write_shape(writer: Any, decoder: Decoder, arch: Arch, dtype: str) -> None:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == "float32" else gguf.LlamaFileType.MOSTLY_F16)
     epsilon = next((getattr(config, name) for name in _EPSILONS if hasattr(config, name)), 1e-5)  # OLMo's is no setting
     (writer.add_layer_norm_rms_eps if arch.rms else writer.add_layer_norm_eps)(float(epsilon))
-    if attention is not None and (rotary := _rotary(decoder)):
-        frequencies, base = rotary.get("full_attention") or next(iter(rotary.values()))
+    if attention is not None and (found := rotary(decoder)):
+        frequencies, base = found.get("full_attention") or next(iter(found.values()))
         writer.add_key_length(attention.d_head)
         writer.add_value_length(attention.d_head)
         writer.add_rope_dimension_count(2 * len(frequencies))
         writer.add_rope_freq_base(base)
-        if (sliding := rotary.get("sliding_attention")) is not None:
+        if (sliding := found.get("sliding_attention")) is not None:
             writer.add_rope_freq_base_swa(sliding[1])
-    if arch.period > 1 and _window(config):
+    if arch.period > 1 and window(config):
         writer.add_sliding_window(int(config.sliding_window))
     if (parallel := getattr(config, "use_parallel_residual", None)) is not None:
         writer.add_parallel_residual(bool(parallel))
@@ -303,21 +209,6 @@ _SCALES = {
 }
 """GGUF's settings, and transformers' names of each."""
 _EPSILONS = ("rms_norm_eps", "norm_epsilon", "layer_norm_epsilon", "layer_norm_eps", "norm_eps")
-
-
-def _rotary(decoder: Decoder) -> dict[str, tuple[Tensor, float]]:
-    """Return the frequencies of the rotations, (rotated channels / 2,), and their base, by kind of layer."""
-    found = {}
-    for name, buffer in decoder.model.named_buffers():
-        if name.endswith("inv_freq") and "original" not in name:
-            said, kind = decoder.model.config.rope_parameters, name.rpartition(".")[2].removesuffix("_inv_freq")
-            found[kind] = buffer, float(said.get(kind, said)["rope_theta"])
-    return found
-
-
-def _scaled(frequencies: Tensor, base: float) -> bool:
-    plain = base ** -(torch.arange(len(frequencies)).to(frequencies) / len(frequencies))
-    return not torch.allclose(frequencies, plain, rtol=1e-4)
 
 
 def _check(reader: Any, wanted: Mapping[str, np.ndarray]) -> None:

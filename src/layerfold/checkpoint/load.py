@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerfold.checkpoint import compact, structure, weights
+from layerfold.checkpoint.card import licence_of
 from layerfold.checkpoint.model import POCKET, POCKET_VERSION, Model, Provenance, Stored
 from layerfold.checkpoint.save import hash_weights, quiet, read_manifest, restore_
 from layerfold.checkpoint.weights import dtype_name
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _POCKET_FOLDER = Path(__file__).parents[1] / "pocket"
+_POCKET_LICENCE = "apache-2.0"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -161,7 +163,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
     if manifest is not None and manifest["format"] == "compact":
         with _as_model_errors(str(folder)):
             model = compact.load(folder, manifest)
-            stored = Stored(model.dtype, weights.tokenizer_class(str(folder), options))
+            stored = Stored(model.dtype, weights.tokenizer_class(str(folder), options), licence_of(folder))
             return Model(view(model), tokenizer, provenance, stored)
     if not any(folder.glob("*.safetensors")):
         kinds = ", ".join(sorted({file.suffix for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".h5"}}))
@@ -171,7 +173,8 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> Model:
     decoder, stored = _from_pretrained(str(folder), options)
     if manifest is not None:
         restore_(decoder, manifest, folder)
-    return Model(decoder, tokenizer, provenance, stored)
+    licence = _POCKET_LICENCE if folder == _POCKET_FOLDER else licence_of(folder)
+    return Model(decoder, tokenizer, provenance, replace(stored, licence=licence))
 
 
 def _check_no_adapter(source: str, found: bool) -> None:
@@ -204,9 +207,25 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
 
 def _load_hub(name: str, options: dict[str, Any]) -> Model:
     options = options | {"local_files_only": not hub_reachable()}
+    if (folder := _layerfolds(name, options)) is not None:
+        return _load_folder(name, folder, {"trust_remote_code": options["trust_remote_code"]})
     decoder, stored = _from_pretrained(name, options)
     revision = getattr(decoder.model.config, "_commit_hash", None)
     return Model(decoder, _tokenizer(name, options), Provenance(name, revision=revision), stored)
+
+
+def _layerfolds(name: str, options: dict[str, Any]) -> Path | None:
+    """Return the folder of a checkpoint on the Hub that layerfold wrote; None where it wrote none of that name."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    where = {"revision": options["revision"], "local_files_only": options["local_files_only"]}
+    try:
+        hf_hub_download(name, structure.MANIFEST, **where)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        return None  # what is wrong shows when its configuration is read
+    with _as_model_errors(name, offline=options["local_files_only"]):
+        return Path(snapshot_download(name, **where))
 
 
 def _from_pretrained(source: str, options: dict[str, Any]) -> tuple[Decoder, Stored]:

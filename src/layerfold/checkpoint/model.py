@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerfold.checkpoint import portable, readback
+from layerfold.checkpoint.card import CARD, Figure, card
 from layerfold.checkpoint.save import FORMAT_VERSION, Format, hash_weights, quiet, read_manifest, write
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.checkpoint.weights import dtype_name
@@ -79,12 +81,14 @@ class Stored:
     Attributes:
         dtype: dtype of most of its weights; None for a model that comes from no checkpoint.
         tokenizer_class: class in its ``tokenizer_config.json``; None where it names none.
+        licence: that of the checkpoint's model card; None where it names none.
         rounded: hash of the weights as they were rounded to the dtype that is computed in, and before; None where they
             were not.
     """
 
     dtype: torch.dtype | None = None
     tokenizer_class: str | None = None
+    licence: str | None = None
     rounded: tuple[str, str] | None = None
 
 
@@ -157,13 +161,15 @@ class Model:
         format: Format = "dense",
         overwrite: bool = False,
         dtype: torch.dtype | None = None,
+        figures: Sequence[Figure] = (),
     ) -> str:
-        """Write a checkpoint, and read it back; the folder appears whole or not at all.
+        """Write a checkpoint and its model card, and read it back; the folder appears whole or not at all.
 
         Args:
             format: see `checkpoint.save`.
             overwrite: replace a folder that is not empty, with everything in it.
             dtype: dtype of the weights in the files; None takes `saved_dtype`.
+            figures: what was measured of it, for the card.
 
         Returns:
             The form and the dtype, for the user.
@@ -190,6 +196,7 @@ class Model:
                 self.tokenizer.save_pretrained(folder)
                 portable.write_tokenizer_config_(folder, self.stored.tokenizer_class)
                 readback.check_tokenizer(folder, self.tokenizer)
+            (folder / CARD).write_text(card(self, format, dtype, figures), encoding="utf-8")
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             read_manifest(folder)
         return f"{format}, {dtype_name(dtype)}"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from layerfold import __version__
-from layerfold.cli import compress, export, measure, plan, recover, report, search, study
+from layerfold.cli import compress, export, measure, plan, push, recover, report, search, study
 from layerfold.cli.command import Command, group
 from layerfold.errors import LayerfoldError
 
@@ -37,6 +37,7 @@ app = group(
         "recover": recover.command,
         "export": Command(export.export),
         "check": Command(export.check),
+        "push": Command(push.push),
         "eval": Command(measure.evaluate),
         **study.commands,
         "report": Command(report.report),
