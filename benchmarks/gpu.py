@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.cli.doctor import matrix_product_rate
 from layerfold.environment import device_of, environment
 from layerfold.evaluators import Latency

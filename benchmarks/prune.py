@@ -23,7 +23,8 @@ from shape import (
 
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import POCKET, Model, Provenance
+from layerfold.checkpoint.model import POCKET, Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.evaluators import Latency
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.methods import Prune

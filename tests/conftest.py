@@ -102,6 +102,11 @@ class Outcome:
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
+    @property
+    def unweighed(self) -> list[str]:
+        """The lines that it printed, less that of what the weights take on disk, which has tests of its own."""
+        return [line for line in self.out.splitlines() if not line.startswith("on disk: ")]
+
 
 @pytest.fixture
 def layerfold(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:

@@ -18,7 +18,8 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.inference.stepping import Stepper
 from layerfold.methods import Share
 from layerfold.model import deltas

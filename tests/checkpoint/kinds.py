@@ -13,7 +13,8 @@ from tiny import FAMILY_NAMES, chosen, halve_, sparsify, tiny, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.methods import Collapse, Merge, Share
 from layerfold.model.decoder import Decoder

@@ -16,7 +16,8 @@ from transformers import BertConfig, BertModel
 
 import layerfold as package
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import Provenance, default_corpus
+from layerfold.checkpoint.model import default_corpus
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import InputError, LayerfoldError, MissingExtraError, ModelError, OfflineError
 from layerfold.methods import Collapse
 from layerfold.model.decoder import Decoder

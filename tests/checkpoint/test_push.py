@@ -19,7 +19,7 @@ from tiny import logits, refused, shared, tiny
 import layerfold as package
 from layerfold.checkpoint.card import Figure, card, licence_of, metadata_of, with_licence
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import Provenance
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.checkpoint.push import prepare
 from layerfold.errors import InputError
 from layerfold.maths.intervals import Interval
@@ -138,7 +138,7 @@ def test_what_is_no_checkpoint_or_no_name_is_refused(tmp_path: Path) -> None:
 def test_the_card_says_what_was_done_and_what_it_costs() -> None:
     model = package.compress(tiny("llama"), Drop(blocks="1"))
     figures = [Figure("perplexity", Interval(51.25, 50.0, 52.5), "perplexity-2", "imdb | test")]
-    text = card(model, "dense", torch.float16, figures)
+    text = card(model.decoder, model.provenance, None, "dense", torch.float16, figures)
     metadata = metadata_of(text)
     assert metadata["library_name"] == "transformers"
     assert metadata["tags"] == ["layerfold", "compressed", "drop"]
@@ -155,7 +155,7 @@ def test_a_base_without_a_name_for_the_hub_keeps_its_folder_to_itself(tmp_path: 
     folder = compressed(tmp_path / "secret" / "model")
     (folder / "layerfold.json").unlink()
     model = package.compress(load(folder), Drop(blocks="1"))
-    text = card(model, "compact", torch.float32)
+    text = card(model.decoder, model.provenance, None, "compact", torch.float32)
     assert "secret" not in text
     assert text.splitlines()[text.splitlines().index("---", 1) + 2] == "# model, smaller"
     assert metadata_of(text)["library_name"] == "layerfold"

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.weighing import weigh
 from layerfold.environment import DEVICE_VARIABLE
 from layerfold.errors import OutputError
 from layerfold.evaluators import EVALUATORS, Latency
@@ -66,11 +67,14 @@ def test_drop_says_what_it_dropped_and_what_is_left(
     compress: Any, tmp_path: Path, words: str, dropped: str, blocks: int
 ) -> None:
     done = compress(f"drop {words}")
-    smaller = load(tmp_path / "out").decoder.size().parameters
+    made = load(tmp_path / "out").decoder
+    smaller = made.size().parameters
     assert smaller < 60_320
+    weighed = weigh(made, torch.float32).said(weigh(tiny("gpt2").decoder, torch.float32))
     assert done.out.splitlines() == [
         f"dropped {dropped}",
         f"60,320 distinct parameters in 4 blocks -> {smaller:,} in {blocks}",
+        f"on disk: {weighed}",
         f"wrote {tmp_path / 'out'} ({'compact' if '--format' in words else 'dense'}, float32)",
     ]
 
@@ -185,7 +189,7 @@ def test_recover_learns_from_the_base_and_writes_what_loads_anywhere(
     tokenizer().save_pretrained(base)
     compress("collapse --n 2 --align none", out="half", of=base)
     done = recover(of=half, lm_weight=0.9, search_fraction=0.5)
-    text, trained, validation, wrote = done.out.splitlines()
+    text, trained, validation, weighed, wrote = done.out.splitlines()
     share = load_corpus(study_corpus, "train").share
     assert text == f"training: {study_corpus!r}, split train, {share}: 256 tokens"
     assert re.fullmatch(
@@ -194,7 +198,7 @@ def test_recover_learns_from_the_base_and_writes_what_loads_anywhere(
     found = re.fullmatch(r"validation perplexity (\S+) -> (\S+) \(weights of step 4 of 4\)", validation)
     assert found
     assert float(found[2]) < float(found[1])
-    assert wrote == f"wrote {out} (dense, float32)"
+    assert (weighed, wrote) == ("on disk: 0.14 MB", f"wrote {out} (dense, float32)")
     assert "Traceback" not in done.err
     assert not (tmp_path / "out.training").exists()
     recovered, plain = load(out), AutoModelForCausalLM.from_pretrained(out)

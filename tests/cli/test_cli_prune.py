@@ -21,9 +21,9 @@ PARAMETERS, PRUNABLE = 60_320, 49_152
 FASTER = "smaller matrices, which every kernel profits from"
 
 
-def split_off(out: str) -> tuple[str, list[str]]:
+def split_off(lines: list[str]) -> tuple[str, list[str]]:
     """How the line on the text that was read begins, if there is one, and the other lines."""
-    first, *rest = out.splitlines()
+    first, *rest = lines
     if not first.startswith("calibration: "):
         return "", [first, *rest]
     found = re.match(r".*, split [a-z+]+, ", first)
@@ -49,7 +49,7 @@ def test_prune_says_what_it_zeroed_and_writes_it(
     assert "warning" not in done.err
     loaded = load(tmp_path / "out")
     assert loaded.decoder.size().nonzero == nonzero
-    read, (zeros, speed, sizes, left, wrote) = split_off(done.out)
+    read, (zeros, speed, sizes, left, wrote) = split_off(done.unweighed)
     assert read == (f"calibration: {study_corpus!r}, split calibration, " if reads else "")
     assert zeros.startswith(
         f"{PARAMETERS - nonzero:,} of {PRUNABLE if '--parts' not in typed else 32_768:,} weights are zero: "
@@ -91,7 +91,7 @@ def test_neurons_go(compress: Any, tmp_path: Path, criterion: str, form: str) ->
     size = loaded.size()
     assert size.parameters == PARAMETERS - 186 * 65
     assert sum(loaded.d_ffn) == 512 - 186
-    read, said = split_off(done.out)
+    read, said = split_off(done.unweighed)
     assert (read == "") == (criterion == "magnitude")
     assert said == [
         "removed 186 of 512 neurons",
@@ -103,7 +103,7 @@ def test_neurons_go(compress: Any, tmp_path: Path, criterion: str, form: str) ->
 
 def test_neurons_go_by_taylor(compress: Any, tmp_path: Path) -> None:
     done = compress("prune --structure neurons --criterion taylor --sparsity 0.25")
-    assert split_off(done.out)[1][:2] == ["removed 128 of 512 neurons", FASTER]
+    assert split_off(done.unweighed)[1][:2] == ["removed 128 of 512 neurons", FASTER]
     assert load(tmp_path / "out").decoder.d_ffn == (96,) * 4
 
 
@@ -115,7 +115,7 @@ def test_removing_neurons_and_heads_makes_the_model_smaller(
     decoder = load(tmp_path / "out").decoder
     size, of = decoder.size(), 4 * (128 * 65 + 4 * 1048)  # each neuron's weights, each head's
     assert 0 <= PARAMETERS - size.parameters - round(0.3 * of) < 65
-    assert split_off(done.out)[1] == [
+    assert split_off(done.unweighed)[1] == [
         f"removed {round(0.3 * of):,} of {of:,} parameters of neurons and heads",
         f"{sum(decoder.d_ffn):,} neurons and {sum(decoder.heads):,} groups of heads are left",
         FASTER,

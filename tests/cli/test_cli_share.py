@@ -30,7 +30,7 @@ def step(folder: Path) -> dict[str, Any]:
 def test_a_named_window_is_shared_and_said_to_be(compress: Any, tmp_path: Path) -> None:
     done = compress("share --window 1:2 --rank 3")
     parameters = PARAMETERS - 2 * MATRIX + 4 * 3 * SIDES
-    read, pair, *rest = done.out.splitlines()
+    read, pair, *rest = done.unweighed
     assert read.startswith("calibration: ")
     assert re.fullmatch(r"block  2 to  1: mean matched correlation \d\.\d{3} \(unaligned -?\d\.\d{3}\)", pair)
     assert rest == [

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tiny import CONTEXT, Write, tiny
 
-from layerfold.checkpoint.model import POCKET, Model, Provenance
+from layerfold.checkpoint.model import POCKET, Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import InputError, ModelError
 from layerfold.evaluators import Generation, Harness, Imdb, Latency, Perplexity, Rouge, SideBySide, Size
 from layerfold.evaluators.base import Baselined, HeldOut

@@ -16,7 +16,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import stdtrit
 from tiny import CONTEXT, Write, prose, tiny, tokenizer
 
-from layerfold.checkpoint.model import POCKET, Model, Provenance
+from layerfold.checkpoint.model import POCKET, Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import InputError, MissingExtraError
 from layerfold.evaluators import Rouge, rouge
 from layerfold.model.decoder import Decoder

@@ -26,7 +26,8 @@ from tiny import (
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from layerfold.calibration import Calibration
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import InputError
 from layerfold.methods import Collapse, Merge, Share
 from layerfold.model.decoder import Decoder

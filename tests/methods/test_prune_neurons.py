@@ -13,7 +13,8 @@ from pruning import NARROW as WAYS
 from tiny import BLOCKS, continued, halve_, logits, neurons, sparsify, tiny, unchanged
 
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import InputError
 from layerfold.methods import Merge, Prune
 from layerfold.model.decoder import Decoder

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMa
 
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.load import check_architecture, load
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import InputError, ModelError, OutputError
 from layerfold.methods import Collapse, Drop, Merge, Method, Prune, Share
 from layerfold.model.decoder import Decoder

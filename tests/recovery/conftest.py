@@ -11,7 +11,8 @@ import runs
 import torch
 from tiny import prose, tokenizer
 
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.model.decoder import Decoder
 from layerfold.model.masks import held
 from layerfold.recovery import Recovery

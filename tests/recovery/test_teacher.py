@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 import layerfold
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import InputError, LayerfoldError, ModelError
 from layerfold.methods import Collapse, Merge, Prune
 from layerfold.methods.base import Method

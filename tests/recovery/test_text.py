@@ -13,7 +13,7 @@ from runs import Train
 from tiny import Write, prose, tokenizer
 
 import layerfold
-from layerfold.checkpoint.model import Provenance
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import CorpusError, InputError, LayerfoldError
 from layerfold.recovery.text import TrainingText, settings, training_text, training_windows, windows_of
 from layerfold.text.corpora import load_corpus

@@ -14,7 +14,8 @@ from tiny import BLOCKS, CONTEXT, Write, prose, tiny, tokenizer
 
 import layerfold
 from layerfold.checkpoint.load import load
-from layerfold.checkpoint.model import Model, Provenance
+from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import CorpusError, InputError
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder

@@ -7,19 +7,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 import yaml
 
 from layerfold.checkpoint.ggml_architectures import architecture
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.checkpoint.weighing import weigh
 from layerfold.errors import InputError
 from layerfold.maths.intervals import Interval
-
-if TYPE_CHECKING:
-    import torch
-
-    from layerfold.checkpoint.model import Model
+from layerfold.model.decoder import Decoder
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -43,18 +41,26 @@ class Figure:
     text: str
 
 
-def card(model: Model, form: str, dtype: torch.dtype, figures: Sequence[Figure] = ()) -> str:
+def card(
+    decoder: Decoder,
+    made: Provenance,
+    licence: str | None,
+    form: str,
+    dtype: torch.dtype,
+    figures: Sequence[Figure] = (),
+) -> str:
     """Write the card of a checkpoint.
 
     Args:
+        licence: the base's; None where it is not known.
         form: ``dense`` or ``compact``.
         dtype: of its weights.
     """
-    return f"---\n{yaml.safe_dump(_metadata(model, form), sort_keys=True)}---\n\n" + "\n".join(
+    return f"---\n{yaml.safe_dump(_metadata(made, licence, form), sort_keys=True)}---\n\n" + "\n".join(
         [
-            f"# {_base(model)}, smaller",
+            f"# {_base(made)}, smaller",
             "",
-            *_made(model, dtype),
+            *_made(decoder, made, dtype),
             "",
             "## What it costs",
             "",
@@ -66,7 +72,7 @@ def card(model: Model, form: str, dtype: torch.dtype, figures: Sequence[Figure] 
             "",
             "## What reads it",
             "",
-            *_readers(model, form),
+            *_readers(decoder, form),
             "",
         ]
     )
@@ -98,31 +104,29 @@ def with_licence(text: str, licence: str) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=True)}---\n" + (text[head.end() :] if head else f"\n{text}")
 
 
-def _metadata(model: Model, form: str) -> dict[str, Any]:
-    base, methods = model.provenance.base, [step["method"]["name"] for step in model.provenance.steps]
+def _metadata(made: Provenance, licence: str | None, form: str) -> dict[str, Any]:
+    methods = [step["method"]["name"] for step in made.steps]
     found: dict[str, Any] = {
         "library_name": "transformers" if form == "dense" else "layerfold",
         "pipeline_tag": "text-generation",
         "tags": ["layerfold", "compressed", *dict.fromkeys(methods)],
     }
-    if model.provenance.location is None and HUB_ID.fullmatch(base):
-        found["base_model"] = base
-    return found if model.stored.licence is None else found | {"license": model.stored.licence}
+    if made.location is None and HUB_ID.fullmatch(made.base):
+        found["base_model"] = made.base
+    return found if licence is None else found | {"license": licence}
 
 
-def _base(model: Model) -> str:
-    base = model.provenance.base
-    return _plain(Path(base).name if model.provenance.location is not None else base)
+def _base(made: Provenance) -> str:
+    return _plain(made.base if made.location is None else Path(made.base).name)
 
 
-def _made(model: Model, dtype: torch.dtype) -> Iterator[str]:
-    decoder = model.decoder
-    weighed, made = weigh(decoder, dtype), model.provenance
+def _made(decoder: Decoder, made: Provenance, dtype: torch.dtype) -> Iterator[str]:
+    weighed = weigh(decoder, dtype)
     sizes = f"{weighed.dense / 1e6:,.2f} MB of weights"
     if not weighed.as_small:
         sizes = f"{sizes} in dense form, {weighed.compact / 1e6:,.2f} MB in compact form"
     yield (
-        f"`{_base(model)}`, made smaller by layerfold {made.versions.get('layerfold', '')}: "
+        f"`{_base(made)}`, made smaller by layerfold {made.versions.get('layerfold', '')}: "
         f"{decoder.size().parameters:,} distinct parameters in {decoder.n_blocks} blocks, {sizes}."
     )
     if made.steps:
@@ -169,16 +173,16 @@ _LOADING = {
 }
 
 
-def _readers(model: Model, form: str) -> Iterator[str]:
+def _readers(decoder: Decoder, form: str) -> Iterator[str]:
     """Say which programs read it: see `check`."""
     try:
-        arch = architecture(model.decoder)
+        arch = architecture(decoder)
         llama = f"`layerfold export FOLDER --to gguf` writes what it reads ({arch.name})"
     except InputError as error:
         llama = f"no: {_plain(str(error))}"
     plain = "yes" if form == "dense" else "after `layerfold export --to dense`"
     yield f"- transformers: {plain}"
-    yield f"- vLLM: {plain}, if it knows {model.decoder.model.config.model_type}; not run"
+    yield f"- vLLM: {plain}, if it knows {decoder.model.config.model_type}; not run"
     yield f"- llama.cpp: {llama}"
     yield ""
     yield "`layerfold check FOLDER` loads it in a process without layerfold and compares the logits."

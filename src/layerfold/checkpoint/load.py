@@ -14,7 +14,8 @@ import torch
 
 from layerfold.checkpoint import compact, structure, weights
 from layerfold.checkpoint.card import licence_of
-from layerfold.checkpoint.model import POCKET, POCKET_VERSION, Model, Provenance, Stored
+from layerfold.checkpoint.model import POCKET, POCKET_VERSION, Model, Stored
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.checkpoint.save import hash_weights, quiet, read_manifest, restore_
 from layerfold.checkpoint.weights import dtype_name
 from layerfold.environment import AUTO, device_of, dtype_of, hub_reachable, offload_of

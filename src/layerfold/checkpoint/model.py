@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,10 +13,10 @@ import torch
 
 from layerfold.checkpoint import portable, readback
 from layerfold.checkpoint.card import CARD, Figure, card
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.checkpoint.save import FORMAT_VERSION, Format, hash_weights, quiet, read_manifest, write
 from layerfold.checkpoint.structure import MANIFEST
 from layerfold.checkpoint.weights import dtype_name
-from layerfold.environment import versions
 from layerfold.errors import ModelError
 from layerfold.files import writing_folder
 from layerfold.model.decoder import Decoder
@@ -31,47 +29,6 @@ POCKET = "pocket"
 """Name of the embedded model, as users type it."""
 POCKET_VERSION = "pocket@2"
 """Its name in a provenance: weights of another training are another base."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """The origin of a model and the steps that made it.
-
-    Attributes:
-        base: name by which the first model in the chain was loaded.
-        revision: commit on the Hub, for a model from there.
-        base_sha256: hash of the base's weights as loaded.
-        steps: steps in order, each with the resolved method, its calibration text, its seed and its notes.
-        versions: versions of layerfold and the packages it uses, at the last save.
-        location: absolute path of the base, where it is a folder or a file; a checkpoint keeps it relative to itself,
-            so that the two can be moved together.
-    """
-
-    base: str
-    revision: str | None = None
-    base_sha256: str | None = None
-    steps: tuple[dict[str, Any], ...] = ()
-    versions: dict[str, str] = field(default_factory=versions)
-    location: str | None = None
-
-    def to_json(self, folder: Path) -> dict[str, Any]:
-        """Return the provenance as ``layerfold.json`` in this folder keeps it."""
-        location = self.location
-        if location is not None:
-            with contextlib.suppress(ValueError):  # on Windows no path leads from one drive to another
-                location = os.path.relpath(location, folder.resolve())
-        return {**self.__dict__, "steps": list(self.steps), "versions": versions(), "location": location}
-
-    @classmethod
-    def from_json(cls, known: dict[str, Any], folder: Path) -> Provenance:
-        """Return the provenance that `to_json` described.
-
-        Raises:
-            TypeError, KeyError: the document is something else.
-        """
-        location = known.get("location")
-        located = None if location is None else os.path.normpath(folder.resolve() / location)
-        return cls(**{**known, "steps": tuple(known["steps"]), "location": located})
 
 
 @dataclass(frozen=True)
@@ -128,6 +85,9 @@ class Model:
         now = hash_weights(self.decoder.model)
         rounded, own = self.stored.rounded or (None, now)
         return own if now == rounded else now
+
+    def _card(self, format: Format, dtype: torch.dtype, figures: Sequence[Figure]) -> str:
+        return card(self.decoder, self.provenance, self.stored.licence, format, dtype, figures)
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer.
@@ -196,7 +156,7 @@ class Model:
                 self.tokenizer.save_pretrained(folder)
                 portable.write_tokenizer_config_(folder, self.stored.tokenizer_class)
                 readback.check_tokenizer(folder, self.tokenizer)
-            (folder / CARD).write_text(card(self, format, dtype, figures), encoding="utf-8")
+            (folder / CARD).write_text(self._card(format, dtype, figures), encoding="utf-8")
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             read_manifest(folder)
         return f"{format}, {dtype_name(dtype)}"

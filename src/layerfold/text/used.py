@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layerfold.checkpoint.model import Provenance
+from layerfold.checkpoint.provenance import Provenance
 from layerfold.errors import CorpusError
 from layerfold.text.corpora import Corpus, Splits
 from layerfold.text.sources import ALL
