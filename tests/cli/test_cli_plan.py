@@ -70,6 +70,9 @@ def test_a_uniform_plan_is_dense_and_as_small_in_plain_transformers(plan: Any, t
     assert "(dense, float32; on disk: 0.24 MB -> " in done.out
     plain = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert plain.num_parameters() == winner["parameters"] <= 0.8 * count(tiny("gpt2").decoder)
+    card = (folder / "model" / "README.md").read_text()
+    test = winner["test"]["perplexity"]
+    assert f"| perplexity | {test['value']:,.4g} | {test['low']:,.4g} ... {test['high']:,.4g} | perplexity-" in card
     # The other kind is shown, and not taken.
     free = [trial for trial in document["trials"] if trial["dense_bytes"] > trial["compact_bytes"]]
     assert [trial["family"] for trial in free] == ["prune"]

@@ -56,7 +56,7 @@ def plan(
         weighed = weigh(made.decoder, dtype)
         kept: options.Format = format or ("dense" if weighed.as_small else "compact")
         with progress.doing(f"writing {written}"):
-            said = made.save(written, format=kept, overwrite=True, dtype=dtype)
+            said = made.save(written, format=kept, overwrite=True, dtype=dtype, figures=found.figures())
         said += f"; on disk: {weighed.said(weigh(base.decoder, dtype))}"
     where = {"model": f"{written} ({said})", "recipe": folder / "recipe.yaml"}
     write_text(folder / "recipe.yaml", yaml_text(recipe))

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from layerfold.checkpoint.card import Figure
 from layerfold.checkpoint.model import Model
 from layerfold.environment import environment
 from layerfold.errors import OutputError
+from layerfold.evaluators import Latency, Perplexity
 from layerfold.planning.budget import Budget
 from layerfold.planning.trials import Evaluation
 from layerfold.search.results import Document, HeldOutScore, Timing
@@ -80,6 +82,20 @@ class Planned(Document[Evaluation]):
             if trial.perplexity < (front[-1].perplexity if front else float("inf")):
                 front.append(trial)
         return front
+
+    def figures(self) -> list[Figure]:
+        """Return what was measured of the winner, for its model card."""
+        test, latency = self.winner.test, self.winner.latency
+        read = f"{self.settings['corpus']}, split test, at most {self.settings['test_tokens']:,} tokens"
+        protocol = Perplexity().protocol_id
+        found = [
+            Figure("perplexity", test.perplexity, protocol, read),
+            Figure("perplexity, times the base's", test.versus_base, protocol, read),
+        ]
+        if latency is not None:
+            where = f"generating, on {self.environment.get('processor', 'a processor')}"
+            found.append(Figure("speed, times the base's", latency.speedup, Latency().protocol_id, where))
+        return found
 
     def recipe(self, base: str, revision: str | None = None) -> dict[str, Any]:
         """Return the recipe of a study that builds the winner again, as its row, and measures it.
