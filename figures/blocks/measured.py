@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from figures.blocks.registry import Found, block
 from figures.cells import table
+from layerfold.checkpoint.ggml_architectures import named
 from layerfold.checkpoint.outline import structures
 from layerfold.report import numerals
 
@@ -50,10 +51,11 @@ def _alignment_speed(found: Found) -> str:
 @block("families", "")
 def _families() -> str:
     rows = [
-        [f"`{name}`", each.ffn, each.attention, each.norms, each.heads, each.refit, each.width]
+        [f"`{name}`", each.ffn, each.attention, each.norms, each.heads, each.refit, each.width, named(name)]
         for name, each in structures().items()
     ]
-    return table(["`model_type`", "FFN", "queries, keys, values", "norms", "heads go", "refit", "FFN width"], rows)
+    head = ["`model_type`", "FFN", "queries, keys, values", "norms", "heads go", "refit", "FFN width", "GGUF"]
+    return table(head, rows)
 
 
 @block("memory")

@@ -70,6 +70,12 @@ ARCHITECTURES = {
 """By `config.model_type`; llama.cpp itself computes the same from each in the tests."""
 
 
+def named(kind: str) -> str:
+    """Return GGUF's name of a family, and that for blocks of unequal sizes; empty where layerfold writes none."""
+    arch = ARCHITECTURES.get(kind)
+    return "" if arch is None else f"{arch.name}; {arch.unequal} for unequal blocks" if arch.unequal else arch.name
+
+
 def architecture(decoder: Decoder) -> Arch:
     """Return the architecture to write: that for unequal blocks where they are so, and there is one.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from layerfold.checkpoint.ggml_architectures import named
 from layerfold.checkpoint.model import POCKET
 from layerfold.checkpoint.outline import structures
 from layerfold.environment import (
@@ -74,8 +75,8 @@ def devices() -> dict[str, str]:
 
 
 def families_known() -> dict[str, dict[str, Any]]:
-    """Return the structure of each family, and what it admits, by heading."""
-    return {name: asdict(structure) for name, structure in structures().items()}
+    """Return the structure of each family, what it admits, and what llama.cpp calls it, by heading."""
+    return {name: asdict(structure) | {"gguf": named(name) or "no"} for name, structure in structures().items()}
 
 
 def examine() -> dict[str, dict[str, Any]]:
