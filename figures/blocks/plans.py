@@ -18,7 +18,7 @@ def _plan_trials(found: Found) -> str:
     for trial in found["trials"]:
         if trial["whole"] or trial["perplexity"] is None:
             continue
-        entry = tried.setdefault(_change(trial["row"]), {"parameters": trial["parameters"]})
+        entry = tried.setdefault(_change(trial), {"parameters": trial["parameters"]})
         entry["unrepaired" if trial["repair"] == "none" else "repaired"] = trial["perplexity"]
     ordered = sorted(tried.items(), key=lambda item: -item[1]["parameters"])
     rows = [
@@ -29,20 +29,10 @@ def _plan_trials(found: Found) -> str:
     return table(["change", "parameters", "unrepaired", "repaired"], rows)
 
 
-def _change(row: Mapping[str, Any]) -> str:
+def _change(trial: Mapping[str, Any]) -> str:
     """Say in words what a candidate of a plan changes."""
-    changes = row.get("steps") or [{name: value for name, value in row.items() if name != "repair"}]
-    return "; ".join(_step(name, config) for step in changes for name, config in step.items()) or "nothing"
-
-
-def _step(name: str, config: Mapping[str, Any]) -> str:
-    match name:
-        case "drop":
-            return f"blocks {config['blocks']} dropped"
-        case "prune":
-            return f"{100 * config['sparsity']:.0f} % of the {config['structure'].replace('+', ' and ')} removed"
-        case _:
-            return f"{name}: {', '.join(f'{key} {value}' for key, value in config.items())}"
+    said: str = trial["said"]
+    return said.removesuffix(", repaired")
 
 
 @block("plan-winner", "plan")
@@ -60,7 +50,7 @@ def _winner(found: Found) -> str:
     speed = of(winner["speedup"], numerals.times) if "speedup" in winner else ""
     rows = [
         ["the model", numerals.count(base["parameters"]), of(base["test"]["perplexity"]), "", ""],
-        [_change(winner["row"]), numerals.count(winner["parameters"]),
+        [_change(winner), numerals.count(winner["parameters"]),
          of(winner["test"]["perplexity"]), of(winner["test"]["versus_base"], numerals.times), speed],
     ]  # fmt: skip
     head = ["", "parameters", "test perplexity", "× base", "speed-up"]

@@ -78,8 +78,7 @@ def _full(full: Found) -> str:
 @block("imdb-rows", "imdb_rows")
 def _imdb_rows(found: Found) -> str:
     labels = {"base": "pocket, head and body", "bag of words": "bag of words"}
-    columns = {"imdb_accuracy": "accuracy", "imdb_difference": "less pocket's"}
-    return study_rows(found, columns, {k: v for k, v in labels.items() if k in found["rows"]})
+    return study_rows(found, {"imdb_accuracy": "accuracy"}, {k: v for k, v in labels.items() if k in found["rows"]})
 
 
 @block("tasks-seeds", "tasks_seeds")
