@@ -169,3 +169,37 @@ def test_whole_windows_overlap_where_they_are_told_to_and_those_left_out_change_
         assert [tokenizer().decode(row) for row in found.input_ids] == expected
     assert cut("0123456789").sha256 != cut("0123456789", whole=True).sha256
     assert cut("01234567").sha256 == cut("01234567", whole=True).sha256
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(4, 60), context=st.integers(3, 20), part=st.floats(0, 1))
+def test_where_texts_begin_with_a_token_so_does_every_window_and_all_others_are_scored(
+    length: int, context: int, part: float
+) -> None:
+    """As of Gemma and Llama 3, which were never trained on text without it."""
+    begins = copy.deepcopy(tokenizer())
+    first = begins.convert_tokens_to_ids(END_OF_TEXT)
+    begins.add_special_tokens({"bos_token": END_OF_TEXT})
+    begins.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, first)]
+    )
+    stride = max(1, round(part * context))
+    text = "".join(chr(33 + i) for i in range(length))
+    if length < context - 1:
+        return
+    windows = cut_windows(corpus(text), begins, context=context, stride=stride)
+    assert windows.lead == 1
+    assert windows.input_ids[:, 0].tolist() == [first] * len(windows)
+    scored = [
+        token
+        for row, window in enumerate(windows.input_ids.tolist())
+        for token in window[int(windows.first_scored[row]) : int(windows.lengths[row])]
+    ]
+    assert scored == tokenizer()(text)["input_ids"]
+    assert windows.bytes == windows.tokens == length
+    position = torch.arange(context)
+    chosen = (position >= windows.first_scored[:, None]) & (position < windows.lengths[:, None])
+    assert (
+        windows.pieces(slice(None), chosen).tolist() == torch.nonzero(chosen)[:, 0].tolist()
+    )  # windows of one document
+    assert int(windows.units.tokens.sum()) == length

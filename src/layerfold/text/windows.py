@@ -37,6 +37,8 @@ class TokenWindows:
         bytes: raw UTF-8 bytes of the scored tokens, over all windows.
         context, stride: in tokens.
         corpus, split, corpus_sha256: source of the text.
+        lead: number of tokens that every window begins with and that are not of the stream: 1 where the tokenizer
+            begins each text with a token.
     """
 
     input_ids: Tensor
@@ -49,6 +51,7 @@ class TokenWindows:
     corpus: str
     split: str
     corpus_sha256: str
+    lead: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -69,7 +72,7 @@ class TokenWindows:
     @cached_property
     def units(self) -> Units:
         """Documents, for intervals."""
-        starts = torch.arange(len(self)) * self.stride
+        starts = torch.arange(len(self)) * self.stride - self.lead
         return units_of(starts + self.first_scored, starts + self.lengths, self.document_starts)
 
     def pieces(self, batch: slice | list[int], scored: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ class TokenWindows:
         """
         row, position = torch.nonzero(scored).unbind(1)
         window = torch.arange(len(self))[batch][row]
-        return self.units.piece_of(window, window * self.stride + position)
+        return self.units.piece_of(window, window * self.stride + position - self.lead)
 
     def batches(self, tokens: int) -> list[slice]:
         """Slices of windows with about this many tokens each, at least one window."""
@@ -100,10 +103,13 @@ def cut_windows(
 ) -> TokenWindows:
     """Join documents with the end-of-text token and cut the stream into windows.
 
+    Where the tokenizer begins each text with a token, as Gemma's and Llama 3's, so does every window: these models were
+    never trained on text without it.
+
     Args:
         context: window length in tokens.
-        stride: step from window to window; `context` (the default) makes them disjoint. A token is scored in the first
-            window that holds it. The first token of a disjoint window has no context and is not scored.
+        stride: step from window to window; by default they are disjoint. A token is scored in the first window that
+            holds it. The first token of a window has no context and is not scored.
         limit_tokens: stop after this many tokens of the stream; an error if there are fewer than one window.
         seed: seed of a random order of the documents; None keeps the corpus's order.
         whole: drop a last window that is not full, so that there is no padding.
@@ -112,43 +118,56 @@ def cut_windows(
         InputError: a context or stride out of range.
         CorpusError: less text than one window of at least two tokens.
     """
+    first = _first(tokenizer)
+    lead, least = len(first), 2 + len(first)
+    if context < least:
+        raise InputError(f"context {context}: at least {least} tokens are needed to predict one")
     stride = context if stride is None else stride
-    if context < 2:
-        raise InputError(f"context {context}: at least 2 tokens are needed to predict one")
     if not 1 <= stride <= context:
         raise InputError(f"stride {stride}; accepted: 1 ... {context} (the context)")
+    own = context - lead  # of the stream
+    stride = min(own, stride)
     if limit_tokens is not None and limit_tokens < 2:
         raise InputError(f"limit of {limit_tokens} tokens; accepted: 2 or more")
     documents = list(corpus.documents)
     if seed is not None:
         random.Random(seed).shuffle(documents)
     ids, widths, document_starts = _stream(documents, tokenizer, limit_tokens)
-    if len(ids) < (context if whole else min(context, limit_tokens or context)):
+    if len(ids) < (own if whole else min(own, limit_tokens or own)):
         raise CorpusError(
             f"corpus {corpus.name!r} split {corpus.split!r} has {len(ids):,} tokens; "
-            f"at least one window of {context:,} is needed"
+            f"at least one window of {own:,} is needed"
         )
-    starts = list(range(0, len(ids) - 1, stride))
-    while len(starts) > 1 and starts[-2] + context >= len(ids):
+    starts = list(range(0, len(ids) - 1 + lead, stride))
+    while len(starts) > 1 and starts[-2] + own >= len(ids):
         starts.pop()  # the window before it reaches the end already
     if whole:
-        starts = [start for start in starts if start + context <= len(ids)]
+        starts = [start for start in starts if start + own <= len(ids)]
     begin = torch.tensor(starts)
-    lengths = (len(ids) - begin).clamp_max(context)
-    first_scored = torch.cat([torch.ones(1, dtype=torch.int64), (begin[:-1] + context - begin[1:]).clamp_min(1)])
+    lengths = (len(ids) - begin).clamp_max(own) + lead
+    overlap = begin[:-1] + own - begin[1:] + lead
+    first_scored = torch.cat([torch.ones(1, dtype=torch.int64), overlap.clamp_min(1)])
     upto = pad(widths.cumsum(0), (1, 0))
+    stream = pad(ids, (0, own))[begin[:, None] + torch.arange(own)]
     return TokenWindows(
-        input_ids=pad(ids, (0, context))[begin[:, None] + torch.arange(context)],
+        input_ids=torch.cat([torch.tensor(first, dtype=torch.int64).expand(len(stream), lead), stream], dim=1),
         lengths=lengths,
         first_scored=first_scored,
         document_starts=document_starts,
-        bytes=int((upto[begin + lengths] - upto[begin + first_scored]).sum()),
+        bytes=int((upto[begin + lengths - lead] - upto[begin + first_scored - lead]).sum()),
         context=context,
         stride=stride,
         corpus=corpus.name,
         split=corpus.split,
         corpus_sha256=corpus.sha256,
+        lead=lead,
     )
+
+
+def _first(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token that the tokenizer begins each text with, if there is one."""
+    begun: list[int] = tokenizer("").input_ids
+    return begun[:1] if begun[:1] == [tokenizer.bos_token_id] else []
 
 
 def _stream(
