@@ -116,6 +116,9 @@ def test_the_command_writes_one(layerfold: Any, tmp_path: Path) -> None:
     done = layerfold("export", tmp_path / "model", "--to", "gguf", "--output-dir", tmp_path / "out")
     assert done.code == 0, done.err
     assert done.out.startswith(f"wrote {tmp_path}/out/model.gguf (gguf, float32, ")
+    tiny("gpt2").save(tmp_path / "half", dtype=torch.float16)
+    done = layerfold("export", tmp_path / "half", "--to", "gguf", "--output-dir", tmp_path / "half.gguf")
+    assert done.out.startswith(f"wrote {tmp_path}/half.gguf (gguf, float16, ")
     back = load(tmp_path / "out" / "model.gguf")
     assert torch.allclose(logits(back.decoder), logits(tiny("gpt2").decoder), atol=1e-4)
 

@@ -50,14 +50,17 @@ def export(
 
 def _to_gguf(directory: Path, output: Path, save_dtype: str | None, *, overwrite: bool) -> None:
     """Write a GGUF file: the output itself where it is named so, else one in that folder."""
+    import torch
+
     from layerfold.checkpoint.ggml import save_gguf
     from layerfold.checkpoint.load import load
 
     if not directory.is_dir():
         raise InputError(f"no checkpoint folder at {str(directory)!r}")
     file = output if output.suffix == ".gguf" else output / f"{directory.name}.gguf"
-    dtype = save_dtype or "float32"
-    save_gguf(load(directory, device="cpu", dtype="float32"), file, dtype, overwrite=overwrite)
+    model = load(directory, device="cpu", dtype="float32")
+    dtype = save_dtype or ("float16" if model.saved_dtype == torch.float16 else "float32")  # neither rounds
+    save_gguf(model, file, dtype, overwrite=overwrite)
     typer.echo(f"wrote {file} (gguf, {dtype}, {file.stat().st_size / 1e6:,.1f} MB)")
 
 
