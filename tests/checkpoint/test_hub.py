@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kinds import Saved, configure
-from tiny import logits, tiny, tiny_model
+from tiny import logits, refused, tiny, tiny_model
 from transformers import BertConfig, BertModel
 
 import layerfold as package
@@ -176,3 +176,12 @@ def test_code_that_a_checkpoint_brings_is_not_run(folder: Path) -> None:
 def test_a_moved_folder_loads(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "moved")
     assert load(tmp_path / "moved").provenance.base == Provenance("tiny").base
+
+
+def test_code_that_a_checkpoint_brings_is_not_run_and_the_flag_is_named(tmp_path: Path) -> None:
+    places = {"AutoConfig": "configuration_mine.MyConfig", "AutoModelForCausalLM": "modeling_mine.MyModel"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": places}))
+    (tmp_path / "configuration_mine.py").write_text("raise SystemExit('it was run')")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with refused(ModelError, says="brings code of its own, which is not run; accepted: --trust-remote-code "):
+        load(tmp_path)

@@ -320,5 +320,10 @@ def _as_model_errors(source: str, offline: bool = False) -> Iterator[None]:
             missing = f"the Hub cannot be reached, and {source!r} is neither a folder nor in the Hub's local cache"
             near = nearest(source, [POCKET, *_beside(Path(source))])
             raise OfflineError(f"{missing}; {near}".rstrip("; ")) from error
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source!r} brings code of its own, which is not run; accepted: --trust-remote-code "
+                "(trust_remote_code=True from Python), once you have read that code"
+            ) from error
         known = f" (architectures: {', '.join(FAMILIES)})" if "model_type" in line else ""
         raise ModelError(f"the model {source!r} cannot be loaded: {line}{known}") from error
