@@ -14,6 +14,11 @@ from typing import Any
 COMMIT = "c0ffee" + "0" * 34
 
 
+def blob(content: bytes) -> str:
+    """Return git's name of a file's contents."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 class Hub(ThreadingHTTPServer):
     """Keeps repositories in memory.
 
@@ -80,13 +85,14 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return
         siblings = [
-            {"rfilename": name, "size": len(content)}
+            {"rfilename": name, "size": len(content), "blobId": blob(content)}
             | ({"lfs": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 1}}
                if name.endswith(".safetensors") else {})
             for name, content in (found or {}).items()
         ]  # fmt: skip
         data = {"license": self.server.licences[repository]} if repository in self.server.licences else {}
-        self.answer({"id": repository, "sha": COMMIT, "siblings": siblings, "cardData": data})
+        private = self.server.private.get(repository, False)
+        self.answer({"id": repository, "sha": COMMIT, "siblings": siblings, "cardData": data, "private": private})
 
     do_HEAD = do_GET
 
@@ -97,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repository = f"{asked['organization']}/{asked['name']}"
             self.server.files.setdefault(repository, {})
-            self.server.private[repository] = asked.get("visibility") == "private"
+            self.server.private.setdefault(repository, asked.get("visibility") == "private")
             self.answer({"url": f"{self.server.address}/{repository}"})
         elif "/preupload/" in path:
             modes = [
@@ -130,6 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
                 content = self.server.large[value["oid"]]
                 damaged = content[:-1] + bytes([content[-1] ^ 1])
                 self.server.files[repository][value["path"]] = damaged if repository in self.server.damaged else content
+            elif entry["key"] == "deletedFile":
+                del self.server.files[repository][value["path"]]
         address = f"{self.server.address}/{repository}/commit/{COMMIT}"
         self.answer({"success": True, "commitOid": COMMIT, "commitUrl": address, "hookOutput": ""})
 

@@ -133,7 +133,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, layerfold: Any) -> None:
     for words, wrote in (
         (drop, "dense, bfloat16"),
         ((*drop, "--overwrite", "--save-dtype", "float32"), "dense, float32"),
-        (("export", tmp_path / "half", "--to", "compact", "--overwrite"), "compact, bfloat16"),
+        (("export", tmp_path / "half", "--to", "compact", "--overwrite"), "compact, bfloat16, 0.1 MB"),
     ):
         done = layerfold(*words, "--output-dir", tmp_path / "out")
         assert (done.code, done.out.splitlines()[-1]) == (0, f"wrote {tmp_path / 'out'} ({wrote})")

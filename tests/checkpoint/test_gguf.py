@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import logits, refused, shared, tiny, token_ids
+from tokenizers import pre_tokenizers
 from torch import Tensor
 
 from layerfold.checkpoint.ggml import save_gguf
@@ -91,6 +94,12 @@ def test_what_no_configuration_says_is_padded_and_deltas_are_multiplied_out(tmp_
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
             "its rotary frequencies are scaled",
         ),
+        ("llama", {"hidden_act": "relu"}, "hidden_act 'relu'; llama.cpp computes 'silu'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True; "),
+        ("olmo", {"clip_qkv": 0.3}, "clip_qkv 0.3; llama.cpp computes None"),
+        ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping None; llama.cpp computes 30.0"),
+        ("qwen3", {"attention_bias": True}, "attention_bias True; llama.cpp computes False"),
+        ("phi", {"tie_word_embeddings": True}, "tie_word_embeddings True; llama.cpp reads False"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -98,6 +107,45 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 ) -> None:
     with refused(InputError, says=says):
         save_gguf(made(name, **more), tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def fewer_heads(name: str) -> Model:
+    """A model whose heads no longer take the whole width together, as after `prune --uniform`."""
+    model = made(name)
+    model.decoder.keep_heads_(dict.fromkeys(range(4), torch.tensor([1])))
+    model.decoder.tell_heads_()
+    return model
+
+
+def test_heads_that_take_less_than_the_width_and_no_attention_at_all_are_refused(tmp_path: Path) -> None:
+    with refused(InputError, says="heads that do not take the whole width together"):
+        save_gguf(fewer_heads("starcoder2"), tmp_path / "model.gguf")
+    model = made("qwen3")
+    model.decoder.remove_("attention", range(4))
+    with refused(InputError, says="GGUF of a qwen3 without any attention"):
+        save_gguf(model, tmp_path / "model.gguf")
+
+
+def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    model = made("gpt2")
+    for pre, says in (
+        (pre_tokenizers.ByteLevel(add_prefix_space=True), "splits texts in a way that llama.cpp has no name for"),
+        (
+            pre_tokenizers.Sequence(
+                [pre_tokenizers.Split("x", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            ),
+            "splits texts in a way",
+        ),
+    ):
+        tokenizer = copy.deepcopy(model.require_tokenizer())
+        tokenizer.backend_tokenizer.pre_tokenizer = pre
+        with refused(InputError, says=says):
+            save_gguf(replace(model, tokenizer=tokenizer), tmp_path / "model.gguf")
+    tokenizer = copy.deepcopy(model.require_tokenizer())
+    tokenizer.add_tokens(["<new>"])
+    with refused(InputError, says="a tokenizer of token 263, and a vocabulary of 263"):
+        save_gguf(replace(model, tokenizer=tokenizer), tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -164,6 +212,15 @@ def test_llama_cpp_reads_unequal_blocks_without_padding_and_texts_as_the_tokeniz
         assert save_gguf(model, path) == "deci"
         models[path] = model
         assert path.stat().st_size < 0.85 * (tmp_path / f"whole_{name}.gguf").stat().st_size
+    for name in ("qwen2", "qwen3", "llama"):
+        models[path := tmp_path / f"fewer_heads_{name}.gguf"] = model = fewer_heads(name)
+        assert save_gguf(model, path) == ("deci" if name == "qwen2" else name)
+    for part, block in (("attention", 0), ("ffn", 3)):
+        models[path := tmp_path / f"without_{part}.gguf"] = model = made("llama")
+        model.decoder.remove_(part, [block])
+        if part == "ffn":
+            model.decoder.remove_("attention", [block])
+        assert save_gguf(model, path) == "llama"  # padded: there llama.cpp cannot do without
     found = llama_cpp(tmp_path, {path: [SHORT] for path in models}, 263)
     for path, model in models.items():
         assert torch.allclose(found[path], ours(model, [model.require_tokenizer()(SHORT).input_ids]), atol=1e-4)

@@ -143,7 +143,9 @@ def test_only_what_plain_tools_read_is_written(tmp_path: Path, monkeypatch: pyte
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
     }
-    assert all(name.endswith((".json", ".safetensors", ".jinja")) for name in written), "nothing pickled, no card"
+    assert all(name.endswith((".json", ".safetensors", ".jinja", "base/README.md")) for name in written), (
+        "nothing pickled"
+    )
     for path in Path("out").rglob("*.json"):
         for stranger in (str(tmp_path), "/elsewhere", ".tmp", str(Path.home())):
             assert path.name == "tokenizer.json" or stranger not in path.read_text(), path

@@ -20,7 +20,7 @@ import layerfold as package
 from layerfold.checkpoint.card import Figure, card, licence_of, metadata_of, with_licence
 from layerfold.checkpoint.load import load
 from layerfold.checkpoint.provenance import Provenance
-from layerfold.checkpoint.push import prepare
+from layerfold.checkpoint.push import prepare, unplaced
 from layerfold.errors import InputError
 from layerfold.maths.intervals import Interval
 from layerfold.methods import Drop
@@ -99,10 +99,37 @@ def test_a_checkpoint_goes_to_the_hub_and_loads_from_there(hub: Hub, tmp_path: P
         assert out.splitlines()[-1].startswith(f"wrote {hub.address}/{name}/commit/")
         sent = hub.files[name]
         assert sent.keys() == {path.name for path in folder.iterdir()}
-        assert all(sent[path.name] == path.read_bytes() for path in folder.iterdir() if path.name != "README.md")
+        rewritten = ("README.md", "layerfold.json")
+        assert all(sent[path.name] == path.read_bytes() for path in folder.iterdir() if path.name not in rewritten)
         assert metadata_of(sent["README.md"].decode())["base_model"] == "owner/base"
         here = load(folder)
         assert back[1] == ["owner/base", len(here.provenance.steps), here.decoder.size().parameters, "mit"]
+
+
+def test_what_an_earlier_checkpoint_left_goes_and_a_public_repository_stays_public(hub: Hub, tmp_path: Path) -> None:
+    folder = compressed(tmp_path / "model", form="compact")
+    weights = {"model.safetensors": b"old", "model.safetensors.index.json": b"{}"}
+    hub.files |= {"me/model": weights | {"notes.txt": b"mine", ".gitattributes": b""}, "me/public": {}}
+    hub.private["me/public"] = False
+    replaced, public = typed(
+        hub, tmp_path / "home", ["push", folder, "me/model"], ["push", folder, "me/public", "--private"]
+    )
+    assert replaced[0] == 0, replaced[2]
+    assert hub.files["me/model"].keys() == {path.name for path in folder.iterdir()} | {"notes.txt", ".gitattributes"}
+    assert public[0] == 2
+    assert "--private, and 'me/public' is there already and public" in public[2]
+    assert hub.files["me/public"] == {}
+
+
+def test_paths_of_this_machine_are_not_sent() -> None:
+    manifest = {
+        "provenance": {"base": "/home/me/models/base", "location": "../models/base"},
+        "steps": [{"calibration": {"corpus": "C:\\texts\\mine.txt", "split": "a/b"}}, "~/x/y.txt", "../z.txt", 3],
+    }
+    assert unplaced(manifest) == {
+        "provenance": {"base": "base", "location": None},
+        "steps": [{"calibration": {"corpus": "mine.txt", "split": "a/b"}}, "y.txt", "z.txt", 3],
+    }
 
 
 def test_nothing_is_called_written_that_does_not_read_back(hub: Hub, tmp_path: Path) -> None:
@@ -143,7 +170,7 @@ def test_the_card_says_what_was_done_and_what_it_costs() -> None:
     assert metadata["library_name"] == "transformers"
     assert metadata["tags"] == ["layerfold", "compressed", "drop"]
     assert "license" not in metadata
-    assert "base_model" not in metadata
+    assert metadata["base_model"] == "tiny"
     assert '- drop: `{"part": "block", "blocks": "1"}`' in text
     assert "| perplexity | 51.25 | 50 ... 52.5 | perplexity-2 | imdb   test |" in text
     assert "AutoModelForCausalLM.from_pretrained" in text
@@ -170,7 +197,12 @@ def test_a_licence_is_carried_over(tmp_path: Path) -> None:
     again = package.compress(load(folder), Drop(blocks="1"))
     again.save(tmp_path / "again")
     assert licence_of(tmp_path / "again") == "mit"
-    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    for head in ("license: [", "released: 2024-13-45", "[" * 5000):
+        (folder / "README.md").write_text(f"---\n{head}\n---\n")
+        assert licence_of(folder) is None
+    (folder / "README.md").write_bytes("Prix: 5 €".encode("cp1252"))
     assert licence_of(folder) is None
+    with refused(InputError, says="is not UTF-8 text"):
+        prepare(folder, "me/model")
     assert yaml.safe_load(with_licence("no head", "mit").split("---")[1]) == {"license": "mit"}
     assert torch.equal(logits(load(folder).decoder), logits(load(tmp_path / "model").decoder))

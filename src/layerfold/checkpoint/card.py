@@ -21,6 +21,8 @@ from layerfold.model.decoder import Decoder
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ANY_ID = re.compile(r"(?!pocket)[\w-][\w.-]*(/[\w.-]+)?")
+"""Of a base: some of the oldest have no owner."""
 _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -84,15 +86,16 @@ def licence_of(folder: Path) -> str | None:
         text = (folder / CARD).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    return metadata_of(text).get("license")
+    licence = metadata_of(text).get("license")
+    return licence if isinstance(licence, str) else None
 
 
 def metadata_of(text: str) -> dict[str, Any]:
     """Return a card's metadata; nothing where they are damaged."""
     head = _HEAD.match(text)
     try:
-        found = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:
+        found = yaml.load(head[1], yaml.BaseLoader) if head else None  # texts and lists alone
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -111,7 +114,7 @@ def _metadata(made: Provenance, licence: str | None, form: str) -> dict[str, Any
         "pipeline_tag": "text-generation",
         "tags": ["layerfold", "compressed", *dict.fromkeys(methods)],
     }
-    if made.location is None and HUB_ID.fullmatch(made.base):
+    if made.location is None and _ANY_ID.fullmatch(made.base):
         found["base_model"] = made.base
     return found if licence is None else found | {"license": licence}
 

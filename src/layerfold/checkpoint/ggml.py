@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from layerfold.checkpoint import structure
-from layerfold.checkpoint.ggml_architectures import Arch, architecture, rotary, window
+from layerfold.checkpoint.ggml_architectures import SCALES, Arch, architecture, rotary, window
 from layerfold.checkpoint.ggml_tokenizer import write_tokenizer
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.weights import in_dtype
@@ -193,21 +193,12 @@ def _write_shape(writer: Any, decoder: Decoder, arch: Arch, dtype: str) -> None:
         writer.add_sliding_window(int(config.sliding_window))
     if (parallel := getattr(config, "use_parallel_residual", None)) is not None:
         writer.add_parallel_residual(bool(parallel))
-    for name, settings in _SCALES.items():
+    for name, settings in SCALES.items():
         for value in (getattr(config, setting, None) for setting in settings):
             if value is not None:
                 getattr(writer, f"add_{name}")(float(value))
 
 
-_SCALES = {
-    "attn_logit_softcapping": ["attn_logit_softcapping"],
-    "final_logit_softcapping": ["final_logit_softcapping"],
-    "attention_scale": ["attention_multiplier"],
-    "embedding_scale": ["embedding_multiplier"],
-    "residual_scale": ["residual_multiplier"],
-    "logit_scale": ["logits_scaling", "logit_scale"],
-}
-"""GGUF's settings, and transformers' names of each."""
 _EPSILONS = ("rms_norm_eps", "norm_epsilon", "layer_norm_epsilon", "layer_norm_eps", "norm_eps")
 
 

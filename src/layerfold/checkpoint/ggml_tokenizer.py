@@ -29,6 +29,8 @@ def write_tokenizer(writer: Any, model: Model) -> None:
             f"GGUF with a tokenizer of kind {bpe['type']}; accepted: BPE of bytes, or with bytes to fall back on"
         )
     rows = int(model.decoder.model.config.vocab_size)
+    if (largest := max([*bpe["vocab"].values(), *(each["id"] for each in read["added_tokens"])])) >= rows:
+        raise InputError(f"GGUF with a tokenizer of token {largest:,}, and a vocabulary of {rows:,}")
     tokens, kinds = [f"[PAD{index}]" for index in range(rows)], [_UNUSED] * rows
     for token, index in bpe["vocab"].items():
         tokens[index] = token
@@ -44,7 +46,8 @@ def write_tokenizer(writer: Any, model: Model) -> None:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(_scores(bpe["vocab"], merges, rows))
-        writer.add_add_space_prefix("Prepend" in str(read.get("normalizer")))
+        prepends = any(step.get("prepend_scheme", "never") != "never" for step in steps)
+        writer.add_add_space_prefix(prepends or "Prepend" in str(read.get("normalizer")))
     writer.add_token_list(tokens)
     for name in ("bos", "eos", "unk", "pad"):
         if (index := getattr(tokenizer, f"{name}_token_id", None)) is not None:
@@ -52,8 +55,9 @@ def write_tokenizer(writer: Any, model: Model) -> None:
                 kinds[index] = _UNKNOWN
             getattr(writer, f"add_{name}_token_id")(int(index))
     writer.add_token_types(kinds)
-    begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    writer.add_add_bos_token(begins)
+    writer.add_add_bos_token(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
+    if isinstance(template := getattr(tokenizer, "chat_template", None), str):
+        writer.add_chat_template(template)
 
 
 def _scores(vocabulary: Mapping[str, int], merges: list[str], rows: int) -> list[float]:
@@ -73,13 +77,28 @@ def _steps(pre: Any) -> list[dict[str, Any]]:
     return steps
 
 
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {_WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
+"""Patterns by which texts are split, as tokenizers' files hold them, and llama.cpp's names."""
+
+
 def _pre(steps: list[dict[str, Any]]) -> str:
-    """Return llama.cpp's name of a pre-tokenizer; ``default`` for one that it may have under another name."""
-    kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"]:
+    """Return llama.cpp's name of a pre-tokenizer of bytes.
+
+    Raises:
+        InputError: it has none for these steps.
+    """
+    *before, last = steps
+    kinds = [step["type"] for step in before]
+    plain = last["type"] == "ByteLevel" and not last.get("add_prefix_space")
+    if plain and not kinds and last.get("use_regex", True):
         return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+    if plain and kinds == ["Digits"] and before[0].get("individual_digits") and last.get("use_regex", True):
         return "smollm"
-    if kinds == ["Split", "ByteLevel"] and r"\p{N}|" in str(steps[0]["pattern"]):
-        return "qwen2"
-    return "default"
+    isolated = kinds == ["Split"] and before[0].get("behavior") == "Isolated" and not before[0].get("invert")
+    pattern = before[0]["pattern"].get("Regex", "") if isolated else ""
+    if plain and pattern in _SPLITS:
+        return _SPLITS[pattern]
+    raise InputError("GGUF with a tokenizer that splits texts in a way that llama.cpp has no name for")

@@ -209,7 +209,8 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Model:
 def _load_hub(name: str, options: dict[str, Any]) -> Model:
     options = options | {"local_files_only": not hub_reachable()}
     if (folder := _layerfolds(name, options)) is not None:
-        return _load_folder(name, folder, {"trust_remote_code": options["trust_remote_code"]})
+        model = _load_folder(name, folder, {"trust_remote_code": options["trust_remote_code"]})
+        return replace(model, provenance=replace(model.provenance, location=None))  # of the machine that it came from
     decoder, stored = _from_pretrained(name, options)
     revision = getattr(decoder.model.config, "_commit_hash", None)
     return Model(decoder, _tokenizer(name, options), Provenance(name, revision=revision), stored)

@@ -127,16 +127,21 @@ def lacking(decoder: Decoder) -> dict[str, torch.Size]:
     """Shapes, by the configuration, of the tensors that a decoder lacks in whole or in part."""
     if set(decoder.d_ffn) == {decoder.configured.d_ffn} and not decoder.removed_prefixes and not _fewer_heads(decoder):
         return {}
-    model = decoder.model
-    with torch.device("meta"):  # for the shapes alone
-        whole = type(model)(copy.deepcopy(model.config)).state_dict()
-    own = model.state_dict()
+    whole, own = outline(decoder.model).state_dict(), decoder.model.state_dict()
     shared = {f"{path}.weight" for path in deltas.ranks(decoder)}
     return {
         name: tensor.shape
         for name, tensor in whole.items()
         if name not in own or (own[name].shape != tensor.shape and name not in shared)
     }
+
+
+def outline(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model of the same configuration that has shapes and no weights."""
+    config = copy.deepcopy(model.config)
+    config.dtype = model.dtype  # which may be a name in a configuration that was read from a file
+    with torch.device("meta"):
+        return type(model)(config)
 
 
 _Places = dict[str, tuple[Tensor | None, Tensor | None]]

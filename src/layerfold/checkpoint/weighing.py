@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
 import torch
 
+from layerfold.checkpoint.structure import outline
 from layerfold.model import masks
 from layerfold.model.decoder import Decoder
 
@@ -54,10 +54,7 @@ def parameters(decoder: Decoder) -> int:
 
 def dense_parameters(decoder: Decoder) -> int:
     """Count the parameters of the dense form: those of a model of this configuration."""
-    model = decoder.model
-    with torch.device("meta"):  # for the shapes alone
-        whole = type(model)(copy.deepcopy(model.config))
-    return sum(each.numel() for each in whole.parameters())
+    return sum(each.numel() for each in outline(decoder.model).parameters())
 
 
 def _change(before: int, after: int) -> str:

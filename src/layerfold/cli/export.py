@@ -41,11 +41,11 @@ def export(
     model = load(directory, device="cpu", dtype="float32")  # nothing is computed but deltas multiplied out
     if to == "peft":
         save_adapter(model, output_dir, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
-        written = "peft"
+        typer.echo(f"wrote {output_dir} (peft)")
     else:
         written = model.save(output_dir, format=to, overwrite=overwrite, dtype=options.dtype_of(save_dtype))
-    size = sum(file.stat().st_size for file in output_dir.glob("*.safetensors"))
-    typer.echo(f"wrote {output_dir} ({written}, {size / 1e6:,.1f} MB)")
+        size = sum(file.stat().st_size for file in output_dir.glob("*.safetensors"))
+        typer.echo(f"wrote {output_dir} ({written}, {size / 1e6:,.1f} MB)")
 
 
 def _to_gguf(directory: Path, output: Path, save_dtype: str | None, *, overwrite: bool) -> None:
@@ -57,7 +57,7 @@ def _to_gguf(directory: Path, output: Path, save_dtype: str | None, *, overwrite
 
     if not directory.is_dir():
         raise InputError(f"no checkpoint folder at {str(directory)!r}")
-    file = output if output.suffix == ".gguf" else output / f"{directory.name}.gguf"
+    file = output if output.suffix == ".gguf" else output / f"{directory.resolve().name}.gguf"
     model = load(directory, device="cpu", dtype="float32")
     dtype = save_dtype or ("float16" if model.saved_dtype == torch.float16 else "float32")  # neither rounds
     save_gguf(model, file, dtype, overwrite=overwrite)

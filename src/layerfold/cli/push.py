@@ -19,7 +19,7 @@ def push(
     from layerfold.checkpoint import push as pushing
 
     upload = pushing.prepare(directory, repository)
-    for name, size in upload.files.items():
+    for name, size in upload.sizes.items():
         typer.echo(f"{size:>15,} bytes  {name}")
     if dry_run:
         typer.echo(f"\n{upload.card}")

@@ -185,8 +185,8 @@ class Decoder:
         It cannot where it divides the model's width by the number of heads.
         """
         config = copy.deepcopy(self.model.config)
-        self._say_heads_(Configured(config, self.family), groups)
         try:
+            self._say_heads_(Configured(config, self.family), groups)
             with torch.device("meta"):  # for the shapes alone
                 outline = Decoder(type(self.model)(config), self.family)
         except Exception:  # of the architecture's own code, for a configuration that it does not admit

@@ -8,6 +8,7 @@ from typing import ClassVar
 from layerfold import defaults
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.weighing import dense_parameters
 from layerfold.checkpoint.weighing import parameters as count
 from layerfold.environment import environment
 from layerfold.errors import InputError
@@ -30,6 +31,7 @@ from layerfold.search.run import Search, SearchRun
 from layerfold.search.stages import Blocks
 
 _WINNER = (0,)
+_MULTIPLE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class Plan(Search[tuple[Planned, Model]]):
     finalists: int = 2
     rivals: bool = True
     uniform: bool = False
-    multiple_of: int = 64
+    multiple_of: int = _MULTIPLE
     calibration_tokens: int = defaults.CALIBRATION_TOKENS
     repair_tokens: int = defaults.REPAIR_TOKENS
     rounds: int = 12
@@ -78,6 +80,8 @@ class Plan(Search[tuple[Planned, Model]]):
         for name, least in (("points", 0), ("finalists", 1), ("multiple_of", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}; accepted: {least} or more")
+        if self.multiple_of != _MULTIPLE and not self.uniform:
+            raise InputError(f"multiple_of {self.multiple_of}; accepted: with uniform")
         check_rounds(self.rounds)
         if self.speedup is not None and not self.rounds:
             raise InputError(f"rounds 0 with speedup {self.speedup}; accepted: 3 or more")
@@ -95,6 +99,10 @@ class Plan(Search[tuple[Planned, Model]]):
                 refittable(decoder, index, part)  # raises where a repair would fill zeros that are to stay
         if self.uniform:
             units.check_equal(decoder)
+            if dense_parameters(decoder) > count(decoder):
+                raise InputError(
+                    "uniform, of a model whose blocks lack or share something; accepted: blocks of their own"
+                )
         whole = count(decoder)
         found = read_budget(self.parameters, self.speedup, self.perplexity, whole)
         # The first block with one neuron and no head, and everything outside the blocks.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from layerfold.checkpoint.card import Figure
 from layerfold.checkpoint.model import Model
+from layerfold.checkpoint.push import unplaced
 from layerfold.environment import environment
 from layerfold.errors import OutputError
 from layerfold.evaluators import Latency, Perplexity
@@ -86,7 +87,7 @@ class Planned(Document[Evaluation]):
     def figures(self) -> list[Figure]:
         """Return what was measured of the winner, for its model card."""
         test, latency = self.winner.test, self.winner.latency
-        read = f"{self.settings['corpus']}, split test, at most {self.settings['test_tokens']:,} tokens"
+        read = f"{unplaced(self.settings['corpus'])}, split test, at most {self.settings['test_tokens']:,} tokens"
         protocol = Perplexity().protocol_id
         found = [
             Figure("perplexity", test.perplexity, protocol, read),

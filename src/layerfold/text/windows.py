@@ -166,7 +166,7 @@ def cut_windows(
 
 def _first(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token that the tokenizer begins each text with, if there is one."""
-    begun: list[int] = tokenizer("").input_ids
+    begun: list[int] = tokenizer("a").input_ids
     return begun[:1] if begun[:1] == [tokenizer.bos_token_id] else []
 
 
