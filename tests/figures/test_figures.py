@@ -77,8 +77,8 @@ def test_a_key_changes_with_all_that_determines_the_figures(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "version"),
     [
-        ("published", "repair"),  # of its plan
-        ("published", "method drop"),
+        ("recovery", "repair"),  # of its plan
+        ("recovery", "method drop"),
         ("quality", "method merge"),
         ("plan", "race"),
         ("windows", "method share"),

@@ -81,7 +81,7 @@ def test_full_is_all_of_the_published_study(pocket: Decoder) -> None:
         assert isinstance(student, Student)
         assert student.every == 2
         assert others == PUBLISHED
-        assert recipe.evaluate == [*EVALUATORS, Imdb(), Rouge()]
+        assert recipe.evaluate == [*EVALUATORS, Imdb(train_rows=512), Rouge()]
         assert recipe.recovery == Finetune(tokens=24_576)
         assert recipe.seed == 0
 

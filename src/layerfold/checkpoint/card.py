@@ -108,7 +108,7 @@ def with_licence(text: str, licence: str) -> str:
 
 
 def _metadata(made: Provenance, licence: str | None, form: str) -> dict[str, Any]:
-    methods = [step["method"]["name"] for step in made.steps]
+    methods = [name for name, _ in _steps(made)]
     found: dict[str, Any] = {
         "library_name": "transformers" if form == "dense" else "layerfold",
         "pipeline_tag": "text-generation",
@@ -117,6 +117,13 @@ def _metadata(made: Provenance, licence: str | None, form: str) -> dict[str, Any
     if made.location is None and _ANY_ID.fullmatch(made.base):
         found["base_model"] = made.base
     return found if licence is None else found | {"license": licence}
+
+
+def _steps(made: Provenance) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each step's method, and its settings."""
+    for step in made.steps:
+        method = step.get("method", step)
+        yield str(method.get("name", "a step")), {key: value for key, value in method.items() if key != "name"}
 
 
 def _base(made: Provenance) -> str:
@@ -134,9 +141,8 @@ def _made(decoder: Decoder, made: Provenance, dtype: torch.dtype) -> Iterator[st
     )
     if made.steps:
         yield ""
-    for step in made.steps:
-        settings = {key: value for key, value in step["method"].items() if key != "name"}
-        yield f"- {_plain(step['method']['name'])}: `{_plain(json.dumps(settings))}`"
+    for name, settings in _steps(made):
+        yield f"- {_plain(name)}: `{_plain(json.dumps(settings))}`"
     yield ""
     yield "`layerfold.json` has every step with its settings, its calibration text, its seed and the versions."
 
