@@ -21,7 +21,7 @@ from layerfold.model.decoder import Decoder
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_ANY_ID = re.compile(r"(?!pocket)[\w-][\w.-]*(/[\w.-]+)?")
+_ANY_ID = re.compile(r"(?!pocket(@|$))[\w-][\w.-]*(/[\w.-]+)?")
 """Of a base: some of the oldest have no owner."""
 _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
