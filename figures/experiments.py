@@ -192,6 +192,7 @@ EXPERIMENTS = {
         ),
         # Methods
         _study("merge", 14),
+        _study("merge_fitted", 10),
         Experiment(
             "drop-best", f"{_SEARCH} --all --strategy beam --race", 8, reading.drop_search,
             ("drop", "race", "perplexity"),

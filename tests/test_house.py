@@ -21,7 +21,7 @@ MAY_IMPORT_TRANSFORMERS = {"checkpoint", "recovery", "evaluators.classification"
 PUBLIC = """
 Calibration Collapse Decoder Distill Drop DropSearch Evaluator Finetune Generation Harness Imdb InputError Latency
 LayerfoldError LowRank Merge Method Model Notes Perplexity Plan Prune Recipe Rouge Score Share Size Steps Study
-WindowSearch compress default_recipe evaluate load read_recipe recover register
+Thin WindowSearch compress default_recipe evaluate load read_recipe recover register
 """
 
 # Modules by their path below layerfold: "decoder", "methods.merge", "methods" for a package's __init__.

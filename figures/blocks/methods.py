@@ -20,6 +20,16 @@ def _merge_averaging(found: Found) -> str:
     return study_rows(found, PERPLEXITY, {label: label for label in labels})
 
 
+@block("merge-fitted", "merge_fitted")
+def _merge_fitted(found: Found) -> str:
+    rows = [["base", figure(found["rows"]["base"], "perplexity"), "", "", ""]]
+    for label in ("merged_2", "merged_4", "compressed_2", "compressed_4"):
+        both = label, f"{label} fitted"
+        repaired = f"{label} repaired", f"{label} fitted and repaired"
+        rows.append([label, *(figure(found["rows"][each], "perplexity") for each in (*both, *repaired))])
+    return table(["", "mean", "fitted", "mean, repaired", "fitted, repaired"], rows)
+
+
 @block("merge-groups", "merge")
 def _merge_groups(found: Found) -> str:
     rows = []

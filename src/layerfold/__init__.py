@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from layerfold.checkpoint.model import Model
     from layerfold.errors import InputError, LayerfoldError
     from layerfold.evaluators import Evaluator, Generation, Harness, Imdb, Latency, Perplexity, Rouge, Score, Size
-    from layerfold.methods import Collapse, Drop, Merge, Method, Notes, Prune, Share, Steps
+    from layerfold.methods import Collapse, Drop, Merge, Method, Notes, Prune, Share, Steps, Thin
     from layerfold.model.decoder import Decoder
     from layerfold.planning import Plan
     from layerfold.recovery import Distill, Finetune, LowRank
@@ -54,6 +54,7 @@ _WHERE = {
     "Size": "evaluators",
     "Steps": "methods",
     "Study": "study.study",
+    "Thin": "methods",
     "WindowSearch": "search",
     "compress": "api",
     "default_recipe": "study.recipe",
@@ -94,6 +95,7 @@ __all__ = [
     "Size",
     "Steps",
     "Study",
+    "Thin",
     "WindowSearch",
     "compress",
     "default_recipe",

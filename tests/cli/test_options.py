@@ -20,7 +20,7 @@ from layerfold.cli import options, recover
 from layerfold.cli.declared import declared, methods
 from layerfold.errors import InputError
 from layerfold.evaluators.base import Protocols
-from layerfold.methods import METHODS, Collapse, Drop, Merge, Method, Prune, Share
+from layerfold.methods import METHODS, Collapse, Drop, Merge, Method, Prune, Share, Thin
 from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
 from layerfold.planning import Plan
@@ -79,8 +79,8 @@ def test_a_method_of_the_registry_has_its_command(
 
 GIVEN: list[tuple[str, Any]] = [
     ("compress merge", Merge(n=3, align="none", anchor="last", tie=True)),
-    ("compress merge", Merge(groups="0-1,2-3")),
-    ("compress collapse", Collapse(n=2)),
+    ("compress merge", Merge(groups="0-1,2-3", average="fitted")),
+    ("compress collapse", Collapse(n=2, average="fitted")),
     ("compress collapse", Collapse(groups="1-2", align="none", anchor="middle")),
     ("compress drop", Drop(random=2, part="ffn", seed=3)),
     ("compress drop", Drop(fraction=0.25)),
@@ -91,6 +91,7 @@ GIVEN: list[tuple[str, Any]] = [
     ("compress prune", Prune(sparsity=0.25, structure="neurons", uniform=True, multiple_of=8)),
     ("compress share", Share(k=2, rank=5, base="mean", init="svd", ranks="allotted", align="none", anchor="last")),
     ("compress share", Share(window="1:2")),
+    ("compress thin", Thin(heads="4,0,2,1", neurons="64,0,128,1")),
     ("search drop", DropSearch(remove=(2, 3), strategy="beam", width=2, race=True, objective="kl", corpus="text")),
     ("search drop", DropSearch(remove=(2, 2), part="ffn", tokens=3, test_tokens=4, context=5, rounds=6, seed=7)),
     ("search drop", DropSearch(objective="repaired", finalists=2, calibration_tokens=3)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,31 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from tiny import (
     BLOCKS,
+    CONTEXT,
     assert_equal,
     continued,
+    corpus,
     correlations,
     deep,
     logits,
     refused,
     tiny,
+    tokenizer,
     unchanged,
     windows,
 )
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from layerfold.calibration import Calibration
 from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.provenance import Provenance
-from layerfold.errors import InputError
+from layerfold.errors import InputError, ModelError
 from layerfold.methods import Collapse, Merge, Share
 from layerfold.model.decoder import Decoder
+from layerfold.model.matrix import Matrix
 from layerfold.repair.rescale import rescale_
+from layerfold.text.windows import TokenWindows, cut_windows
 
 ANCHORS = pytest.mark.parametrize("anchor", ["first", "middle", "last"])
 # Names of an FFN's matrices, and which axis of the stored tensor runs over neurons.
@@ -295,6 +302,149 @@ def test_named_groups_collapse_and_other_blocks_stay() -> None:
 
 METHOD = pytest.mark.parametrize("method", [Merge, Collapse])
 
+# Fitted averages
+
+
+def passed(decoder: Decoder, cut: TokenWindows, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a block's FFN reads and what it puts out, (rows, d), and the rows' weights, of windows not held out."""
+    block, found = decoder.blocks[index], list[tuple[Tensor, Tensor, Tensor]]()
+    for row, length in enumerate(cut.lengths.tolist()):
+        if row % 8 < 7:
+            here: dict[str, Tensor] = {}
+            watched = {"read": block.ffn.up.module, "out": block.ffn.down.module, "behind": block.module}
+
+            def keep(name: str, here: dict[str, Tensor], _: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                here[name] = inputs[0] if name == "read" else output
+
+            handles = [each.register_forward_hook(partial(keep, name, here)) for name, each in watched.items()]
+            decoder.model(input_ids=cut.input_ids[row : row + 1, :length])
+            for handle in handles:
+                handle.remove()
+            behind = here["behind"][0] if isinstance(here["behind"], tuple) else here["behind"]
+            weight = 1 / (behind.square().mean(-1, keepdim=True) + 1e-6)
+            found.append(tuple(each.reshape(length, -1) for each in (here["read"], here["out"], weight)))  # type: ignore[arg-type]
+    read, out, weights = (torch.cat(each) for each in zip(*found, strict=True))
+    return read, out, weights
+
+
+def regressed(rows: tuple[Tensor, Tensor, Tensor], start: Tensor, ridge: float, *, biased: bool) -> Tensor:
+    """The weighted ridge regression, (out, in + 1 where biased), that is drawn to a start; by QR."""
+    read, out, weights = (each.double() for each in rows)
+    read = torch.cat([read, torch.ones(len(read), 1)], dim=1) if biased else read
+    energies = (weights * read.square()).sum(0)
+    energies = ridge * energies.clamp_min(1e-6 * energies.mean())
+    if biased:
+        energies[-1] = 0
+    stacked = torch.cat([read * weights.sqrt(), torch.diag(energies.sqrt())])
+    wanted = torch.cat([out * weights.sqrt(), energies.sqrt()[:, None] * start.double().T])
+    return torch.linalg.lstsq(stacked, wanted).solution.T
+
+
+def joined(matrix: Matrix) -> Tensor:
+    """A matrix with its bias as the last column."""
+    return matrix.weight if matrix.bias is None else torch.cat([matrix.weight, matrix.bias[:, None]], dim=1)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+@torch.no_grad()
+def test_a_fitted_average_is_the_regression_of_what_each_ffn_put_out(family: str) -> None:
+    decoder, cut, group = tiny(family).decoder, windows(), range(1, 3)
+    original = decoder.copy()
+    (fit,) = Merge(groups="1-2", align="none", average="fitted").apply(decoder, Calibration(decoder, cut))["fits"]
+    assert fit["block"] == 1
+    assert all(each["fitted"] < each["mean"] for each in fit["matrices"])
+    each_passed = [passed(original, cut, index) for index in group]
+    for place, note in enumerate(fit["matrices"]):
+        rows = []
+        for index, (read, out, weights) in zip(group, each_passed, strict=True):
+            if place + 1 < len(fit["matrices"]):  # what the block's own matrix puts out
+                out = original.blocks[index].ffn.matrices[place].module(read)
+            else:
+                read = decoder.blocks[index].ffn.neurons(read)
+            rows.append((read, out, weights))
+        whole = tuple(torch.cat(each) for each in zip(*rows, strict=True))
+        matrices = [original.blocks[index].ffn.matrices[place] for index in group]
+        mean = torch.stack([joined(each) for each in matrices]).mean(0)
+        expected = regressed(whole, mean, note["ridge"], biased=matrices[0].bias is not None)  # type: ignore[arg-type]
+        for index in group:
+            found = joined(decoder.blocks[index].ffn.matrices[place])
+            assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_permuted_copies_are_fitted_by_one_of_them(family: str) -> None:
+    decoder = permuted_copies(family)
+    before = logits(decoder)
+    Merge(n=BLOCKS, average="fitted").apply(decoder, Calibration(decoder, windows()))
+    assert (logits(decoder) - before).abs().max() < 1e-4
+
+
+def test_a_fitted_block_does_what_its_whole_group_did(family: str) -> None:
+    decoder = tiny(family).decoder
+    two, last = decoder.blocks[1:3]
+    last.ffn.copy_(two.ffn.tensors())
+    for part in ("attention", "ffn"):  # it adds nothing
+        for tensor in last.output(part).tensors:  # type: ignore[union-attr]
+            tensor.zero_()
+    before, calibration = logits(decoder), Calibration(decoder, windows())
+    errors = {}
+    for average in ("mean", "fitted"):
+        other = decoder.copy()
+        Collapse(groups="1-2", align="none", average=average).apply(other, calibration)  # type: ignore[arg-type]
+        errors[average] = float((logits(other) - before).abs().max())
+    assert errors["fitted"] < 0.02 * errors["mean"]
+
+
+@METHOD
+def test_groups_are_fitted_one_after_the_other(method: type[Merge | Collapse]) -> None:
+    decoder, cut = tiny("qwen2").decoder, windows()
+    after = decoder.copy()
+    method(groups="0-1,2-3", align="none", average="fitted").apply(decoder, Calibration(decoder, cut))
+    method(groups="0-1", align="none", average="fitted").apply(after, Calibration(after, cut))
+    rest = "1-2" if method is Collapse else "2-3"
+    method(groups=rest, align="none", average="fitted").apply(after, Calibration(after, cut))
+    assert (logits(decoder) - logits(after)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "phi3", "gemma2", "gptj", "granite"])
+@METHOD
+def test_a_fitted_average_misses_less_than_the_mean_in_every_kind_of_family(
+    method: type[Merge | Collapse], family: str
+) -> None:
+    decoder = tiny(family).decoder
+    notes = method(n=2, average="fitted").apply(decoder, Calibration(decoder, windows()))
+    matrices = [each for fit in notes["fits"] for each in fit["matrices"]]
+    said = [line for line in method.told({}, notes) if "fitted" in line]
+    assert re.fullmatch(r"block  0: its fitted FFN misses [\d.]+% of what it should put out, the mean [\d.]+%", said[0])
+    assert len(notes["fits"]) == 2
+    assert all(each["fitted"] <= each["mean"] for each in matrices)
+    assert all((each["ridge"] is None) == (each["fitted"] == each["mean"]) for each in matrices)
+    assert logits(decoder).isfinite().all()
+
+
+@METHOD
+def test_a_fit_without_enough_text_or_with_states_that_overflow_is_refused(method: type[Merge | Collapse]) -> None:
+    decoder, cut = tiny("gpt2").decoder, windows()
+    asked = method(n=2, align="none", average="fitted")
+    with unchanged(decoder), refused(InputError, "calibration text of 1 window; accepted: 2 or more"):
+        asked.apply(
+            decoder, Calibration(decoder, cut_windows(corpus(), tokenizer(), context=CONTEXT, limit_tokens=CONTEXT))
+        )
+    with unchanged(decoder), refused(InputError, "average 'fitted' needs calibration text; give a corpus$"):
+        asked.apply(decoder, None)
+    decoder.blocks[0].ffn.up.weight.fill_(1e20)
+    with unchanged(decoder), refused(ModelError, "blocks 0 to 1 read or put out is not finite"):
+        asked.apply(decoder, Calibration(decoder, cut))
+
+
+def test_records_of_the_mean_stay_what_they_were() -> None:
+    for method in (Merge, Collapse):
+        assert "average" not in method(n=2).to_json()[method.name]
+        assert "average" not in method(n=2).resolved(deep(4))
+        assert "average" not in method(n=2).settings()
+        assert method(n=2, average="fitted").to_json()[method.name]["average"] == "fitted"
+        assert method(n=2, average="fitted").resolved(deep(4))["average"] == "fitted"
+        assert method(n=2, average="fitted").settings()["average"] == "fitted"
+
 
 @pytest.mark.parametrize(
     ("settings", "n_blocks", "spelled"),
@@ -349,6 +499,7 @@ def test_the_anchor_is_named_by_place(anchor: Any, index: int) -> None:
         ({"groups": "0-5,1-2"}, "'0-5,1-2'", "name block 1 twice"),
         ({"n": 2, "align": "greedy"}, "align 'greedy'", "hungarian, none"),
         ({"n": 2, "anchor": "second"}, "anchor 'second'", "first, middle, last"),
+        ({"n": 2, "average": "median"}, "average 'median'", "mean, fitted"),
     ],
 )
 @METHOD

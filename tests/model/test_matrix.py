@@ -9,7 +9,7 @@ from tiny import halve_, logits, shared, tiny, token_ids
 from layerfold.errors import InputError
 from layerfold.model.block import PARTS
 from layerfold.model.matrix import MASK, Matrix, watching
-from layerfold.repair.regression import refittable
+from layerfold.model.outputs import refittable
 
 
 def outputs(model: object, index: int) -> list[Matrix]:

@@ -20,7 +20,8 @@ from layerfold.checkpoint.weighing import dense_parameters
 from layerfold.checkpoint.weighing import parameters as count
 from layerfold.errors import InputError, OutputError
 from layerfold.evaluators import Perplexity
-from layerfold.methods import Drop, Merge, Prune, Steps
+from layerfold.methods import Drop, Merge, Prune, Steps, Thin
+from layerfold.methods.thin.versions import Shape
 from layerfold.planning import Plan, Planned
 from layerfold.planning import front as front_module
 from layerfold.planning import order as order_module
@@ -201,6 +202,33 @@ def trials_of(model: Any, text: str, folder: Path | None = None) -> Trials:
     calibration, quick, whole = (calibration_windows(model, text, tokens, 0) for tokens in (300, 300, 600))
     selection = Perplexity(corpus=text, split="validation", limit_tokens=200)
     return Trials(model, Texts(Calibration(model.decoder, calibration), quick, whole, selection, 0), folder)
+
+
+def test_what_blocks_keep_is_remembered(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("gpt2")
+    size = round(0.7 * count(model.decoder))
+    found = trials_of(model, text, tmp_path).thinned(size)
+    whole = trials_of(model, text, tmp_path).thinned(size, parts=False)
+    assert found is not None
+    assert whole is not None
+    for choice in (found, whole):
+        assert count(outline(model.decoder, [Thin.of(choice)])) <= size
+    assert {*whole} <= {Shape(4, 128), Shape(0, 0)}
+    monkeypatch.delattr(trials_module, "Library")
+    assert trials_of(model, text, tmp_path).thinned(size) == found
+    assert trials_of(model, text, tmp_path).thinned(size, parts=False) == whole
+
+
+def test_without_a_library_blocks_are_dropped_and_the_others_pruned(
+    text: str, plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = trials_of(tiny("gpt2"), text)
+    assert trials.thinned(1) is None
+    assert trials_of(tiny("gemma2"), text).thinned(10**9) is None
+    monkeypatch.setattr(trials_module, "_LARGEST", (10, 10))
+    assert trials.thinned(10**9) is None
+    found, _ = plan(parameters="80%", rivals=False)(tiny("gpt2"))
+    assert {trial.family for trial in found.trials} <= {"base", "drop", "prune", "drop + prune"}
 
 
 BARE = Configuration("drop", (Drop(blocks="1"),), "none")

@@ -13,12 +13,13 @@ from tiny import BLOCKS, CONTEXT, FAMILY_NAMES, corpus, halve_, logits, prose, t
 from torch import Tensor
 
 from layerfold.errors import InputError, ModelError
+from layerfold.inference.holding import halved
 from layerfold.maths.ridge import Fit, RegressionMoments
 from layerfold.methods import Drop
 from layerfold.model.decoder import Decoder
 from layerfold.repair import refit
 from layerfold.repair.refit import Repaired, refit_
-from layerfold.repair.regression import Error, halved
+from layerfold.repair.regression import Error
 from layerfold.text.windows import TokenWindows, cut_windows
 
 # Each edit on one of two families, which are alike in all that an edit hangs on; some on all.

@@ -27,6 +27,10 @@ PUBLISHED = [
     ("pruned_104M", Prune(nonzero="84.1289%")),
     ("shared_4x8", Share(window="auto", k=4, rank=8)),
 ]
+FITTED = [
+    *((f"merged_{n}_fitted", Merge(n=n, average="fitted")) for n in (2, 4)),
+    *((f"compressed_{n}_fitted", Collapse(n=n, average="fitted")) for n in (2, 4)),
+]
 REPAIRED = ("repaired_drop_6", Drop(every=2))
 PLANNED = ("planned_82M", Budgeted(parameters="65.8952%"))
 EVALUATORS = [Size(), Perplexity(limit_tokens=65_536), Latency(), Generation()]
@@ -62,8 +66,8 @@ def test_the_demo_has_a_row_of_each_method_and_little_text(pocket: Decoder) -> N
 
 def test_published_is_the_published_comparison_with_nothing_trained(pocket: Decoder) -> None:
     for recipe in (default_recipe(preset="published"), default_recipe(POCKET, pocket, "published")):
-        assert rows(recipe) == [*PUBLISHED, REPAIRED, PLANNED]
-        assert [variant.repair for variant in recipe.variants] == ["none"] * len(PUBLISHED) + [
+        assert rows(recipe) == [*PUBLISHED, *FITTED, REPAIRED, PLANNED]
+        assert [variant.repair for variant in recipe.variants] == ["none"] * len([*PUBLISHED, *FITTED]) + [
             "refit+attention",
             "none",
         ]
@@ -96,7 +100,7 @@ def test_a_preset_reads_back_as_itself_and_goes_no_deeper_than_the_base(name: st
     admitted = ["merged_2", "merged_4", "compressed_2", "compressed_4", "pruned_104M", "shared_4x8"]
     expected = {
         "full": ["distilled", *admitted],
-        "published": [*admitted, "repaired_drop_6", "planned_82M"],
+        "published": [*admitted, *(label for label, _ in FITTED), "repaired_drop_6", "planned_82M"],
         "demo": DEMO,
     }
     assert labels == expected[name]

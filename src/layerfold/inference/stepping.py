@@ -33,6 +33,10 @@ class Stepper:
         found._calls = self._calls
         return found
 
+    def replace(self, index: int, module: nn.Module) -> None:
+        """Step through another module in place of a block from now on; the decoder stays as it is."""
+        self._blocks[index] = module
+
     @torch.no_grad()
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the first block's input, (windows, tokens, d_model), for token ids, (windows, tokens), anywhere."""

@@ -11,5 +11,6 @@ from layerfold.methods.merge import Merge as Merge
 from layerfold.methods.prune.method import Prune as Prune
 from layerfold.methods.share.method import Share as Share
 from layerfold.methods.steps import Steps as Steps
+from layerfold.methods.thin.method import Thin as Thin
 
-METHODS: dict[str, type[Method]] = {each.name: each for each in (Collapse, Drop, Merge, Prune, Share)}
+METHODS: dict[str, type[Method]] = {each.name: each for each in (Collapse, Drop, Merge, Prune, Share, Thin)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from layerfold.calibration import Calibration, Pair, check_widths
 from layerfold.errors import InputError, nearest
 from layerfold.maths.linalg import Match
-from layerfold.methods import base
+from layerfold.methods import base, fitting
 from layerfold.methods.base import AUTO, Method, Notes, Searched
 from layerfold.model.decoder import Decoder
 from layerfold.model.ffn import FFN
@@ -36,15 +36,17 @@ class GroupAverage(Method):
             groups as `n` (2 by default) makes.
         align: reorder neurons to match the anchor's, or average them in the order they have.
         anchor: block of each group that the others are aligned to.
+        average: the mean of the weights, as published, or the weights fitted to what each FFN did on its own inputs.
 
     Source: Verma and Elbayad, "Merging Feed-Forward Sublayers for Compressed Transformers", 2025, section 3, which
-    flips none.
+    flips none. For the fitted weights see `fitting`.
     """
 
     n: int | None = None
     groups: str | None = None
     align: Literal["hungarian", "none"] = "hungarian"
     anchor: Literal["first", "middle", "last"] = "first"
+    average: Literal["mean", "fitted"] = "mean"
     rescales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -56,13 +58,26 @@ class GroupAverage(Method):
             raise InputError(f"align {self.align!r}; accepted: hungarian, none")
         if self.anchor not in ("first", "middle", "last"):
             raise InputError(f"anchor {self.anchor!r}; accepted: first, middle, last")
+        if self.average not in ("mean", "fitted"):
+            raise InputError(f"average {self.average!r}; accepted: mean, fitted")
         if self.groups is not None and self.groups != AUTO:
             _parse(self.groups)
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether neurons are aligned."""
-        return self.align == "hungarian"
+        """Whether neurons are aligned, or weights fitted."""
+        return self.align == "hungarian" or self.average == "fitted"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings; an average by the mean is not among them, as it was before there was another."""
+        return self._told(super().settings())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the method as recipes write it."""
+        return {self.name: self._told(super().to_json()[self.name])}
+
+    def _told(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return settings if self.average != "mean" else {k: v for k, v in settings.items() if k != "average"}
 
     @property
     def searched(self) -> Searched:
@@ -70,13 +85,16 @@ class GroupAverage(Method):
         return "groups" if self.groups == AUTO else ""
 
     def outline(self) -> GroupAverage:
-        """Return the same without alignment."""
-        return replace(self, align="none")
+        """Return the same without what reads text."""
+        return replace(self, align="none", average="mean")
 
     @classmethod
     def told(cls, resolved: Mapping[str, Any], notes: Mapping[str, Any]) -> Iterator[str]:
-        """Say how well neurons were matched, and what a search scored."""
+        """Say how well neurons were matched, what fits miss, and what a search scored."""
         yield from base.told_of_pairs(notes)
+        for fit in notes.get("fits", []):
+            mean, fitted = (f"{100 * fit['matrices'][-1][name]:.1f}%" for name in ("mean", "fitted"))
+            yield f"block {fit['block']:>2}: its fitted FFN misses {fitted} of what it should put out, the mean {mean}"
         yield from base.told_of_search("groups", notes)
         if "search" in notes:
             yield f"groups {resolved['groups']} are the best of {notes['search']['scored']} groupings scored"
@@ -137,7 +155,8 @@ class GroupAverage(Method):
             settings |= {"groups": AUTO, "n": self.size}
         else:
             settings |= {"groups": spelled(self.group_indices(decoder.n_blocks))}
-        return settings | {"align": self.align, "anchor": self.anchor}
+        settings |= {"align": self.align, "anchor": self.anchor}
+        return settings if self.average == "mean" else settings | {"average": self.average}
 
     def anchor_of(self, group: range) -> int:
         """Return the index of a group's anchor."""
@@ -161,15 +180,16 @@ class GroupAverage(Method):
         """How the neurons of each group's blocks answer to its anchor's; nothing where they are not reordered."""
         pairs = [pair for group in self.group_indices(decoder.n_blocks) for pair in self.pairs(group)]
         check_widths(decoder, pairs)
-        if not self.needs_calibration:
+        if self.needs_calibration and calibration is None:
+            why, other = ("align", ", or align none") if self.average == "mean" else ("average", "")
+            raise InputError(f"{why} {getattr(self, why)!r} needs calibration text; give a corpus{other}")
+        if self.align == "none" or calibration is None:
             return {}
-        if calibration is None:
-            raise InputError("align 'hungarian' needs calibration text; give a corpus, or align none")
         return calibration.matches(pairs)
 
     @torch.no_grad()
     def average_(self, decoder: Decoder, calibration: Calibration | None) -> Notes:
-        """Overwrite each anchor's FFN by its group's average."""
+        """Overwrite each anchor's FFN by its group's average, or where it is fitted all that stay."""
         groups = self.group_indices(decoder.n_blocks)
         matches = self._matches(decoder, calibration)
         ffns = {index: decoder.blocks[index].ffn for group in groups for index in group}
@@ -177,6 +197,17 @@ class GroupAverage(Method):
         tied = {index for blocks in decoder.blocks_by_ffn if len(blocks) > 1 for index in blocks}
         for index in tied & ffns.keys():
             ffns[index].own_()
+        notes: Notes = {"pairs": base.described(matches)}
+        if self.average == "fitted":
+            assert calibration is not None
+            notes["fits"] = []
+            anchors = [self.anchor_of(group) for group in groups]
+            for fitted in fitting.fit(decoder, groups, anchors, matches, calibration, collapse=self.removes_blocks):
+                group = groups[anchors.index(fitted.anchor)]
+                for index in [fitted.anchor] if self.removes_blocks else group:
+                    ffns[index].copy_(fitted.tensors)
+                notes["fits"].append(fitted.notes)
+            return notes
         for group in groups:
             anchor = self.anchor_of(group)
             with decoder.resident([anchor], edited=True):
@@ -188,7 +219,7 @@ class GroupAverage(Method):
                         with decoder.resident([other]):
                             _add_(sums, ffns[other], match)
                 ffns[anchor].copy_([total.div_(len(group)) for total in sums])
-        return {"pairs": base.described(matches)}
+        return notes
 
 
 def _add_(sums: Iterable[Tensor], ffn: FFN, match: Match | None) -> None:

@@ -64,6 +64,11 @@ class Drop(Method):
         if self.blocks is not None:
             _parse(self.blocks)
 
+    @classmethod
+    def ladder(cls, depth: int) -> list[Drop]:
+        """Return every n-th block left."""
+        return [cls(every=every) for every in range(2, depth + 1)]
+
     @property
     def removes_blocks(self) -> bool:
         """Whether whole blocks go."""

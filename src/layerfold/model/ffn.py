@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
 
@@ -114,6 +115,10 @@ class FFN:
         """Use the other FFN's parameters from now on."""
         for mine, theirs in zip(self.matrices, other.matrices, strict=True):
             mine.tie_(theirs)
+
+    def copy(self) -> FFN:
+        """Return an FFN with parameters of its own, outside of the model."""
+        return FFN(copy.deepcopy(self.module), self._family)
 
     def own_(self) -> None:
         """Use parameters of its own from now on, with the values they have."""

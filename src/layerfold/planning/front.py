@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
-from layerfold.methods import Drop, Method
+from layerfold.methods import Drop, Method, Thin
 from layerfold.planning.budget import Budget
 from layerfold.planning.candidates import WHOLE, Configuration, narrowed, rivals, sizes
+from layerfold.planning.library import GONE
 from layerfold.planning.speed import Speeds, timed_beside
 from layerfold.planning.trials import Evaluation, Trials
 from layerfold.progress import Progress
@@ -59,6 +60,7 @@ class Front:
         self._trials, self._budget, self._progress, self._timed = trials, budget, progress, timed
         self._rivals, self._multiple_of, self._beside = rivals, multiple_of, beside
         self._decoder, self._base = trials.model.decoder, trials.base()
+        self._thins = False
         self.tried: dict[Evaluation, None] = {}
 
     def decide(self, points: int) -> list[Evaluation]:
@@ -144,12 +146,24 @@ class Front:
 
     def _sizes(self, size: int, points: int) -> None:
         """Try the budget's size, and others on the way to it from the model's."""
-        dropped = self._best_at(size, round(self._enough(size) / _BEGIN))
         whole = self._base.parameters
-        for number in range(1, points + 1):
-            part = 1 - number / (points + 1)
-            self._best_at(round(whole - part * (whole - size)), round(part * (dropped or 0)))
+        others = [round(whole - number / (points + 1) * (whole - size)) for number in range(1, points + 1)]
+        if not all(self._try_thin(each) for each in (*others, size)):
+            dropped = self._best_at(size, round(self._enough(size) / _BEGIN))
+            for number, other in enumerate(others, 1):
+                self._best_at(other, round(number / (points + 1) * (dropped or 0)))
         self._try_rivals(size)
+
+    def _try_thin(self, size: int) -> bool:
+        """Try the best of the library for a size; return whether there is one."""
+        if self._multiple_of is not None:
+            return False
+        choice = self._trials.thinned(size)
+        if choice is None:
+            return False
+        self._thins = True
+        self._try(Configuration(Thin.name, (Thin.of(choice),), WHOLE))
+        return True
 
     def _smallest(self, limit: float) -> int:
         """Return the smallest size with a trial within a limit of perplexity, by bisection."""
@@ -158,7 +172,8 @@ class Front:
         while high - low > _PRECISION:
             middle = (low + high) / 2
             near = round(dropped * (1 - middle) / (1 - high)) if high < 1 else dropped
-            found = self._best_at(round(middle * whole), near)
+            size = round(middle * whole)
+            found = dropped if self._try_thin(size) else self._best_at(size, near)
             if found is not None and any(
                 trial.perplexity <= limit and trial.parameters <= middle * whole for trial in self.tried
             ):
@@ -232,7 +247,10 @@ class Front:
             self._try(each)
 
     def _alone(self, size: int) -> Iterator[Configuration]:
-        return rivals(self._decoder, size, self._sets(), self._multiple_of) if self._rivals else iter(())
+        order: Iterable[Blocks] = self._sets()
+        if self._thins and (whole := self._trials.thinned(size, parts=False)) is not None:
+            order = [tuple(index for index, shape in enumerate(whole) if shape == GONE)]
+        return rivals(self._decoder, size, order, self._multiple_of) if self._rivals else iter(())
 
     def _try_rivals(self, size: int) -> None:
         if self._rivals:

@@ -18,6 +18,7 @@ from layerfold.methods import Drop
 from layerfold.methods.prune import units
 from layerfold.model.block import PARTS
 from layerfold.model.decoder import Decoder
+from layerfold.model.outputs import refittable
 from layerfold.planning.budget import Budget, read_budget
 from layerfold.planning.candidates import sizes
 from layerfold.planning.front import Front
@@ -25,7 +26,6 @@ from layerfold.planning.results import Planned, Winner
 from layerfold.planning.speed import Speeds, line, timed_beside
 from layerfold.planning.trials import FILE, PROTOCOL, Evaluation, Texts, Trials
 from layerfold.progress import SILENT, Progress
-from layerfold.repair.regression import refittable
 from layerfold.search.judging import check_rounds, judged
 from layerfold.search.run import Search, SearchRun
 from layerfold.search.stages import Blocks

@@ -15,12 +15,17 @@ from layerfold.checkpoint.model import Model
 from layerfold.checkpoint.save import hash_weights
 from layerfold.checkpoint.weighing import Weighed, weigh
 from layerfold.checkpoint.weighing import parameters as count
+from layerfold.errors import InputError
 from layerfold.evaluators import Perplexity
 from layerfold.files import hash_json, write_text
+from layerfold.inference.holding import beginning
 from layerfold.inference.scoring import window_nats
 from layerfold.maths.intervals import exponential
+from layerfold.methods.thin.method import check
+from layerfold.methods.thin.versions import Shape
 from layerfold.pipeline import apply
 from layerfold.planning.candidates import Configuration
+from layerfold.planning.library import Choice, Library
 from layerfold.planning.order import Order
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
@@ -28,8 +33,19 @@ from layerfold.search.results import number
 from layerfold.search.stages import Blocks
 from layerfold.text.windows import TokenWindows
 
-PROTOCOL = "plan-4"
+PROTOCOL = "plan-5"
 FILE = "trials.json"
+
+_FITTED = 8_192
+"""Calibration tokens that a library's versions are fitted to."""
+
+_LARGEST = 64_000_000, 1_000_000_000
+"""Most parameters of a model that has a library: on a processor, where larger ones take hours, and on a GPU.
+
+It takes some fifteen times the memory of the model's blocks."""
+
+_READ = 2_048
+"""Selection tokens that its choices are measured on."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,7 @@ class Trials:
         }
         self._kept: dict[str, Any] = self._read()
         self._order = Order(model.decoder, texts.quick, self._windows, texts.seed, progress)
+        self._library: Library | None = None
         self.done: dict[str, Evaluation] = {}
 
     def base(self) -> Evaluation:
@@ -165,9 +182,40 @@ class Trials:
             self._keep(key, found)
         return tuple(found[number])
 
+    def thinned(self, parameters: int, *, parts: bool = True) -> Choice | None:
+        """Return what each block keeps in the best model of at most so many parameters, of the library's versions.
+
+        None where the blocks cannot be thinned, or not so far, or the model is too large.
+
+        Args:
+            parts: let blocks keep some of their heads and neurons; otherwise each stays whole or goes.
+        """
+        decoder = self.model.decoder
+        try:
+            check(decoder)
+        except InputError:
+            return None
+        if decoder.offloaded or count(decoder) > _LARGEST[decoder.device.type != "cpu"]:
+            return None
+        key = self._key(f"{'thinned' if parts else 'dropped'} to {parameters}")
+        if key not in self._kept:
+            if self._library is None:
+                text = beginning(self._texts.calibration.windows, _FITTED)
+                self._library = Library(decoder, text, beginning(self._windows, _READ), self._progress)
+            library = self._library
+            limit = parameters - count(decoder) + library.size(library.whole)
+            with self._progress.doing(f"choosing what {parameters:,} parameters keep"):
+                choice = library.best(limit, parts=parts)
+            self._keep(
+                key, [[], []] if choice is None else [list(each) for each in zip(*map(astuple, choice), strict=True)]
+            )
+        heads, neurons = self._kept[key]
+        return tuple(Shape(*both) for both in zip(heads, neurons, strict=True)) or None
+
     def clear(self) -> None:
-        """Free the memory that `without` uses; the next call makes its refits again."""
+        """Free the memory that `without` and `thinned` use; the next call makes their fits again."""
         self._order.clear()
+        self._library = None
 
     def remembered(self, name: str, make: Callable[[], list[float]]) -> list[float]:
         """Return numbers that were made now or in an earlier run in this folder."""

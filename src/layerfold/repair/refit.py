@@ -10,22 +10,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from layerfold.inference.holding import halved, held_out_windows
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream
 from layerfold.maths.ridge import Fit, ridge_fit
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import Matrix, part_
+from layerfold.model.outputs import Output, refittable
 from layerfold.progress import SILENT, Progress
-from layerfold.repair.regression import (
-    Error,
-    Output,
-    Problem,
-    Residuals,
-    halved,
-    held_out_windows,
-    refittable,
-    residuals,
-)
+from layerfold.repair.regression import Error, Problem, Residuals, residuals
 from layerfold.text.windows import TokenWindows
 
 _EXACT = 1e-10

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from layerfold.inference.holding import halved, held_out_windows, parts, weights
 from layerfold.inference.spool import Spool
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import Stream, taken
@@ -16,9 +17,9 @@ from layerfold.maths.ridge import HeldOut, RegressionMoments, ridge_fits
 from layerfold.model.block import PARTS
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import watching
+from layerfold.model.outputs import Output, refittable
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.refit import add_, restore_, values
-from layerfold.repair.regression import Output, halved, held_out_windows, parts, refittable, weights
 from layerfold.text.windows import TokenWindows
 
 

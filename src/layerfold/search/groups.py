@@ -9,7 +9,6 @@ from layerfold.calibration import Calibration
 from layerfold.inference.spool import Apart
 from layerfold.inference.stepping import Stepper
 from layerfold.maths.intervals import exponential
-from layerfold.methods import Merge
 from layerfold.methods.average import GroupAverage, spelled
 from layerfold.methods.base import Notes
 from layerfold.model.decoder import Decoder
@@ -45,8 +44,6 @@ def best_groups(
     """
     joins = method.joinable(decoder)
     published = tuple(index for index in range(decoder.n_blocks) if index % method.size)
-    # The average is the same whether the rest of its group gets it or goes.
-    merge = Merge(groups="0-1", align=method.align, anchor=method.anchor, tie=True)
     stages = Averaged(decoder, method.anchor_of if method.removes_blocks else None)
     scores = Scores(stages, text, divergence=False)
     race, whole = (Selection(scores, "perplexity", race=race, seed=0, progress=progress) for race in (True, False))
@@ -54,9 +51,12 @@ def best_groups(
     room = Room()
 
     def averaged(group: range) -> Stepper:
-        other = decoder.copy(share=True)
-        other.blocks[method.anchor_of(group)].ffn.own_()  # what is averaged is written there
-        replace(merge, groups=spelled([group])).apply(other, calibration)
+        other, anchor = decoder.copy(share=True), method.anchor_of(group)
+        for index in [anchor] if method.removes_blocks else group:  # what is averaged is written there
+            other.blocks[index].ffn.own_()
+        replace(method, n=None, groups=spelled([group])).average_(other, calibration)
+        for index in () if method.removes_blocks else group:
+            other.blocks[index].ffn.tie_(other.blocks[anchor].ffn)
         return Fetched(Apart(other, decoder), room)
 
     def choose(candidates: Sequence[Blocks], select: Selection) -> Blocks:

@@ -37,6 +37,11 @@ _PUBLISHED = [
     {"label": "pruned_104M", "prune": {"nonzero": defaults.PRUNED}},
     {"label": "shared_4x8", "share": {"window": "auto", "k": 4, "rank": 8}},
 ]
+_FITTED = [
+    {"label": f"{label}_{n}_fitted", method: {"n": n, "average": "fitted"}}
+    for label, method in (("merged", "merge"), ("compressed", "collapse"))
+    for n in (2, 4)
+]
 _REPAIRED = {"label": "repaired_drop_6", "drop": {"every": 2}, "repair": "refit+attention"}
 _DISTILLED = {
     **_REPAIRED,
@@ -56,8 +61,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "evaluate": ["size", {"perplexity": {"limit_tokens": 16_384}}, {"latency": {"rounds": 6}}, _FEW_PROMPTS],
         "calibration": {"tokens": 8_192, "repair_tokens": 8_192},
     },
-    # The published comparison, half of the blocks with a repair, and a plan; nothing trained.
-    "published": {"variants": [*_PUBLISHED, _REPAIRED, _PLANNED], "evaluate": list(DEFAULT_EVALUATORS)},
+    # The published comparison, averages that are fitted instead, half of the blocks with a repair, and a plan; nothing
+    # trained.
+    "published": {"variants": [*_PUBLISHED, *_FITTED, _REPAIRED, _PLANNED], "evaluate": list(DEFAULT_EVALUATORS)},
     # All of the published study: a distilled model beside the others, every row trained alike, and all the tasks. IMDb
     # takes most of the time, so each row's classifier is trained on half of the default's texts.
     "full": {
@@ -279,8 +285,8 @@ def default_recipe(base: str = POCKET, decoder: Decoder | None = None, preset: s
 
     The published rows are merged_n and compressed_n for n = 2, 4, 6, 8, 10, pruned_104M, by the fraction of the
     parameters that this leaves of GPT-2's, and shared_4x8, the best window of four blocks with deltas of rank 8.
-    ``published`` also has repaired_drop_6, every second block, repaired, and planned_82M. ``full`` also has a student,
-    and trains all rows.
+    ``published`` also has groups of two and four with fitted averages, repaired_drop_6, every second block, repaired,
+    and planned_82M. ``full`` also has a student, and trains all rows.
     ``demo`` has one row of each method, and distilled_drop_6: every second block, repaired and then distilled.
 
     Args:
