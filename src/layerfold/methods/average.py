@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -162,6 +162,11 @@ class GroupAverage(Method):
         """Return the index of a group's anchor."""
         return base.anchor_of(group, self.anchor)
 
+    def written(self, group: range) -> Sequence[int]:
+        """Return the blocks of a group whose FFNs `average_` writes into."""
+        # Groups behind one that is fitted are to see it as it will be.
+        return group if self.average == "fitted" and not self.removes_blocks else [self.anchor_of(group)]
+
     def pairs(self, group: range) -> list[Pair]:
         """Return a group's anchor with each of the others."""
         anchor = self.anchor_of(group)
@@ -203,8 +208,7 @@ class GroupAverage(Method):
             notes["fits"] = []
             anchors = [self.anchor_of(group) for group in groups]
             for fitted in fitting.fit(decoder, groups, anchors, matches, calibration, collapse=self.removes_blocks):
-                group = groups[anchors.index(fitted.anchor)]
-                for index in [fitted.anchor] if self.removes_blocks else group:
+                for index in self.written(groups[anchors.index(fitted.anchor)]):
                     ffns[index].copy_(fitted.tensors)
                 notes["fits"].append(fitted.notes)
             return notes

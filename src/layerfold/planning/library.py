@@ -150,7 +150,7 @@ class Library:
         return choice
 
     def _numbers(self) -> list[int]:
-        return sorted({max(1, round(each * len(self.whole) / 12)) for each in _CHANGES}, reverse=True)
+        return sorted({max(1, round(each * len(self.whole) / 12)) for each in _CHANGES})
 
     def _harms(self, choice: Choice, options: Options) -> list[dict[Shape, float]]:
         """Return, by block, what each of some shapes in its place would add to a choice's nats a token.
@@ -230,7 +230,8 @@ class Library:
         def step(place: int, hidden: Tensor) -> Tensor:
             stage = self._stages[place]
             stepper.replace(stage.index, stage.module)
-            return stepper.step(stage.index, hidden)
+            with self._decoder.resident([stage.index]):
+                return stepper.step(stage.index, hidden)
 
         for path, hidden in walk(paths, first, step):
             final = self._decoder.readout(taken(hidden, predicting(scored)))

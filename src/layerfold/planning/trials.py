@@ -195,7 +195,7 @@ class Trials:
             check(decoder)
         except InputError:
             return None
-        if decoder.offloaded or count(decoder) > _LARGEST[decoder.device.type != "cpu"]:
+        if count(decoder) > _LARGEST[decoder.device.type != "cpu"]:
             return None
         key = self._key(f"{'thinned' if parts else 'dropped'} to {parameters}")
         if key not in self._kept:

@@ -52,7 +52,7 @@ def best_groups(
 
     def averaged(group: range) -> Stepper:
         other, anchor = decoder.copy(share=True), method.anchor_of(group)
-        for index in [anchor] if method.removes_blocks else group:  # what is averaged is written there
+        for index in method.written(group):
             other.blocks[index].ffn.own_()
         replace(method, n=None, groups=spelled([group])).average_(other, calibration)
         for index in () if method.removes_blocks else group:

@@ -29,6 +29,7 @@ from layerfold.maths.ridge import NOT_FINITE, RegressionMoments
 from layerfold.model.block import PARTS, Block
 from layerfold.model.decoder import Decoder
 from layerfold.model.matrix import watching
+from layerfold.model.offload import gathered_
 from layerfold.model.outputs import refittable
 from layerfold.progress import SILENT, Progress
 from layerfold.text.windows import TokenWindows
@@ -101,6 +102,7 @@ def thinned(block: Block, heads: Tensor) -> Block:
     """Return a copy of a block with some of its groups of heads; what does not differ is the block's own."""
     known = {id(tensor): tensor for tensor in (*block.module.parameters(), *block.module.buffers())}
     found = replace(block, module=copy.deepcopy(block.module, known))
+    gathered_([found.module])  # its own tensors stay where they are made
     if block.heads and not len(heads):
         found.remove_("attention")
     elif block.heads:
