@@ -46,7 +46,7 @@ def test_every_command_names_the_options_near_one_that_it_has_not_or_all_of_them
         ),
         ("study --out runs/a", "study: no option '--out'; did you mean '--output-dir'?"),
         ("doctor -v", "doctor: no option '-v'; accepted: --families, --help, --json"),
-        ("compress xyz", "compress: No such command 'xyz'; accepted: collapse, drop, merge, prune, share"),
+        ("compress xyz", "compress: No such command 'xyz'; accepted: collapse, drop, merge, prune, share, thin"),
         ("eval pocket twice", "eval: Got unexpected extra argument(s) (twice)"),
     ],
 )
