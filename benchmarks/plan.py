@@ -32,4 +32,4 @@ class Own:
         return plan.find(self._trials)[1]
 
 
-OWN = Peer("layerfold: plan", "", Own(), version=4)
+OWN = Peer("layerfold: plan", "", Own(), version=6)

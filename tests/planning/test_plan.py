@@ -21,7 +21,6 @@ from layerfold.checkpoint.weighing import parameters as count
 from layerfold.errors import InputError, OutputError
 from layerfold.evaluators import Perplexity
 from layerfold.methods import Drop, Merge, Prune, Steps, Thin
-from layerfold.methods.thin.versions import Shape
 from layerfold.planning import Plan, Planned
 from layerfold.planning import front as front_module
 from layerfold.planning import order as order_module
@@ -208,15 +207,14 @@ def test_what_blocks_keep_is_remembered(text: str, tmp_path: Path, monkeypatch: 
     model = tiny("gpt2")
     size = round(0.7 * count(model.decoder))
     found = trials_of(model, text, tmp_path).thinned(size)
-    whole = trials_of(model, text, tmp_path).thinned(size, parts=False)
-    assert found is not None
-    assert whole is not None
-    for choice in (found, whole):
-        assert count(outline(model.decoder, [Thin.of(choice)])) <= size
-    assert {*whole} <= {Shape(4, 128), Shape(0, 0)}
+    blocks = trials_of(model, text, tmp_path).dropped(size)
+    assert found
+    assert blocks
+    assert count(outline(model.decoder, [Thin.of(found)])) <= size
+    assert count(outline(model.decoder, [Drop(blocks=blocks)])) <= size
     monkeypatch.delattr(trials_module, "Library")
     assert trials_of(model, text, tmp_path).thinned(size) == found
-    assert trials_of(model, text, tmp_path).thinned(size, parts=False) == whole
+    assert trials_of(model, text, tmp_path).dropped(size) == blocks
 
 
 def test_without_a_library_blocks_are_dropped_and_the_others_pruned(
@@ -224,6 +222,7 @@ def test_without_a_library_blocks_are_dropped_and_the_others_pruned(
 ) -> None:
     trials = trials_of(tiny("gpt2"), text)
     assert trials.thinned(1) is None
+    assert trials.dropped(1) is None
     assert trials_of(tiny("gemma2"), text).thinned(10**9) is None
     monkeypatch.setattr(trials_module, "_LARGEST", (10, 10))
     assert trials.thinned(10**9) is None

@@ -68,11 +68,11 @@ def sensitivities(decoder: Decoder, windows: TokenWindows, progress: Progress = 
             states = [stepper.embed(windows.input_ids[batch])]
             for block in blocks:
                 states.append(stepper.step(block.index, states[-1]))
-            gradient = _through_head(decoder, windows, batch, states.pop())
+            gradient = through_head(decoder, windows, batch, states.pop())
             for block in reversed(blocks):
                 own = {part: read[index, part] for index, part in read if index == block.index}
                 with decoder.resident([block.index]):
-                    gradient, changes = _through_block(stepper, block.index, states.pop(), gradient, own)
+                    gradient, changes = through_block(stepper, block.index, states.pop(), gradient, own)
                 for part, change in changes.items():
                     total = felt[block.index, part]
                     sums = change.unflatten(-1, (len(total), -1)).sum(-1)
@@ -95,7 +95,7 @@ def _units(block: Block, part: str) -> int:
 
 
 @torch.no_grad()
-def _through_head(decoder: Decoder, windows: TokenWindows, batch: slice, hidden: Tensor) -> Tensor:
+def through_head(decoder: Decoder, windows: TokenWindows, batch: slice, hidden: Tensor) -> Tensor:
     """Return dL/dhidden, (windows, tokens, d_model), for what leaves the last block."""
     ids, scored = windows.input_ids[batch], scored_positions(windows, batch)
     with torch.enable_grad():
@@ -110,7 +110,7 @@ def _through_head(decoder: Decoder, windows: TokenWindows, batch: slice, hidden:
     return torch.autograd.grad(final, hidden, gradient)[0]
 
 
-def _through_block(
+def through_block(
     stepper: Stepper, index: int, hidden: Tensor, gradient: Tensor, read: Mapping[str, Matrix]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return dL/dhidden for what enters a block, and a dL/da, (windows, tokens, inputs), for what each matrix reads."""

@@ -24,7 +24,8 @@ class Stepper:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self._blocks = [block.module for block in decoder.blocks]
+        self._own = [block.module for block in decoder.blocks]
+        self._blocks = [*self._own]
         self._calls: dict[torch.Size, list[_Call]] = {}
 
     def like(self, decoder: Decoder) -> Stepper:
@@ -50,12 +51,12 @@ class Stepper:
             calls.append((args, kwargs))
             return (hidden, None) if self.decoder.family.tuples else hidden
 
-        for block in self._blocks:
+        for block in self._own:
             block.forward = passing
         try:
             self.decoder.model.base_model(input_ids=input_ids, use_cache=False)
         finally:
-            for block in self._blocks:
+            for block in self._own:
                 del block.forward
         self._calls[first[0].shape] = calls
         return first[0]

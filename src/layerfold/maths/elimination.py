@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,8 +55,8 @@ def eliminated(
         inputs = groups[gone].flatten()
         columns = inverse[:, inputs]
         solved = torch.linalg.lstsq(inverse[inputs][:, inputs].double(), columns.T.double()).solution.float()
-        weights = weights - weights[:, inputs] @ solved
-        inverse = inverse - columns @ solved
+        weights.addmm_(weights[:, inputs], solved, alpha=-1)
+        inverse.addmm_(columns, solved, alpha=-1)
     return torch.cat(order)
 
 
@@ -64,16 +65,19 @@ def _in_turn(weights: Tensor, inverse: Tensor, inputs: Tensor, count: int) -> Te
 
     Each step changes the others' errors: of two inputs that stand in for each other only one can go.
     """
-    weights, inverse = weights[:, inputs].double(), inverse[inputs][:, inputs].double()
     chosen: list[int] = []
+    read = weights[:, inputs].double()
+    # Few and small steps, whose results are needed at once: on the processor, wherever the rest is.
+    products, left = (each.cpu().numpy() for each in (read.T @ read, inverse[inputs][:, inputs].double()))
     for _ in range(min(count, len(inputs))):
-        errors = weights.square().sum(0) / inverse.diagonal().clamp_min(_TINY)
-        errors[chosen] = torch.inf
+        errors = np.diagonal(products) / np.maximum(np.diagonal(left), _TINY)
+        errors[chosen] = np.inf
         place = int(errors.argmin())
         chosen.append(place)
-        row = inverse[place] / inverse[place, place]
-        weights = weights - weights[:, place : place + 1] * row
-        inverse = inverse - inverse[:, place : place + 1] * row
+        row = left[place] / left[place, place]
+        own = np.outer(products[place], row)
+        products = products - own - own.T + products[place, place] * np.outer(row, row)
+        left = left - np.outer(left[place], row)
     return torch.tensor(chosen, device=inputs.device)
 
 

@@ -12,7 +12,6 @@ from layerfold.errors import InputError
 from layerfold.methods import Drop, Method, Thin
 from layerfold.planning.budget import Budget
 from layerfold.planning.candidates import WHOLE, Configuration, narrowed, rivals, sizes
-from layerfold.planning.library import GONE
 from layerfold.planning.speed import Speeds, timed_beside
 from layerfold.planning.trials import Evaluation, Trials
 from layerfold.progress import Progress
@@ -156,9 +155,7 @@ class Front:
 
     def _try_thin(self, size: int) -> bool:
         """Try the best of the library for a size; return whether there is one."""
-        if self._multiple_of is not None:
-            return False
-        choice = self._trials.thinned(size)
+        choice = None if self._multiple_of is not None else self._trials.thinned(size)
         if choice is None:
             return False
         self._thins = True
@@ -248,8 +245,8 @@ class Front:
 
     def _alone(self, size: int) -> Iterator[Configuration]:
         order: Iterable[Blocks] = self._sets()
-        if self._thins and (whole := self._trials.thinned(size, parts=False)) is not None:
-            order = [tuple(index for index, shape in enumerate(whole) if shape == GONE)]
+        if self._thins and (blocks := self._trials.dropped(size)) is not None:
+            order = [blocks]
         return rivals(self._decoder, size, order, self._multiple_of) if self._rivals else iter(())
 
     def _try_rivals(self, size: int) -> None:

@@ -1,10 +1,12 @@
 """The library of a plan: versions of each block with fewer heads and neurons, and which of them to take.
 
 Each version is fitted once, in closed form, to the original's own hidden states (see `methods.thin`). A choice is one
-shape for each block. What a choice comes to, unrepaired, is measured on selection text by passing through the versions.
-What a change of one block would come to is measured beside a choice. An integer programme then picks, of all changes
-together, those within the budget with the least sum of harms. Harms do not add up over many changes. So it is solved
-for several numbers of changed blocks, the best result is the next choice, and everything is measured again beside that.
+shape for each block. What another version of a block would add to the loss of a choice is estimated for all versions of
+all blocks at once (see `harms`), on selection text. An integer programme then picks those within the budget with the
+least sum of harms. Harms do not add up over many changes. So the size falls in steps, with new estimates at each.
+
+Among whole blocks only, each may stay or go. There the loss is measured by passing the text through the versions, and
+the programme is solved for several numbers of changed blocks until nothing is gained.
 
 Source: Bercovich et al., "Puzzle: Distillation-Based NAS for Inference-Optimized LLMs", 2024, section 4, for a library
 of blocks and an integer programme; Kurtic et al., "ZipLM", 2023, for a structured search by measured harm.
@@ -22,20 +24,19 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
+from layerfold.inference.holding import beginning
 from layerfold.inference.scoring import log_partition, predicting, scored_positions, target_logits
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import batch_tokens, taken
 from layerfold.methods.thin.versions import Shape, walked
 from layerfold.model.decoder import Decoder
+from layerfold.planning.harms import estimated
 from layerfold.progress import SILENT, Progress
 from layerfold.search.stages import Path, walk
 from layerfold.text.windows import TokenWindows
 
 Choice = tuple[Shape, ...]
 """What each block keeps."""
-
-Options = Sequence[Sequence[Shape]]
-"""What each block may keep."""
 
 GONE = Shape(0, 0)
 
@@ -48,15 +49,18 @@ _HEADS = (2 / 3, 1 / 3, 0.0)
 _RUNS = (2, 3)
 """Lengths of runs of blocks that a whole block is fitted to replace, itself included."""
 
-_STEPS = 8
-"""The size falls by an eighth of the blocks' at a time."""
+_STEPS = (8, 4)
+"""The size falls by an eighth of the blocks' at a time, and once more by a quarter."""
+
+_READ = 2_048
+"""Selection tokens on which harms are estimated and measured; the results are compared on all."""
 
 _ROUNDS = 20
 _ENOUGH = 0.003
 """A gain, in nats a token, below which no further round follows."""
 
 _CHANGES = (8, 6, 4, 3, 2, 1)
-"""Numbers of blocks that may change in one round, of twelve; of more in proportion."""
+"""Numbers of whole blocks that may change in one round, of twelve; of more in proportion."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,13 @@ class Library:
     Args:
         decoder: never edited.
         fitted: calibration text that versions are fitted to.
-        windows: selection text.
+        windows: selection text. Harms are estimated and measured on its beginning.
     """
 
     def __init__(
         self, decoder: Decoder, fitted: TokenWindows, windows: TokenWindows, progress: Progress = SILENT
     ) -> None:
-        self._decoder, self._windows, self._progress = decoder, windows, progress
+        self._decoder, self._windows, self._read = decoder, windows, beginning(windows, _READ)
         self.whole: Choice = tuple(Shape(*both) for both in zip(decoder.heads, decoder.d_ffn, strict=True))
         self._options = [_options(shape) for shape in self.whole]
         blocks = decoder.blocks
@@ -105,77 +109,100 @@ class Library:
         for (index, shape, _), place in self._places.items():
             module = self._stages[place].module
             self._sizes[index][shape] = sum({id(each): each.numel() for each in module.parameters()}.values())
-        self._known: dict[Path, float] = {}
+        self._known: dict[str, dict[Path, float]] = {}
+        self._estimates: dict[Choice, list[dict[Shape, float]]] = {}
 
     def size(self, choice: Choice) -> int:
         """Count the parameters of a choice's blocks."""
         return sum(sizes[shape] for sizes, shape in zip(self._sizes, choice, strict=True))
 
-    def best(self, limit: int, *, parts: bool = True) -> Choice | None:
+    def best(self, limit: int) -> Choice | None:
         """Return the best choice whose blocks hold at most so many parameters; None where there is none.
 
-        It is no worse than what comes of whole blocks alone.
-
-        Args:
-            parts: let blocks keep some of their heads and neurons; otherwise each stays whole or goes.
+        What is left of the limit goes to one block's neurons, so that a number of them may be no version's.
         """
-        options = self._options if parts else [[shape, GONE] for shape in self.whole]
-        starts = [self._reduced(limit, options), self.best(limit, parts=False) if parts else None]
-        found = [each for each in starts if each is not None]
-        return self._refined(min(zip(self.nats(found), found, strict=True))[1], limit, options) if found else None
+        found = {self._reduced(limit, steps) for steps in _STEPS} | {self.dropped(limit)}
+        choices = sorted(each for each in found if each is not None)
+        if not choices:
+            return None
+        return self._filled(min(zip(self.nats(choices, self._windows), choices, strict=True))[1], limit)
 
-    def _reduced(self, limit: int, options: Options) -> Choice | None:
-        """Reach a limit from the whole model, step by step."""
-        choice, whole = self.whole, self.size(self.whole)
-        # The same steps for every limit, so that what was measured for one serves the next.
-        sizes = (whole - whole * step // _STEPS for step in range(1, _STEPS))
-        for size in (*(size for size in sizes if size > limit), limit):
-            found = self._solved(self._harms(choice, options), size, choice, len(choice))
-            if found is None:
-                return None
-            choice = found
-        return choice
-
-    def _refined(self, choice: Choice, limit: int, options: Options) -> Choice:
-        """Change a choice for as long as that helps."""
+    def dropped(self, limit: int) -> Choice | None:
+        """Return the best choice of whole blocks that hold at most so many parameters; None where there is none."""
+        choice = self._solved(self._measured_harms(self.whole), limit, self.whole, len(self.whole))
+        if choice is None:
+            return None
         (now,) = self.nats([choice])
         for _ in range(_ROUNDS):
-            harms = self._harms(choice, options)
+            harms = self._measured_harms(choice)
             solved = {self._solved(harms, limit, choice, most) for most in self._numbers()}
-            solved |= {self._solved(_measured(harms, choice), limit, choice, 1)}
             others = sorted(each for each in solved if each is not None and each != choice)
             before, (now, choice) = now, min([(now, choice), *zip(self.nats(others), others, strict=True)])
             if now > before - _ENOUGH:
                 break
         return choice
 
+    def _reduced(self, limit: int, steps: int) -> Choice | None:
+        """Reach a limit from the whole model, step by step."""
+        choice, whole = self.whole, self.size(self.whole)
+        # The same steps for every limit, so that what was worked out for one serves the next.
+        sizes = [size for size in (whole - whole * step // steps for step in range(1, steps)) if size > limit]
+        for size in (*sizes, limit):
+            found = self._solved(self._estimated_harms(choice), size, choice, len(choice))
+            if found is None:
+                return None
+            choice = found
+        return choice
+
+    def _filled(self, choice: Choice, limit: int) -> Choice:
+        """Add as many neurons as a limit has room for to the block that gains most by them."""
+        best, harms = (0.0, choice), self._estimated_harms(choice)
+        for index, here in enumerate(choice):
+            wider = [shape for shape in harms[index] if shape.heads == here.heads and shape.neurons > here.neurons > 0]
+            if wider:
+                shape = min(wider)
+                more, size = shape.neurons - here.neurons, self._sizes[index][shape] - self._sizes[index][here]
+                added = min(more, (limit - self.size(choice)) * more // size)
+                gain = -harms[index][shape] * added / more
+                grown = Shape(here.heads, here.neurons + added)
+                best = max(best, (gain, (*choice[:index], grown, *choice[index + 1 :])))
+        return best[1]
+
     def _numbers(self) -> list[int]:
         return sorted({max(1, round(each * len(self.whole) / 12)) for each in _CHANGES})
 
-    def _harms(self, choice: Choice, options: Options) -> list[dict[Shape, float]]:
-        """Return, by block, what each of some shapes in its place would add to a choice's nats a token.
-
-        The heads of each block are changed, and its neurons; of both together the sum is taken.
-        """
+    def _measured_harms(self, choice: Choice) -> list[dict[Shape, float]]:
+        """Return, by block, what dropping it, or having it back whole, would add to a choice's nats a token."""
         tried: dict[Choice, tuple[int, Shape]] = {}
-        for index, here in enumerate(choice):
-            for shape in options[index]:
-                if _near(shape, here):
-                    changed = (*choice[:index], shape, *choice[index + 1 :])
-                    if shape != here and any(each != GONE for each in changed):
-                        tried[changed] = index, shape
+        for index, (here, whole) in enumerate(zip(choice, self.whole, strict=True)):
+            other = whole if here == GONE else GONE
+            changed = (*choice[:index], other, *choice[index + 1 :])
+            if any(each != GONE for each in changed):
+                tried[changed] = index, other
         now, *each_nats = self.nats([choice, *tried])
         found: list[dict[Shape, float]] = [{shape: 0.0} for shape in choice]
         for (index, shape), nats in zip(tried.values(), each_nats, strict=True):
             if math.isfinite(nats):
                 found[index][shape] = nats - now
-        for index, here in enumerate(choice):
-            for shape in options[index]:
-                if shape not in found[index]:
-                    heads, neurons = Shape(shape.heads, here.neurons), Shape(here.heads, shape.neurons)
-                    if heads in found[index] and neurons in found[index]:
-                        found[index][shape] = found[index][heads] + found[index][neurons]
         return found
+
+    def _estimated_harms(self, choice: Choice) -> list[dict[Shape, float]]:
+        """Return, by block, what each version in its place would add to a choice's nats a token: see `harms`."""
+        if choice not in self._estimates:
+            kept = [index for index, shape in enumerate(choice) if shape != GONE]
+            places = dict(zip(kept, self._path(choice), strict=True))
+            modules = [self._stages[places[index]].module if index in places else None for index in range(len(choice))]
+            others: list[dict[Shape, nn.Module | None]] = [
+                {
+                    shape: None if shape == GONE else self._stages[self._places[index, shape, 1]].module
+                    for shape in self._options[index]
+                    if shape != here
+                }
+                for index, here in enumerate(choice)
+            ]
+            found = estimated(self._decoder, self._read, modules, others)
+            self._estimates[choice] = [{here: 0.0, **each} for here, each in zip(choice, found, strict=True)]
+        return self._estimates[choice]
 
     def _solved(
         self, harms: Sequence[Mapping[Shape, float]], limit: int, choice: Choice, changes: int
@@ -205,24 +232,26 @@ class Library:
         chosen = [entry for entry, taken in zip(entries, found.x, strict=True) if taken > 0.5]
         return tuple(shape for _, shape, _ in sorted(chosen, key=lambda entry: entry[0]))
 
-    def nats(self, choices: Sequence[Choice]) -> list[float]:
-        """Return the nats a token of choices, unrepaired, on the selection text."""
+    def nats(self, choices: Sequence[Choice], windows: TokenWindows | None = None) -> list[float]:
+        """Return the nats a token of choices, unrepaired, on the beginning of the selection text, or on other text."""
+        windows = windows or self._read
         paths = {choice: tuple(self._path(choice)) for choice in choices}
-        missing = sorted({path for path in paths.values() if path not in self._known})
+        known = self._known.setdefault(windows.sha256, {})
+        missing = sorted({path for path in paths.values() if path not in known})
         totals = dict.fromkeys(missing, 0.0)
-        size = max(1, batch_tokens(self._decoder, self._decoder.n_blocks) // self._windows.context)
-        starts = range(0, len(self._windows), size) if missing else range(0)
+        size = max(1, batch_tokens(self._decoder, self._decoder.n_blocks) // windows.context)
+        starts = range(0, len(windows), size) if missing else range(0)
         with torch.no_grad(), fused_activations(self._decoder.model):
             for start in starts:
-                batch = range(start, min(start + size, len(self._windows)))
-                for path, nats in self._measured(list(batch), missing):
+                batch = list(range(start, min(start + size, len(windows))))
+                for path, nats in self._measured(windows, batch, missing):
                     totals[path] += nats
-        tokens = float((self._windows.lengths - self._windows.first_scored).sum())
-        self._known |= {path: total / tokens for path, total in totals.items()}
-        return [self._known[paths[choice]] for choice in choices]
+        tokens = float((windows.lengths - windows.first_scored).sum())
+        known |= {path: total / tokens for path, total in totals.items()}
+        return [known[paths[choice]] for choice in choices]
 
-    def _measured(self, batch: list[int], paths: Iterable[Path]) -> Iterator[tuple[Path, float]]:
-        ids, scored = self._windows.input_ids[batch], scored_positions(self._windows, batch)
+    def _measured(self, windows: TokenWindows, batch: list[int], paths: Iterable[Path]) -> Iterator[tuple[Path, float]]:
+        ids, scored = windows.input_ids[batch], scored_positions(windows, batch)
         targets = ids[scored].to(self._decoder.device)
         stepper = Stepper(self._decoder)
         first = stepper.embed(ids)
@@ -245,19 +274,6 @@ class Library:
             shape = choice[index]
             fitting = (length for length in range(after - index, 0, -1) if (index, shape, length) in self._places)
             yield self._places[index, shape, next(fitting)]
-
-
-def _near(shape: Shape, here: Shape) -> bool:
-    """Whether a shape is measured beside another."""
-    return shape == GONE or shape.heads == here.heads or shape.neurons == here.neurons
-
-
-def _measured(harms: Sequence[Mapping[Shape, float]], choice: Choice) -> list[dict[Shape, float]]:
-    """Leave out the harms that are sums."""
-    return [
-        {shape: harm for shape, harm in each.items() if _near(shape, here)}
-        for each, here in zip(harms, choice, strict=True)
-    ]
 
 
 def _options(whole: Shape) -> list[Shape]:

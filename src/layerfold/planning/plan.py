@@ -32,6 +32,8 @@ from layerfold.search.stages import Blocks
 
 _WINNER = (0,)
 _MULTIPLE = 64
+_QUICK = 8
+"""A trial's repair reads so large a part of the repair tokens: one eighth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Plan(Search[tuple[Planned, Model]]):
         multiple_of: with `uniform`, the number of neurons that an FFN keeps is a multiple of this.
         corpus: text that calibrates, selects (validation split) and verifies (test split); by default the model's own.
         calibration_tokens: calibration tokens that methods read activations from.
-        repair_tokens: calibration tokens that repairs are fitted to; trials read a quarter.
+        repair_tokens: calibration tokens that repairs are fitted to; trials read an eighth.
         tokens: selection tokens.
         test_tokens: test tokens.
         rounds: rounds of the latency comparison; 0 times nothing.
@@ -119,7 +121,7 @@ class Plan(Search[tuple[Planned, Model]]):
         budget = self.budget(model.decoder)
         _, test = run.read()
         calibration = Calibration(model.decoder, run.calibration(self.calibration_tokens, "calibration"))
-        whole, quick = run.repair_texts(self.repair_tokens)
+        whole, quick = run.repair_texts(self.repair_tokens, _QUICK)
         texts = Texts(calibration, quick, whole, run.selection_text, self.seed)
         trials = Trials(model, texts, run.folder, progress)
         trial, made = self.find(trials, progress)

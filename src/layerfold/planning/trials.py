@@ -25,7 +25,7 @@ from layerfold.methods.thin.method import check
 from layerfold.methods.thin.versions import Shape
 from layerfold.pipeline import apply
 from layerfold.planning.candidates import Configuration
-from layerfold.planning.library import Choice, Library
+from layerfold.planning.library import GONE, Choice, Library
 from layerfold.planning.order import Order
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
@@ -33,7 +33,7 @@ from layerfold.search.results import number
 from layerfold.search.stages import Blocks
 from layerfold.text.windows import TokenWindows
 
-PROTOCOL = "plan-5"
+PROTOCOL = "plan-6"
 FILE = "trials.json"
 
 _FITTED = 8_192
@@ -43,9 +43,6 @@ _LARGEST = 64_000_000, 1_000_000_000
 """Most parameters of a model that has a library: on a processor, where larger ones take hours, and on a GPU.
 
 It takes some fifteen times the memory of the model's blocks."""
-
-_READ = 2_048
-"""Selection tokens that its choices are measured on."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +179,19 @@ class Trials:
             self._keep(key, found)
         return tuple(found[number])
 
-    def thinned(self, parameters: int, *, parts: bool = True) -> Choice | None:
-        """Return what each block keeps in the best model of at most so many parameters, of the library's versions.
+    def thinned(self, parameters: int) -> Choice | None:
+        """Return what each block keeps in the best model of at most so many parameters: see `Library.best`.
 
         None where the blocks cannot be thinned, or not so far, or the model is too large.
-
-        Args:
-            parts: let blocks keep some of their heads and neurons; otherwise each stays whole or goes.
         """
+        return self._chosen("thinned", parameters, lambda library, limit: library.best(limit))
+
+    def dropped(self, parameters: int) -> Blocks | None:
+        """Return the whole blocks to drop for a model of at most so many parameters; None as in `thinned`."""
+        found = self._chosen("dropped", parameters, lambda library, limit: library.dropped(limit))
+        return None if found is None else tuple(index for index, shape in enumerate(found) if shape == GONE)
+
+    def _chosen(self, name: str, parameters: int, choose: Callable[[Library, int], Choice | None]) -> Choice | None:
         decoder = self.model.decoder
         try:
             check(decoder)
@@ -197,15 +199,14 @@ class Trials:
             return None
         if count(decoder) > _LARGEST[decoder.device.type != "cpu"]:
             return None
-        key = self._key(f"{'thinned' if parts else 'dropped'} to {parameters}")
+        key = self._key(f"{name} to {parameters}")
         if key not in self._kept:
             if self._library is None:
                 text = beginning(self._texts.calibration.windows, _FITTED)
-                self._library = Library(decoder, text, beginning(self._windows, _READ), self._progress)
-            library = self._library
-            limit = parameters - count(decoder) + library.size(library.whole)
+                self._library = Library(decoder, text, self._windows, self._progress)
+            limit = parameters - count(decoder) + self._library.size(self._library.whole)
             with self._progress.doing(f"choosing what {parameters:,} parameters keep"):
-                choice = library.best(limit, parts=parts)
+                choice = choose(self._library, limit)
             self._keep(
                 key, [[], []] if choice is None else [list(each) for each in zip(*map(astuple, choice), strict=True)]
             )

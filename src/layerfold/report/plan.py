@@ -118,7 +118,7 @@ def front_table(planned: Planned) -> Table:
 def trials_table(planned: Planned) -> Table:
     """Return the original model and all trials, largest first."""
     caption = (
-        "Perplexity is that of the selection text. Repairs are fitted to a quarter of the repair tokens, those of "
+        "Perplexity is that of the selection text. Repairs are fitted to an eighth of the repair tokens, those of "
         "finalists to all."
     )
     tried = [trial for trial in planned.trials if trial != planned.base and trial.whole == repaired_whole(trial)]

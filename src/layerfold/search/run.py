@@ -116,9 +116,9 @@ class SearchRun:
             self.progress.note(said)
         return windows
 
-    def repair_texts(self, tokens: int) -> tuple[TokenWindows, TokenWindows]:
-        """Cut the text that whole repairs are fitted to, and the quarter of it that quick ones are fitted to."""
-        return self.calibration(tokens, "repair"), self.calibration(max(2, tokens // 4))
+    def repair_texts(self, tokens: int, parts: int = 4) -> tuple[TokenWindows, TokenWindows]:
+        """Cut the text that whole repairs are fitted to, and the first part of it that quick ones are fitted to."""
+        return self.calibration(tokens, "repair"), self.calibration(max(2, tokens // parts))
 
     def scores(self, stages: Stages, text: TokenWindows, known: dict[str, Any], *, divergence: bool) -> Scores:
         """Return scores on a text, those of an earlier run included.
