@@ -20,7 +20,8 @@ from layerfold.model.block import PARTS
 from layerfold.model.decoder import Decoder
 from layerfold.planning import harms as harms_module
 from layerfold.planning.harms import estimated
-from layerfold.planning.library import GONE, Choice, Library
+from layerfold.planning.library import GONE, Choice, Library, Limit
+from layerfold.planning.speed import Speeds
 
 CUT = windows()
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gptj", "phi3"])
@@ -28,6 +29,10 @@ FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gptj", "p
 
 def library(decoder: Decoder) -> Library:
     return Library(decoder, CUT, CUT)
+
+
+def size(found: Library, choice: Choice) -> float:
+    return Limit(0, found.sizes).of(choice)
 
 
 def changed(choice: Choice, changes: Mapping[int, Shape]) -> Choice:
@@ -63,8 +68,8 @@ def test_a_choice_is_passed_through_as_the_model_that_thin_makes(family: str) ->
         made = decoder.copy()
         Thin.of(choice).apply(made, Calibration(made, CUT))
         assert value == pytest.approx(nats(made), abs=1e-4), choice
-        outside = parameters(decoder) - found.size(whole)
-        assert found.size(choice) + outside == parameters(made)
+        outside = parameters(decoder) - size(found, whole)
+        assert size(found, choice) + outside == parameters(made)
 
 
 def made(decoder: Decoder, choice: Choice) -> Decoder:
@@ -79,13 +84,13 @@ def test_the_best_is_within_the_limit_and_no_other_whole_block_is_better(
 ) -> None:
     decoder = tiny(family).decoder
     found = library(decoder)
-    whole = found.size(found.whole)
+    whole = size(found, found.whole)
     outside = parameters(decoder) - whole
     for share in (0.8, 0.5):
-        limit = int(share * whole)
+        limit = Limit(int(share * whole), found.sizes)
         best, dropped = found.best(limit), found.dropped(limit)
         assert best is not None
-        assert parameters(made(decoder, best)) - outside <= limit
+        assert parameters(made(decoder, best)) - outside <= limit.amount
         assert dropped is not None
         with monkeypatch.context() as patch:
             patch.setattr(found, "_filled", lambda choice, limit: choice)
@@ -95,9 +100,10 @@ def test_the_best_is_within_the_limit_and_no_other_whole_block_is_better(
         (now,) = found.nats([dropped])
         for index, shape in enumerate(dropped):
             other = changed(dropped, {index: found.whole[index] if shape == GONE else GONE})
-            assert found.size(other) not in range(1, limit + 1) or found.nats([other])[0] > now - 0.004
-    assert found.best(1) is found.dropped(1) is None
-    assert library(decoder).best(int(0.5 * whole)) == best
+            assert size(found, other) not in range(1, int(limit.amount) + 1) or found.nats([other])[0] > now - 0.004
+    least = Limit(1, found.sizes)
+    assert found.best(least) is found.dropped(least) is None
+    assert library(decoder).best(Limit(int(0.5 * whole), found.sizes)) == best
 
 
 @FAMILIES
@@ -163,17 +169,17 @@ def test_the_programme_finds_the_least_sum_within_the_limit_and_the_changes() ->
         for _ in range(BLOCKS)
     ]
     for share, changes in ((0.7, 4), (0.7, 2), (0.4, 4), (0.9, 1)):
-        limit = int(share * found.size(whole))
+        limit = int(share * size(found, whole))
         expected = math.inf
         for choice in itertools.product(some, repeat=BLOCKS):
-            if found.size(choice) <= limit and sum(a != b for a, b in zip(choice, whole, strict=True)) <= changes:
+            if size(found, choice) <= limit and sum(a != b for a, b in zip(choice, whole, strict=True)) <= changes:
                 expected = min(expected, sum(each[shape] for each, shape in zip(harms, choice, strict=True)))
-        chosen = found._solved(harms, limit, whole, changes)
+        chosen = found._solved(harms, Limit(limit, found.sizes), whole, changes)
         if math.isinf(expected):
             assert chosen is None
             continue
         assert chosen is not None
-        assert found.size(chosen) <= limit
+        assert size(found, chosen) <= limit
         assert sum(each[shape] for each, shape in zip(harms, chosen, strict=True)) == pytest.approx(expected)
 
 
@@ -194,7 +200,24 @@ def test_room_goes_to_the_neurons_that_gain_most() -> None:
     harms = [{Shape(4, 21): 0.0, Shape(4, 43): -0.1, Shape(4, 128): -0.5, Shape(1, 43): -0.5} for _ in here]
     harms[2] = {Shape(4, 21): 0.0, Shape(4, 43): -0.2, GONE: 0.1}
     found._estimates[here] = harms
-    neuron = (found._sizes[2][Shape(4, 43)] - found._sizes[2][Shape(4, 21)]) // 22
+    neuron = (found.sizes[2][Shape(4, 43)] - found.sizes[2][Shape(4, 21)]) // 22
     for room, added in ((0, 0), (neuron - 1, 0), (3 * neuron + 1, 3), (1000 * neuron, 22)):
-        filled = found._filled(here, found.size(here) + room)
+        filled = found._filled(here, Limit(size(found, here) + room, found.sizes))
         assert filled == changed(here, {2: Shape(4, 21 + added)})
+
+
+def test_of_time_a_block_without_its_heads_or_its_neurons_takes_less() -> None:
+    found = library(tiny("gpt2").decoder)
+    timed = Speeds(BLOCKS, constant=1.0, attention=0.5, ffn=0.25, units=0.25)
+    whole = Limit(0, found.sizes).of(found.whole) / BLOCKS
+    costs = [{shape: timed.of(shape, each / whole) for shape, each in sizes.items()} for sizes in found.sizes]
+    assert costs[0][Shape(4, 128)] == 1.0
+    assert costs[0][GONE] == 0.0
+    assert 0.25 < costs[0][Shape(0, 128)] < 0.5
+    assert 0.5 < costs[0][Shape(4, 0)] < 0.75
+    for speedup in (1.25, 2.0):
+        limit = Limit(timed.left(speedup), costs)
+        best = found.best(limit)
+        assert best is not None
+        taken = sum(timed.of(shape, found.sizes[0][shape] / whole) for shape in best if shape in found.sizes[0])
+        assert (1 + BLOCKS) / (1 + taken) >= speedup

@@ -190,11 +190,13 @@ class TestForms:
 
 
 def test_the_share_of_units_makes_a_model_as_fast_as_wanted() -> None:
-    timed = Speeds(blocks=10, constant=1.0, block=0.5, units=0.4)
+    timed = Speeds(blocks=10, constant=1.0, attention=0.2, ffn=0.3, units=0.4)
     assert timed.share(10, 1.25) == pytest.approx(0.5)
     assert timed.share(5, 1.5) == 1.0
     assert timed.share(10, 2.0) is None
-    assert Speeds(blocks=10, constant=1.0, block=0.5, units=0.0).share(10, 1.1) is None, "units take no time"
+    assert Speeds(blocks=10, constant=1.0, attention=0.2, ffn=0.3, units=0.0).share(10, 1.1) is None, (
+        "units take no time"
+    )
 
 
 def trials_of(model: Any, text: str, folder: Path | None = None) -> Trials:
@@ -421,7 +423,8 @@ class TestPlan:
 
         def milliseconds(of: Any) -> float:
             left = sizes(of.decoder, [])
-            return 1.0 + 0.2 * of.decoder.n_blocks + 0.8 * BLOCKS * left.units / whole.units
+            parts = sum(each > 0 for each in (*of.decoder.heads, *of.decoder.d_ffn))
+            return 1.0 + 0.1 * parts + 0.8 * BLOCKS * left.units / whole.units
 
         def beside(model: Any, made: Any, *_: Any) -> tuple[None, Any]:
             timed.append(milliseconds(model) / milliseconds(made))
@@ -434,20 +437,34 @@ class TestPlan:
 
         monkeypatch.setattr(front_module, "timed_beside", beside)
         monkeypatch.setattr(trials_module, "window_nats", larger_is_better)
+        monkeypatch.setattr(trials_module, "_LARGEST", (10, 10))  # a library chooses by its own measure
         trials = trials_of(model, text)
-        line = Speeds(BLOCKS, 1.0, 0.2, 0.8, correction=wrong_by)
+        line = Speeds(BLOCKS, 1.0, 0.1, 0.1, 0.8, correction=wrong_by)
         front = Front(trials, Budget("speedup", 1.5), SILENT, line, rivals=False)
         _, made = front.best(0, 1, 3)
         assert 1.5 <= milliseconds(model) / milliseconds(made) <= 1.7
         assert (1.5 <= timed[0] <= 1.7) == (wrong_by == 1)
         assert len(timed) <= 4
 
+    def test_for_speed_too_the_library_is_tried_beside_whole_blocks(self, text: str) -> None:
+        model = tiny("gpt2")
+        line = Speeds(BLOCKS, 1.0, 0.5, 0.3, 0.2)
+        front = Front(trials_of(model, text), Budget("speedup", 1.5), SILENT, line)
+        decided = front.decide(0)
+        assert {"thin", "drop"} <= {trial.family for trial in decided}
+        for trial in decided:
+            left = outline(model.decoder, [*trial.configuration.methods])
+            parts = 0.5 * sum(each > 0 for each in left.heads) + 0.3 * sum(each > 0 for each in left.d_ffn)
+            units = 0.2 * BLOCKS * sizes(left, []).units / sizes(model.decoder, []).units
+            assert (1 + BLOCKS) / (1 + parts + units) >= 1.5 - 0.01, trial.said
+
     def test_a_line_by_which_the_model_as_it_is_would_do_leads_to_something_smaller(self, text: str) -> None:
         model = tiny("gpt2")
-        line = Speeds(4, 1.0, 0.2, 0.8, correction=0.5)
+        line = Speeds(4, 1.0, 0.1, 0.1, 0.8, correction=0.5)
         front = Front(trials_of(model, text), Budget("speedup", 1.1), SILENT, line, rivals=False)
         (candidate, *_) = front.decide(0)
-        assert candidate.family == "drop"
+        assert candidate.family in {"drop", "thin"}
+        assert candidate.parameters < count(model.decoder)
 
     def test_what_is_refused_before_any_work(self, plan: Callable[..., Plan], write: Write) -> None:
         with pytest.raises(InputError, match="a model of 1 block; accepted: 2 blocks or more"):

@@ -10,10 +10,11 @@ from math import ceil
 from layerfold.checkpoint.model import Model
 from layerfold.errors import InputError
 from layerfold.methods import Drop, Method, Thin
+from layerfold.methods.thin.versions import Shape
 from layerfold.planning.budget import Budget
 from layerfold.planning.candidates import WHOLE, Configuration, narrowed, rivals, sizes
 from layerfold.planning.speed import Speeds, timed_beside
-from layerfold.planning.trials import Evaluation, Trials
+from layerfold.planning.trials import Evaluation, Fast, Trials
 from layerfold.progress import Progress
 from layerfold.search.stages import Blocks
 
@@ -153,10 +154,10 @@ class Front:
                 self._best_at(other, round(number / (points + 1) * (dropped or 0)))
         self._try_rivals(size)
 
-    def _try_thin(self, size: int) -> bool:
-        """Try the best of the library for a size; return whether there is one."""
-        choice = None if self._multiple_of is not None else self._trials.thinned(size)
-        if choice is None:
+    def _try_thin(self, budget: int | Fast) -> bool:
+        """Try the best of the library for a size or a speed; return whether there is one that is not the model."""
+        choice = None if self._multiple_of is not None else self._trials.thinned(budget)
+        if choice is None or choice == tuple(map(Shape, self._decoder.heads, self._decoder.d_ffn)):
             return False
         self._thins = True
         self._try(Configuration(Thin.name, (Thin.of(choice),), WHOLE))
@@ -182,6 +183,12 @@ class Front:
     def _fast(self) -> None:
         """Try what is predicted to be fast enough: of each depth the widest, and methods that remove whole blocks."""
         assert self._timed is not None
+        fast_enough = Fast(self._timed, self._budget.value)
+        if self._try_thin(fast_enough):
+            if self._rivals and (blocks := self._trials.dropped(fast_enough)):
+                size = sizes(self._decoder, _dropping(blocks)).parameters
+                self._try_all([each for each in self._alone(size, [blocks]) if _removes_blocks(each)])
+            return
         fast: list[Configuration | None] = []
         methods: list[Method] = []
         for blocks in self._sets():
@@ -192,8 +199,7 @@ class Front:
             left = sizes(self._decoder, methods)
             fast.append(self._combined(blocks, left.parameters - ceil((1 - share) * left.units)))
             if share == 1:
-                others = self._alone(left.parameters)
-                fast += [each for each in others if any(method.removes_blocks for method in each.methods)]
+                fast += [each for each in self._alone(left.parameters) if _removes_blocks(each)]
                 break
         # Where none is predicted to be, the one of fewest blocks is timed all the same: a prediction may be wrong.
         wanted = [each for each in fast if each is not None]
@@ -243,10 +249,11 @@ class Front:
         for each in self._progress.track(configurations, "trying what each method comes to", len(configurations)):
             self._try(each)
 
-    def _alone(self, size: int) -> Iterator[Configuration]:
-        order: Iterable[Blocks] = self._sets()
-        if self._thins and (blocks := self._trials.dropped(size)) is not None:
-            order = [blocks]
+    def _alone(self, size: int, order: Iterable[Blocks] | None = None) -> Iterator[Configuration]:
+        """Yield what each method by itself comes to at a size; `order` has the blocks to drop: see `rivals`."""
+        if order is None:
+            blocks = self._trials.dropped(size) if self._thins else None
+            order = self._sets() if blocks is None else [blocks]
         return rivals(self._decoder, size, order, self._multiple_of) if self._rivals else iter(())
 
     def _try_rivals(self, size: int) -> None:
@@ -269,6 +276,10 @@ class Front:
         best = min(trial.perplexity for trial in self.tried) / self._base.perplexity
         smallest = min(trial.parameters for trial in self.tried)
         return f"{asked}; the smallest has {smallest:,} parameters, the best perplexity is {best:.3f} times the base's"
+
+
+def _removes_blocks(configuration: Configuration) -> bool:
+    return any(method.removes_blocks for method in configuration.methods)
 
 
 def _dropping(blocks: Blocks) -> list[Method]:

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 from torch import Tensor, nn
 
 from layerfold.inference.holding import beginning
 from layerfold.inference.scoring import log_partition, predicting, scored_positions, target_logits
 from layerfold.inference.stepping import Stepper, fused_activations
 from layerfold.inference.streaming import batch_tokens, taken
+from layerfold.maths.programme import taken_least
 from layerfold.methods.thin.versions import Shape, walked
 from layerfold.model.decoder import Decoder
 from layerfold.planning.harms import estimated
@@ -37,6 +38,9 @@ from layerfold.text.windows import TokenWindows
 
 Choice = tuple[Shape, ...]
 """What each block keeps."""
+
+Costs = Sequence[Mapping[Shape, float]]
+"""By block, what each shape costs."""
 
 GONE = Shape(0, 0)
 
@@ -71,6 +75,23 @@ class _Stage:
     module: nn.Module
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What the blocks of a choice may cost together: parameters, or time.
+
+    Attributes:
+        amount: the most.
+        costs: of each shape.
+    """
+
+    amount: float
+    costs: Costs
+
+    def of(self, choice: Choice) -> float:
+        """Return what a choice costs."""
+        return sum(costs[shape] for costs, shape in zip(self.costs, choice, strict=True))
+
+
 class Library:
     """Versions of a decoder's blocks, and the search among them.
 
@@ -80,6 +101,10 @@ class Library:
         decoder: never edited.
         fitted: calibration text that versions are fitted to.
         windows: selection text. Harms are estimated and measured on its beginning.
+
+    Attributes:
+        whole: the choice that changes nothing.
+        sizes: by block, the parameters of each shape.
     """
 
     def __init__(
@@ -93,7 +118,7 @@ class Library:
         self._places: dict[tuple[int, Shape, int], int] = {
             (index, shape, 1): index for index, shape in enumerate(self.whole)
         }
-        self._sizes = [{GONE: 0} for _ in blocks]
+        self.sizes = [{GONE: 0} for _ in blocks]
         depth = decoder.n_blocks
         wanted = {
             index: [
@@ -108,16 +133,12 @@ class Library:
             self._stages.append(_Stage(index, version.of(blocks[index])))
         for (index, shape, _), place in self._places.items():
             module = self._stages[place].module
-            self._sizes[index][shape] = sum({id(each): each.numel() for each in module.parameters()}.values())
+            self.sizes[index][shape] = sum({id(each): each.numel() for each in module.parameters()}.values())
         self._known: dict[str, dict[Path, float]] = {}
         self._estimates: dict[Choice, list[dict[Shape, float]]] = {}
 
-    def size(self, choice: Choice) -> int:
-        """Count the parameters of a choice's blocks."""
-        return sum(sizes[shape] for sizes, shape in zip(self._sizes, choice, strict=True))
-
-    def best(self, limit: int) -> Choice | None:
-        """Return the best choice whose blocks hold at most so many parameters; None where there is none.
+    def best(self, limit: Limit) -> Choice | None:
+        """Return the best choice within a limit; None where there is none.
 
         What is left of the limit goes to one block's neurons, so that a number of them may be no version's.
         """
@@ -127,8 +148,8 @@ class Library:
             return None
         return self._filled(min(zip(self.nats(choices, self._windows), choices, strict=True))[1], limit)
 
-    def dropped(self, limit: int) -> Choice | None:
-        """Return the best choice of whole blocks that hold at most so many parameters; None where there is none."""
+    def dropped(self, limit: Limit) -> Choice | None:
+        """Return the best choice of whole blocks within a limit; None where there is none."""
         choice = self._solved(self._measured_harms(self.whole), limit, self.whole, len(self.whole))
         if choice is None:
             return None
@@ -142,27 +163,29 @@ class Library:
                 break
         return choice
 
-    def _reduced(self, limit: int, steps: int) -> Choice | None:
+    def _reduced(self, limit: Limit, steps: int) -> Choice | None:
         """Reach a limit from the whole model, step by step."""
-        choice, whole = self.whole, self.size(self.whole)
+        choice, whole = self.whole, limit.of(self.whole)
         # The same steps for every limit, so that what was worked out for one serves the next.
-        sizes = [size for size in (whole - whole * step // steps for step in range(1, steps)) if size > limit]
-        for size in (*sizes, limit):
-            found = self._solved(self._estimated_harms(choice), size, choice, len(choice))
+        amounts = [each for each in (whole - whole * step / steps for step in range(1, steps)) if each > limit.amount]
+        for amount in (*amounts, limit.amount):
+            within = replace(limit, amount=amount)
+            found = self._solved(self._estimated_harms(choice), within, choice, len(choice))
             if found is None:
                 return None
             choice = found
         return choice
 
-    def _filled(self, choice: Choice, limit: int) -> Choice:
+    def _filled(self, choice: Choice, limit: Limit) -> Choice:
         """Add as many neurons as a limit has room for to the block that gains most by them."""
         best, harms = (0.0, choice), self._estimated_harms(choice)
         for index, here in enumerate(choice):
             wider = [shape for shape in harms[index] if shape.heads == here.heads and shape.neurons > here.neurons > 0]
             if wider:
                 shape = min(wider)
-                more, size = shape.neurons - here.neurons, self._sizes[index][shape] - self._sizes[index][here]
-                added = min(more, (limit - self.size(choice)) * more // size)
+                more, cost = shape.neurons - here.neurons, limit.costs[index][shape] - limit.costs[index][here]
+                spare = limit.amount - limit.of(choice)
+                added = more if spare >= cost else int(spare * more // cost)
                 gain = -harms[index][shape] * added / more
                 grown = Shape(here.heads, here.neurons + added)
                 best = max(best, (gain, (*choice[:index], grown, *choice[index + 1 :])))
@@ -205,31 +228,29 @@ class Library:
         return self._estimates[choice]
 
     def _solved(
-        self, harms: Sequence[Mapping[Shape, float]], limit: int, choice: Choice, changes: int
+        self, harms: Sequence[Mapping[Shape, float]], limit: Limit, choice: Choice, changes: int
     ) -> Choice | None:
         """Return the choice of the least sum of harms within a limit that differs in so many blocks at most."""
         entries = [(index, shape, harm) for index, each in enumerate(harms) for shape, harm in each.items()]
         blocks = np.array([index for index, *_ in entries])
-        if limit <= 0:
+        if limit.amount <= 0:
             return None
         one_each = (np.arange(len(choice))[:, None] == blocks[None]).astype(float)
-        sizes = np.array([self._sizes[index][shape] for index, shape, _ in entries], dtype=float)
+        costs = np.array([limit.costs[index][shape] for index, shape, _ in entries], dtype=float)
         kept = np.array([shape == choice[index] for index, shape, _ in entries], dtype=float)
         gone = np.array([shape == GONE for _, shape, _ in entries], dtype=float)
-        found = milp(
+        taken = taken_least(
             np.array([harm for *_, harm in entries]),
-            constraints=[
+            [
                 LinearConstraint(one_each, 1, 1),
-                LinearConstraint(sizes / limit, -np.inf, 1),
+                LinearConstraint(costs / limit.amount, -np.inf, 1),
                 LinearConstraint(kept, len(choice) - changes, np.inf),
                 LinearConstraint(gone, 0, len(choice) - 1),
             ],
-            integrality=np.ones(len(entries)),
-            bounds=Bounds(0, 1),
         )
-        if found.x is None:
+        if taken is None:
             return None
-        chosen = [entry for entry, taken in zip(entries, found.x, strict=True) if taken > 0.5]
+        chosen = [entry for entry, this in zip(entries, taken, strict=True) if this]
         return tuple(shape for _, shape, _ in sorted(chosen, key=lambda entry: entry[0]))
 
     def nats(self, choices: Sequence[Choice], windows: TokenWindows | None = None) -> list[float]:

@@ -25,8 +25,9 @@ from layerfold.methods.thin.method import check
 from layerfold.methods.thin.versions import Shape
 from layerfold.pipeline import apply
 from layerfold.planning.candidates import Configuration
-from layerfold.planning.library import GONE, Choice, Library
+from layerfold.planning.library import GONE, Choice, Library, Limit
 from layerfold.planning.order import Order
+from layerfold.planning.speed import Speeds
 from layerfold.progress import SILENT, Progress
 from layerfold.repair.repair import Repair
 from layerfold.search.results import number
@@ -116,6 +117,14 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True)
+class Fast:
+    """A budget of time: a speed-up that is to be reached, as latencies are predicted."""
+
+    timed: Speeds
+    speedup: float
+
+
 class Trials:
     """Evaluates configurations, each once, and keeps the results.
 
@@ -179,19 +188,21 @@ class Trials:
             self._keep(key, found)
         return tuple(found[number])
 
-    def thinned(self, parameters: int) -> Choice | None:
-        """Return what each block keeps in the best model of at most so many parameters: see `Library.best`.
+    def thinned(self, budget: int | Fast) -> Choice | None:
+        """Return what each block keeps in the best model of so many parameters, or so fast: see `Library.best`.
 
         None where the blocks cannot be thinned, or not so far, or the model is too large.
         """
-        return self._chosen("thinned", parameters, lambda library, limit: library.best(limit))
+        return self._chosen("thinned", budget, lambda library, limit: library.best(limit))
 
-    def dropped(self, parameters: int) -> Blocks | None:
-        """Return the whole blocks to drop for a model of at most so many parameters; None as in `thinned`."""
-        found = self._chosen("dropped", parameters, lambda library, limit: library.dropped(limit))
+    def dropped(self, budget: int | Fast) -> Blocks | None:
+        """Return the whole blocks to drop for a model of so many parameters, or so fast; None as in `thinned`."""
+        found = self._chosen("dropped", budget, lambda library, limit: library.dropped(limit))
         return None if found is None else tuple(index for index, shape in enumerate(found) if shape == GONE)
 
-    def _chosen(self, name: str, parameters: int, choose: Callable[[Library, int], Choice | None]) -> Choice | None:
+    def _chosen(
+        self, name: str, budget: int | Fast, choose: Callable[[Library, Limit], Choice | None]
+    ) -> Choice | None:
         decoder = self.model.decoder
         try:
             check(decoder)
@@ -199,14 +210,14 @@ class Trials:
             return None
         if count(decoder) > _LARGEST[decoder.device.type != "cpu"]:
             return None
-        key = self._key(f"{name} to {parameters}")
+        said = f"{budget:,} parameters" if isinstance(budget, int) else f"a speed-up of {budget.speedup:g}"
+        key = self._key(f"{name} for {said}" if isinstance(budget, int) else f"{name} for {budget}")
         if key not in self._kept:
             if self._library is None:
                 text = beginning(self._texts.calibration.windows, _FITTED)
                 self._library = Library(decoder, text, self._windows, self._progress)
-            limit = parameters - count(decoder) + self._library.size(self._library.whole)
-            with self._progress.doing(f"choosing what {parameters:,} parameters keep"):
-                choice = choose(self._library, limit)
+            with self._progress.doing(f"choosing what blocks keep for {said}"):
+                choice = choose(self._library, _limit(self._library, count(decoder), budget))
             self._keep(
                 key, [[], []] if choice is None else [list(each) for each in zip(*map(astuple, choice), strict=True)]
             )
@@ -259,14 +270,24 @@ class Trials:
         return {key: value for key, value in found.items() if _readable(value)} if isinstance(found, dict) else {}
 
 
+def _limit(library: Library, parameters: int, budget: int | Fast) -> Limit:
+    """Return what the blocks of a model may come to."""
+    whole = Limit(0, library.sizes).of(library.whole)
+    if isinstance(budget, int):
+        return Limit(budget - parameters + whole, library.sizes)
+    timed, each = budget.timed, whole / len(library.whole)
+    costs = [{shape: timed.of(shape, size / each) for shape, size in sizes.items()} for sizes in library.sizes]
+    return Limit(timed.left(budget.speedup), costs)
+
+
 def _readable(value: Any) -> bool:
-    """Whether a value is one that is kept: four or seven numbers, the first of which may be None, or sets of blocks."""
+    """Whether a value is one that is kept: five or seven numbers, the first of which may be None, or sets of blocks."""
     if not isinstance(value, list) or len(value) < 2:
         return False
     if isinstance(value[0], list):
         return all(isinstance(blocks, list) and all(type(index) is int for index in blocks) for blocks in value)
     numbers = [type(each) in (int, float) for each in value]
-    return len(value) in (4, 7) and (numbers[0] or value[0] is None) and all(numbers[1:])
+    return len(value) in (5, 7) and (numbers[0] or value[0] is None) and all(numbers[1:])
 
 
 def _growing(found: list[list[int]], blocks: int) -> bool:
