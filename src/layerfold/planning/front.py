@@ -84,7 +84,8 @@ class Front:
                 self._fast()
             within = [trial for trial in self.tried if kind == "speedup" or trial.parameters <= value]
             within.sort(key=lambda trial: (trial.perplexity, trial.parameters))
-        self._trials.clear()
+        if self._timed is None:  # else a correction may ask again
+            self._trials.clear()
         ranked = [trial for trial in within if math.isfinite(trial.perplexity)]
         if not ranked:
             raise InputError(self._none())
@@ -103,7 +104,10 @@ class Front:
             InputError: nothing is within the budget.
         """
         built = self._final(self.decide(points), finalists)
-        return built if self._timed is None else self._in_time(self._timed, built, finalists, rounds)
+        if self._timed is not None:
+            built = self._in_time(self._timed, built, finalists, rounds)
+            self._trials.clear()
+        return built
 
     @property
     def _limit(self) -> float:
