@@ -32,7 +32,13 @@ def _plan_trials(found: Found) -> str:
 def _change(trial: Mapping[str, Any]) -> str:
     """Say in words what a candidate of a plan changes."""
     said: str = trial["said"]
-    return said.removesuffix(", repaired")
+    # Two candidates may remove as much, one of them alike from every block.
+    return said.removesuffix(", repaired") + (", uniform" if _uniform(trial["row"]) else "")
+
+
+def _uniform(row: Mapping[str, Any]) -> bool:
+    steps = row.get("steps", [row])
+    return any(each.get("prune", {}).get("uniform", False) for each in steps)
 
 
 @block("plan-winner", "plan")

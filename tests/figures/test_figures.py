@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from figures import __main__ as command
 from figures import blocks, cells, experiments, pages, plots, running
+from figures.blocks import plans
 from figures.experiments import EXPERIMENTS, ROOT, Experiment
 
 from layerfold.errors import InputError
@@ -441,3 +442,17 @@ def test_methods_by_sizes_with_the_lowest_in_bold_and_what_cannot_be_told_apart(
     assert lines[-1] == (
         "Base: 50.00 [48.00, 52.00]. Not above the plan by more than the paired 95 % interval: SLEB at 6."
     )
+
+
+def test_trials_that_remove_as_much_in_two_ways_are_two_rows() -> None:
+    prune = {"sparsity": 0.4, "structure": "neurons+heads"}
+    same = {"said": "prune 40% of neurons and heads, repaired", "repair": "refit", "whole": False}
+    trials = [
+        {**same, "row": {"prune": prune}, "parameters": 4_600_000, "perplexity": 80.0},
+        {**same, "row": {"prune": {**prune, "uniform": True}}, "parameters": 4_300_000, "perplexity": 107.0},
+    ]
+    rows = plans._plan_trials({"trials": trials}).splitlines()[2:]
+    assert [[cell.strip() for cell in row.strip("|").split("|")] for row in rows] == [
+        ["prune 40% of neurons and heads", "4.60M", "", "80.00"],
+        ["prune 40% of neurons and heads, uniform", "4.30M", "", "107.0"],
+    ]
