@@ -184,7 +184,7 @@ class Library:
             if wider:
                 shape = min(wider)
                 more, cost = shape.neurons - here.neurons, limit.costs[index][shape] - limit.costs[index][here]
-                spare = limit.amount - limit.of(choice)
+                spare = max(0, limit.amount - limit.of(choice))  # the solver may overstep a limit by rounding
                 added = more if spare >= cost else int(spare * more // cost)
                 gain = -harms[index][shape] * added / more
                 grown = Shape(here.heads, here.neurons + added)
@@ -230,7 +230,7 @@ class Library:
     def _solved(
         self, harms: Sequence[Mapping[Shape, float]], limit: Limit, choice: Choice, changes: int
     ) -> Choice | None:
-        """Return the choice of the least sum of harms within a limit that differs in so many blocks at most."""
+        """Return the choice of the least sum of harms within a limit that differs in at most `changes` blocks."""
         entries = [(index, shape, harm) for index, each in enumerate(harms) for shape, harm in each.items()]
         blocks = np.array([index for index, *_ in entries])
         if limit.amount <= 0:

@@ -189,14 +189,17 @@ class Trials:
         return tuple(found[number])
 
     def thinned(self, budget: int | Fast) -> Choice | None:
-        """Return what each block keeps in the best model of so many parameters, or so fast: see `Library.best`.
+        """Return what each block keeps in the best model within a budget: see `Library.best`.
 
-        None where the blocks cannot be thinned, or not so far, or the model is too large.
+        None where the blocks cannot be thinned, where no choice meets the budget, or where the model is too large.
+
+        Args:
+            budget: the most parameters of the model, or a speed-up.
         """
         return self._chosen("thinned", budget, lambda library, limit: library.best(limit))
 
     def dropped(self, budget: int | Fast) -> Blocks | None:
-        """Return the whole blocks to drop for a model of so many parameters, or so fast; None as in `thinned`."""
+        """Return the whole blocks to drop for a model within a budget; arguments and None as in `thinned`."""
         found = self._chosen("dropped", budget, lambda library, limit: library.dropped(limit))
         return None if found is None else tuple(index for index, shape in enumerate(found) if shape == GONE)
 
